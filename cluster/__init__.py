@@ -1,0 +1,1 @@
+"""The control plane: coordinator, membership, planner, wire, transport, HTTP and CLI. Never imports mlx."""

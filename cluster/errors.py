@@ -1,0 +1,100 @@
+"""Every error that a user can meet: whose fault it is, how HTTP and the CLI say it, and whether to try again.
+
+An error's message is one plain sentence that says what to do; no traceback accompanies it. `ApiError` subclasses
+carry what an OpenAI error object needs. Anything else that escapes is a bug and is reported as an internal error.
+"""
+
+from typing import Any
+
+
+class TandemError(Exception):
+    """Base of every error with a message meant for the user. The CLI prints it and exits with `exit_code`."""
+
+    exit_code = 1
+
+
+class UsageError(TandemError):
+    """The command line, the environment or the configuration asks for something impossible."""
+
+    exit_code = 2
+
+
+class ModelError(TandemError):
+    """The model directory cannot be used: missing parts, damaged files, an architecture mlx-lm lacks."""
+
+
+class WireError(TandemError):
+    """A message from another process that does not decode; the message is dropped and counted."""
+
+
+class ApiError(TandemError):
+    """An error with a place in OpenAI's wire format.
+
+    `status` is the HTTP status, `error_type` and `code` the OpenAI fields, `param` the request field at fault.
+    """
+
+    status = 500
+    error_type = "server_error"
+    code: str | None = "internal_error"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: int | None = None):
+        super().__init__(message)
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+    def body(self) -> dict[str, Any]:
+        """The OpenAI error object."""
+        return {
+            "error": {"message": str(self), "type": self.error_type, "param": self.param, "code": self.code}
+        }
+
+
+class BadRequest(ApiError):
+    """The request is wrong; `param` names the field. Sending it again cannot help."""
+
+    exit_code = 2
+    status = 400
+    error_type = "invalid_request_error"
+    code = "invalid_value"
+
+
+class Unauthorized(ApiError):
+    """A key is set and the request does not carry it."""
+
+    status = 401
+    error_type = "authentication_error"
+    code = "invalid_api_key"
+
+
+class NotFound(ApiError):
+    """No such model or path."""
+
+    exit_code = 2
+    status = 404
+    error_type = "invalid_request_error"
+    code = "not_found"
+
+
+class TooLarge(ApiError):
+    """A prompt beyond the model's context, or a body beyond the server's limit."""
+
+    exit_code = 2
+    status = 413
+    error_type = "invalid_request_error"
+    code = "context_length_exceeded"
+
+
+class QueueFull(ApiError):
+    """As many requests wait as may; try again after `retry_after_s` seconds."""
+
+    status = 429
+    error_type = "rate_limit_error"
+    code = "queue_full"
+
+
+class Unavailable(ApiError):
+    """No plan can serve the request now, or the plan that did was lost."""
+
+    status = 503
+    error_type = "service_unavailable"
+    code = "unavailable"

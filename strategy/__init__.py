@@ -1,0 +1,1 @@
+"""Pure decisions: no sockets, no mlx, no clock. Imports nothing of ours."""

@@ -1,0 +1,1 @@
+"""The data plane: the only house that imports mlx."""
