@@ -1,0 +1,119 @@
+"""What a model directory says of itself without loading it: files, sizes per layer, damage.
+
+Reads `config.json` and the headers of the safetensors files; never a tensor. The safetensors format: 8 bytes of header
+length (little endian), a JSON header with each tensor's `data_offsets`, then the data.
+"""
+
+import json
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from cluster.errors import ModelError, UsageError
+
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
+_EMBEDDING = re.compile(r"(?:^|\.)(?:embed_tokens|wte|word_embeddings|embeddings?|tok_embeddings|embed_in)\.")
+_MAX_HEADER_BYTES = 100 << 20
+
+
+class ModelSizes(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes of weights: per decoder layer, of the embedding, and of all else (norms, head); `tied`: no own head."""
+
+    layers: tuple[int, ...]
+    embedding: int
+    head: int
+    tied: bool
+
+    @property
+    def total(self) -> int:
+        return sum(self.layers) + self.embedding + self.head
+
+    def stage(self, start: int, end: int) -> int:
+        """Bytes that a stage of layers [start, end) reads."""
+        size = sum(self.layers[start:end])
+        if start == 0:
+            size += self.embedding
+        if end == len(self.layers):
+            size += self.head + (self.embedding if self.tied and start > 0 else 0)
+        return size
+
+
+def resolve_model(path: Path) -> Path:
+    """Check that `path` is a model directory.
+
+    Raises:
+        UsageError: it does not exist or is no directory.
+        ModelError: config.json or weights are missing.
+    """
+    if not path.is_dir():
+        raise UsageError(
+            f"the model directory {path} does not exist; give --model a directory in the Hugging Face layout"
+        )
+    read_config(path)
+    if not weight_files(path):
+        raise ModelError(f"{path} has no model*.safetensors file; download the weights or convert them with mlx_lm")
+    return path
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The model's config.json. Raises ModelError when it is missing or no JSON object."""
+    try:
+        config = json.loads((path / "config.json").read_bytes())
+    except FileNotFoundError:
+        raise ModelError(f"{path} has no config.json, so it is no model directory") from None
+    except (ValueError, OSError) as error:
+        raise ModelError(f"{path / 'config.json'} cannot be read as JSON: {error}") from None
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise ModelError(f"{path / 'config.json'} names no model_type")
+    return config
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The safetensors files that mlx-lm loads, in order of their names."""
+    return sorted(path.glob("model*.safetensors"))
+
+
+def read_header(file: Path) -> dict[str, dict[str, Any]]:
+    """Tensor name to its header entry. Raises ModelError for a damaged or truncated file."""
+    try:
+        with file.open("rb") as stream:
+            prefix = stream.read(8)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else _MAX_HEADER_BYTES + 1
+            if length > _MAX_HEADER_BYTES:
+                raise ModelError(f"{file} is damaged: it has no safetensors header; download it again")
+            header = json.loads(stream.read(length))
+            header.pop("__metadata__", None)
+            needed = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        raise ModelError(f"{file} is damaged: its safetensors header cannot be read; download it again") from None
+    except OSError as error:
+        raise ModelError(f"{file} cannot be read: {error.strerror}") from None
+    size = file.stat().st_size
+    if size < needed:
+        raise ModelError(f"{file} is truncated: {size:,} of {needed:,} bytes are there; download it again")
+    return header
+
+
+def read_sizes(path: Path, num_layers: int) -> ModelSizes:
+    """Bytes per layer, embedding and the rest, from the headers of all weight files.
+
+    Tensors of layers beyond `num_layers` (multi-token prediction heads, which mlx-lm drops) are not counted.
+    Raises ModelError for damaged files.
+    """
+    layers, embedding, head, tied = [0] * num_layers, 0, 0, True
+    for file in weight_files(path):
+        for name, entry in read_header(file).items():
+            start, end = entry["data_offsets"]
+            if match := _LAYER.search(name):
+                index = int(match.group(1))
+                if index < num_layers:
+                    layers[index] += end - start
+            elif _EMBEDDING.search(name):
+                embedding += end - start
+            else:
+                head += end - start
+                tied = tied and not name.startswith(("lm_head.", "output.", "embed_out."))
+    return ModelSizes(layers=tuple(layers), embedding=embedding, head=head, tied=tied)

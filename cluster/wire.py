@@ -1,0 +1,321 @@
+"""Every message between processes: its type, its bytes, and the one place where bytes become a typed value.
+
+A message on the wire is `[prefix | header | raw buffer ...]`: the prefix is the epoch (unsigned 64 bits, big endian)
+and the kind (unsigned 16 bits); the header is msgpack of the struct's fields; tensors travel only as raw buffers. A
+message of an older epoch than the receiver's plan is dropped by the receiver. Nothing is ever unpickled. Whatever does
+not decode within the limits raises `WireError` and nothing else.
+"""
+
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import msgpack
+import msgspec
+
+from cluster.errors import WireError
+from cluster.requests import Sampling
+
+PROTOCOL = 1
+MAX_HEADER_BYTES = 4 << 20
+MAX_BUFFERS = 4096
+_PREFIX = struct.Struct(">QH")
+
+Buffer = bytes | memoryview
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of every message."""
+
+
+class Layers(msgspec.Struct, frozen=True, array_like=True):
+    """A half-open range of decoder layers."""
+
+    start: int
+    end: int
+
+
+class Peer(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a process receives: a ZeroMQ endpoint and its CURVE public key (Z85 text)."""
+
+    endpoint: str
+    public_key: str
+
+
+class StagePlan(msgspec.Struct, frozen=True, kw_only=True):
+    """One stage of a plan: the worker that holds it, where to reach that worker, and the layers."""
+
+    worker: str
+    peer: Peer
+    layers: Layers
+    holds_full_model: bool
+
+
+# --- worker to coordinator
+
+
+class Join(Message, frozen=True, kw_only=True):
+    """A worker asks to be admitted. `secret` proves that it was given the cluster's token."""
+
+    protocol: int
+    secret: str
+    name: str
+    host: str
+    pid: int
+    peer: Peer
+    memory_limit_bytes: int
+
+
+class Heartbeat(Message, frozen=True, kw_only=True):
+    """Sent every 0.5 s. Bytes as MLX counts them; busy_s: seconds the compute thread has worked so far."""
+
+    worker: str
+    weights_bytes: int
+    kv_bytes: int
+    running: int
+    steps: int
+    busy_s: float
+
+
+class Inspected(Message, frozen=True, kw_only=True):
+    """What a dry run of the model's architecture found; see `workers.inspection`."""
+
+    worker: str
+    architecture: str
+    num_layers: int
+    legal_cuts: tuple[int, ...]
+    why_not: str | None
+    batches: bool
+    last_position_only: bool
+    context_tokens: int | None
+
+
+class LoadProgress(Message, frozen=True, kw_only=True):
+    """Weights read so far, in bytes."""
+
+    worker: str
+    loaded_bytes: int
+
+
+class Loaded(Message, frozen=True, kw_only=True):
+    """The stage (and the full model where planned) is in memory and has run once."""
+
+    worker: str
+    weights_bytes: int
+
+
+class LoadFailed(Message, frozen=True, kw_only=True):
+    """Inspecting or loading failed; `message` is one sentence for the user."""
+
+    worker: str
+    message: str
+
+
+class Update(msgspec.Struct, frozen=True, array_like=True):
+    """New token ids of one sequence; finish_reason "stop" or "length" ends it."""
+
+    sequence: int
+    tokens: tuple[int, ...]
+    finish_reason: str | None = None
+
+
+class Tokens(Message, frozen=True, kw_only=True):
+    """What one step of a head produced."""
+
+    updates: tuple[Update, ...]
+
+
+class PrefillProgress(Message, frozen=True, kw_only=True):
+    """Prompt tokens of a sequence that the pipeline has taken in."""
+
+    sequence: int
+    processed: int
+    total: int
+
+
+class SequenceFailed(Message, frozen=True, kw_only=True):
+    """A sequence cannot go on; `message` is one sentence for the user."""
+
+    sequence: int
+    message: str
+
+
+# --- coordinator to worker
+
+
+class Welcome(Message, frozen=True, kw_only=True):
+    """The worker is admitted."""
+
+    coordinator: str
+
+
+class Rejected(Message, frozen=True, kw_only=True):
+    """The worker is not admitted; it ends."""
+
+    reason: str
+
+
+class InspectModel(Message, frozen=True, kw_only=True):
+    """Find out how the model's architecture can be cut."""
+
+    model_path: str
+    cache_dir: str
+
+
+class LoadStage(Message, frozen=True, kw_only=True):
+    """Load one stage of the plan whose epoch the message carries; `stages` is the whole plan in order."""
+
+    model_path: str
+    stages: tuple[StagePlan, ...]
+    last_position_only: bool
+    batches: bool
+    prefill_chunk_tokens: int | None
+
+
+class Generate(Message, frozen=True, kw_only=True):
+    """Start a sequence on the head that receives this. Prompt ids are buffer 0 (int32).
+
+    route: names of the workers in stage order; one name means that worker's full model.
+    """
+
+    sequence: int
+    route: tuple[str, ...]
+    cached: bool
+    max_tokens: int
+    end_tokens: tuple[int, ...]
+    sampling: Sampling
+    seed: int
+
+
+class Cancel(Message, frozen=True, kw_only=True):
+    """Stop computing for a sequence. Unknown sequences are ignored: it may just have ended."""
+
+    sequence: int
+
+
+class Shutdown(Message, frozen=True, kw_only=True):
+    """End the process now."""
+
+
+# --- worker to worker
+
+
+class OpenSequence(Message, frozen=True, kw_only=True):
+    """A sequence begins on a stage, before its first step.
+
+    history: the last prompt ids that penalties look at; position of a token: its index in prompt and answer together.
+    """
+
+    sequence: int
+    cached: bool
+    sampling: Sampling
+    seed: int
+    history: tuple[int, ...]
+
+
+class CloseSequence(Message, frozen=True, kw_only=True):
+    """A sequence ended; its cache is freed."""
+
+    sequence: int
+
+
+class Row(msgspec.Struct, frozen=True, array_like=True):
+    """One sequence's part in a step: `position` of its first token, and whether its last token is sampled from."""
+
+    sequence: int
+    position: int
+    sample: bool
+
+
+class Step(Message, frozen=True, kw_only=True):
+    """One micro-batch on its way through the stages of `route`. Token ids (rows x tokens, int32) are buffer 0.
+
+    slot: the batch whose merged cache the rows share; payload: structure of the hidden states (see workers.payload),
+    its arrays in the buffers after the first.
+    """
+
+    number: int
+    route: tuple[str, ...]
+    slot: int
+    cached: bool
+    rows: tuple[Row, ...]
+    num_tokens: int
+    payload: Any = None
+
+
+class Sampled(Message, frozen=True, kw_only=True):
+    """The last stage's answer to the head: one id for each row that asked to be sampled, in row order."""
+
+    number: int
+    tokens: tuple[int, ...]
+
+
+class StepFailed(Message, frozen=True, kw_only=True):
+    """A stage could not run a step; every row of it fails with `message`."""
+
+    number: int
+    message: str
+
+
+# Numbers are never reused for another meaning.
+KINDS: dict[int, type[Message]] = {
+    1: Join,
+    2: Heartbeat,
+    3: Inspected,
+    4: LoadProgress,
+    5: Loaded,
+    6: LoadFailed,
+    7: Tokens,
+    8: PrefillProgress,
+    9: SequenceFailed,
+    20: Welcome,
+    21: Rejected,
+    22: InspectModel,
+    23: LoadStage,
+    24: Generate,
+    25: Cancel,
+    26: Shutdown,
+    40: OpenSequence,
+    41: CloseSequence,
+    42: Step,
+    43: Sampled,
+    44: StepFailed,
+}
+_NUMBERS = {kind: number for number, kind in KINDS.items()}
+
+
+class Envelope(msgspec.Struct, frozen=True):
+    """A decoded message with the epoch it was sent in and its raw buffers."""
+
+    epoch: int
+    message: Message
+    buffers: tuple[Buffer, ...] = ()
+
+
+def encode(epoch: int, message: Message, buffers: Sequence[Buffer] = ()) -> list[Buffer]:
+    """The frames of one message. Buffers are passed through, never copied."""
+    header = msgpack.packb(msgspec.to_builtins(message))
+    return [_PREFIX.pack(epoch, _NUMBERS[type(message)]), header, *buffers]
+
+
+def decode(frames: Sequence[Buffer]) -> Envelope:
+    """The message in `frames`.
+
+    Raises:
+        WireError: too few or too many frames, an unknown kind, a header beyond the limits or of the wrong shape.
+    """
+    if not 2 <= len(frames) <= MAX_BUFFERS + 2:
+        raise WireError(f"a message of {len(frames)} frames")
+    prefix, header, *buffers = frames
+    if len(prefix) != _PREFIX.size or len(header) > MAX_HEADER_BYTES:
+        raise WireError("a message with a malformed prefix or an oversized header")
+    epoch, number = _PREFIX.unpack(prefix)
+    kind = KINDS.get(number)
+    if kind is None:
+        raise WireError(f"a message of unknown kind {number}")
+    try:
+        fields = msgpack.unpackb(header, strict_map_key=False, max_buffer_size=MAX_HEADER_BYTES)
+        message = msgspec.convert(fields, kind)
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+        raise WireError(f"a {kind.__name__} message that does not decode: {error}") from error
+    return Envelope(epoch, message, tuple(buffers))
