@@ -1,0 +1,262 @@
+"""Runs any contiguous range of layers of any mlx-lm model, bit for bit as the whole model would.
+
+Owns the redirection of layer calls. The module tree stays whole and lazily loaded and the model's own code runs on every
+stage; only the calls of the layer objects are redirected: layers before the range hand on what the previous stage sent,
+layers after it hand on what the last layer of the range returned. What nobody asks for is never computed, and its
+weights are never read. Belongs to one thread, as all of MLX does here.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import mlx.core as mx
+from mlx import nn
+from mlx_lm.models.cache import make_prompt_cache
+
+from cluster.errors import ModelError
+from workers import loading
+from workers.payload import Carried, Payload, arrays, map_arrays
+from workers.stage_cache import StageCache
+
+Layers = tuple[int, int]
+Part = tuple[str | int, ...]
+
+
+class CannotSplit(ModelError):
+    """This architecture does not run its layers one after the other, so no range of them can run alone."""
+
+
+class SplitModel:
+    """A whole mlx-lm module tree, lazily loaded, whose layer calls can be redirected to any contiguous range.
+
+    model: usable as mlx-lm made it, also while this object holds it. unused: for each cut (the first layer after it),
+    the parts of a payload that nobody reads there; they are sent as None.
+    """
+
+    def __init__(self, model: nn.Module, unused: dict[int, tuple[Part, ...]] | None = None):
+        self.model = model
+        self.layers: list[nn.Module] = list(model.layers)
+        self.num_layers = len(self.layers)
+        self.unused = unused or {}
+        self._switch = _Switch()
+        self._owner_of_entry: tuple[int, ...] | None = None
+        _redirect(self.layers, self._switch)
+
+    def __repr__(self) -> str:
+        return f"SplitModel({type(self.model).__module__}, {self.num_layers} layers)"
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """The model in a directory of the Hugging Face layout; no weight is read yet.
+
+        Raises ModelError with one sentence when mlx-lm cannot use the directory.
+        """
+        return cls(loading.load(path))
+
+    def make_cache(self, layers: Layers) -> StageCache:
+        """Empty caches for one sequence, real for the given layers."""
+        entries = make_prompt_cache(self.model)
+        start, stop = layers
+        if stop - start == self.num_layers:
+            return StageCache(entries, tuple(range(len(entries))))
+        if self._owner_of_entry is None:
+            self._owner_of_entry = self._find_owners(entries)
+            entries = make_prompt_cache(self.model)
+        owned = tuple(index for index, owner in enumerate(self._owner_of_entry) if start <= owner < stop)
+        return StageCache.of(entries, owned)
+
+    def forward(
+        self,
+        tokens: mx.array,
+        *,
+        layers: Layers,
+        cache: StageCache | None,
+        payload: Payload = None,
+        last_position_only: bool = False,
+    ) -> Payload:
+        """One pass of tokens (batch, n), real ids on every stage, through a half-open range of layers.
+
+        payload: what the previous stage's pass returned; None for the range that starts at 0. Returns the payload for
+        the next stage or, when the range ends with the last layer, logits (batch, n, vocabulary); with
+        `last_position_only` (batch, 1, vocabulary), which skips the rest of the projection where the architecture
+        allows. Nothing is evaluated. Raises CannotSplit for an architecture that cannot run this range alone.
+        """
+        entries = None if cache is None else cache.entries
+        if layers == (0, self.num_layers) and not last_position_only:
+            return self.model(tokens, cache=entries)
+        current = _Pass(self.layers, layers, payload, last_position_only)
+        logits = self._run(current, tokens, entries)
+        if cache is not None:
+            cache.advance(*tokens.shape)
+        if layers[1] == self.num_layers:
+            return logits[:, -1:, :] if last_position_only and logits.shape[1] > 1 else logits
+        return map_arrays(mx.contiguous, without(current.output, self.unused.get(layers[1], ())))
+
+    def evaluate(self, output: Payload, cache: StageCache | None) -> None:
+        """Computes exactly the output of a pass (None: nothing but the caches) and the states of the caches."""
+        mx.eval(list(arrays(output)), [] if cache is None else cache.states())
+
+    def warm_up(self, layers: Layers) -> None:
+        """Reads from disk the weights which the range needs, and no others.
+
+        An architecture that looks at values while it runs (dbrx) reads the layers before the range as well.
+        """
+        start, stop = layers
+        mx.eval([layer.parameters() for layer in self.layers[start:stop]])
+        tokens = mx.zeros((1, 1), mx.int32)
+        payload = None
+        if start:
+            made = self.forward(tokens, layers=(0, start), cache=self.make_cache((0, start)))
+            payload = map_arrays(lambda array: mx.zeros(array.shape, array.dtype), made)
+        cache = self.make_cache(layers)
+        self.evaluate(self.forward(tokens, layers=layers, cache=cache, payload=payload), cache)
+
+    def _run(self, current: "_Pass", tokens: mx.array, entries: list[Any] | None) -> mx.array:
+        self._switch.current = current
+        try:
+            logits = self.model(tokens, cache=entries)
+        finally:
+            self._switch.current = None
+        current.check_complete()
+        return logits
+
+    def _find_owners(self, entries: list[Any]) -> tuple[int, ...]:
+        """For each cache entry the layer that first gets it; nearly always the one with the same index."""
+        if len(entries) == self.num_layers:
+            return tuple(range(self.num_layers))
+        watch = _Watch(self.layers, entries)
+        self._run(watch, mx.zeros((1, 1), mx.int32), entries)
+        return tuple(watch.owners)
+
+
+class _Switch:
+    """Which pass the layers' calls belong to; None leaves the model as mlx-lm made it."""
+
+    __slots__ = ("current",)
+
+    def __init__(self) -> None:
+        self.current: _Pass | None = None
+
+
+class _Pass:
+    """One redirected pass: counts the layers' calls and says what each returns."""
+
+    def __init__(self, layers: list[nn.Module], bounds: Layers, payload: Payload, last_position_only: bool = False):
+        self._layers = layers
+        self._start, self._stop = bounds
+        self._calls = 0
+        self._received = payload.output if isinstance(payload, Carried) else payload
+        self._changes = payload.changes if isinstance(payload, Carried) else {}
+        self._before = _first_only(self._received)
+        self._dicts: dict[str | int, dict[Any, Any]] = {}
+        self._slice_last = last_position_only
+        self.output: Payload = None
+
+    def call(self, run: Callable[..., Any], layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the call of a layer returns. Always new array objects: some models write into what they get."""
+        index = self._calls
+        self._calls += 1
+        if index >= len(self._layers) or self._layers[index] is not layer:
+            raise CannotSplit("It calls its layers in another order than once each, first to last.")
+        if index == 0:
+            self._dicts = {key: dict(value) for key, value in _dicts(args, kwargs)}
+        if index >= self._stop:
+            return _fresh(self.output.output if isinstance(self.output, Carried) else self.output)
+        if index >= self._start:
+            output = run(layer, *args, **kwargs)
+            return self._leave(output, args, kwargs) if index == self._stop - 1 else output
+        if index < self._start - 1:
+            return _fresh(self._before)
+        for key, value in _dicts(args, kwargs):
+            value.update(_fresh(self._changes.get(key, {})))
+        return _fresh(self._received)
+
+    def check_complete(self) -> None:
+        if self._calls != len(self._layers):
+            raise CannotSplit(f"It calls {self._calls} layers in a pass instead of {len(self._layers)}.")
+
+    def _leave(self, output: Payload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Payload:
+        if self._stop == len(self._layers):
+            return output[:, -1:, :] if self._slice_last and isinstance(output, mx.array) else output
+        changes = {key: self._changed(key, value) for key, value in _dicts(args, kwargs)}
+        self.output = _fresh(Carried(output, changes) if any(changes.values()) else output)
+        return output
+
+    def _changed(self, key: str | int, value: dict[Any, Any]) -> dict[Any, Any]:
+        before = self._dicts.get(key, {})
+        return {name: item for name, item in value.items() if name not in before or before[name] is not item}
+
+
+class _Watch(_Pass):
+    """A pass of every layer that notes which cache entry each one gets."""
+
+    def __init__(self, layers: list[nn.Module], entries: list[Any]):
+        super().__init__(layers, (0, len(layers)), None)
+        self._index_of = {id(entry): index for index, entry in enumerate(entries)}
+        self.owners = [len(layers) - 1] * len(entries)
+
+    def call(self, run: Callable[..., Any], layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        for value in (*args, *kwargs.values()):
+            entry = self._index_of.pop(id(value), None)
+            if entry is not None:
+                self.owners[entry] = self._calls
+        return super().call(run, layer, args, kwargs)
+
+
+def without(payload: Payload, paths: tuple[Part, ...]) -> Payload:
+    """The payload with None in place of the parts at the given paths (indices and names, outermost first)."""
+    for path in paths:
+        payload = _replaced(payload, path)
+    return payload
+
+
+def _replaced(payload: Payload, path: Part) -> Payload:
+    if not path:
+        return None
+    head, *rest = path
+    if isinstance(payload, dict):
+        return {**payload, head: _replaced(payload[head], tuple(rest))} if head in payload else payload
+    if isinstance(payload, tuple | list):
+        items = [_replaced(item, tuple(rest)) if index == head else item for index, item in enumerate(payload)]
+        return Carried(*items) if isinstance(payload, Carried) else type(payload)(items)
+    return payload
+
+
+def _fresh(payload: Payload) -> Payload:
+    return mx.stop_gradient(payload) if isinstance(payload, mx.array) else map_arrays(mx.stop_gradient, payload)
+
+
+def _first_only(payload: Payload) -> Payload:
+    """The shape of a layer's return value with only its first array, so that an illegal read of the rest fails."""
+    if isinstance(payload, tuple | list) and payload:
+        return type(payload)([_first_only(payload[0]), *[None] * (len(payload) - 1)])
+    return payload
+
+
+def _dicts(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[str | int, dict[Any, Any]]]:
+    """The dicts among a call's arguments, by position or name: layers of some models leave values in them."""
+    return [(key, value) for key, value in (*enumerate(args), *kwargs.items()) if type(value) is dict]
+
+
+def _redirect(layers: list[nn.Module], switch: _Switch) -> None:
+    """Turns each layer into an instance of a subclass of its own class, whose call asks the current pass."""
+    classes: dict[type, type] = {}
+    for layer in layers:
+        kind = type(layer)
+        if kind not in classes.values():
+            if kind not in classes:
+                classes[kind] = _redirected(kind, switch)
+            layer.__class__ = classes[kind]
+
+
+def _redirected(kind: type[nn.Module], switch: _Switch) -> type[nn.Module]:
+    run = kind.__call__
+
+    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        current = switch.current
+        if current is None:
+            return run(self, *args, **kwargs)
+        return current.call(run, self, args, kwargs)
+
+    return type(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__})

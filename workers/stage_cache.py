@@ -1,0 +1,135 @@
+"""The caches of one sequence (or one batch) on one stage, as the list of full length that the model's code expects.
+
+Owns which entries are real. Entries of layers that the stage runs are mlx-lm's own caches. The rest are stand-ins, one
+object for each kind of cache, which hold no content but advance with each pass, so that the offsets and masks which
+model code reads from any entry come right. An operation on the list visits each object once.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Self
+
+import mlx.core as mx
+from mlx_lm.models.cache import ArraysCache, CacheList
+
+
+class StageCache:
+    """entries: what the model is called with. owned: indices of real entries; stood_in: indices that share an object."""
+
+    def __init__(self, entries: list[Any], owned: tuple[int, ...], stood_in: tuple[tuple[int, ...], ...] = ()):
+        self.entries = entries
+        self.owned = owned
+        self._stood_in = stood_in
+
+    def __repr__(self) -> str:
+        return f"StageCache({len(self.owned)} of {len(self.entries)} entries, {self.nbytes} bytes)"
+
+    @classmethod
+    def of(cls, entries: list[Any], owned: tuple[int, ...]) -> Self:
+        """Keeps the owned entries of a fresh list and lets one entry of each kind stand in for the others."""
+        kinds: dict[Hashable, list[int]] = {}
+        for index, entry in enumerate(entries):
+            if index not in owned:
+                kinds.setdefault(_kind(entry), []).append(index)
+        stood_in = tuple(tuple(indices) for indices in kinds.values())
+        return cls(_sharing(entries, stood_in), owned, stood_in)
+
+    @classmethod
+    def merge(cls, caches: Sequence[Self]) -> Self:
+        """One batch of several single sequences, in order. Only for caches that `can_batch`."""
+        first = caches[0]
+        return first._with(lambda index, entry: entry.merge([cache.entries[index] for cache in caches]))
+
+    def extract(self, index: int) -> Self:
+        """Sequence `index` of a batch, as a cache of its own."""
+        return self._with(lambda _, entry: entry.extract(index))
+
+    def extend(self, other: Self) -> None:
+        """Appends the sequences of another batch."""
+        for index in self._distinct():
+            self.entries[index].extend(other.entries[index])
+
+    def filter(self, indices: Sequence[int]) -> None:
+        """Keeps the given sequences of a batch, in that order."""
+        kept = mx.array(list(indices), mx.int32)
+        for index in self._distinct():
+            self.entries[index].filter(kept)
+
+    def prepare(self, *, lengths: Sequence[int], right_padding: Sequence[int]) -> None:
+        """Before chunks of right-padded sequences: tokens and padding of each sequence in what follows."""
+        for index in self._distinct():
+            self.entries[index].prepare(lengths=list(lengths), right_padding=list(right_padding))
+
+    def finalize(self) -> None:
+        """After the chunks that `prepare` announced: the padding goes."""
+        for index in self._distinct():
+            self.entries[index].finalize()
+
+    def is_trimmable(self) -> bool:
+        return all(self.entries[index].is_trimmable() for index in self._distinct())
+
+    def trim(self, num_tokens: int) -> None:
+        """Forgets the last tokens. Only when `is_trimmable`."""
+        for index in self._distinct():
+            self.entries[index].trim(num_tokens)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(self.entries[index].nbytes for index in self._distinct())
+
+    def states(self) -> list[Any]:
+        """What to evaluate after a pass, so that nothing of it stays a pending graph."""
+        return [self.entries[index].state for index in self._distinct()]
+
+    def advance(self, batch_size: int, num_tokens: int) -> None:
+        """Moves the stand-ins on by a pass of tokens (batch_size, num_tokens); real entries moved in their layers."""
+        for indices in self._stood_in:
+            _advance(self.entries[indices[0]], batch_size, num_tokens)
+
+    def _distinct(self) -> tuple[int, ...]:
+        return self.owned + tuple(indices[0] for indices in self._stood_in)
+
+    def _with(self, change: Callable[[int, Any], Any]) -> Self:
+        entries: list[Any] = [None] * len(self.entries)
+        for index in self._distinct():
+            entries[index] = change(index, self.entries[index])
+        return type(self)(_sharing(entries, self._stood_in), self.owned, self._stood_in)
+
+
+def can_batch(entries: Sequence[Any]) -> bool:
+    """Whether mlx-lm can put sequences with these caches into one batch."""
+    return all(
+        can_batch(entry.caches) if isinstance(entry, CacheList) else hasattr(entry, "merge") for entry in entries
+    )
+
+
+def _sharing(entries: list[Any], stood_in: tuple[tuple[int, ...], ...]) -> list[Any]:
+    shared = list(entries)
+    for indices in stood_in:
+        for index in indices:
+            shared[index] = entries[indices[0]]
+    return shared
+
+
+def _kind(entry: Any) -> Hashable:
+    """Equal for fresh caches that behave alike when only lengths matter."""
+    if isinstance(entry, CacheList):
+        return (CacheList, *map(_kind, entry.caches))
+    if isinstance(entry, ArraysCache):
+        return (type(entry), len(entry.cache))
+    sizes = (item for item in vars(entry).items() if isinstance(item[1], bool | int | float | str))
+    return (type(entry), *sizes)
+
+
+def _advance(entry: Any, batch_size: int, num_tokens: int) -> None:
+    if isinstance(entry, CacheList):
+        for part in entry.caches:
+            _advance(part, batch_size, num_tokens)
+    elif isinstance(entry, ArraysCache):
+        for slot in range(len(entry.cache)):
+            entry[slot] = mx.zeros((batch_size, 1))
+        entry.advance(num_tokens)
+    elif hasattr(entry, "update_and_fetch"):
+        nothing = mx.zeros((batch_size, 1, num_tokens, 1))
+        entry.update_and_fetch(nothing, nothing)
+    else:  # DeepSeek V4.1's cache, whose window's length the model reads
+        entry.update_window(mx.zeros((batch_size, num_tokens, 1)))
