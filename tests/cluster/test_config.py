@@ -1,0 +1,187 @@
+"""The configuration: strict file, precedence, provenance."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from cluster.config import Flags, Resolved, Settings, load_settings, mode_from_environment, parse_size
+from cluster.config import settings_without_effect
+from cluster.errors import UsageError
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+def load(tmp_path: Path, text: str, environment: dict[str, str] | None = None, **flags) -> Resolved:
+    file = tmp_path / "c.toml"
+    file.write_text(text)
+    return load_settings(
+        file, checkout=CHECKOUT, working_directory=tmp_path, environment=environment or {}, flags=Flags(**flags)
+    )
+
+
+def refused(tmp_path: Path, text: str, environment: dict[str, str] | None = None, **flags) -> str:
+    with pytest.raises(UsageError) as caught:
+        load(tmp_path, text, environment, **flags)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("file", sorted((CHECKOUT / "configs").glob("*.toml")), ids=lambda file: file.name)
+def test_every_shipped_configuration_loads(file):
+    resolved = load_settings(file, checkout=CHECKOUT, working_directory=CHECKOUT, environment={}, flags=Flags())
+    assert len(resolved.settings.workers) >= 2
+    assert resolved.settings.model.path == str(CHECKOUT / "models" / "tandem-demo")
+
+
+def test_default_is_two_local_workers_and_the_documented_values(tmp_path):
+    settings = load(tmp_path, "").settings
+    assert [worker.name for worker in settings.workers] == ["worker-0", "worker-1"]
+    assert (settings.api.host, settings.api.port, settings.api.max_queue) == ("127.0.0.1", 8420, 256)
+    assert (settings.strategy.prompt_threshold, settings.strategy.generation_threshold) == (100, 50)
+    assert settings.strategy.use_distributed_inference == "auto"
+    assert settings.model.path == str(CHECKOUT / "models/tandem-demo")
+
+
+def test_flag_beats_environment_beats_file(tmp_path):
+    text = "[api]\nport = 9001\n"
+    assert load(tmp_path, text).settings.api.port == 9001
+    assert load(tmp_path, text, {"TANDEM_PORT": "9002"}).settings.api.port == 9002
+    resolved = load(tmp_path, text, {"TANDEM_PORT": "9002"}, port=9003)
+    assert resolved.settings.api.port == 9003
+    assert resolved.origins["api.port"] == "--port"
+    assert resolved.origins["api.host"] == "default"
+
+
+def test_origins_name_file_and_variable(tmp_path):
+    origins = load(tmp_path, '[strategy]\npolicy = "measured"\n', {"USE_DISTRIBUTED_INFERENCE": "never"}).origins
+    assert origins["strategy.policy"] == str(tmp_path / "c.toml")
+    assert origins["strategy.use_distributed_inference"] == "environment USE_DISTRIBUTED_INFERENCE"
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong", "right"),
+    [
+        ("[api]\nprot = 1\n", "api.prot", "api.port"),
+        ("[stratgey]\n", "stratgey", "strategy"),
+        ("[strategy]\nprompt_treshold = 1\n", "strategy.prompt_treshold", "strategy.prompt_threshold"),
+        ("[[worker]]\n", "worker", "workers"),
+        ('[[workers]]\nmemory = "1GB"\n', "workers[0].memory", "workers[0].memory_limit"),
+        ("zzz = 1\n", "zzz", "did you mean"),
+    ],
+)
+def test_unknown_key_is_named_with_the_nearest_right_one(tmp_path, text, wrong, right):
+    message = refused(tmp_path, text)
+    assert wrong in message
+    assert right in message
+    assert "c.toml" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "expected"),
+    [
+        ('[api]\nport = "x"\n', "api.port", "1 to 65535"),
+        ("[api]\nport = 70000\n", "api.port", "1 to 65535"),
+        ("[api]\nport = true\n", "api.port", "1 to 65535"),
+        ("[api]\nport = 1.5\n", "api.port", "1 to 65535"),
+        ("[api]\nhost = 3\n", "api.host", "string"),
+        ("api = 3\n", "api", "section"),
+        ("[cache]\nprefix = 1\n", "cache.prefix", "true or false"),
+        ('[cache]\nmemory_limit = "12 parsecs"\n', "cache.memory_limit", "12GB"),
+        ('[[workers]]\nmemory_limit = "-1GB"\n', "workers[0].memory_limit", "12GB"),
+        ("[[workers]]\nlayers = [4, 4]\n", "workers[0].layers", "start < end"),
+        ("[[workers]]\nlayers = [-1, 4]\n", "workers[0].layers", "start < end"),
+        ("[[workers]]\nlayers = [1]\n", "workers[0].layers", "start < end"),
+        ("[[workers]]\nlayers = 7\n", "workers[0].layers", "start < end"),
+        ('[[workers]]\nname = "a b"\n', "workers[0].name", "letters"),
+        ("workers = []\n", "workers", "[[workers]]"),
+        ("[strategy]\nprompt_threshold = -1\n", "strategy.prompt_threshold", "at least 0"),
+        ('[strategy]\nuse_distributed_inference = "sometimes"\n', "'sometimes'", "auto, always or never"),
+        ('[strategy]\npolicy = "best"\n', "'best'", "thresholds or measured"),
+    ],
+)
+def test_wrong_value_names_key_and_expectation(tmp_path, text, key, expected):
+    message = refused(tmp_path, text)
+    assert key in message
+    assert expected in message
+
+
+def test_damaged_or_missing_file_is_one_sentence(tmp_path):
+    assert "not valid TOML" in refused(tmp_path, "[api")
+    with pytest.raises(UsageError, match="does not exist"):
+        load_settings(
+            tmp_path / "none.toml", checkout=CHECKOUT, working_directory=tmp_path, environment={}, flags=Flags()
+        )
+    (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match="UTF-8"):
+        load_settings(
+            tmp_path / "bytes.toml", checkout=CHECKOUT, working_directory=tmp_path, environment={}, flags=Flags()
+        )
+
+
+@pytest.mark.parametrize("value", ["", "AUTO", "yes", "auto "])
+def test_unknown_mode_in_the_environment_names_value_and_the_three(value):
+    with pytest.raises(UsageError) as caught:
+        mode_from_environment({"USE_DISTRIBUTED_INFERENCE": value})
+    assert repr(value) in str(caught.value)
+    assert "auto, always or never" in str(caught.value)
+
+
+def test_mode_in_the_environment_is_none_when_not_set():
+    assert mode_from_environment({}) is None
+    assert mode_from_environment({"USE_DISTRIBUTED_INFERENCE": "never"}) == "never"
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("12GB", 12 * 10**9), ("512 MB", 512 * 10**6), ("1.5GiB", 3 * 2**29), ("4096", 4096), ("1t", 10**12), ("7B", 7)],
+)
+def test_sizes(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "12XB", "1e3", "12iB", "-5"])
+def test_what_is_no_size(text):
+    with pytest.raises(ValueError):  # noqa: PT011 - the caller words the message
+        parse_size(text)
+
+
+def test_workers_flag_replaces_the_list_and_keeps_limits_of_the_first(tmp_path):
+    text = '[[workers]]\nname = "a"\nmemory_limit = "1GB"\nlayers = [0, 3]\n[[workers]]\nname = "b"\n'
+    three = load(tmp_path, text, workers=3)
+    assert [(worker.name, worker.memory_limit, worker.layers) for worker in three.settings.workers] == [
+        ("worker-0", 10**9, None),
+        ("worker-1", None, None),
+        ("worker-2", None, None),
+    ]
+    assert three.origins["workers[0].memory_limit"].endswith("c.toml")
+    assert three.origins["workers[0].layers"] == "default"
+    assert len(load(tmp_path, text, workers=1).settings.workers) == 1
+    assert "at least 1" in refused(tmp_path, text, workers=0)
+
+
+def test_other_hosts_and_repeated_names_are_refused(tmp_path):
+    assert "later version" in refused(tmp_path, '[[workers]]\nhost = "mac-2"\n')
+    assert "twice" in refused(tmp_path, '[[workers]]\nname = "a"\n[[workers]]\nname = "a"\n')
+
+
+def test_open_host_needs_a_key(tmp_path):
+    assert "api_key" in refused(tmp_path, '[api]\nhost = "0.0.0.0"\n')
+    assert load(tmp_path, '[api]\nhost = "0.0.0.0"\napi_key = "k"\n').settings.api.host == "0.0.0.0"
+
+
+def test_model_path_starts_at_the_file_or_the_working_directory(tmp_path):
+    (tmp_path / "m").mkdir()
+    assert load(tmp_path, '[model]\npath = "m"\n').settings.model.path == str(tmp_path / "m")
+    assert load(tmp_path, "", model="./m").settings.model.path == str(tmp_path / "m")
+    assert load(tmp_path, "", model="org/name").settings.model.path == "org/name"
+    assert load(tmp_path, "", model="/no/such").settings.model.path == "/no/such"
+
+
+def test_settings_survive_json(tmp_path):
+    settings = load(tmp_path, '[[workers]]\nlayers = [0, 3]\nmemory_limit = "1GB"\n').settings
+    assert msgspec.json.decode(msgspec.json.encode(settings), type=Settings) == settings
+
+
+def test_keys_without_effect_are_reported(tmp_path):
+    assert settings_without_effect(load(tmp_path, "[kv_cache]\nbits = 4\n")) == ["kv_cache.bits"]
+    assert settings_without_effect(load(tmp_path, "[kv_cache]\nadaptive = false\n")) == []
