@@ -176,7 +176,7 @@ def load_settings(
     path = values["model"].get("path")
     values["model"]["path"] = str(checkout / BUNDLED_MODEL) if path is None else model_location(path, folder)
     workers = _workers(document, file, flags.workers, origins)
-    settings = Settings(workers=workers, **{name: _SECTIONS[name](**values[name]) for name in _SECTIONS})
+    settings = msgspec.convert({**values, "workers": msgspec.to_builtins(workers)}, Settings)
     _check_exposure(settings.api)
     return Resolved(settings=settings, origins=_all_origins(settings, origins))
 

@@ -5,8 +5,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from cluster.config import Flags, Resolved, Settings, load_settings, mode_from_environment, parse_size
-from cluster.config import settings_without_effect
+from cluster.config import (
+    Flags,
+    Resolved,
+    Settings,
+    load_settings,
+    mode_from_environment,
+    parse_size,
+    settings_without_effect,
+)
 from cluster.errors import UsageError
 
 CHECKOUT = Path(__file__).resolve().parents[2]
