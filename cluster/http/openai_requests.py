@@ -26,8 +26,8 @@ from cluster.http.fields import (
     unknown,
 )
 from cluster.requests import GenerationRequest, Sampling
+from strategy.selector import Mode, Strategy
 
-STRATEGIES = ("single-device-cached", "distributed-no-cache", "distributed-cached", "tensor-parallel")
 MAX_TOKEN_ID = 2**31 - 1
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
@@ -96,8 +96,8 @@ _COMMON: dict[str, Check] = {
     "logit_bias": token_biases,
     "stream": flag,
     "stream_options": stream_options,
-    "strategy": one_of(*STRATEGIES),
-    "use_distributed_inference": one_of("auto", "always", "never"),
+    "strategy": one_of(*(item.value for item in Strategy)),
+    "use_distributed_inference": one_of(*(item.value for item in Mode)),
     "conversation": text(1, 128),
     "n": only("several answers", 1),
     **_BOOKKEEPING,

@@ -14,6 +14,8 @@ Kind = Literal["chat", "completion"]
 
 DONE = b"data: [DONE]\n\n"
 _MARK = "\ue000text\ue000"
+# Lines to many clients (Python's str.splitlines), though not to the event stream format: so they go out escaped.
+_LINE_SEPARATORS = tuple((mark.encode(), b"\\u%04x" % ord(mark)) for mark in "\x85\u2028\u2029")
 _json = msgspec.json.Encoder()
 
 
@@ -42,7 +44,11 @@ class AnswerFormat:
         return self._chunk({"role": "assistant", "content": ""}, None) if self._kind == "chat" else b""
 
     def text(self, text: str) -> bytes:
-        return self._before_text + _json.encode(text) + self._after_text
+        encoded = _json.encode(text)
+        if not text.isascii():
+            for separator, escaped in _LINE_SEPARATORS:
+                encoded = encoded.replace(separator, escaped)
+        return self._before_text + encoded + self._after_text
 
     def closing(self, finished: Finished) -> bytes:
         """The finish reason, usage where it was asked for, and the end mark."""
