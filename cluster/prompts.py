@@ -7,6 +7,7 @@ request and is cheap enough for the event loop.
 """
 
 import threading
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Self
 
@@ -98,9 +99,9 @@ class Prompts:
         with self._encoding:
             return tuple(self._tokenizer.encode(text, add_special_tokens=bos is None or not text.startswith(bos)))
 
-    def _require_known(self, ids: Any, param: str) -> None:
+    def _require_known(self, ids: Collection[int], param: str) -> None:
         """MLX checks no bounds, so an id without an embedding must not reach a worker."""
-        for token in ids:
+        for token in (min(ids, default=0), max(ids, default=0)):
             if not 0 <= token < self.vocabulary_size:
                 raise BadRequest(
                     f"Token id {token} in {param} is outside the model's vocabulary of {self.vocabulary_size}.", param=param
