@@ -191,7 +191,6 @@ def _sampling(fields: dict[str, Any]) -> Sampling:
     return Sampling(**chosen)
 
 
-_EMPTY_LIST = only("tool calls", [])
 _MESSAGE: dict[str, Check] = {
     "role": one_of(*ROLES),
     "content": lambda _name, value: value,
@@ -200,7 +199,7 @@ _MESSAGE: dict[str, Check] = {
     "refusal": only("a refusal"),
     "audio": only("audio"),
     "function_call": only("function calls"),
-    "tool_calls": _EMPTY_LIST,
+    "tool_calls": only("tool calls", []),
     "annotations": only("annotations", []),
 }
 
