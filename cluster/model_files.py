@@ -17,6 +17,7 @@ from cluster.errors import ModelError, UsageError
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
 _EMBEDDING = re.compile(r"(?:^|\.)(?:embed_tokens|wte|word_embeddings|embeddings?|tok_embeddings|embed_in)\.")
 _MAX_HEADER_BYTES = 100 << 20
+_HUB_PATTERNS = ["*.json", "model*.safetensors", "*.py", "tokenizer.model", "*.tiktoken", "*.txt", "*.jsonl", "*.jinja"]
 
 
 class ModelSizes(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,13 +42,16 @@ class ModelSizes(msgspec.Struct, frozen=True, kw_only=True):
         return size
 
 
-def resolve_model(path: Path) -> Path:
-    """Check that `path` is a model directory.
+def resolve_model(location: str) -> Path:
+    """The directory of a model: `location` itself, or a hub id's snapshot, downloaded where it is not there yet.
 
     Raises:
         UsageError: it does not exist or is no directory.
-        ModelError: config.json or weights are missing.
+        ModelError: config.json or weights are missing, or the hub does not give it.
     """
+    path = Path(location)
+    if not path.is_absolute():
+        path = _snapshot(location)
     if not path.is_dir():
         raise UsageError(
             f"the model directory {path} does not exist; give --model a directory in the Hugging Face layout"
@@ -56,6 +60,25 @@ def resolve_model(path: Path) -> Path:
     if not weight_files(path):
         raise ModelError(f"{path} has no model*.safetensors file; download the weights or convert them with mlx_lm")
     return path
+
+
+def _snapshot(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 - only hub ids pay for its import
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=_HUB_PATTERNS))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise ModelError(
+            f"the model {hub_id} cannot be had from the hub ({str(error).splitlines()[0]}); "
+            "give --model a directory, or check the name and the network"
+        ) from None
+
+
+def check_weights(path: Path) -> None:
+    """Read the header of every weight file. Raises ModelError for the first damaged one."""
+    for file in weight_files(path):
+        read_header(file)
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -19,6 +19,14 @@ from cluster.requests import Sampling
 PROTOCOL = 1
 MAX_HEADER_BYTES = 4 << 20
 MAX_BUFFERS = 4096
+_LIMITS: dict[str, Any] = {
+    "strict_map_key": False,
+    "max_str_len": 1 << 20,
+    "max_bin_len": 0,
+    "max_array_len": 1 << 20,
+    "max_map_len": 1 << 16,
+    "max_ext_len": 0,
+}
 _PREFIX = struct.Struct(">QH")
 
 Buffer = bytes | memoryview
@@ -166,6 +174,7 @@ class LoadStage(Message, frozen=True, kw_only=True):
     """Load one stage of the plan whose epoch the message carries; `stages` is the whole plan in order."""
 
     model_path: str
+    cache_dir: str
     stages: tuple[StagePlan, ...]
     last_position_only: bool
     batches: bool
@@ -203,10 +212,12 @@ class Shutdown(Message, frozen=True, kw_only=True):
 class OpenSequence(Message, frozen=True, kw_only=True):
     """A sequence begins on a stage, before its first step.
 
-    history: the last prompt ids that penalties look at; position of a token: its index in prompt and answer together.
+    history: the last ids before the first sampled one, which penalties look at. Passed on from stage to stage, so
+    that it stays in front of the sequence's steps.
     """
 
     sequence: int
+    route: tuple[str, ...]
     cached: bool
     sampling: Sampling
     seed: int
@@ -214,9 +225,10 @@ class OpenSequence(Message, frozen=True, kw_only=True):
 
 
 class CloseSequence(Message, frozen=True, kw_only=True):
-    """A sequence ended; its cache is freed."""
+    """A sequence ended; its cache is freed. Passed on like OpenSequence."""
 
     sequence: int
+    route: tuple[str, ...]
 
 
 class Row(msgspec.Struct, frozen=True, array_like=True):
@@ -247,6 +259,7 @@ class Sampled(Message, frozen=True, kw_only=True):
     """The last stage's answer to the head: one id for each row that asked to be sampled, in row order."""
 
     number: int
+    route: tuple[str, ...]
     tokens: tuple[int, ...]
 
 
@@ -254,6 +267,7 @@ class StepFailed(Message, frozen=True, kw_only=True):
     """A stage could not run a step; every row of it fails with `message`."""
 
     number: int
+    route: tuple[str, ...]
     message: str
 
 
@@ -314,7 +328,7 @@ def decode(frames: Sequence[Buffer]) -> Envelope:
     if kind is None:
         raise WireError(f"a message of unknown kind {number}")
     try:
-        fields = msgpack.unpackb(header, strict_map_key=False, max_buffer_size=MAX_HEADER_BYTES)
+        fields = msgpack.unpackb(header, **_LIMITS)
         message = msgspec.convert(fields, kind)
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
         raise WireError(f"a {kind.__name__} message that does not decode: {error}") from error

@@ -1,0 +1,324 @@
+"""The control plane's view of the workers: admits them, has the model inspected and loaded, notices who is gone.
+
+Owns members, their processes, the plan and its epoch. Knows nothing of HTTP or of requests beyond handing their
+messages on through `Listener`. Everything runs on one asyncio loop; only the inbox's thread is elsewhere.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from cluster.config import Settings
+from cluster.errors import ModelError, TandemError
+from cluster.home import Home
+from cluster.join_token import make_token
+from cluster.membership import IllegalEvent, Member, WorkerEvent, WorkerState
+from cluster.model_files import ModelSizes, read_sizes
+from cluster.planner import Node, Stage, fits, full_model_shortage, plan
+from cluster.processes import WorkerProcess, default_memory_limit
+from cluster.transport import ZmqInbox, ZmqOutbox
+from cluster.wire import (
+    PROTOCOL,
+    Envelope,
+    Heartbeat,
+    Inspected,
+    InspectModel,
+    Join,
+    Layers,
+    Loaded,
+    LoadFailed,
+    LoadProgress,
+    LoadStage,
+    Message,
+    PrefillProgress,
+    Rejected,
+    SequenceFailed,
+    Shutdown,
+    StagePlan,
+    Tokens,
+    Welcome,
+)
+
+log = logging.getLogger(__name__)
+
+_JOIN_TIMEOUT_S = 60.0
+_CHECK_EVERY_S = 0.25
+
+
+class Listener(Protocol):
+    """Who learns of the fate of sequences."""
+
+    def tokens(self, message: Tokens) -> None: ...
+
+    def progress(self, message: PrefillProgress) -> None: ...
+
+    def failed(self, message: SequenceFailed) -> None: ...
+
+    def worker_lost(self, worker: str) -> None: ...
+
+
+class ControlPlane:
+    """See the module. After `start` every member is ready and `stages` covers the model."""
+
+    def __init__(self, settings: Settings, model_path: Path, home: Home, checkout: Path):
+        self._model_path = model_path
+        self._home = home
+        self._checkout = checkout
+        num_workers = len(settings.workers)
+        self.members = {
+            worker.name: Member(
+                worker.name,
+                memory_limit_bytes=worker.memory_limit or default_memory_limit(num_workers),
+                manual_layers=worker.layers,
+            )
+            for worker in settings.workers
+        }
+        self.listener: Listener | None = None
+        self.processes: dict[str, WorkerProcess] = {}
+        self.stages: list[Stage] = []
+        self.sizes: ModelSizes | None = None
+        self.inspected: Inspected | None = None
+        self.epoch = 0
+        self._outbox = ZmqOutbox()
+        self._inbox: ZmqInbox | None = None
+        self._secret = ""
+        self._waiters: dict[type[Message], asyncio.Future[Message]] = {}
+        self._changed = asyncio.Event()
+        self._failure: TandemError | None = None
+        self._watchdog: asyncio.Task[None] | None = None
+        self._stopping = False
+
+    def __repr__(self) -> str:
+        return f"ControlPlane(epoch {self.epoch}, {list(self.members.values())})"
+
+    # --- starting
+
+    async def spawn(self) -> None:
+        """Start this machine's workers; they join by themselves. Raises OSError."""
+        loop = asyncio.get_running_loop()
+        self._inbox = ZmqInbox(lambda envelope: loop.call_soon_threadsafe(self._receive, envelope))
+        self._inbox.start()
+        token, self._secret = make_token(self._inbox.peer.public_key)
+        for member in self.members.values():
+            process = await WorkerProcess.start(
+                member.name,
+                home=self._home,
+                checkout=self._checkout,
+                coordinator=self._inbox.peer,
+                token=token,
+                memory_limit_bytes=member.memory_limit_bytes,
+            )
+            self.processes[member.name] = process
+            process.watch(lambda status, name=member.name: self._process_ended(name, status))  # type: ignore[misc]
+        self._watchdog = asyncio.create_task(self._watch_heartbeats())
+
+    async def load(self, progress: Callable[[str], None]) -> None:
+        """Wait for the workers, plan, and load the model onto them.
+
+        Raises:
+            TandemError: a worker ended, the model cannot be used, or no plan fits.
+        """
+        progress("waiting for the workers")
+        await self._until(lambda: any(member.state is WorkerState.JOINED for member in self.members.values()))
+        self.inspected = await self._inspect()
+        self.sizes = read_sizes(self._model_path, self.inspected.num_layers)
+        nodes = [
+            Node(name=member.name, memory_limit_bytes=member.memory_limit_bytes, layers=member.manual_layers)
+            for member in self.members.values()
+        ]
+        self.stages = plan(self.sizes, nodes, self.inspected.legal_cuts, why_not=self.inspected.why_not)
+        await self._until(lambda: all(member.state is WorkerState.JOINED for member in self.members.values()))
+        self._send_plan()
+        progress("loading the model")
+        await self._until(lambda: all(member.is_ready for member in self._planned()))
+
+    async def _inspect(self) -> Inspected:
+        member = next(member for member in self.members.values() if member.state is WorkerState.JOINED)
+        self.send(member.name, InspectModel(model_path=str(self._model_path), cache_dir=str(self._home.cache)))
+        await self._until(lambda: self.inspected is not None)
+        assert self.inspected is not None
+        return self.inspected
+
+    def _planned(self) -> list[Member]:
+        return [self.members[stage.worker] for stage in self.stages]
+
+    def _send_plan(self) -> None:
+        assert self.inspected is not None
+        self.epoch += 1
+        stage_plans = []
+        for stage in self.stages:
+            member = self.members[stage.worker]
+            member.layers = Layers(stage.start, stage.end)
+            member.holds_full_model = stage.holds_full_model
+            assert member.join is not None
+            stage_plans.append(
+                StagePlan(
+                    worker=member.name,
+                    peer=member.join.peer,
+                    layers=member.layers,
+                    holds_full_model=member.holds_full_model,
+                )
+            )
+        message = LoadStage(
+            model_path=str(self._model_path),
+            cache_dir=str(self._home.cache),
+            stages=tuple(stage_plans),
+            last_position_only=self.inspected.last_position_only,
+            batches=self.inspected.batches,
+            prefill_chunk_tokens=None,
+        )
+        for member in self._planned():
+            member.apply(WorkerEvent.LOAD)
+            self.send(member.name, message)
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        """Wait until `condition` holds. Raises what went wrong in the meantime."""
+        while not condition():
+            if self._failure is not None:
+                raise self._failure
+            self._changed.clear()
+            try:
+                await asyncio.wait_for(self._changed.wait(), _JOIN_TIMEOUT_S)
+            except TimeoutError:
+                late = [member.name for member in self.members.values() if not member.is_ready]
+                raise TandemError(
+                    f"{', '.join(late)} did not answer for {_JOIN_TIMEOUT_S:.0f} s; see ./launch.sh logs"
+                ) from None
+        if self._failure is not None:
+            raise self._failure
+
+    # --- what arrives
+
+    def _receive(self, envelope: Envelope) -> None:
+        message = envelope.message
+        if isinstance(message, Join):
+            self._admit(message)
+        elif isinstance(message, Heartbeat):
+            if member := self.members.get(message.worker):
+                member.beat(message, time.monotonic())
+        elif envelope.epoch == self.epoch:
+            self._of_this_epoch(message)
+
+    def _of_this_epoch(self, message: Message) -> None:
+        match message:
+            case Tokens():
+                self._listening.tokens(message)
+            case PrefillProgress():
+                self._listening.progress(message)
+            case SequenceFailed():
+                self._listening.failed(message)
+            case Inspected():
+                self.inspected = message
+                self._changed.set()
+            case LoadProgress(worker=name, loaded_bytes=loaded):
+                self.members[name].loaded_bytes = loaded
+                self._changed.set()
+            case Loaded(worker=name):
+                self.members[name].apply(WorkerEvent.LOADED)
+                self._changed.set()
+            case LoadFailed(message=text):
+                self._fail(ModelError(text))
+            case _:
+                log.warning("dropped an unexpected %s", type(message).__name__)
+
+    @property
+    def _listening(self) -> Listener:
+        assert self.listener is not None
+        return self.listener
+
+    def _admit(self, join: Join) -> None:
+        member = self.members.get(join.name)
+        try:
+            if join.secret != self._secret or join.protocol != PROTOCOL or member is None:
+                raise IllegalEvent("a wrong token, another version of Tandem, or a name that is not in the plan")
+            member.admit(join, time.monotonic())
+        except IllegalEvent as error:
+            log.warning("rejected worker %s: %s", join.name, error)
+            self._outbox.send(join.peer, self.epoch, Rejected(reason=str(error)))
+            return
+        self.send(join.name, Welcome(coordinator=join.name))
+        self._changed.set()
+
+    # --- losing workers
+
+    def _process_ended(self, name: str, status: int) -> None:
+        if not self._stopping:
+            log.error("worker %s ended with status %d", name, status)
+            self._lose(name, f"worker {name} ended unexpectedly (status {status}); see ./launch.sh logs")
+
+    async def _watch_heartbeats(self) -> None:
+        while True:
+            await asyncio.sleep(_CHECK_EVERY_S)
+            now = time.monotonic()
+            for member in self.members.values():
+                if member.is_overdue(now):
+                    log.error("worker %s is silent", member.name)
+                    self._lose(member.name, f"worker {member.name} does not answer; see ./launch.sh logs")
+
+    def _lose(self, name: str, message: str) -> None:
+        member = self.members[name]
+        if member.state in (WorkerState.LOST, WorkerState.STOPPED):
+            return
+        member.apply(WorkerEvent.LOSE)
+        if member.join is not None:
+            self._outbox.forget(member.join.peer)
+        if process := self.processes.get(name):
+            process.kill()  # a silent one may still hold its memory
+        self._fail(TandemError(message))
+        if self.listener is not None:
+            self.listener.worker_lost(name)
+
+    def _fail(self, error: TandemError) -> None:
+        """Ends a start in progress; without meaning afterwards."""
+        self._failure = self._failure or error
+        self._changed.set()
+
+    # --- using the workers
+
+    def send(self, worker: str, message: Message, buffers: tuple[bytes, ...] = ()) -> None:
+        """Queue a message to a joined worker; nothing happens when it is gone."""
+        member = self.members[worker]
+        if member.join is not None and member.state not in (WorkerState.LOST, WorkerState.STOPPED):
+            self._outbox.send(member.join.peer, self.epoch, message, buffers)
+
+    @property
+    def pipeline(self) -> tuple[str, ...]:
+        """The workers in stage order."""
+        return tuple(stage.worker for stage in self.stages)
+
+    @property
+    def lost(self) -> list[str]:
+        """Planned workers that are gone."""
+        return [member.name for member in self._planned() if member.state is WorkerState.LOST]
+
+    @property
+    def full_model_holders(self) -> list[Member]:
+        """Ready workers that can serve a request alone."""
+        return [member for member in self._planned() if member.holds_full_model and member.is_ready]
+
+    def shortage(self) -> str | None:
+        """Why no worker of the plan holds the full model, with figures; None when some does."""
+        assert self.sizes is not None
+        nodes = [Node(name=member.name, memory_limit_bytes=member.memory_limit_bytes) for member in self._planned()]
+        return None if any(fits(self.sizes, node) for node in nodes) else full_model_shortage(self.sizes, nodes)
+
+    # --- stopping
+
+    async def stop(self) -> None:
+        """End every worker; returns when their processes are gone."""
+        self._stopping = True
+        for name in self.members:
+            self.send(name, Shutdown())
+        await asyncio.gather(*(process.end() for process in self.processes.values()))
+        for member in self.members.values():
+            member.apply(WorkerEvent.STOP)
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        self._outbox.close()
+        if self._inbox is not None:
+            await asyncio.to_thread(self._inbox.close)

@@ -1,0 +1,188 @@
+"""The coordinator process: `python -m cluster.coordinator --home HOME`.
+
+Reads HOME/settings.json, brings the workers and the API up, and serves until SIGTERM or SIGINT, which drain and stop
+everything. While it starts, it tells its parent on standard output, a JSON object a line: `{"progress": text}`, then
+`{"ready": status}` or `{"error": sentence, "exit_code": n}`; after that it closes standard output.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from cluster.config import Settings
+from cluster.control import ControlPlane
+from cluster.errors import TandemError
+from cluster.home import ClusterState, Home, ProcessIdentity
+from cluster.http.app import build_app
+from cluster.http.server import bind, serve
+from cluster.logs import configure_logging
+from cluster.model_files import check_weights, resolve_model
+from cluster.requests import Service
+from cluster.service import GenerationService
+
+log = logging.getLogger(__name__)
+
+DRAIN_S = 20.0
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+class StartReport:
+    """The lines that tell the parent how the start goes."""
+
+    def __init__(self) -> None:
+        self._open = True
+
+    def tell(self, **line: Any) -> None:
+        """Write one line; a parent that left does not matter."""
+        if self._open:
+            with contextlib.suppress(OSError):
+                os.write(1, msgspec.json.encode(line) + b"\n")
+
+    def close(self) -> None:
+        """Nothing more will be told."""
+        if self._open:
+            self._open = False
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), 1)
+
+
+class Coordinator:
+    """Owns the control plane, the service and the API server of one cluster."""
+
+    def __init__(self, home: Home, settings: Settings, report: StartReport):
+        self._home = home
+        self._settings = settings
+        self._report = report
+        self._stopping = asyncio.Event()
+        self._control: ControlPlane | None = None
+        self._service: GenerationService | None = None
+        self._listener: socket.socket | None = None
+
+    def __repr__(self) -> str:
+        return f"Coordinator({self._home})"
+
+    async def run(self) -> None:
+        """Start, serve, stop.
+
+        Raises:
+            TandemError: the start failed; everything is stopped again.
+        """
+        loop = asyncio.get_running_loop()
+        starting = asyncio.create_task(self._start())
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._asked_to_stop, starting)
+        try:
+            service = await starting
+            self._report.tell(ready=service.status())
+            self._report.close()
+            await self._serve(service)
+        except asyncio.CancelledError:
+            raise TandemError("the start was interrupted; nothing is left running") from None
+        finally:
+            await self._stop()
+
+    def _asked_to_stop(self, starting: "asyncio.Task[GenerationService]") -> None:
+        log.info("asked to stop")
+        self._stopping.set()
+        starting.cancel()
+
+    async def _start(self) -> GenerationService:
+        api = self._settings.api
+        self._listener = bind(api.host, api.port)
+        model_path = await asyncio.to_thread(resolve_model, self._settings.model.path)
+        self._report.tell(progress="starting the workers")
+        self._control = ControlPlane(self._settings, model_path, self._home, CHECKOUT)
+        await self._control.spawn()
+        url = f"http://{'127.0.0.1' if api.host == '0.0.0.0' else api.host}:{self._listener.getsockname()[1]}"  # noqa: S104
+        self._write_state(url)
+        prompts = asyncio.create_task(asyncio.to_thread(_load_prompts, model_path))
+        await asyncio.to_thread(check_weights, model_path)
+        loading = asyncio.create_task(self._control.load(lambda text: self._report.tell(progress=text)))
+        try:
+            await asyncio.gather(prompts, loading)
+        finally:
+            loading.cancel()
+        self._service = GenerationService(
+            self._control, prompts.result(), self._settings, model_path.name, url, os.getpid()
+        )
+        self._service.check_mode()
+        return self._service
+
+    def _write_state(self, url: str) -> None:
+        assert self._control is not None
+        assert self._listener is not None
+        self._home.write_state(
+            ClusterState(
+                coordinator=ProcessIdentity.of(os.getpid()),
+                api=url,
+                port=self._listener.getsockname()[1],
+                workers={name: ProcessIdentity.of(process.pid) for name, process in self._control.processes.items()},
+                started_at=time.time(),
+            )
+        )
+
+    async def _serve(self, service: Service) -> None:
+        assert self._listener is not None
+        model = service.models()[0]
+        app = build_app(
+            service, api_key=self._settings.api.api_key, model_ids=(self._settings.model.path, model.id)
+        )
+        done = asyncio.Event()
+        server = asyncio.create_task(serve(app, self._listener, stopping=done))
+        stopping = asyncio.create_task(self._stopping.wait())
+        await asyncio.wait({server, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        assert self._service is not None
+        await self._service.drain(DRAIN_S)
+        done.set()
+        stopping.cancel()
+        await server
+
+    async def _stop(self) -> None:
+        if self._control is not None:
+            await self._control.stop()
+        if self._listener is not None:
+            self._listener.close()
+        self._home.clear_state()
+        log.info("stopped")
+
+
+def _load_prompts(model_path: Path) -> Any:
+    # Importing the tokenizer takes a second, which the workers' own start hides.
+    from cluster.prompts import Prompts  # noqa: PLC0415
+
+    return Prompts.load(model_path)
+
+
+def main() -> int:
+    """Run the coordinator of one home."""
+    parser = argparse.ArgumentParser(prog="coordinator", description="The coordinator of a Tandem cluster.")
+    parser.add_argument("--home", required=True)
+    home = Home(Path(parser.parse_args().home))
+    configure_logging(home, "coordinator")
+    report = StartReport()
+    try:
+        settings = msgspec.json.decode(home.settings_file.read_bytes(), type=Settings)
+        asyncio.run(Coordinator(home, settings, report).run())
+    except TandemError as error:
+        log.error("%s", error)
+        report.tell(error=str(error), exit_code=error.exit_code)
+        return error.exit_code
+    except Exception as error:
+        log.exception("the coordinator failed")
+        report.tell(error=f"the coordinator failed: {error}; see ./launch.sh logs", exit_code=1)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""The workers of a cluster as the coordinator knows them: one lifecycle each, and who is lost when.
+
+Events in, facts out; `now` (seconds of a monotonic clock) is an argument. An illegal event raises `IllegalEvent` and
+changes nothing.
+"""
+
+from enum import StrEnum
+
+from cluster.wire import Heartbeat, Join, Layers
+
+LOST_AFTER_S = 3.0
+
+
+class WorkerState(StrEnum):
+    """Where a worker is in its life."""
+
+    STARTING = "starting"
+    JOINED = "joined"
+    LOADING = "loading"
+    READY = "ready"
+    LOST = "lost"
+    STOPPED = "stopped"
+
+
+class WorkerEvent(StrEnum):
+    """What can happen to a worker."""
+
+    JOIN = "join"
+    LOAD = "load"
+    LOADED = "loaded"
+    LOSE = "lose"
+    STOP = "stop"
+
+
+class IllegalEvent(Exception):
+    """The event does not belong to the worker's state."""
+
+
+_S, _E = WorkerState, WorkerEvent
+TRANSITIONS: dict[tuple[WorkerState, WorkerEvent], WorkerState] = {
+    (_S.STARTING, _E.JOIN): _S.JOINED,
+    (_S.STARTING, _E.LOSE): _S.LOST,
+    (_S.STARTING, _E.STOP): _S.STOPPED,
+    (_S.JOINED, _E.LOAD): _S.LOADING,
+    (_S.JOINED, _E.LOSE): _S.LOST,
+    (_S.JOINED, _E.STOP): _S.STOPPED,
+    (_S.LOADING, _E.LOADED): _S.READY,
+    (_S.LOADING, _E.LOSE): _S.LOST,
+    (_S.LOADING, _E.STOP): _S.STOPPED,
+    (_S.READY, _E.LOSE): _S.LOST,
+    (_S.READY, _E.STOP): _S.STOPPED,
+    (_S.LOST, _E.LOSE): _S.LOST,
+    (_S.LOST, _E.STOP): _S.STOPPED,
+    (_S.STOPPED, _E.LOSE): _S.STOPPED,
+    (_S.STOPPED, _E.STOP): _S.STOPPED,
+}
+
+
+class Member:
+    """One worker: its state, how to reach it, its stage, and what its last heartbeat said."""
+
+    def __init__(self, name: str, *, memory_limit_bytes: int, manual_layers: tuple[int, int] | None = None):
+        self.name = name
+        self.memory_limit_bytes = memory_limit_bytes
+        self.manual_layers = manual_layers
+        self.state = WorkerState.STARTING
+        self.pid: int | None = None
+        self.join: Join | None = None
+        self.layers: Layers | None = None
+        self.holds_full_model = False
+        self.heartbeat: Heartbeat | None = None
+        self.loaded_bytes = 0
+        self.num_assigned = 0  # sequences whose head is here
+        self._last_seen = 0.0
+
+    def __repr__(self) -> str:
+        return f"Member({self.name}, {self.state})"
+
+    def apply(self, event: WorkerEvent) -> None:
+        """Move on. Raises IllegalEvent."""
+        following = TRANSITIONS.get((self.state, event))
+        if following is None:
+            raise IllegalEvent(f"{self.name} is {self.state} and cannot {event}")
+        self.state = following
+
+    def admit(self, join: Join, now: float) -> None:
+        """The worker joined. Raises IllegalEvent when it is not expected."""
+        self.apply(WorkerEvent.JOIN)
+        self.join = join
+        self.pid = join.pid
+        self._last_seen = now
+
+    def beat(self, heartbeat: Heartbeat, now: float) -> None:
+        """A heartbeat arrived."""
+        self.heartbeat = heartbeat
+        self._last_seen = now
+
+    def is_overdue(self, now: float) -> bool:
+        """Whether a joined worker has been silent for too long."""
+        connected = self.state in (WorkerState.JOINED, WorkerState.LOADING, WorkerState.READY)
+        return connected and now - self._last_seen > LOST_AFTER_S
+
+    @property
+    def is_ready(self) -> bool:
+        return self.state is WorkerState.READY

@@ -1,0 +1,367 @@
+"""What the API asks of the cluster: generate, explain, status. Implements `requests.Service`.
+
+Owns the running requests: for each an inbox of what its head reports. Chooses the route through `strategy`, sends one
+message to the head, turns token ids into text, and ends the request everywhere when its client leaves.
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+from array import array
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import Any
+
+from cluster.admission import Admission
+from cluster.config import Settings
+from cluster.control import ControlPlane
+from cluster.errors import ApiError, BadRequest, TooLarge, Unavailable, UsageError
+from cluster.membership import WorkerState
+from cluster.prompts import Prompts
+from cluster.requests import Delta, Event, Finished, GenerationRequest, ModelInfo, Progress, Routed
+from cluster.wire import Cancel, Generate, PrefillProgress, SequenceFailed, Tokens, Update
+from strategy.selector import (
+    Choice,
+    Feasibility,
+    Lengths,
+    Mode,
+    NoStrategy,
+    Strategy,
+    Thresholds,
+    select,
+)
+
+log = logging.getLogger(__name__)
+
+DEFAULT_MAX_TOKENS = 512
+MAX_RUNNING = 256
+# For architectures without positions to run out of, such as state-space models.
+UNBOUNDED_CONTEXT_TOKENS = 1 << 20
+
+_CACHED = {Strategy.SINGLE_DEVICE_CACHED, Strategy.DISTRIBUTED_CACHED}
+_Report = Update | PrefillProgress | ApiError
+
+
+class _Sequence:
+    """One running request: where it runs and what was reported of it."""
+
+    def __init__(self, number: int, route: tuple[str, ...]):
+        self.number = number
+        self.route = route
+        self._reports: deque[_Report] = deque()
+        self._arrived = asyncio.Event()
+
+    def __repr__(self) -> str:
+        return f"_Sequence({self.number} on {'>'.join(self.route)})"
+
+    def put(self, report: _Report) -> None:
+        self._reports.append(report)
+        self._arrived.set()
+
+    async def take(self) -> list[_Report]:
+        """Everything that was reported since, at least one. Raises a reported ApiError."""
+        await self._arrived.wait()
+        self._arrived.clear()
+        reports = list(self._reports)
+        self._reports.clear()
+        for report in reports:
+            if isinstance(report, ApiError):
+                raise report
+        return reports
+
+
+class GenerationService:
+    """See the module."""
+
+    def __init__(self, control: ControlPlane, prompts: Prompts, settings: Settings, model_id: str, api: str, pid: int):
+        self._control = control
+        self._prompts = prompts
+        self._settings = settings.strategy
+        self._thresholds = Thresholds(settings.strategy.prompt_threshold, settings.strategy.generation_threshold)
+        self._admission = Admission(max_running=MAX_RUNNING, max_waiting=settings.api.max_queue)
+        self._api = api
+        self._pid = pid
+        self._sequences: dict[int, _Sequence] = {}
+        self._num_sequences = 0
+        self._num_finished = 0
+        self._num_failed = 0
+        assert control.sizes is not None
+        assert control.inspected is not None
+        self._model = ModelInfo(
+            id=model_id,
+            layers=len(control.sizes.layers),
+            bytes=control.sizes.total,
+            context_tokens=control.inspected.context_tokens or UNBOUNDED_CONTEXT_TOKENS,
+            has_chat_template=prompts.has_chat_template,
+            created=int(time.time()),
+        )
+        control.listener = self
+
+    def __repr__(self) -> str:
+        return f"GenerationService({self._model.id}, {len(self._sequences)} running)"
+
+    def check_mode(self) -> None:
+        """Raises UsageError when the mode can never be served by this plan."""
+        shortage = self._control.shortage()
+        if self._settings.use_distributed_inference == Mode.NEVER and shortage is not None:
+            raise UsageError(
+                f"mode never needs one worker with the full model, but {shortage}; "
+                "use USE_DISTRIBUTED_INFERENCE=auto or raise a memory_limit"
+            )
+
+    # --- the API's side
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
+        """See `requests.Service`."""
+        arrival = time.perf_counter()
+        tokens = await asyncio.to_thread(self._prompts.encode, request)
+        max_tokens = self._max_tokens(request, len(tokens))
+        lengths = Lengths(len(tokens), max_tokens)
+        self._choose(request, lengths)  # what can never run need not wait for its turn
+        async with self._admission.place():
+            choice = self._choose(request, lengths)
+            sequence = self._begin(request, choice.strategy, tokens, max_tokens)
+            try:
+                yield Routed(
+                    request_id=f"{sequence.number}",
+                    strategy=choice.strategy,
+                    reason=choice.reason,
+                    workers=sequence.route,
+                    prompt_tokens=len(tokens),
+                )
+                async for event in self._follow(sequence, request, arrival, len(tokens)):
+                    yield event
+                self._num_finished += 1
+            except ApiError:
+                self._num_failed += 1
+                raise
+            finally:
+                self._end(sequence)
+
+    async def explain(self, request: GenerationRequest) -> dict[str, Any]:
+        """INTERFACE's `explain --json`: the choice, with nothing generated."""
+        tokens = await asyncio.to_thread(self._prompts.encode, request)
+        lengths = Lengths(len(tokens), self._max_tokens(request, len(tokens)))
+        choice = self._choose(request, lengths)
+        why_not = self._feasibility().why_not
+        return {
+            "strategy": choice.strategy,
+            "reason": choice.reason,
+            "prompt_tokens": lengths.prompt_tokens,
+            "max_tokens": lengths.max_tokens,
+            "candidates": [
+                {
+                    "strategy": strategy,
+                    "feasible": strategy not in why_not,
+                    "why_not": why_not.get(strategy),
+                    "predicted_ttft_s": None,
+                    "predicted_total_s": None,
+                }
+                for strategy in Strategy
+            ],
+        }
+
+    def models(self) -> tuple[ModelInfo, ...]:
+        return (self._model,)
+
+    def state(self) -> str:
+        """ "ready", "degraded" when a planned worker is gone, "stopped" while stopping."""
+        if self._admission.closed:
+            return "stopped"
+        return "degraded" if self._control.lost else "ready"
+
+    def status(self) -> dict[str, Any]:
+        """INTERFACE's `status --json`."""
+        return {
+            "state": self.state(),
+            "api": self._api,
+            "model": {
+                "id": self._model.id,
+                "layers": self._model.layers,
+                "bytes": self._model.bytes,
+                "context_tokens": self._model.context_tokens,
+                "has_chat_template": self._model.has_chat_template,
+            },
+            "mode": self._settings.use_distributed_inference,
+            "policy": self._settings.policy,
+            "coordinator": {"pid": self._pid},
+            "workers": [self._worker_status(stage.worker) for stage in self._control.stages],
+            "requests": {
+                "running": self._admission.num_running,
+                "waiting": self._admission.num_waiting,
+                "finished": self._num_finished,
+                "failed": self._num_failed,
+            },
+        }
+
+    def _worker_status(self, name: str) -> dict[str, Any]:
+        member = self._control.members[name]
+        beat = member.heartbeat
+        gone = member.state is WorkerState.LOST
+        return {
+            "name": name,
+            "host": "local",
+            "pid": member.pid,
+            "state": member.state,
+            "layers": [member.layers.start, member.layers.end] if member.layers else None,
+            "holds_full_model": member.holds_full_model and not gone,
+            "memory": {
+                "limit_bytes": member.memory_limit_bytes,
+                "weights_bytes": beat.weights_bytes if beat and not gone else 0,
+                "kv_bytes": beat.kv_bytes if beat and not gone else 0,
+            },
+        }
+
+    async def drain(self, timeout_s: float) -> None:
+        """Take no more requests and wait for the running ones; those still running afterwards are failed."""
+        self._admission.close()
+        try:
+            await asyncio.wait_for(self._admission.drained(), timeout_s)
+        except TimeoutError:
+            for sequence in list(self._sequences.values()):
+                sequence.put(Unavailable("the cluster stopped before the answer was complete"))
+
+    # --- the workers' side: control.Listener
+
+    def tokens(self, message: Tokens) -> None:
+        for update in message.updates:
+            if sequence := self._sequences.get(update.sequence):
+                sequence.put(update)
+
+    def progress(self, message: PrefillProgress) -> None:
+        if sequence := self._sequences.get(message.sequence):
+            sequence.put(message)
+
+    def failed(self, message: SequenceFailed) -> None:
+        if sequence := self._sequences.get(message.sequence):
+            sequence.put(ApiError(message.message))
+
+    def worker_lost(self, worker: str) -> None:
+        for sequence in self._sequences.values():
+            if worker in sequence.route:
+                sequence.put(Unavailable(f"worker {worker} was lost while it worked on this request; try again"))
+
+    # --- one request
+
+    def _max_tokens(self, request: GenerationRequest, prompt_tokens: int) -> int:
+        context = self._model.context_tokens
+        if prompt_tokens >= context:
+            raise TooLarge(
+                f"the prompt has {prompt_tokens} tokens but the model's context is {context} tokens; shorten it",
+                param="messages" if request.messages is not None else "prompt",
+            )
+        room = context - prompt_tokens
+        if request.max_tokens is not None and request.max_tokens > room:
+            raise BadRequest(
+                f"max_tokens is {request.max_tokens}, but the model's context of {context} tokens leaves {room} "
+                f"after {prompt_tokens} prompt tokens",
+                param="max_tokens",
+            )
+        return request.max_tokens or min(DEFAULT_MAX_TOKENS, room)
+
+    def _feasibility(self) -> Feasibility:
+        why_not = {Strategy.TENSOR_PARALLEL: "tensor parallelism comes with a later version"}
+        shortage = self._control.shortage()
+        if shortage is not None:
+            why_not[Strategy.SINGLE_DEVICE_CACHED] = shortage
+        elif not self._control.full_model_holders:
+            why_not[Strategy.SINGLE_DEVICE_CACHED] = "every worker with the full model is lost; restart the cluster"
+        if lost := self._control.lost:
+            gone = f"worker {', '.join(lost)} is lost; restart the cluster with ./launch.sh stop and start"
+            why_not[Strategy.DISTRIBUTED_NO_CACHE] = why_not[Strategy.DISTRIBUTED_CACHED] = gone
+        return Feasibility(why_not, fits_one_worker=shortage is None)
+
+    def _choose(self, request: GenerationRequest, lengths: Lengths) -> Choice:
+        try:
+            return select(
+                lengths,
+                self._feasibility(),
+                mode=Mode(request.mode or self._settings.use_distributed_inference),
+                thresholds=self._thresholds,
+                strategy=Strategy(request.strategy) if request.strategy else None,
+            )
+        except NoStrategy as error:
+            if error.by_choice and not self._control.lost:
+                param = "strategy" if request.strategy else "use_distributed_inference"
+                raise BadRequest(str(error), param=param) from None
+            raise Unavailable(str(error)) from None
+
+    def _route(self, strategy: Strategy) -> tuple[str, ...]:
+        """All stages, or the least busy worker with the full model."""
+        if strategy is Strategy.SINGLE_DEVICE_CACHED:
+            return (min(self._control.full_model_holders, key=lambda member: member.num_assigned).name,)
+        return self._control.pipeline
+
+    def _begin(
+        self, request: GenerationRequest, strategy: Strategy, tokens: tuple[int, ...], max_tokens: int
+    ) -> _Sequence:
+        self._num_sequences += 1
+        sequence = _Sequence(self._num_sequences, self._route(strategy))
+        self._sequences[sequence.number] = sequence
+        self._control.members[sequence.route[0]].num_assigned += 1
+        seed = request.sampling.seed
+        message = Generate(
+            sequence=sequence.number,
+            route=sequence.route,
+            cached=strategy in _CACHED,
+            max_tokens=max_tokens,
+            end_tokens=tuple(sorted(self._prompts.eos_token_ids)),
+            sampling=request.sampling,
+            seed=secrets.randbits(63) if seed is None else seed % (1 << 63),
+        )
+        self._control.send(sequence.route[0], message, (array("i", tokens).tobytes(),))
+        return sequence
+
+    def _end(self, sequence: _Sequence) -> None:
+        del self._sequences[sequence.number]
+        self._control.members[sequence.route[0]].num_assigned -= 1
+        self._control.send(sequence.route[0], Cancel(sequence=sequence.number))
+
+    async def _follow(
+        self, sequence: _Sequence, request: GenerationRequest, arrival: float, prompt_tokens: int
+    ) -> AsyncIterator[Event]:
+        """The events of a sequence after Routed, from its head's reports."""
+        stream = self._prompts.stream(request.stop)
+        token_ids: list[int] = []
+        num_generated = 0
+        first = last = arrival
+        while True:
+            reason: str | None = None
+            fresh: list[int] = []
+            for report in await sequence.take():
+                if isinstance(report, PrefillProgress):
+                    yield Progress(processed=report.processed, total=report.total)
+                elif isinstance(report, Update):
+                    fresh += report.tokens
+                    reason = reason or report.finish_reason
+            if not fresh:
+                continue
+            last = time.perf_counter()
+            first = last if not num_generated else first
+            num_generated += len(fresh)
+            if reason == "stop":
+                fresh.pop()  # the end token is no text
+            before = stream.num_tokens
+            text, stopped = stream.push(tuple(fresh))
+            if stopped:
+                num_generated -= len(fresh) - (stream.num_tokens - before)
+                fresh = fresh[: stream.num_tokens - before]
+                reason = "stop"
+            elif reason is not None:
+                text += stream.finish()
+                reason = "stop" if stream.stopped else reason
+            token_ids += fresh
+            if text or fresh:
+                yield Delta(text=text, token_ids=tuple(fresh))
+            if reason is not None:
+                break
+        decode_s = last - first
+        yield Finished(
+            finish_reason=reason,
+            token_ids=tuple(token_ids),
+            prompt_tokens=prompt_tokens,
+            completion_tokens=num_generated,
+            ttft_s=first - arrival,
+            decode_tokens_per_s=(num_generated - 1) / decode_s if num_generated > 1 and decode_s > 0 else None,
+        )

@@ -1,0 +1,189 @@
+"""What the head of a route runs next: prefill chunks, decode steps and whole-sequence steps, taken in turn.
+
+The policy, which the tests state one by one:
+
+1. A prompt's tokens but the last are prefilled in chunks, without sampling; the last one is the first decode step. So
+   a chunk never waits for a token, and chunks of one prompt follow each other through the stages.
+2. Cached sequences decode in *slots*, batches that share one merged cache. There are at most as many slots as stages,
+   so that every stage has a batch to work on; a newcomer joins the smallest slot.
+3. Between two prefill chunks every slot that is ready decodes once, so a long prompt delays a token by at most the
+   chunks already in flight. Prompts take turns chunk by chunk, so a short prompt is not stuck behind a long one.
+4. Uncached sequences take turns among themselves, a step each, and take turns with the cached ones.
+5. At most `num_stages + 1` steps are in flight; more would only queue in front of a stage.
+
+Knows counts of tokens only: no token ids, no clock, no sockets.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+NO_SLOT = -1
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """Tokens [start, start + count) of a sequence; `sample` when the last of them is to be sampled from."""
+
+    sequence: int
+    start: int
+    count: int
+    sample: bool
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """One micro-batch. Rows have equal counts. slot: NO_SLOT for prefill and for uncached steps."""
+
+    slot: int
+    cached: bool
+    rows: tuple[RowPlan, ...]
+
+
+@dataclass
+class _Sequence:
+    length: int  # tokens known so far, prompt and answer
+    computed: int = 0  # tokens whose step was issued
+    in_flight: int = 0
+
+
+@dataclass
+class _Slot:
+    members: list[int] = field(default_factory=list)
+    in_flight: bool = False
+
+
+class Schedule:
+    """The sequences of one route on its head."""
+
+    def __init__(self, *, num_stages: int, chunk_tokens: int, max_rows: int):
+        """max_rows: sequences in a slot at most; 1 for architectures whose caches cannot be batched."""
+        self._max_in_flight = num_stages + 1
+        self._num_slots = num_stages
+        self._chunk_tokens = chunk_tokens
+        self._max_rows = max_rows
+        self._sequences: dict[int, _Sequence] = {}
+        self._prefilling: deque[int] = deque()
+        self._uncached: deque[int] = deque()
+        self._slots: dict[int, _Slot] = {}
+        self._turns: deque[int] = deque()  # slots in the order of their next turn
+        self._decodes_since_chunk = 0
+        self._cached_turn = True
+        self.num_in_flight = 0
+
+    def __repr__(self) -> str:
+        return f"Schedule({len(self._sequences)} sequences, {self.num_in_flight} in flight)"
+
+    def __len__(self) -> int:
+        return len(self._sequences)
+
+    def add(self, sequence: int, *, prompt_tokens: int, cached: bool, computed_tokens: int = 0) -> None:
+        """A sequence begins; `computed_tokens` of its prompt are already in the caches."""
+        assert sequence not in self._sequences
+        assert 0 <= computed_tokens < prompt_tokens
+        self._sequences[sequence] = _Sequence(length=prompt_tokens, computed=computed_tokens)
+        if not cached:
+            self._uncached.append(sequence)
+        elif computed_tokens < prompt_tokens - 1:
+            self._prefilling.append(sequence)
+        else:
+            self._enter_slot(sequence)
+
+    def remove(self, sequence: int) -> None:
+        """A sequence ended or was cancelled; steps of it that are in flight still count until they are done."""
+        if self._sequences.pop(sequence, None) is None:
+            return
+        for queue in (self._prefilling, self._uncached):
+            if sequence in queue:
+                queue.remove(sequence)
+        for number, slot in list(self._slots.items()):
+            if sequence in slot.members:
+                slot.members.remove(sequence)
+                if not slot.members and not slot.in_flight:
+                    self._drop_slot(number)
+
+    def next(self) -> StepPlan | None:
+        """The next step, counted as in flight; None when nothing is ready or enough is in flight."""
+        if self.num_in_flight >= self._max_in_flight:
+            return None
+        kinds = (self._next_cached, self._next_uncached)
+        for kind in kinds if self._cached_turn else reversed(kinds):
+            if step := kind():
+                self._cached_turn = not step.cached
+                self.num_in_flight += 1
+                for row in step.rows:
+                    self._sequences[row.sequence].computed = row.start + row.count
+                    self._sequences[row.sequence].in_flight += 1
+                return step
+        return None
+
+    def done(self, step: StepPlan) -> None:
+        """A step came back from the last stage; each row that sampled has one token more."""
+        self.num_in_flight -= 1
+        for row in step.rows:
+            state = self._sequences.get(row.sequence)
+            if state is not None:
+                state.in_flight -= 1
+                state.length += row.sample
+        if step.slot != NO_SLOT:
+            slot = self._slots[step.slot]
+            slot.in_flight = False
+            if not slot.members:
+                self._drop_slot(step.slot)
+
+    # --- cached
+
+    def _next_cached(self) -> StepPlan | None:
+        ready = [number for number in self._turns if not self._slots[number].in_flight]
+        chunk_is_due = self._prefilling and self._decodes_since_chunk >= len(self._slots)
+        if ready and not chunk_is_due:
+            self._decodes_since_chunk += 1
+            return self._decode(ready[0])
+        if self._prefilling:
+            self._decodes_since_chunk = 0
+            return self._chunk(self._prefilling.popleft())
+        return None
+
+    def _decode(self, number: int) -> StepPlan:
+        slot = self._slots[number]
+        slot.in_flight = True
+        self._turns.remove(number)
+        self._turns.append(number)
+        rows = (RowPlan(member, self._sequences[member].length - 1, 1, sample=True) for member in slot.members)
+        return StepPlan(number, cached=True, rows=tuple(rows))
+
+    def _chunk(self, sequence: int) -> StepPlan:
+        state = self._sequences[sequence]
+        count = min(self._chunk_tokens, state.length - 1 - state.computed)
+        row = RowPlan(sequence, state.computed, count, sample=False)
+        if state.computed + count < state.length - 1:
+            self._prefilling.append(sequence)
+        else:
+            self._enter_slot(sequence)
+        return StepPlan(NO_SLOT, cached=True, rows=(row,))
+
+    def _enter_slot(self, sequence: int) -> None:
+        """Join the smallest slot; open one where there are fewer than stages, or where all are full."""
+        open_slots = [number for number, slot in self._slots.items() if len(slot.members) < self._max_rows]
+        if len(self._slots) < self._num_slots or not open_slots:
+            number = next(n for n in range(len(self._slots) + 1) if n not in self._slots)
+            self._slots[number] = _Slot()
+            self._turns.append(number)
+        else:
+            number = min(open_slots, key=lambda n: len(self._slots[n].members))
+        self._slots[number].members.append(sequence)
+
+    def _drop_slot(self, number: int) -> None:
+        del self._slots[number]
+        self._turns.remove(number)
+
+    # --- uncached
+
+    def _next_uncached(self) -> StepPlan | None:
+        for sequence in self._uncached:
+            state = self._sequences[sequence]
+            if not state.in_flight:
+                self._uncached.remove(sequence)
+                self._uncached.append(sequence)
+                row = RowPlan(sequence, 0, state.length, sample=True)
+                return StepPlan(NO_SLOT, cached=False, rows=(row,))
+        return None

@@ -1,0 +1,152 @@
+"""The head's policy, rule by rule, and its invariants under random loads."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from strategy.scheduling import NO_SLOT, RowPlan, Schedule, StepPlan
+
+
+def schedule(num_stages=2, chunk_tokens=4, max_rows=8) -> Schedule:
+    return Schedule(num_stages=num_stages, chunk_tokens=chunk_tokens, max_rows=max_rows)
+
+
+def issue_all(plan: Schedule) -> list[StepPlan]:
+    steps = []
+    while step := plan.next():
+        steps.append(step)
+    return steps
+
+
+def test_prompt_is_prefilled_in_chunks_and_its_last_token_is_the_first_decode():
+    plan = schedule(num_stages=4)
+    plan.add(1, prompt_tokens=10, cached=True)
+    rows = [step.rows[0] for step in issue_all(plan)]
+    assert rows == [
+        RowPlan(1, 0, 4, sample=False),
+        RowPlan(1, 4, 4, sample=False),
+        RowPlan(1, 8, 1, sample=False),
+        RowPlan(1, 9, 1, sample=True),
+    ]
+
+
+def test_decode_waits_for_its_token_but_chunks_do_not_wait_for_each_other():
+    plan = schedule(num_stages=1)
+    plan.add(1, prompt_tokens=1, cached=True)
+    step = plan.next()
+    assert plan.next() is None
+    plan.done(step)
+    assert plan.next().rows == (RowPlan(1, 1, 1, sample=True),)
+
+
+def test_at_most_one_step_more_than_stages_is_in_flight():
+    plan = schedule(num_stages=2)
+    plan.add(1, prompt_tokens=100, cached=True)
+    assert len(issue_all(plan)) == 3
+
+
+def test_newcomers_spread_over_as_many_slots_as_stages():
+    plan = schedule(num_stages=2)
+    for sequence in range(4):
+        plan.add(sequence, prompt_tokens=1, cached=True)
+    assert [[row.sequence for row in step.rows] for step in issue_all(plan)] == [[0, 2], [1, 3]]
+
+
+def test_caches_that_cannot_be_batched_decode_one_by_one_in_turn():
+    plan = schedule(num_stages=1, max_rows=1)
+    for sequence in range(3):
+        plan.add(sequence, prompt_tokens=1, cached=True)
+    order = []
+    for _ in range(6):
+        step = plan.next()
+        order.append([row.sequence for row in step.rows])
+        plan.done(step)
+    assert order == [[0], [1], [2], [0], [1], [2]]
+
+
+def test_ready_slots_decode_between_two_chunks_of_a_long_prompt():
+    plan = schedule(num_stages=1)
+    plan.add(1, prompt_tokens=1, cached=True)
+    plan.add(2, prompt_tokens=41, cached=True)
+    kinds = []
+    for _ in range(8):
+        step = plan.next()
+        kinds.append("decode" if step.slot != NO_SLOT else "chunk")
+        plan.done(step)
+    assert kinds == ["decode", "chunk"] * 4
+
+
+def test_short_prompt_is_not_stuck_behind_a_long_one():
+    plan = schedule(num_stages=1)
+    plan.add(1, prompt_tokens=401, cached=True)
+    plan.add(2, prompt_tokens=3, cached=True)
+    seen = []
+    while not seen or seen[-1] != 2:
+        step = plan.next()
+        seen.append(step.rows[0].sequence)
+        plan.done(step)
+    assert len(seen) == 2
+
+
+def test_uncached_sequence_recomputes_everything_and_takes_turns():
+    plan = schedule(num_stages=1)
+    plan.add(1, prompt_tokens=5, cached=False)
+    plan.add(2, prompt_tokens=7, cached=False)
+    rows = []
+    for _ in range(4):
+        step = plan.next()
+        rows.append(step.rows[0])
+        plan.done(step)
+    assert rows == [
+        RowPlan(1, 0, 5, sample=True),
+        RowPlan(2, 0, 7, sample=True),
+        RowPlan(1, 0, 6, sample=True),
+        RowPlan(2, 0, 8, sample=True),
+    ]
+
+
+def test_cancelled_sequence_takes_part_in_no_further_step():
+    plan = schedule(num_stages=2)
+    for sequence in range(3):
+        plan.add(sequence, prompt_tokens=9, cached=sequence != 1)
+    step = plan.next()
+    for sequence in range(3):
+        plan.remove(sequence)
+    plan.done(step)
+    assert plan.next() is None
+    assert plan.num_in_flight == 0
+
+
+@given(st.data())
+def test_every_token_is_computed_once_in_order_under_random_arrivals_and_cancellations(data):
+    plan = schedule(
+        num_stages=data.draw(st.integers(1, 4)),
+        chunk_tokens=data.draw(st.integers(1, 7)),
+        max_rows=data.draw(st.integers(1, 4)),
+    )
+    computed: dict[int, int] = {}
+    lengths: dict[int, int] = {}
+    in_flight: list[StepPlan] = []
+    for number in range(data.draw(st.integers(1, 60))):
+        action = data.draw(st.sampled_from(["add", "next", "next", "done", "done", "cancel"]))
+        if action == "add":
+            lengths[number] = data.draw(st.integers(1, 20))
+            computed[number] = 0
+            plan.add(number, prompt_tokens=lengths[number], cached=True)
+        elif action == "cancel" and lengths:
+            gone = data.draw(st.sampled_from(sorted(lengths)))
+            plan.remove(gone)
+            del lengths[gone]
+        elif action == "next" and (step := plan.next()):
+            for row in step.rows:
+                assert row.sequence in lengths
+                assert row.start == computed[row.sequence]
+                computed[row.sequence] += row.count
+                assert computed[row.sequence] <= lengths[row.sequence]
+                assert row.sample == (computed[row.sequence] == lengths[row.sequence])
+            in_flight.append(step)
+        elif action == "done" and in_flight:
+            step = in_flight.pop(0)
+            plan.done(step)
+            for row in step.rows:
+                if row.sequence in lengths:
+                    lengths[row.sequence] += row.sample

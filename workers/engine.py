@@ -1,0 +1,300 @@
+"""The compute thread of a worker: takes messages in order, runs stages and heads, sends results.
+
+Everything that touches MLX happens here, on the thread that calls `run` (mlx refuses arrays that another thread made).
+Other threads only `post` messages and read `stats`. One turn of the loop handles what arrived, then lets each head run
+one step: so a stage's arrivals and the routes that begin here share the thread fairly, and a cancellation is seen
+after at most one step.
+"""
+
+import logging
+import queue
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import msgspec
+import numpy as np
+
+from cluster.errors import TandemError
+from cluster.transport import Sender
+from cluster.wire import (
+    Buffer,
+    Cancel,
+    CloseSequence,
+    Envelope,
+    Generate,
+    Heartbeat,
+    Inspected,
+    InspectModel,
+    Loaded,
+    LoadFailed,
+    LoadStage,
+    Message,
+    OpenSequence,
+    Peer,
+    Sampled,
+    Shutdown,
+    StagePlan,
+    Step,
+    StepFailed,
+)
+from workers import payload
+from workers.executor import Stage, StageExecutor, UnknownSequence
+from workers.head import Head
+from workers.inspection import inspect
+from workers.split_model import SplitModel
+
+log = logging.getLogger(__name__)
+
+DEFAULT_CHUNK_TOKENS = 512
+# Sequences whose caches are merged into one decode batch.
+MAX_ROWS = 32
+_STATS_EVERY_S = 0.25
+Route = tuple[str, ...]
+
+
+class Engine:
+    """See the module. `coordinator` is where reports go; `name` is this worker's name in plans."""
+
+    def __init__(self, name: str, coordinator: Peer, outbox: Sender):
+        self._name = name
+        self._coordinator = coordinator
+        self._outbox = outbox
+        self._arrivals: queue.SimpleQueue[Envelope] = queue.SimpleQueue()
+        self._epoch = 0
+        self._model: SplitModel | None = None
+        self._model_path: Path | None = None
+        self._plan: LoadStage | None = None
+        self._stages: dict[str, StagePlan] = {}
+        self._executors: dict[Route, StageExecutor] = {}
+        self._heads: dict[Route, Head] = {}
+        self._weights_bytes = 0
+        self._num_steps = 0
+        self._busy_s = 0.0
+        self._running = True
+        self._stats_at = 0.0
+        self.stats = self._measure()
+        self._handlers: Mapping[type[Message], Callable[[Any, tuple[Buffer, ...]], None]] = {
+            InspectModel: self._inspect,
+            LoadStage: self._load,
+            Generate: self._generate,
+            Cancel: self._cancel,
+            OpenSequence: self._open,
+            CloseSequence: self._close,
+            Step: self._arrived,
+            Sampled: self._sampled,
+            StepFailed: self._step_failed,
+            Shutdown: self._shutdown,
+        }
+
+    def __repr__(self) -> str:
+        return f"Engine({self._name}, epoch {self._epoch}, heads {list(self._heads.values())})"
+
+    def post(self, envelope: Envelope) -> None:
+        """Hand in a message; callable from any thread."""
+        self._arrivals.put(envelope)
+
+    def run(self) -> None:
+        """Work until a Shutdown arrives."""
+        idle = True
+        while self._running:
+            self._take(block=idle)
+            idle = not self._advance_heads()
+            self._update_stats()
+
+    def turn(self) -> bool:
+        """One turn without waiting, for tests; whether anything was done."""
+        return self._take(block=False) | self._advance_heads()
+
+    def _take(self, *, block: bool) -> bool:
+        """Handle everything that arrived; with `block`, wait a while for something."""
+        taken = False
+        while self._running:
+            try:
+                envelope = self._arrivals.get(block and not taken, timeout=_STATS_EVERY_S)
+            except queue.Empty:
+                return taken
+            taken = True
+            self._handle(envelope)
+        return taken
+
+    def _handle(self, envelope: Envelope) -> None:
+        if envelope.epoch < self._epoch:
+            log.info("dropped %s of epoch %d", type(envelope.message).__name__, envelope.epoch)
+            return
+        self._epoch = envelope.epoch
+        handler = self._handlers.get(type(envelope.message))
+        if handler is None:
+            log.warning("dropped an unexpected %s", type(envelope.message).__name__)
+            return
+        handler(envelope.message, envelope.buffers)
+
+    def _advance_heads(self) -> bool:
+        worked = False
+        for head in list(self._heads.values()):
+            if issued := head.next_step():
+                worked = True
+                self._run_step(*issued, None)
+        return worked
+
+    # --- loading
+
+    def _inspect(self, message: InspectModel, _: tuple[Buffer, ...]) -> None:
+        try:
+            found = inspect(Path(message.model_path), Path(message.cache_dir))
+        except TandemError as error:
+            self._report(LoadFailed(worker=self._name, message=str(error)))
+            return
+        self._report(
+            Inspected(
+                worker=self._name,
+                architecture=found.architecture,
+                num_layers=found.num_layers,
+                legal_cuts=found.legal_cuts,
+                why_not=found.why_not,
+                batches=found.batches,
+                last_position_only=found.last_position_only,
+                context_tokens=found.context_tokens,
+            )
+        )
+
+    def _load(self, message: LoadStage, _: tuple[Buffer, ...]) -> None:
+        self._plan = message
+        self._stages = {stage.worker: stage for stage in message.stages}
+        self._executors.clear()
+        self._heads.clear()
+        own = self._stages[self._name]
+        try:
+            self._model = SplitModel.load(Path(message.model_path))
+            self._model.unused = inspect(Path(message.model_path), Path(message.cache_dir)).unused
+            whole = (0, self._model.num_layers)
+            self._model.warm_up(whole if own.holds_full_model else (own.layers.start, own.layers.end))
+        except TandemError as error:
+            self._report(LoadFailed(worker=self._name, message=str(error)))
+            return
+        except (RuntimeError, ValueError, MemoryError) as error:
+            log.exception("loading failed")
+            self._report(LoadFailed(worker=self._name, message=f"{self._name} could not load the model: {error}"))
+            return
+        mx.clear_cache()
+        self._weights_bytes = mx.get_active_memory()
+        self._report(Loaded(worker=self._name, weights_bytes=self._weights_bytes))
+
+    def _shutdown(self, _: Shutdown, __: tuple[Buffer, ...]) -> None:
+        self._running = False
+
+    # --- head of routes that begin here
+
+    def _generate(self, message: Generate, buffers: tuple[Buffer, ...]) -> None:
+        prompt = np.frombuffer(buffers[0], dtype=np.int32).tolist()
+        self._head(message.route).begin(message, prompt)
+
+    def _head(self, route: Route) -> Head:
+        if route not in self._heads:
+            assert self._plan is not None
+            self._heads[route] = Head(
+                route,
+                chunk_tokens=self._plan.prefill_chunk_tokens or DEFAULT_CHUNK_TOKENS,
+                max_rows=MAX_ROWS if self._plan.batches else 1,
+                report=self._report,
+                forward=lambda message: self._apply_and_pass_on(message, route),
+            )
+        return self._heads[route]
+
+    def _cancel(self, message: Cancel, _: tuple[Buffer, ...]) -> None:
+        for head in self._heads.values():
+            head.cancel(message.sequence)
+
+    def _sampled(self, message: Sampled, _: tuple[Buffer, ...]) -> None:
+        self._heads[message.route].sampled(message.number, message.tokens)
+
+    def _step_failed(self, message: StepFailed, _: tuple[Buffer, ...]) -> None:
+        self._heads[message.route].failed(message.number, message.message)
+
+    # --- stage
+
+    def _executor(self, route: Route) -> StageExecutor:
+        if route not in self._executors:
+            assert self._model is not None
+            assert self._plan is not None
+            own = self._stages[self._name].layers
+            layers = (own.start, own.end) if len(route) > 1 else (0, self._model.num_layers)
+            stage = Stage(layers, is_last=route[-1] == self._name)
+            self._executors[route] = StageExecutor(
+                self._model, stage, last_position_only=self._plan.last_position_only
+            )
+        return self._executors[route]
+
+    def _next_worker(self, route: Route) -> Peer | None:
+        index = route.index(self._name) + 1
+        return self._stages[route[index]].peer if index < len(route) else None
+
+    def _open(self, message: OpenSequence, _: tuple[Buffer, ...]) -> None:
+        self._apply_and_pass_on(message, message.route)
+
+    def _close(self, message: CloseSequence, _: tuple[Buffer, ...]) -> None:
+        self._apply_and_pass_on(message, message.route)
+
+    def _apply_and_pass_on(self, message: Message, route: Route) -> None:
+        executor = self._executor(route)
+        if isinstance(message, OpenSequence):
+            executor.open(message)
+        elif isinstance(message, CloseSequence):
+            executor.close(message.sequence)
+        if peer := self._next_worker(route):
+            self._send(peer, message)
+
+    def _arrived(self, step: Step, buffers: tuple[Buffer, ...]) -> None:
+        tokens = np.frombuffer(buffers[0], dtype=np.int32).reshape(len(step.rows), step.num_tokens)
+        self._run_step(step, tokens, payload.decode(step.payload, buffers[1:]))
+
+    def _run_step(self, step: Step, tokens: np.ndarray, received: Any) -> None:
+        started = time.perf_counter()
+        try:
+            output = self._executor(step.route).run(step, tokens, received)
+        except (UnknownSequence, RuntimeError, ValueError, TypeError, MemoryError) as error:
+            # One request must never take the worker down; what MLX raises for it is the request's failure.
+            log.exception("step %d failed", step.number)
+            self._answer(step, StepFailed(number=step.number, route=step.route, message=f"{self._name}: {error}"))
+            return
+        finally:
+            self._num_steps += 1
+            self._busy_s += time.perf_counter() - started
+        if peer := self._next_worker(step.route):
+            spec, arrays = payload.encode(output)
+            self._send(peer, msgspec.structs.replace(step, payload=spec), [memoryview(tokens).cast("B"), *arrays])
+        else:
+            self._answer(step, Sampled(number=step.number, route=step.route, tokens=tuple(output)))
+
+    def _answer(self, step: Step, answer: Sampled | StepFailed) -> None:
+        """To the head of the step's route, directly when that is here."""
+        if step.route[0] == self._name:
+            self._handlers[type(answer)](answer, ())
+        else:
+            self._send(self._stages[step.route[0]].peer, answer)
+
+    # --- reporting
+
+    def _report(self, message: Message) -> None:
+        self._send(self._coordinator, message)
+
+    def _send(self, peer: Peer, message: Message, buffers: list[Buffer] | None = None) -> None:
+        self._outbox.send(peer, self._epoch, message, buffers or ())
+
+    def _update_stats(self) -> None:
+        now = time.monotonic()
+        if now - self._stats_at >= _STATS_EVERY_S:
+            self._stats_at = now
+            self.stats = self._measure()
+
+    def _measure(self) -> Heartbeat:
+        return Heartbeat(
+            worker=self._name,
+            weights_bytes=self._weights_bytes,
+            kv_bytes=sum(executor.kv_bytes for executor in self._executors.values()),
+            running=sum(len(executor) for executor in self._executors.values()),
+            steps=self._num_steps,
+            busy_s=self._busy_s,
+        )

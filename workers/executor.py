@@ -1,0 +1,157 @@
+"""Runs steps on one worker: the caches and samplers of the sequences that pass through it.
+
+Owns, per sequence, its cache of the worker's layers (alone, or merged with others into a slot's batch) and, on the last
+stage, its sampler. Does what arrives in the order it arrives; decides nothing. All on the MLX thread.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from cluster.wire import OpenSequence, Row, Step
+from strategy.scheduling import NO_SLOT
+from workers.sampling import TokenSampler, sample_rows
+from workers.split_model import SplitModel
+from workers.stage_cache import StageCache
+
+
+class UnknownSequence(Exception):
+    """A step names a sequence that was never opened here or is closed."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """This worker's place in a route. layers: half open."""
+
+    layers: tuple[int, int]
+    is_last: bool
+
+
+@dataclass
+class _Sequence:
+    cached: bool
+    sampler: TokenSampler
+    cache: StageCache | None  # None when uncached, or while merged into a slot
+
+
+@dataclass
+class _Slot:
+    rows: list[int] = field(default_factory=list)
+    cache: StageCache | None = None
+
+
+class StageExecutor:
+    """The compute side of one route on one worker."""
+
+    def __init__(self, model: SplitModel, stage: Stage, *, last_position_only: bool):
+        self._model = model
+        self._stage = stage
+        self._last_position_only = last_position_only
+        self._sequences: dict[int, _Sequence] = {}
+        self._slots: dict[int, _Slot] = {}
+
+    def __repr__(self) -> str:
+        return f"StageExecutor({self._stage.layers}, {len(self._sequences)} sequences)"
+
+    def __len__(self) -> int:
+        return len(self._sequences)
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of all caches here."""
+        caches = [sequence.cache for sequence in self._sequences.values()]
+        caches += [slot.cache for slot in self._slots.values()]
+        return sum(cache.nbytes for cache in caches if cache is not None)
+
+    def open(self, message: OpenSequence) -> None:
+        """A sequence begins."""
+        cache = self._model.make_cache(self._stage.layers) if message.cached else None
+        sampler = TokenSampler(message.sampling, message.seed, message.history)
+        self._sequences[message.sequence] = _Sequence(message.cached, sampler, cache)
+
+    def close(self, sequence: int) -> None:
+        """A sequence ended; its row leaves its slot when the slot runs next, or now if it was the last."""
+        self._sequences.pop(sequence, None)
+        for number, slot in list(self._slots.items()):
+            if sequence in slot.rows and not any(row in self._sequences for row in slot.rows):
+                del self._slots[number]
+
+    def run(self, step: Step, tokens: np.ndarray, payload: Any) -> Any:
+        """Run one step; tokens (rows, N) int32, payload from the stage before or None on the first.
+
+        Returns the evaluated payload for the next stage, or on the last stage the sampled ids, one for each row that
+        asked for one.
+
+        Raises:
+            UnknownSequence: see there.
+        """
+        if missing := [row.sequence for row in step.rows if row.sequence not in self._sequences]:
+            raise UnknownSequence(f"sequence {missing[0]} is not open on this worker")
+        cache = self._cache_of(step) if step.cached else None
+        sampling = self._stage.is_last and any(row.sample for row in step.rows)
+        output = self._model.forward(
+            mx.array(tokens),
+            layers=self._stage.layers,
+            cache=cache,
+            payload=payload,
+            last_position_only=sampling and self._last_position_only,
+        )
+        if not self._stage.is_last:
+            self._model.evaluate(output, cache)
+            return output
+        if not sampling:
+            self._model.evaluate(None, cache)
+            return []
+        return self._sample(output[:, -1, :], step, cache)
+
+    def _sample(self, logits: mx.array, step: Step, cache: StageCache | None) -> list[int]:
+        wanted = [index for index, row in enumerate(step.rows) if row.sample]
+        if len(wanted) < len(step.rows):
+            logits = logits[mx.array(wanted)]
+        samplers = [self._sequences[step.rows[index].sequence].sampler for index in wanted]
+        positions = [step.rows[index].position + step.num_tokens for index in wanted]
+        sampled = sample_rows(samplers, logits, positions)
+        self._model.evaluate(sampled, cache)
+        ids: list[int] = sampled.tolist()
+        for sampler, token in zip(samplers, ids, strict=True):
+            sampler.accept(token)
+        return ids
+
+    def _cache_of(self, step: Step) -> StageCache:
+        if step.slot == NO_SLOT or (len(step.rows) == 1 and step.slot not in self._slots):
+            cache = self._sequences[step.rows[0].sequence].cache
+            if cache is not None:
+                return cache
+        slot = self._slots.setdefault(step.slot, _Slot())
+        self._arrange(slot, step.rows)
+        assert slot.cache is not None
+        return slot.cache
+
+    def _arrange(self, slot: _Slot, rows: tuple[Row, ...]) -> None:
+        """Bring the slot's merged cache to exactly `rows`: drop who left, append who came with a cache of its own."""
+        wanted = [row.sequence for row in rows]
+        if slot.rows == wanted:
+            return
+        keep = [index for index, sequence in enumerate(slot.rows) if sequence in wanted]
+        if slot.cache is not None and not keep:
+            slot.cache = None
+        elif slot.cache is not None and len(keep) < len(slot.rows):
+            slot.cache.filter(keep)
+        kept = [slot.rows[index] for index in keep]
+        newcomers = wanted[len(kept) :]
+        assert wanted == kept + newcomers, "rows keep their order; newcomers come last"
+        if newcomers:
+            slot.cache = self._joined(slot.cache, newcomers)
+        slot.rows = wanted
+
+    def _joined(self, cache: StageCache | None, newcomers: list[int]) -> StageCache:
+        own = [self._sequences[sequence].cache for sequence in newcomers]
+        merged = StageCache.merge([member for member in own if member is not None])
+        for sequence in newcomers:
+            self._sequences[sequence].cache = None
+        if cache is None:
+            return merged
+        cache.extend(merged)
+        return cache

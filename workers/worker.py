@@ -1,0 +1,103 @@
+"""One worker process: joins the coordinator, beats, and runs the engine on the main thread.
+
+A local worker is *supervised*: the first line of its standard input is the cluster's token, and the end of the input
+means that the coordinator is gone, however it ended; so no worker outlives it. A worker elsewhere notices the closed
+link.
+"""
+
+import logging
+import os
+import socket
+import sys
+import threading
+from typing import TextIO
+
+import msgspec
+
+from cluster.transport import ZmqInbox, ZmqOutbox
+from cluster.wire import PROTOCOL, Envelope, Join, Peer, Rejected, Shutdown, Welcome
+from workers.engine import Engine
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_S = 0.5
+_EXIT_GRACE_S = 3.0
+
+
+class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """coordinator: its inbox; secret: the token's secret part; supervised: standard input is the coordinator's pipe."""
+
+    name: str
+    coordinator: Peer
+    secret: str
+    memory_limit_bytes: int
+    supervised: bool
+
+
+class Worker:
+    """Wires engine, inbox and heartbeat together."""
+
+    def __init__(self, options: WorkerOptions):
+        self._options = options
+        self._engine = Engine(options.name, options.coordinator, ZmqOutbox())
+        self._inbox = ZmqInbox(self._deliver)
+        self._stopping = threading.Event()
+
+    def __repr__(self) -> str:
+        return f"Worker({self._options.name})"
+
+    def run(self) -> None:
+        """Join and work until told to stop."""
+        self._inbox.start()
+        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
+        if self._options.supervised:
+            threading.Thread(target=self._watch_input, args=(sys.stdin,), name="supervision", daemon=True).start()
+        self._engine.run()
+        log.info("ended")
+
+    def _deliver(self, envelope: Envelope) -> None:
+        """On the inbox's thread."""
+        match envelope.message:
+            case Welcome():
+                log.info("admitted")
+            case Rejected(reason=reason):
+                log.error("not admitted: %s", reason)
+                self._end()
+            case Shutdown():
+                self._end()
+            case _:
+                self._engine.post(envelope)
+
+    def _end(self) -> None:
+        """Let the engine finish its step; end the process even if it does not."""
+        if not self._stopping.is_set():
+            self._stopping.set()
+            self._engine.post(Envelope(1 << 62, Shutdown()))
+            timer = threading.Timer(_EXIT_GRACE_S, os._exit, (0,))
+            timer.daemon = True
+            timer.start()
+
+    def _beat(self) -> None:
+        options = self._options
+        outbox = ZmqOutbox()
+        join = Join(
+            protocol=PROTOCOL,
+            secret=options.secret,
+            name=options.name,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            peer=self._inbox.peer,
+            memory_limit_bytes=options.memory_limit_bytes,
+        )
+        if not options.supervised:
+            outbox.watch(options.coordinator, self._end)
+        outbox.send(options.coordinator, 0, join)
+        while not self._stopping.wait(HEARTBEAT_S):
+            outbox.send(options.coordinator, 0, self._engine.stats)
+        outbox.close()
+
+    def _watch_input(self, stream: TextIO) -> None:
+        while stream.readline():
+            pass
+        log.warning("the coordinator is gone")
+        os._exit(1)
