@@ -1,0 +1,205 @@
+"""`prompt`, `chat` and `explain`: text in, the API's answer out."""
+
+import json
+import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any, TextIO
+
+import msgspec
+
+from cluster.cli.client import ApiRequestFailed, Client
+from cluster.cli.session import Session
+from cluster.cli.showing import explain_lines
+from cluster.config import mode_from_environment
+from cluster.errors import TandemError, UsageError
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """What a generation may be asked for; None leaves it to the API."""
+
+    max_tokens: int | None = None
+    temperature: float | None = None
+    seed: int | None = None
+    raw: bool = False
+    strategy: str | None = None
+    conversation: str | None = None
+
+
+class Answer(msgspec.Struct):
+    """An answer as it comes in. tandem: how it was routed and how fast it was."""
+
+    text: str = ""
+    finish_reason: str | None = None
+    usage: dict[str, Any] | None = None
+    tandem: dict[str, Any] | None = None
+
+    def take(self, chunk: dict[str, Any]) -> str:
+        """Take a chunk of the stream in; returns its new text."""
+        self.usage = chunk.get("usage") or self.usage
+        self.tandem = chunk.get("tandem") or self.tandem
+        for choice in chunk.get("choices", []):
+            self.finish_reason = choice.get("finish_reason") or self.finish_reason
+            new: str = (choice["delta"].get("content") if "delta" in choice else choice.get("text")) or ""
+            self.text += new
+            return new
+        return ""
+
+    def report(self) -> dict[str, Any]:
+        """The object of `prompt --json`."""
+        if self.usage is None or self.tandem is None:
+            raise TandemError("the answer came without its usage; is the API another program's?")
+        return {
+            "text": self.text,
+            "token_ids": self.tandem["token_ids"],
+            "strategy": self.tandem["strategy"],
+            "reason": self.tandem["reason"],
+            "prompt_tokens": self.usage["prompt_tokens"],
+            "completion_tokens": self.usage["completion_tokens"],
+            "finish_reason": self.finish_reason,
+            "ttft_s": self.tandem["ttft_s"],
+            "decode_tokens_per_s": self.tandem["decode_tokens_per_s"],
+            "workers": self.tandem["workers"],
+        }
+
+
+def read_text(argument: str, stdin: Any) -> str:
+    """The prompt of the command line; "-" reads it from `stdin` (bytes).
+
+    Raises:
+        UsageError: it is empty or not UTF-8.
+    """
+    try:
+        text: str = stdin.read().decode("utf-8") if argument == "-" else argument
+        text.encode("utf-8")  # an argument that is not UTF-8 arrives with lone surrogates
+    except UnicodeError:
+        raise UsageError("the prompt is not valid UTF-8 text; convert it to UTF-8 first") from None
+    if not text.strip():
+        raise UsageError('the prompt is empty; give some text, as in ./launch.sh prompt "What is a KV cache?"')
+    return text
+
+
+def prompt(session: Session, text: str, options: Options, *, as_json: bool) -> None:
+    """Stream the answer to stdout, or print one JSON object at its end."""
+    mode = mode_from_environment(session.environment)
+    client, status = session.reach()
+    path, body = _generation(status, [{"role": "user", "content": text}], options, mode)
+    answer = Answer()
+    for new in _texts(session, client, path, body, answer):
+        if not as_json:
+            _write(sys.stdout, new)
+    if as_json:
+        print(json.dumps(answer.report(), ensure_ascii=False))
+        return
+    if not answer.text.endswith("\n"):
+        print()
+    session.terminal.aside(_summary(answer))
+
+
+def explain(session: Session, text: str, options: Options, *, as_json: bool) -> None:
+    """What the selector would choose for this prompt."""
+    mode = mode_from_environment(session.environment)
+    client, status = session.reach()
+    _, body = _generation(status, [{"role": "user", "content": text}], options, mode)
+    choice = client.post("/v1/explain", body)
+    print(json.dumps(choice, ensure_ascii=False) if as_json else "\n".join(explain_lines(choice)))
+
+
+def chat(session: Session, options: Options) -> None:
+    """A conversation on the terminal, until /exit or the end of input."""
+    mode = mode_from_environment(session.environment)
+    client, status = session.reach()
+    if not status["model"].get("has_chat_template", True):
+        raise UsageError("this model has no chat template; use `./launch.sh prompt --raw` instead")
+    if session.terminal.interactive:
+        session.terminal.note(f"{status['model']['id']}: /clear forgets the conversation, /exit or Ctrl-D ends it.")
+        import readline  # noqa: F401 - gives input() its line editing
+    messages: list[dict[str, str]] = []
+    conversation = f"chat-{secrets.token_hex(8)}"
+    for line in _lines_typed():
+        if line == "/exit":
+            return
+        if line == "/clear":
+            messages, conversation = [], f"chat-{secrets.token_hex(8)}"
+            continue
+        asked = [*messages, {"role": "user", "content": line}]
+        body = _generation(status, asked, msgspec.structs.replace(options, conversation=conversation), mode)[1]
+        reply = _chat_turn(session, client, body)
+        if reply is not None:
+            messages = [*asked, {"role": "assistant", "content": reply}]
+
+
+def _chat_turn(session: Session, client: Client, body: dict[str, Any]) -> str | None:
+    """Print one answer; None when it was refused or interrupted, which leaves the conversation as it was."""
+    answer = Answer()
+    try:
+        for new in _texts(session, client, "/v1/chat/completions", body, answer):
+            _write(sys.stdout, new)
+    except KeyboardInterrupt:
+        print("\n(interrupted)")
+        return None
+    except ApiRequestFailed as error:
+        session.terminal.note(f"tandem: {error}")
+        return None
+    print()
+    session.terminal.aside(_summary(answer))
+    return answer.text
+
+
+def _lines_typed() -> Iterator[str]:
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            return
+        except UnicodeDecodeError:
+            raise UsageError("the input is not valid UTF-8 text") from None
+        if line:
+            yield line
+
+
+def _texts(session: Session, client: Client, path: str, body: dict[str, Any], answer: Answer) -> Iterator[str]:
+    """New pieces of text as they come; closes the connection, which cancels the request, however it ends."""
+    streaming = {"stream": True, "stream_options": {"include_usage": True}}
+    with closing(client.stream(path, body | streaming)) as chunks:
+        for chunk in chunks:
+            if "prefill" in chunk:
+                processed, total = chunk["prefill"]
+                session.terminal.progress(f"reading the prompt: {processed} of {total} tokens")
+                continue
+            new = answer.take(chunk)
+            if new:
+                session.terminal.done()
+                yield new
+    session.terminal.done()
+
+
+def _generation(
+    status: dict[str, Any], messages: list[dict[str, str]], options: Options, mode: str | None
+) -> tuple[str, dict[str, Any]]:
+    """Path and body of a request; the last message alone, without a template, for raw prompts."""
+    raw = options.raw or not status["model"].get("has_chat_template", True)
+    body: dict[str, Any] = {"prompt": messages[-1]["content"]} if raw else {"messages": messages}
+    wanted = {
+        "max_tokens": options.max_tokens,
+        "temperature": options.temperature,
+        "seed": options.seed,
+        "strategy": options.strategy,
+        "conversation": options.conversation,
+        "use_distributed_inference": mode,
+    }
+    body |= {name: value for name, value in wanted.items() if value is not None}
+    return ("/v1/completions" if raw else "/v1/chat/completions"), body
+
+
+def _summary(answer: Answer) -> str:
+    report = answer.report()
+    rate = report["decode_tokens_per_s"]
+    speed = "" if rate is None else f", then {rate:.0f} tokens/s"
+    return f"[{report['strategy']}: {report['reason']}; first token after {report['ttft_s']:.2f} s{speed}]"
+
+
+def _write(stream: TextIO, text: str) -> None:
+    stream.write(text)
+    stream.flush()

@@ -1,0 +1,52 @@
+"""The log files of a cluster: the ends of all, or of one, and following it."""
+
+import time
+from collections import deque
+from pathlib import Path
+
+from cluster.errors import TandemError, UsageError
+from cluster.home import Home
+
+_POLL_S = 0.25
+
+
+def log_files(home: Home, name: str | None) -> list[Path]:
+    """The files of process `name` ("coordinator", a worker's name), or of all.
+
+    Raises:
+        UsageError: there is no log of that name.
+        TandemError: there are no logs at all.
+    """
+    files = sorted([*home.logs.glob("*.log"), *home.logs.glob("*.out")]) if home.logs.is_dir() else []
+    if not files:
+        raise TandemError(f"there are no logs in {home.logs} yet; start a cluster first")
+    if name is None:
+        return [file for file in files if file.stat().st_size > 0]
+    chosen = [file for file in files if name in (file.stem, file.name)]
+    if not chosen:
+        known = ", ".join(sorted({file.stem for file in files}))
+        raise UsageError(f"there is no log of {name!r}; there are {known}")
+    return chosen
+
+
+def print_ends(files: list[Path], num_lines: int) -> None:
+    """The last lines of each file, under its name where there are several."""
+    for file in files:
+        if len(files) > 1:
+            print(f"==> {file} <==")
+        with file.open(encoding="utf-8", errors="replace") as lines:
+            print("".join(deque(lines, maxlen=num_lines)), end="")
+
+
+def follow(file: Path) -> None:
+    """Print what is appended to `file`, also after it was rotated, until interrupted."""
+    position = file.stat().st_size
+    while True:
+        time.sleep(_POLL_S)
+        size = file.stat().st_size if file.exists() else position
+        position = 0 if size < position else position
+        if size > position:
+            with file.open(encoding="utf-8", errors="replace") as lines:
+                lines.seek(position)
+                print(lines.read(), end="", flush=True)
+                position = lines.tell()

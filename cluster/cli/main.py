@@ -1,0 +1,354 @@
+"""The commands, their options, and the boundary where every error becomes one plain sentence and an exit code.
+
+0: done. 1: it failed. 2: the command line, the environment or the configuration is wrong. 130: interrupted. The
+commands import what they need when they run, so that `prompt` adds little to the time of its answer.
+"""
+
+import contextlib
+import difflib
+import math
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cluster.errors import TandemError, UsageError
+
+if TYPE_CHECKING:
+    from cluster.cli.generating import Options
+    from cluster.cli.session import Session
+
+STRATEGIES = ("single-device-cached", "distributed-no-cache", "distributed-cached", "tensor-parallel")
+_FOREGROUND_POLL_S = 0.5
+_PLAIN = {"ignore_unknown_options": True, "help_option_names": [], "allow_interspersed_args": False}
+
+
+def main(arguments: Sequence[str]) -> int:  # noqa: PLR0911 - one return for each kind of ending
+    """Run one command; returns the exit code."""
+    signal.signal(signal.SIGTERM, _end_on_signal)
+    signal.signal(signal.SIGHUP, _end_on_signal)
+    try:
+        commands.main(list(arguments), prog_name="launch.sh", standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        return 2
+    except click.ClickException as error:
+        return _complain(_sentence(error), 2)
+    except TandemError as error:
+        return _complain(str(error), error.exit_code)
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        return 130
+    except BrokenPipeError:
+        # The reader of our output went away, which is its right; Python must not complain about it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:  # noqa: BLE001 - the process boundary: a bug, said plainly, with its trace in a file
+        return _complain(f"unexpected {type(error).__name__}: {error}; please report it{_with_trace()}", 1)
+    return 0
+
+
+def _with_trace() -> str:
+    """Where the trace of the exception being handled was written, if anywhere."""
+    import traceback
+
+    with contextlib.suppress(OSError, TandemError):
+        home = _session().home
+        home.create()
+        file = home.logs / "cli.log"
+        file.write_text(traceback.format_exc(), encoding="utf-8")
+        return f" with {file}"
+    return ""
+
+
+def _end_on_signal(number: int, _frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
+def _complain(message: str, exit_code: int) -> int:
+    print(f"tandem: {message}", file=sys.stderr)
+    return exit_code
+
+
+def _sentence(error: click.ClickException) -> str:
+    """Click's own message, with the command whose help says more."""
+    message = error.format_message().rstrip(".")
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "launch.sh"
+    return f"{message[:1].lower()}{message[1:]}; see `./{command} --help`"
+
+
+class _Commands(click.Group):
+    """Commands in the order of their definition; an unknown one is told the nearest."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(self.commands)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in self.commands:
+            nearest = difflib.get_close_matches(args[0], self.commands, n=1, cutoff=0.0)[0]
+            raise UsageError(
+                f"there is no command {args[0]!r}; did you mean {nearest!r}? `./launch.sh --help` lists them"
+            )
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def commands() -> None:
+    """Tandem answers prompts with a model whose layers are shared by several workers.
+
+    Begin with: ./launch.sh prompt "What is a KV cache?"
+    """
+
+
+def _session() -> "Session":
+    from cluster.cli.session import Session
+    from cluster.cli.terminal import standard_terminal
+
+    return Session(standard_terminal())
+
+
+def _start_options(command: Callable[..., None]) -> Callable[..., None]:
+    for option in (
+        click.option("--port", type=click.IntRange(1, 65535), help="The HTTP port; 8420 by default."),
+        click.option("--workers", type=click.IntRange(1, 1024), help="How many workers on this machine."),
+        click.option("--model", metavar="DIR_OR_REPO", help="A model directory, or a hub id."),
+        click.option(
+            "--config",
+            "config_file",
+            type=click.Path(path_type=Path),
+            help="A TOML file; configs/local.toml by default.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _finite(_ctx: click.Context, _parameter: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"{value} is not a finite number")
+    return value
+
+
+def _generation_options(command: Callable[..., None]) -> Callable[..., None]:
+    for option in (
+        click.option("--conversation", metavar="ID", help="Requests with one ID may share a cache."),
+        click.option("--strategy", type=click.Choice(STRATEGIES), help="Ask for one strategy."),
+        click.option("--raw", is_flag=True, help="No chat template."),
+        click.option("--seed", type=click.IntRange(0), help="Make sampling repeatable."),
+        click.option(
+            "--temperature", type=click.FloatRange(0.0), callback=_finite, help="0 takes the likeliest token."
+        ),
+        click.option("--max-tokens", type=click.IntRange(1), help="How many tokens to generate at most."),
+    ):
+        command = option(command)
+    return command
+
+
+def _options(**given: Any) -> "Options":
+    from cluster.cli.generating import Options
+
+    return Options(**given)
+
+
+@commands.command()
+@_start_options
+@click.option("--foreground", is_flag=True, help="Stay attached; Ctrl-C or SIGTERM stops the cluster.")
+def start(
+    config_file: Path | None, model: str | None, workers: int | None, port: int | None, *, foreground: bool
+) -> None:
+    """Start a cluster and wait until it is ready."""
+    from cluster.cli.showing import plan_lines
+    from cluster.config import Flags
+
+    session = _session()
+    resolved = session.settings(config_file, Flags(model=model, workers=workers, port=port))
+    started = session.starter.start(lambda: resolved)
+    if started.status is None:
+        pid = started.state.coordinator.pid
+        print(f"Already running at {started.state.api} (pid {pid}); `./launch.sh stop` ends it.")
+        return
+    try:
+        print("\n".join(["Tandem is ready.", *plan_lines(started.status)]), flush=True)
+    except BrokenPipeError:
+        if not foreground:
+            raise
+    if foreground:
+        _stay(session, started.process)
+
+
+def _stay(session: "Session", process: Any) -> None:
+    """Wait for the coordinator; stop it when this process is told to end."""
+    import subprocess
+
+    from cluster.cli.stopping import stop_cluster
+
+    try:
+        while True:
+            # A short wait each: a signal that arrives in a long one is only seen at its end.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                status = process.wait(_FOREGROUND_POLL_S)
+                break
+    except (KeyboardInterrupt, SystemExit):
+        print(stop_cluster(session.home, session.terminal), flush=True)
+        return
+    if status != 0:
+        stop_cluster(session.home, session.terminal)
+        raise TandemError(f"the coordinator ended by itself (status {status}); `./launch.sh logs` says why")
+
+
+@commands.command()
+def stop() -> None:
+    """Drain, then stop everything that `start` started."""
+    from cluster.cli.stopping import stop_cluster
+
+    session = _session()
+    print(stop_cluster(session.home, session.terminal))
+
+
+@commands.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def status(*, as_json: bool) -> None:
+    """The cluster as it is now."""
+    import json
+
+    from cluster.cli.showing import print_status
+
+    report = _session().status()
+    if as_json:
+        print(json.dumps(report, ensure_ascii=False))
+    else:
+        print_status(report)
+
+
+@commands.command()
+@click.argument("text")
+@_generation_options
+@click.option("--json", "as_json", is_flag=True, help="One JSON object at the end and nothing else.")
+def prompt(text: str, *, as_json: bool, **options: Any) -> None:
+    """Answer one prompt; - reads it from standard input. Starts the default cluster when none runs."""
+    from cluster.cli import generating
+
+    words = generating.read_text(text, sys.stdin.buffer)
+    generating.prompt(_session(), words, _options(**options), as_json=as_json)
+
+
+@commands.command()
+@_generation_options
+def chat(**options: Any) -> None:
+    """A conversation in the terminal."""
+    from cluster.cli import generating
+
+    generating.chat(_session(), _options(**options))
+
+
+@commands.command()
+@click.argument("text")
+@_generation_options
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def explain(text: str, *, as_json: bool, **options: Any) -> None:
+    """Which strategy a prompt would take and why; generates nothing."""
+    from cluster.cli import generating
+
+    words = generating.read_text(text, sys.stdin.buffer)
+    generating.explain(_session(), words, _options(**options), as_json=as_json)
+
+
+@commands.command()
+@click.option("--join", "address", required=True, metavar="ADDRESS", help="Where the coordinator takes workers.")
+@click.option("--token", required=True, help="What the coordinator admits workers by.")
+@click.option("--name", help="This worker's name; the machine's name by default.")
+def worker(address: str, token: str, name: str | None) -> None:
+    """Join this machine as a worker to a cluster elsewhere."""
+    import platform
+
+    from cluster.processes import default_memory_limit, worker_environment
+
+    session = _session()
+    session.home.create()
+    known = ["--name", name or platform.node().split(".")[0] or "worker", "--home", str(session.home.root)]
+    limit = ["--memory-limit", str(default_memory_limit(1))]
+    _become("workers", [*known, *limit, "--join", address, "--token", token], worker_environment())
+
+
+@commands.command()
+@_start_options
+def config(config_file: Path | None, model: str | None, workers: int | None, port: int | None) -> None:
+    """The configuration in force, with where each value came from."""
+    from cluster.cli.showing import config_lines
+    from cluster.config import Flags
+
+    resolved = _session().settings(config_file, Flags(model=model, workers=workers, port=port))
+    print("\n".join(config_lines(resolved)))
+
+
+@commands.command()
+@click.argument("name", required=False)
+@click.option("-n", "--lines", "num_lines", type=click.IntRange(1), default=20, show_default=True)
+@click.option("-f", "--follow", "following", is_flag=True, help="Go on printing what is appended.")
+def logs(name: str | None, num_lines: int, *, following: bool) -> None:
+    """The ends of the log files; NAME is coordinator or a worker."""
+    from cluster.cli.logs import follow, log_files, print_ends
+
+    files = log_files(_session().home, name)
+    if following and name is None:
+        raise UsageError("--follow needs the NAME of one log, as in ./launch.sh logs --follow coordinator")
+    print_ends(files, num_lines)
+    if following:
+        follow(files[0])
+
+
+@commands.command()
+@click.option("--architectures", is_flag=True, help="How each architecture of mlx-lm can be split.")
+def doctor(*, architectures: bool) -> None:
+    """Check this machine: Python, MLX, BLAS, memory, model."""
+    if architectures:
+        _become("workers.inspection", ["--all"], dict(os.environ))
+    from cluster.cli.doctor import examine
+
+    num_problems = 0
+    for finding in examine(_session()):
+        print(f"{finding.verdict:<8} {finding.text}", flush=True)
+        num_problems += finding.verdict == "problem"
+    if num_problems:
+        raise TandemError(
+            f"{num_problems} problem{'s' if num_problems > 1 else ''} found; the lines above say what to do"
+        )
+
+
+@commands.command(context_settings=_PLAIN)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def bench(arguments: tuple[str, ...]) -> None:
+    """Run a benchmark: bench NAME [OPTIONS]; without NAME, list them."""
+    from cluster.cli.session import CHECKOUT
+
+    known = sorted(file.stem for file in (CHECKOUT / "benchmarks").glob("[a-z]*.py"))
+    names = ", ".join(known) or "none yet"
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"Usage: launch.sh bench NAME [OPTIONS]\n\nBenchmarks: {names}")
+        return
+    if arguments[0] not in known:
+        raise UsageError(f"there is no benchmark {arguments[0]!r}; there are: {names}")
+    _become(f"benchmarks.{arguments[0]}", list(arguments[1:]), dict(os.environ))
+
+
+@commands.command(context_settings=_PLAIN)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def test(arguments: tuple[str, ...]) -> None:  # noqa: ARG001 - for the help only
+    """Run the checks and the tests; arguments go to pytest alone."""
+    raise UsageError("the tests run through the launcher: ./launch.sh test")
+
+
+def _become(module: str, arguments: list[str], environment: dict[str, str]) -> None:
+    """Replace this process by `python -m module`."""
+    from cluster.cli.session import CHECKOUT
+
+    environment["PYTHONPATH"] = str(CHECKOUT)
+    sys.stdout.flush()
+    os.execve(sys.executable, [sys.executable, "-P", "-m", module, *arguments], environment)  # noqa: S606 - no shell is wanted

@@ -1,0 +1,113 @@
+"""What every command needs to know: whose cluster, from which checkout, and how to reach it.
+
+Knows the order of things (is one running, does it answer, must one be started) and nothing of options or output.
+"""
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from cluster.cli.client import Client, NoAnswer
+from cluster.cli.showing import stopped_status
+from cluster.cli.starting import Started, Starter
+from cluster.cli.stopping import read_state
+from cluster.cli.terminal import Terminal
+from cluster.config import Flags, Resolved, Settings, load_settings
+from cluster.errors import TandemError
+from cluster.home import ClusterState, Home
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+_READY_LIMIT_S = 600.0
+_POLL_S = 0.1
+
+
+class Session:
+    """One call of the command line: home, checkout, environment and terminal."""
+
+    def __init__(self, terminal: Terminal, environment: Mapping[str, str] = os.environ, checkout: Path = CHECKOUT):
+        self.terminal = terminal
+        self.environment = environment
+        self.checkout = checkout
+        self.home = Home.from_environment(checkout, environment)
+        self.starter = Starter(self.home, checkout, terminal)
+
+    def __repr__(self) -> str:
+        return f"Session({self.home!r})"
+
+    def settings(self, config_file: Path | None = None, flags: Flags | None = None) -> Resolved:
+        """The configuration that a `start` with this file and these flags would use; raises UsageError."""
+        return load_settings(
+            config_file,
+            checkout=self.checkout,
+            working_directory=Path.cwd(),
+            environment=self.environment,
+            flags=flags or Flags(),
+        )
+
+    def client(self, state: ClusterState) -> Client:
+        """The API of a running cluster, with the key from the environment or from what it was started with."""
+        return Client(state.api, self.environment.get("TANDEM_API_KEY") or self._stored_key())
+
+    def running_state(self) -> ClusterState | None:
+        """The cluster whose coordinator lives, or None."""
+        state = read_state(self.home, self.terminal)
+        return state if state is not None and state.coordinator.alive() else None
+
+    def status(self) -> dict[str, Any]:
+        """The cluster as it is now; never raises because of its state."""
+        state = read_state(self.home, self.terminal)
+        if state is None:
+            return stopped_status()
+        pid = state.coordinator.pid
+        if not state.coordinator.alive():
+            return stopped_status(f"the coordinator (pid {pid}) died; `./launch.sh start` starts anew")
+        try:
+            status: dict[str, Any] = self.client(state).get("/status", timeout_s=3.0)
+        except NoAnswer as error:
+            starting = time.time() - state.started_at < _READY_LIMIT_S and "failed" in str(error)
+            known = {"state": "starting" if starting else "degraded", "api": state.api, "coordinator": {"pid": pid}}
+            return stopped_status(None if starting else str(error)) | known
+        return status
+
+    def reach(self) -> tuple[Client, dict[str, Any]]:
+        """A cluster that serves, and its status; starts the default one when none runs.
+
+        Raises:
+            TandemError: it cannot be started or does not become ready.
+        """
+        state = self.running_state()
+        if state is None:
+            started: Started = self.starter.start(self.settings)
+            state = started.state
+            if started.status is not None:
+                self.terminal.note(f"tandem: started a cluster at {state.api}; `./launch.sh stop` ends it.")
+        client = self.client(state)
+        return client, self._await_status(client, state)
+
+    def _await_status(self, client: Client, state: ClusterState) -> dict[str, Any]:
+        """The status of a cluster that somebody else may still be starting."""
+        deadline = time.monotonic() + _READY_LIMIT_S
+        while True:
+            try:
+                status: dict[str, Any] = client.get("/status")
+            except NoAnswer:
+                if not state.coordinator.alive():
+                    raise TandemError(f"the coordinator died; {self.home.logs} says why") from None
+                if time.monotonic() >= deadline:
+                    raise
+            else:
+                if status["state"] != "starting" or time.monotonic() >= deadline:
+                    self.terminal.done()
+                    return status
+            self.terminal.progress("waiting until the cluster is ready")
+            time.sleep(_POLL_S)
+
+    def _stored_key(self) -> str | None:
+        try:
+            return msgspec.json.decode(self.home.settings_file.read_bytes(), type=Settings).api.api_key
+        except (OSError, msgspec.DecodeError):
+            return None

@@ -1,0 +1,134 @@
+"""How a cluster, a choice and a configuration look to people. Text in, text out; nothing here asks anybody."""
+
+import sys
+from typing import Any
+
+from cluster.config import Resolved
+
+_BYTES_PER_UNIT = (("GB", 10**9), ("MB", 10**6), ("KB", 10**3))
+
+
+def stopped_status(note: str | None = None) -> dict[str, Any]:
+    """The status of a cluster that does not run: every key of a running one, with nothing in it."""
+    status: dict[str, Any] = {
+        "state": "stopped",
+        "api": None,
+        "model": {"id": None, "layers": 0, "bytes": 0},
+        "mode": None,
+        "policy": None,
+        "coordinator": {"pid": None},
+        "workers": [],
+        "requests": {"running": 0, "waiting": 0, "finished": 0, "failed": 0},
+    }
+    return status if note is None else status | {"note": note}
+
+
+def plan_lines(status: dict[str, Any]) -> list[str]:
+    """Model, mode and API address, and a line for each worker."""
+    model = status["model"]
+    size = f"{model['layers']} layers, {size_text(model['bytes'])}"
+    lines = [
+        f"model   {model['id']} ({size})",
+        f"mode    {status['mode']}, policy {status['policy']}",
+        f"API     {status['api']}",
+    ]
+    return lines + [_worker_line(worker) for worker in status["workers"]]
+
+
+def status_lines(status: dict[str, Any]) -> list[str]:
+    """The plain form of `status`."""
+    lines = [f"state   {status['state']}"]
+    if status.get("note"):
+        lines.append(f"note    {status['note']}")
+    if status["state"] == "stopped":
+        return lines
+    requests = ", ".join(f"{count} {name}" for name, count in status["requests"].items() if isinstance(count, int))
+    return [*lines, *plan_lines(status), f"requests  {requests}"]
+
+
+def print_status(status: dict[str, Any]) -> None:
+    """A table on a terminal, plain lines elsewhere."""
+    if not sys.stdout.isatty() or not status["workers"]:
+        print("\n".join(status_lines(status)))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{status['model']['id']}: {status['state']}", title_justify="left")
+    for heading in ("worker", "host", "pid", "state", "layers", "full model", "weights", "KV", "limit"):
+        table.add_column(heading)
+    for worker in status["workers"]:
+        memory = worker["memory"]
+        table.add_row(
+            worker["name"],
+            worker["host"],
+            str(worker["pid"]),
+            worker["state"],
+            layers_text(worker["layers"]),
+            "yes" if worker["holds_full_model"] else "no",
+            *(size_text(memory[key]) for key in ("weights_bytes", "kv_bytes", "limit_bytes")),
+        )
+    console = Console()
+    console.print(table)
+    console.print("\n".join(line for line in status_lines(status) if not line.startswith("worker")), highlight=False)
+
+
+def explain_lines(choice: dict[str, Any]) -> list[str]:
+    """The chosen strategy, why, and what was possible."""
+    lines = [
+        f"{choice['strategy']}: {choice['reason']}",
+        f"{choice['prompt_tokens']} prompt tokens, {choice['max_tokens']} to generate at most",
+    ]
+    for candidate in choice["candidates"]:
+        verdict = "possible" if candidate["feasible"] else f"not possible: {candidate['why_not']}"
+        total = candidate.get("predicted_total_s")
+        lines.append(f"  {candidate['strategy']:<22}{verdict}" + ("" if total is None else f", about {total:.2f} s"))
+    return lines
+
+
+def config_lines(resolved: Resolved) -> list[str]:
+    """Every key with its value and where it came from; the key of the API is not shown."""
+    shown = {key: f"{key} = {_toml(_lookup(resolved, key))}" for key in resolved.origins}
+    if resolved.settings.api.api_key is not None:
+        shown["api.api_key"] = "api.api_key = (set)"
+    width = max(map(len, shown.values()))
+    return [f"{text:<{width}}  # {resolved.origins[key]}" for key, text in shown.items()]
+
+
+def size_text(size: int | None) -> str:
+    """Bytes in the unit that people would use; a dash for none."""
+    if size is None:
+        return "-"
+    for unit, scale in _BYTES_PER_UNIT:
+        if size >= scale:
+            return f"{size / scale:.1f} {unit}"
+    return f"{size} bytes"
+
+
+def layers_text(layers: list[int] | None) -> str:
+    """A half-open range as its first and last layer."""
+    if not layers or layers[0] == layers[1]:
+        return "none"
+    return f"{layers[0]}-{layers[1] - 1}"
+
+
+def _worker_line(worker: dict[str, Any]) -> str:
+    full = ", holds the full model" if worker["holds_full_model"] else ""
+    return f"worker  {worker['name']} (pid {worker['pid']}, {worker['state']}): layers {layers_text(worker['layers'])}{full}"
+
+
+def _lookup(resolved: Resolved, key: str) -> Any:
+    section, _, name = key.partition(".")
+    if section.startswith("workers["):
+        return getattr(resolved.settings.workers[int(section[8:-1])], name)
+    return getattr(getattr(resolved.settings, section), name)
+
+
+def _toml(value: Any) -> str:
+    if value is None:
+        return "(not set)"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return str(list(value))
+    return f'"{value}"' if isinstance(value, str) else str(value)

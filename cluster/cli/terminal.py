@@ -1,0 +1,54 @@
+"""What the commands say beside their output: notes and progress, on stderr.
+
+Progress is a line that is written over, only on a terminal, and only once something has taken a second.
+"""
+
+import os
+import sys
+import time
+from typing import TextIO
+
+_SILENT_S = 1.0
+
+
+class Terminal:
+    """Notes and progress on `stream`."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+        self._began: float | None = None
+        self._shown = False
+        self.interactive = stream.isatty() and os.environ.get("CI") != "true"
+
+    def __repr__(self) -> str:
+        return f"Terminal(interactive={self.interactive})"
+
+    def note(self, text: str) -> None:
+        """A line that stays."""
+        self.done()
+        print(text, file=self._stream, flush=True)
+
+    def aside(self, text: str) -> None:
+        """A dim line that stays, on a terminal only."""
+        if self.interactive:
+            self.note(f"\033[2m{text}\033[0m")
+
+    def progress(self, text: str, now: float | None = None) -> None:
+        """How far something is; `now` in seconds of a monotonic clock."""
+        now = time.monotonic() if now is None else now
+        self._began = now if self._began is None else self._began
+        if self.interactive and now - self._began >= _SILENT_S:
+            self._shown = True
+            print(f"\r\033[K{text}", end="", file=self._stream, flush=True)
+
+    def done(self) -> None:
+        """The thing in progress ended: take its line away."""
+        self._began = None
+        if self._shown:
+            self._shown = False
+            print("\r\033[K", end="", file=self._stream, flush=True)
+
+
+def standard_terminal() -> Terminal:
+    """Notes and progress on this process's stderr."""
+    return Terminal(sys.stderr)
