@@ -40,7 +40,7 @@ class SplitModel:
         self.num_layers = len(self.layers)
         self.unused = unused or {}
         self._switch = _Switch()
-        self._owner_of_entry: tuple[int, ...] | None = None
+        self._owner_of_entry: tuple[int | None, ...] | None = None
         _redirect(self.layers, self._switch)
 
     def __repr__(self) -> str:
@@ -57,14 +57,12 @@ class SplitModel:
     def make_cache(self, layers: Layers) -> StageCache:
         """Empty caches for one sequence, real for the given layers."""
         entries = make_prompt_cache(self.model)
-        start, stop = layers
-        if stop - start == self.num_layers:
+        if layers == (0, self.num_layers):
             return StageCache(entries, tuple(range(len(entries))))
         if self._owner_of_entry is None:
             self._owner_of_entry = self._find_owners(entries)
             entries = make_prompt_cache(self.model)
-        owned = tuple(index for index, owner in enumerate(self._owner_of_entry) if start <= owner < stop)
-        return StageCache.of(entries, owned)
+        return StageCache.of(entries, self._owner_of_entry, layers)
 
     def forward(
         self,
@@ -85,10 +83,8 @@ class SplitModel:
         entries = None if cache is None else cache.entries
         if layers == (0, self.num_layers) and not last_position_only:
             return self.model(tokens, cache=entries)
-        current = _Pass(self.layers, layers, payload, last_position_only)
+        current = _Pass(self.layers, layers, tokens.shape, cache, payload, last_position_only)
         logits = self._run(current, tokens, entries)
-        if cache is not None:
-            cache.advance(*tokens.shape)
         if layers[1] == self.num_layers:
             return logits[:, -1:, :] if last_position_only and logits.shape[1] > 1 else logits
         return map_arrays(mx.contiguous, without(current.output, self.unused.get(layers[1], ())))
@@ -121,8 +117,8 @@ class SplitModel:
         current.check_complete()
         return logits
 
-    def _find_owners(self, entries: list[Any]) -> tuple[int, ...]:
-        """For each cache entry the layer that first gets it; nearly always the one with the same index."""
+    def _find_owners(self, entries: list[Any]) -> tuple[int | None, ...]:
+        """For each cache entry the layer that first gets it (nearly always the one with the same index) or None."""
         if len(entries) == self.num_layers:
             return tuple(range(self.num_layers))
         watch = _Watch(self.layers, entries)
@@ -142,15 +138,25 @@ class _Switch:
 class _Pass:
     """One redirected pass: counts the layers' calls and says what each returns."""
 
-    def __init__(self, layers: list[nn.Module], bounds: Layers, payload: Payload, last_position_only: bool = False):
+    def __init__(
+        self,
+        layers: list[nn.Module],
+        bounds: Layers,
+        shape: tuple[int, ...],
+        cache: StageCache | None = None,
+        payload: Payload = None,
+        last_position_only: bool = False,
+    ):
         self._layers = layers
         self._start, self._stop = bounds
+        self._shape = shape
+        self._cache = cache
         self._calls = 0
         self._received = payload.output if isinstance(payload, Carried) else payload
         self._changes = payload.changes if isinstance(payload, Carried) else {}
         self._before = _first_only(self._received)
         self._dicts: dict[str | int, dict[Any, Any]] = {}
-        self._slice_last = last_position_only
+        self._last_position_only = last_position_only
         self.output: Payload = None
 
     def call(self, run: Callable[..., Any], layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -161,11 +167,13 @@ class _Pass:
             raise CannotSplit("It calls its layers in another order than once each, first to last.")
         if index == 0:
             self._dicts = {key: dict(value) for key, value in _dicts(args, kwargs)}
-        if index >= self._stop:
-            return _fresh(self.output.output if isinstance(self.output, Carried) else self.output)
-        if index >= self._start:
+        if self._start <= index < self._stop:
             output = run(layer, *args, **kwargs)
             return self._leave(output, args, kwargs) if index == self._stop - 1 else output
+        if self._cache is not None:
+            self._cache.pass_over(index, self._shape)
+        if index >= self._stop:
+            return _fresh(self.output.output if isinstance(self.output, Carried) else self.output)
         if index < self._start - 1:
             return _fresh(self._before)
         for key, value in _dicts(args, kwargs):
@@ -178,7 +186,8 @@ class _Pass:
 
     def _leave(self, output: Payload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Payload:
         if self._stop == len(self._layers):
-            return output[:, -1:, :] if self._slice_last and isinstance(output, mx.array) else output
+            is_hidden = isinstance(output, mx.array) and output.ndim == 3 and output.shape[:2] == self._shape
+            return output[:, -1:, :] if self._last_position_only and is_hidden else output
         changes = {key: self._changed(key, value) for key, value in _dicts(args, kwargs)}
         self.output = _fresh(Carried(output, changes) if any(changes.values()) else output)
         return output
@@ -192,9 +201,9 @@ class _Watch(_Pass):
     """A pass of every layer that notes which cache entry each one gets."""
 
     def __init__(self, layers: list[nn.Module], entries: list[Any]):
-        super().__init__(layers, (0, len(layers)), None)
+        super().__init__(layers, (0, len(layers)), (1, 1))
         self._index_of = {id(entry): index for index, entry in enumerate(entries)}
-        self.owners = [len(layers) - 1] * len(entries)
+        self.owners: list[int | None] = [None] * len(entries)
 
     def call(self, run: Callable[..., Any], layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         for value in (*args, *kwargs.values()):

@@ -5,7 +5,7 @@ object for each kind of cache, which hold no content but advance with each pass,
 model code reads from any entry come right. An operation on the list visits each object once.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import mlx.core as mx
@@ -13,25 +13,37 @@ from mlx_lm.models.cache import ArraysCache, CacheList
 
 
 class StageCache:
-    """entries: what the model is called with. owned: indices of real entries; stood_in: indices that share an object."""
+    """entries: what the model is called with. owned: indices of the real ones.
 
-    def __init__(self, entries: list[Any], owned: tuple[int, ...], stood_in: tuple[tuple[int, ...], ...] = ()):
-        self.entries = entries
+    stand_ins: by the layer after whose call they move on, the groups of indices that share one object.
+    """
+
+    def __init__(
+        self, entries: list[Any], owned: tuple[int, ...], stand_ins: Mapping[int, tuple[int, ...]] | None = None
+    ):
+        self._stand_ins = stand_ins or {}
+        self.entries = _sharing(entries, self._stand_ins.values())
         self.owned = owned
-        self._stood_in = stood_in
 
     def __repr__(self) -> str:
         return f"StageCache({len(self.owned)} of {len(self.entries)} entries, {self.nbytes} bytes)"
 
     @classmethod
-    def of(cls, entries: list[Any], owned: tuple[int, ...]) -> Self:
-        """Keeps the owned entries of a fresh list and lets one entry of each kind stand in for the others."""
+    def of(cls, entries: list[Any], owners: Sequence[int | None], layers: tuple[int, int]) -> Self:
+        """Keeps, of a fresh list, the entries of the given layers and lets one of each kind stand in for the others.
+
+        owners: for each entry the layer that it belongs to; None for what the model itself keeps, on every stage.
+        """
+        start, stop = layers
         kinds: dict[Hashable, list[int]] = {}
-        for index, entry in enumerate(entries):
-            if index not in owned:
-                kinds.setdefault(_kind(entry), []).append(index)
-        stood_in = tuple(tuple(indices) for indices in kinds.values())
-        return cls(_sharing(entries, stood_in), owned, stood_in)
+        owned = []
+        for index, owner in enumerate(owners):
+            if owner is None or start <= owner < stop:
+                owned.append(index)
+            else:
+                kinds.setdefault(_kind(entries[index]), []).append(index)
+        stand_ins = {max(owners[index] or 0 for index in group): tuple(group) for group in kinds.values()}
+        return cls(entries, tuple(owned), stand_ins)
 
     @classmethod
     def merge(cls, caches: Sequence[Self]) -> Self:
@@ -80,19 +92,20 @@ class StageCache:
         """What to evaluate after a pass, so that nothing of it stays a pending graph."""
         return [self.entries[index].state for index in self._distinct()]
 
-    def advance(self, batch_size: int, num_tokens: int) -> None:
-        """Moves the stand-ins on by a pass of tokens (batch_size, num_tokens); real entries moved in their layers."""
-        for indices in self._stood_in:
-            _advance(self.entries[indices[0]], batch_size, num_tokens)
+    def pass_over(self, layer: int, shape: tuple[int, ...]) -> None:
+        """Moves a stand-in on by tokens of shape (batch, n), when the last of the layers it stands in for is skipped."""
+        group = self._stand_ins.get(layer)
+        if group is not None:
+            _advance(self.entries[group[0]], *shape)
 
     def _distinct(self) -> tuple[int, ...]:
-        return self.owned + tuple(indices[0] for indices in self._stood_in)
+        return self.owned + tuple(group[0] for group in self._stand_ins.values())
 
     def _with(self, change: Callable[[int, Any], Any]) -> Self:
         entries: list[Any] = [None] * len(self.entries)
         for index in self._distinct():
             entries[index] = change(index, self.entries[index])
-        return type(self)(_sharing(entries, self._stood_in), self.owned, self._stood_in)
+        return type(self)(entries, self.owned, self._stand_ins)
 
 
 def can_batch(entries: Sequence[Any]) -> bool:
@@ -102,11 +115,11 @@ def can_batch(entries: Sequence[Any]) -> bool:
     )
 
 
-def _sharing(entries: list[Any], stood_in: tuple[tuple[int, ...], ...]) -> list[Any]:
+def _sharing(entries: list[Any], groups: Iterable[tuple[int, ...]]) -> list[Any]:
     shared = list(entries)
-    for indices in stood_in:
-        for index in indices:
-            shared[index] = entries[indices[0]]
+    for group in groups:
+        for index in group:
+            shared[index] = entries[group[0]]
     return shared
 
 

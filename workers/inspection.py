@@ -1,0 +1,298 @@
+"""Finds out, before any weight is read, at which layers a model can be cut and what crosses a cut.
+
+Owns the dry run: a tiny random model of the same architecture and layer structure is run whole and in stages, and only
+cuts with identical logits count. What cannot be shrunk is built in full size, unevaluated, and cut where the shapes fit.
+Results are kept as JSON by configuration and version of mlx-lm. Nothing here raises for a strange model: it is refused
+with a reason. `python -m workers.inspection --all` prints the table of every architecture.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx_lm
+import msgspec
+from mlx import nn
+from mlx.utils import tree_map
+from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.utils import MODEL_REMAPPING
+
+from cluster.errors import ModelError
+from workers import loading, zoo
+from workers.payload import Carried, Payload
+from workers.split_model import CannotSplit, Part, SplitModel
+from workers.stage_cache import can_batch
+
+REVISION = 1
+_CONTEXT_KEYS = ("max_position_embeddings", "model_max_length", "n_positions", "max_seq_len", "n_ctx", "seq_length")
+# A prefill, a chunk on top of it and decodes, beyond the sliding windows of the shrunk model.
+_CACHED = ((11, 23, 5, 42, 7, 99, 3, 18, 77), (64, 12, 31), (9,), (13,))
+_BRIEFLY = ((11, 23, 5, 42), (9,))
+
+
+class Inspection(msgspec.Struct, frozen=True, kw_only=True):
+    """What splitting this model takes.
+
+    legal_cuts: every layer index c, 0 < c < num_layers, such that a stage may end before c and the next begin at c;
+    any selection of them is exact together. why_not: a sentence when there is none. unused: for a cut, the parts of a
+    payload (`SplitModel.unused`) that nobody reads. batches: mlx-lm can batch the caches. last_position_only: the
+    projection can be limited to the last position. context_tokens: None when the configuration says nothing.
+    """
+
+    architecture: str
+    num_layers: int
+    legal_cuts: tuple[int, ...]
+    why_not: str | None = None
+    unused: dict[int, tuple[tuple[str | int, ...], ...]] = {}
+    batches: bool = False
+    last_position_only: bool = False
+    context_tokens: int | None = None
+
+
+def inspect(path: Path, cache_dir: Path | None) -> Inspection:
+    """The inspection of the model in a directory, from `cache_dir` when it is there.
+
+    Raises ModelError when the directory has no usable config.json; everything else is a result.
+    """
+    config = loading.read_config(path)
+    if cache_dir is None:
+        return inspect_config(config)
+    kept = cache_dir / f"inspection-{_fingerprint(config)}.json"
+    try:
+        return msgspec.json.decode(kept.read_bytes(), type=Inspection)
+    except (OSError, msgspec.DecodeError):
+        found = inspect_config(config)
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    partial = kept.with_suffix(f".{os.getpid()}")
+    partial.write_bytes(msgspec.json.encode(found))
+    partial.replace(kept)
+    return found
+
+
+def inspect_config(config: Mapping[str, Any]) -> Inspection:
+    """The inspection of a model with this config.json, without cache."""
+    name = config["model_type"]
+    architecture = MODEL_REMAPPING.get(name, name)
+    refused = Inspection(
+        architecture=architecture, num_layers=_layers_of(config), legal_cuts=(), context_tokens=context_tokens(config)
+    )
+    with _without_compiling():
+        try:
+            trial = _Trial(_built(zoo.shrunk(_plain(config))), evaluate=True)
+        except Exception:  # whatever a structure that does not shrink raises: try it in full size, unevaluated
+            try:
+                trial = _Trial(_built(_plain(config)), evaluate=False)
+            except Exception as error:  # it cannot be run at all; the reason is the result
+                return msgspec.structs.replace(refused, why_not=_reason(architecture, error))
+        return trial.inspection(refused)
+
+
+def context_tokens(config: Mapping[str, Any]) -> int | None:
+    """The most tokens, prompt and answer together, that the configuration states."""
+    for key in _CONTEXT_KEYS:
+        if isinstance(config.get(key), int) and not isinstance(config[key], bool) and config[key] > 0:
+            return config[key]
+    return context_tokens(config["text_config"]) if isinstance(config.get("text_config"), Mapping) else None
+
+
+class _Trial:
+    """One model, run whole and in stages. Raises from the start when it does not even run whole."""
+
+    def __init__(self, model: nn.Module, *, evaluate: bool):
+        self._evaluate = evaluate
+        self._plain_cache = make_prompt_cache(model)
+        self._split = SplitModel(model)
+        self._whole: dict[tuple[Any, bool], list[mx.array]] = {}
+        self._last_error: Exception | None = None
+        self._logits((), _CACHED, cached=True)
+
+    def inspection(self, base: Inspection) -> Inspection:
+        """Everything that can be found out, on top of what the configuration says."""
+        cuts = self._legal_cuts()
+        return msgspec.structs.replace(
+            base,
+            num_layers=self._split.num_layers,
+            legal_cuts=cuts,
+            why_not=None if cuts else self._why_not(base.architecture),
+            unused=self._unused(cuts),
+            batches=can_batch(self._plain_cache),
+            last_position_only=self._slices(),
+        )
+
+    def _legal_cuts(self) -> tuple[int, ...]:
+        every = tuple(range(1, self._split.num_layers))
+        if self._exact(every):
+            return every
+        together: tuple[int, ...] = ()
+        for cut in every:
+            if self._exact_briefly((*together, cut)) and self._exact((*together, cut)):
+                together = (*together, cut)
+        return together
+
+    def _exact(self, cuts: Sequence[int]) -> bool:
+        return self._same(cuts, _CACHED, cached=True) and self._same(cuts, _CACHED[:1], cached=False)
+
+    def _exact_briefly(self, cuts: Sequence[int]) -> bool:
+        return self._same(cuts, _BRIEFLY, cached=True)
+
+    def _same(self, cuts: Sequence[int], passes: tuple[tuple[int, ...], ...], *, cached: bool) -> bool:
+        key = (passes, cached)
+        if key not in self._whole:
+            self._whole[key] = self._logits((), passes, cached=cached)
+        try:
+            found = self._logits(cuts, passes, cached=cached)
+        except Exception as error:  # an illegal read fails in whatever way the model's code happens to
+            self._last_error = error
+            return False
+        pairs = zip(self._whole[key], found, strict=True)
+        return all(a.shape == b.shape and (not self._evaluate or _equal(a, b)) for a, b in pairs)
+
+    def _logits(self, cuts: Sequence[int], passes: tuple[tuple[int, ...], ...], *, cached: bool) -> list[mx.array]:
+        stages = _stages(cuts, self._split.num_layers)
+        caches = [self._split.make_cache(layers) if cached else None for layers in stages]
+        found = []
+        for ids in passes:
+            payload: Payload = None
+            tokens = mx.array([ids], mx.int32)
+            for layers, cache in zip(stages, caches, strict=True):
+                payload = self._split.forward(tokens, layers=layers, cache=cache, payload=payload)
+                if self._evaluate:
+                    self._split.evaluate(payload, cache)
+            found.append(payload)
+        return found
+
+    def _unused(self, cuts: tuple[int, ...]) -> dict[int, tuple[Part, ...]]:
+        """Parts that can be left out at a cut with the logits unchanged; most architectures hand on one array."""
+        if not cuts or not self._evaluate:
+            return {}
+        tokens = mx.array([_CACHED[0]], mx.int32)
+        for cut in cuts:
+            made = self._split.forward(tokens, layers=(0, cut), cache=self._split.make_cache((0, cut)))
+            for part in list(_parts(made))[1:]:
+                kept = self._split.unused.get(cut, ())
+                self._split.unused[cut] = (*kept, part)
+                if not self._exact((cut,)):
+                    self._split.unused[cut] = kept
+        return {cut: parts for cut, parts in self._split.unused.items() if parts}
+
+    def _slices(self) -> bool:
+        tokens, whole = mx.array([_CACHED[0]], mx.int32), (0, self._split.num_layers)
+        try:
+            last = self._split.forward(tokens, layers=whole, cache=None, last_position_only=True)
+        except Exception:  # what cannot be redirected cannot be limited either
+            return False
+        plain = self._split.forward(tokens, layers=whole, cache=None)[:, -1:, :]
+        return last.shape == plain.shape and (not self._evaluate or mx.allclose(last, plain, 1e-4, 1e-5).item())
+
+    def _why_not(self, architecture: str) -> str:
+        if self._split.num_layers < 2:
+            return "It has only one layer."
+        return _reason(architecture, self._last_error)
+
+
+def _stages(cuts: Sequence[int], num_layers: int) -> list[tuple[int, int]]:
+    return list(zip((0, *cuts), (*cuts, num_layers), strict=True))
+
+
+def _equal(a: mx.array, b: mx.array) -> bool:
+    return bool(mx.array_equal(a, b, equal_nan=True).item())
+
+
+def _parts(payload: Payload, path: Part = ()) -> Iterator[Part]:
+    if isinstance(payload, mx.array):
+        yield path
+    elif isinstance(payload, dict):
+        for key, item in payload.items():
+            yield from _parts(item, (*path, key))
+    elif isinstance(payload, tuple | list | Carried):
+        for index, item in enumerate(payload):
+            yield from _parts(item, (*path, index))
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in ("quantization", "quantization_config")}
+
+
+def _built(config: Mapping[str, Any]) -> nn.Module:
+    """A random model; noise on every weight, so that none is zero or one and hides a wrong result."""
+    name = MODEL_REMAPPING.get(config["model_type"], config["model_type"])
+    arguments = zoo.arguments_class(name)
+    model = sys.modules[f"mlx_lm.models.{name}"].Model(arguments.from_dict(config))
+    model.eval()
+    model.update(tree_map(_noisy, model.parameters()))
+    return model
+
+
+def _noisy(weight: mx.array) -> mx.array:
+    if not mx.issubdtype(weight.dtype, mx.floating):
+        return weight
+    return weight + 0.05 * mx.random.normal(weight.shape, weight.dtype)
+
+
+def _layers_of(config: Mapping[str, Any]) -> int:
+    for key in ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "num_transformer_layers"):
+        if isinstance(config.get(key), int):
+            return config[key]
+    return _layers_of(config["text_config"]) if isinstance(config.get("text_config"), Mapping) else 0
+
+
+def _reason(architecture: str, error: Exception | None) -> str:
+    if isinstance(error, ModelError) and not isinstance(error, CannotSplit):
+        return str(error)
+    said = " ".join(str(error).split())[:160] if error else "the logits of its stages differ from the whole model's"
+    return f"The layers of {architecture} cannot run apart from each other: {said}"
+
+
+def _fingerprint(config: Mapping[str, Any]) -> str:
+    said = json.dumps([REVISION, mlx_lm.__version__, mx.__version__, config], sort_keys=True, default=str)
+    return hashlib.sha256(said.encode()).hexdigest()[:24]
+
+
+@contextmanager
+def _without_compiling() -> Iterator[None]:
+    """Compiling takes longer than running a tiny model, and changes nothing that is looked for here."""
+    if os.environ.get("MLX_DISABLE_COMPILE"):
+        yield
+        return
+    mx.disable_compile()
+    try:
+        yield
+    finally:
+        mx.enable_compile()
+
+
+def table() -> Iterator[tuple[str, str, str]]:
+    """For every architecture of the installed mlx-lm: its name, where it splits, and whether it batches."""
+    for name in zoo.architectures():
+        try:
+            found = inspect_config(zoo.tiny_config(name))
+        except ModelError as error:
+            yield name, f"not tried: {error}", "unknown"
+            continue
+        if found.why_not:
+            yield name, f"not at all: {found.why_not}", "yes" if found.batches else "no"
+            continue
+        everywhere = len(found.legal_cuts) == found.num_layers - 1
+        where = "anywhere" if everywhere else f"at {len(found.legal_cuts)} of {found.num_layers - 1} cuts"
+        yield name, where, "yes" if found.batches else "no"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Prints the table of architectures."""
+    if list(arguments) != ["--all"]:
+        print("usage: python -m workers.inspection --all", file=sys.stderr)
+        return 2
+    print(f"{'architecture':24} {'batches':8} splits")
+    for name, where, batches in table():
+        print(f"{name:24} {batches:8} {where}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
