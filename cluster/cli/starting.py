@@ -85,7 +85,7 @@ class Starter:
 
     def _clean_up_after(self, state: ClusterState) -> None:
         num_workers = end_leftovers(self._home, state)
-        left = f"; its {num_workers} remaining workers were stopped" if num_workers else ""
+        left = f"; {num_workers} of its workers still ran and were stopped" if num_workers else ""
         self._terminal.note(f"tandem: the cluster that ran before had died{left}.")
 
     def _note_without_effect(self, resolved: Resolved) -> None:

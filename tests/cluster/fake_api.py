@@ -1,0 +1,78 @@
+"""A small HTTP server that answers like the API, for tests of the commands."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+TANDEM = {
+    "strategy": "distributed-no-cache",
+    "reason": "short enough",
+    "workers": ["worker-0", "worker-1"],
+    "ttft_s": 0.25,
+    "decode_tokens_per_s": 12.5,
+    "token_ids": [5, 6],
+}
+USAGE = {"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11}
+
+
+def event(data) -> bytes:
+    return f"data: {json.dumps(data)}\n\n".encode()
+
+
+def chat_piece(text, finish_reason=None) -> bytes:
+    return event({"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": finish_reason}]})
+
+
+def raw_piece(text, finish_reason=None) -> bytes:
+    return event({"choices": [{"index": 0, "text": text, "finish_reason": finish_reason}]})
+
+
+ENDING = event({"choices": [], "usage": USAGE, "tandem": TANDEM}) + b"data: [DONE]\n\n"
+
+
+class FakeApi:
+    """Answers each path with what `answers` holds for it, (status, bytes), and keeps what it was asked."""
+
+    def __init__(self, status):
+        self.asked = []
+        self.headers = []
+        self.answers = {
+            "/status": (200, json.dumps(status).encode()),
+            "/v1/chat/completions": (
+                200,
+                b": prefill 1/9\n\n" + chat_piece("") + chat_piece("Hé") + chat_piece("llo", "stop") + ENDING,
+            ),
+            "/v1/completions": (200, raw_piece("raw") + raw_piece("", "length") + ENDING),
+        }
+        api = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def answer(self):
+                size = int(self.headers.get("Content-Length", 0))
+                body = json.loads(self.rfile.read(size)) if size else None
+                api.headers.append(dict(self.headers))
+                if body is not None:
+                    api.asked.append((self.path, body))
+                code, content = api.answers[self.path]
+                self.send_response(code)
+                self.send_header("Connection", "close")
+                self.end_headers()
+                self.wfile.write(content)
+                self.close_connection = True
+
+            do_GET = do_POST = answer  # noqa: N815 - http.server's names
+
+            def log_message(self, *_):
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
