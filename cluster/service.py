@@ -335,18 +335,18 @@ class GenerationService:
                 elif isinstance(report, Update):
                     fresh += report.tokens
                     reason = reason or report.finish_reason
-            if not fresh:
+            if not fresh and reason is None:
                 continue
             last = time.perf_counter()
             first = last if not num_generated else first
             num_generated += len(fresh)
-            if reason == "stop":
+            if reason == "stop" and fresh:
                 fresh.pop()  # the end token is no text
             before = stream.num_tokens
             text, stopped = stream.push(tuple(fresh))
             if stopped:
-                num_generated -= len(fresh) - (stream.num_tokens - before)
-                fresh = fresh[: stream.num_tokens - before]
+                num_generated = stream.num_tokens
+                fresh = fresh[: num_generated - before]
                 reason = "stop"
             elif reason is not None:
                 text += stream.finish()
