@@ -1,0 +1,1 @@
+"""How the bundled model and its draft are made: the texts, the tokenizer, and the training."""
