@@ -19,15 +19,14 @@ import mlx.core as mx
 import mlx_lm
 import msgspec
 from mlx import nn
-from mlx.utils import tree_map
 from mlx_lm.models.cache import make_prompt_cache
-from mlx_lm.utils import MODEL_REMAPPING
 
 from cluster.errors import ModelError
 from workers import loading, zoo
 from workers.payload import Carried, Payload
 from workers.split_model import CannotSplit, Part, SplitModel
 from workers.stage_cache import can_batch
+from workers.zoo.configurations import architecture_of
 
 REVISION = 1
 _CONTEXT_KEYS = ("max_position_embeddings", "model_max_length", "n_positions", "max_seq_len", "n_ctx", "seq_length")
@@ -77,17 +76,16 @@ def inspect(path: Path, cache_dir: Path | None) -> Inspection:
 
 def inspect_config(config: Mapping[str, Any]) -> Inspection:
     """The inspection of a model with this config.json, without cache."""
-    name = config["model_type"]
-    architecture = MODEL_REMAPPING.get(name, name)
+    architecture = architecture_of(config)
     refused = Inspection(
         architecture=architecture, num_layers=_layers_of(config), legal_cuts=(), context_tokens=context_tokens(config)
     )
     with _without_compiling():
         try:
-            trial = _Trial(_built(zoo.shrunk(_plain(config))), evaluate=True)
+            trial = _Trial(zoo.random_model(zoo.shrunk(config)), evaluate=True)
         except Exception:  # whatever a structure that does not shrink raises: try it in full size, unevaluated
             try:
-                trial = _Trial(_built(_plain(config)), evaluate=False)
+                trial = _Trial(zoo.random_model(config), evaluate=False)
             except Exception as error:  # it cannot be run at all; the reason is the result
                 return msgspec.structs.replace(refused, why_not=_reason(architecture, error))
         return trial.inspection(refused)
@@ -213,26 +211,6 @@ def _parts(payload: Payload, path: Part = ()) -> Iterator[Part]:
     elif isinstance(payload, tuple | list | Carried):
         for index, item in enumerate(payload):
             yield from _parts(item, (*path, index))
-
-
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key not in ("quantization", "quantization_config")}
-
-
-def _built(config: Mapping[str, Any]) -> nn.Module:
-    """A random model; noise on every weight, so that none is zero or one and hides a wrong result."""
-    name = MODEL_REMAPPING.get(config["model_type"], config["model_type"])
-    arguments = zoo.arguments_class(name)
-    model = sys.modules[f"mlx_lm.models.{name}"].Model(arguments.from_dict(config))
-    model.eval()
-    model.update(tree_map(_noisy, model.parameters()))
-    return model
-
-
-def _noisy(weight: mx.array) -> mx.array:
-    if not mx.issubdtype(weight.dtype, mx.floating):
-        return weight
-    return weight + 0.05 * mx.random.normal(weight.shape, weight.dtype)
 
 
 def _layers_of(config: Mapping[str, Any]) -> int:
