@@ -23,6 +23,7 @@ from cluster.home import ClusterState, Home
 CHECKOUT = Path(__file__).resolve().parents[2]
 _READY_LIMIT_S = 600.0
 _POLL_S = 0.1
+_STATUS_LIMIT_S = 2.0
 
 
 class Session:
@@ -66,7 +67,7 @@ class Session:
         if not state.coordinator.alive():
             return stopped_status(f"the coordinator (pid {pid}) died; `./launch.sh start` starts anew")
         try:
-            status: dict[str, Any] = self.client(state).get("/status", timeout_s=3.0)
+            status: dict[str, Any] = self.client(state).get("/status", timeout_s=_STATUS_LIMIT_S)
         except NoAnswer as error:
             starting = time.time() - state.started_at < _READY_LIMIT_S and "failed" in str(error)
             known = {"state": "starting" if starting else "degraded", "api": state.api, "coordinator": {"pid": pid}}

@@ -40,7 +40,7 @@ def status_lines(status: dict[str, Any]) -> list[str]:
     lines = [f"state   {status['state']}"]
     if status.get("note"):
         lines.append(f"note    {status['note']}")
-    if status["state"] == "stopped":
+    if status["model"]["id"] is None:
         return lines
     requests = ", ".join(f"{count} {name}" for name, count in status["requests"].items() if isinstance(count, int))
     return [*lines, *plan_lines(status), f"requests  {requests}"]

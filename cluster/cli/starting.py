@@ -108,9 +108,11 @@ class Starter:
         try:
             self._home.write_state(state)
             status = self._await_ready(process)
-        except BaseException:  # also Ctrl-C and SIGTERM: a start that does not end well leaves nothing behind
+        except BaseException as error:  # also Ctrl-C and SIGTERM: a start that does not end well leaves nothing behind
             end_cluster(self._home, coordinator, self._terminal, _FAILED_START_GRACE_S)
             process.wait()
+            if not isinstance(error, Exception):
+                self._terminal.note("tandem: interrupted; nothing was left running.")
             raise
         return Started(state=state, status=status, process=process)
 

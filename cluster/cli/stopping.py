@@ -82,4 +82,4 @@ def _end_coordinator(coordinator: ProcessIdentity, terminal: Terminal, drain_lim
 def _leftovers(num_workers: int) -> str:
     if num_workers == 0:
         return ""
-    return f", and stopped {num_workers} worker{'s' if num_workers > 1 else ''} that it had left"
+    return f"; {num_workers} of its workers still ran and were stopped"

@@ -144,7 +144,7 @@ def test_stop_after_the_coordinator_was_killed_ends_its_workers(home, said, star
     started = start("ready", worker)
     started.process.kill()
     started.process.wait()
-    assert stop(home, said) == "The coordinator had already ended, and stopped 1 worker that it had left."
+    assert stop(home, said) == "The coordinator had already ended; 1 of its workers still ran and were stopped."
     assert worker.wait(timeout=10) == -signal.SIGTERM
 
 
