@@ -26,7 +26,7 @@ def log_files(home: Home, name: str | None) -> list[Path]:
     if not chosen:
         known = ", ".join(sorted({file.stem for file in files}))
         raise UsageError(f"there is no log of {name!r}; there are {known}")
-    return chosen
+    return [file for file in chosen if file.stat().st_size > 0] or chosen
 
 
 def print_ends(files: list[Path], num_lines: int) -> None:
