@@ -10,13 +10,13 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
-import mlx_lm
 import msgspec
 from mlx import nn
 from mlx_lm.models.cache import make_prompt_cache
@@ -27,6 +27,8 @@ from workers.payload import Carried, Payload
 from workers.split_model import CannotSplit, Part, SplitModel
 from workers.stage_cache import can_batch
 from workers.zoo.configurations import architecture_of
+
+T = TypeVar("T")
 
 REVISION = 1
 _CONTEXT_KEYS = ("max_position_embeddings", "model_max_length", "n_positions", "max_seq_len", "n_ctx", "seq_length")
@@ -81,13 +83,11 @@ def inspect_config(config: Mapping[str, Any]) -> Inspection:
         architecture=architecture, num_layers=_layers_of(config), legal_cuts=(), context_tokens=context_tokens(config)
     )
     with _without_compiling():
-        try:
-            trial = _Trial(zoo.random_model(zoo.shrunk(config)), evaluate=True)
-        except Exception:  # whatever a structure that does not shrink raises: try it in full size, unevaluated
-            try:
-                trial = _Trial(zoo.random_model(config), evaluate=False)
-            except Exception as error:  # it cannot be run at all; the reason is the result
-                return msgspec.structs.replace(refused, why_not=_reason(architecture, error))
+        trial, _ = _attempt(lambda: _Trial(zoo.random_model(zoo.shrunk(config)), evaluate=True))
+        if trial is None:  # a structure that does not shrink: in full size, unevaluated
+            trial, error = _attempt(lambda: _Trial(zoo.random_model(config), evaluate=False))
+        if trial is None:
+            return msgspec.structs.replace(refused, why_not=_reason(architecture, error))
         return trial.inspection(refused)
 
 
@@ -143,9 +143,8 @@ class _Trial:
         key = (passes, cached)
         if key not in self._whole:
             self._whole[key] = self._logits((), passes, cached=cached)
-        try:
-            found = self._logits(cuts, passes, cached=cached)
-        except Exception as error:  # an illegal read fails in whatever way the model's code happens to
+        found, error = _attempt(lambda: self._logits(cuts, passes, cached=cached))
+        if found is None:
             self._last_error = error
             return False
         pairs = zip(self._whole[key], found, strict=True)
@@ -181,17 +180,24 @@ class _Trial:
 
     def _slices(self) -> bool:
         tokens, whole = mx.array([_CACHED[0]], mx.int32), (0, self._split.num_layers)
-        try:
-            last = self._split.forward(tokens, layers=whole, cache=None, last_position_only=True)
-        except Exception:  # what cannot be redirected cannot be limited either
+        last, _ = _attempt(lambda: self._split.forward(tokens, layers=whole, cache=None, last_position_only=True))
+        if last is None:  # what cannot be redirected cannot be limited either
             return False
         plain = self._split.forward(tokens, layers=whole, cache=None)[:, -1:, :]
-        return last.shape == plain.shape and (not self._evaluate or mx.allclose(last, plain, 1e-4, 1e-5).item())
+        return last.shape == plain.shape and (not self._evaluate or bool(mx.allclose(last, plain, 1e-4, 1e-5).item()))
 
     def _why_not(self, architecture: str) -> str:
         if self._split.num_layers < 2:
             return "It has only one layer."
         return _reason(architecture, self._last_error)
+
+
+def _attempt(action: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    """What the action returns, or what it raised: an illegal read fails in whatever way the model's code happens to."""
+    try:
+        return action(), None
+    except Exception as error:  # noqa: BLE001  the boundary between us and any model's code
+        return None, error
 
 
 def _stages(cuts: Sequence[int], num_layers: int) -> list[tuple[int, int]]:
@@ -228,7 +234,7 @@ def _reason(architecture: str, error: Exception | None) -> str:
 
 
 def _fingerprint(config: Mapping[str, Any]) -> str:
-    said = json.dumps([REVISION, mlx_lm.__version__, mx.__version__, config], sort_keys=True, default=str)
+    said = json.dumps([REVISION, version("mlx-lm"), version("mlx"), config], sort_keys=True, default=str)
     return hashlib.sha256(said.encode()).hexdigest()[:24]
 
 

@@ -69,15 +69,15 @@ def _check_weight_file(file: Path) -> None:
     try:
         with file.open("rb") as opened:
             (header_bytes,) = struct.unpack("<Q", opened.read(8))
-            if header_bytes > min(size, MAX_HEADER_BYTES):
-                raise ValueError("its header is longer than the file")
-            header = json.loads(opened.read(header_bytes))
+            header = json.loads(opened.read(min(header_bytes, size, MAX_HEADER_BYTES)))
         ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
         expected = 8 + header_bytes + max(ends, default=0)
     except (struct.error, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise ModelError(f"{file} is not a safetensors file or is corrupt; download it again.") from error
     if expected != size:
-        raise ModelError(f"{file} has {size} bytes instead of {expected}: it is truncated or corrupt; download it again.")
+        raise ModelError(
+            f"{file} has {size} bytes instead of {expected}: it is truncated or corrupt; download it again."
+        )
 
 
 def _why(path: Path, config: dict[str, Any], error: Exception) -> str:

@@ -9,7 +9,7 @@ the result is a payload or a `WireError`, and nothing but the listed types is ev
 import importlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 import numpy as np
@@ -56,16 +56,17 @@ def map_arrays(change: Callable[[mx.array], Any], payload: Payload) -> Payload:
         return change(payload)
     if payload is None or isinstance(payload, bool | int | float | str):
         return payload
-    if isinstance(payload, Carried):
-        return Carried(map_arrays(change, payload.output), map_arrays(change, payload.changes))
-    if isinstance(payload, tuple):
-        return tuple([map_arrays(change, item) for item in payload])
-    if isinstance(payload, list):
-        return [map_arrays(change, item) for item in payload]
+    if isinstance(payload, tuple | list):
+        return like(payload, [map_arrays(change, item) for item in payload])
     if isinstance(payload, dict):
         return {key: map_arrays(change, item) for key, item in payload.items()}
     name = _object_name(payload)
     return _build(name, {key: map_arrays(change, getattr(payload, key)) for key in OBJECTS[name]})
+
+
+def like(payload: tuple[Payload, ...] | list[Payload], items: list[Payload]) -> Payload:
+    """The items in a container of the payload's kind."""
+    return Carried(*items) if isinstance(payload, Carried) else type(payload)(items)
 
 
 def arrays(payload: Payload) -> Iterator[mx.array]:
@@ -95,7 +96,7 @@ def decode(spec: Spec, buffers: Sequence[Buffer]) -> Payload:
 
 def _encode(payload: Payload, buffers: list[memoryview]) -> Spec:
     if isinstance(payload, mx.array):
-        buffers.append(memoryview(payload).cast("B") if payload.size else _EMPTY)
+        buffers.append(memoryview(cast("Buffer", payload)).cast("B") if payload.size else _EMPTY)
         return ["array", _NAMES[payload.dtype], list(payload.shape)]
     if payload is None or isinstance(payload, bool | int | float | str):
         return payload
@@ -154,7 +155,7 @@ class _Decoder:
             raise WireError("a payload has a part of an unknown kind")
         return read(self, parts, depth + 1)
 
-    def _array(self, parts: list[Any], _depth: int) -> mx.array:
+    def array(self, parts: list[Any], _depth: int) -> mx.array:
         if len(parts) != 2 or not isinstance(parts[0], str) or parts[0] not in _DTYPES:
             raise WireError("a payload has an array of an unknown type")
         dtype, shape = _DTYPES[parts[0]], _shape(parts[1])
@@ -166,10 +167,10 @@ class _Decoder:
             raise WireError(f"a payload's array of shape {shape} does not have the {data.nbytes} bytes of its buffer")
         return _from_bytes(data, dtype, shape)
 
-    def _items(self, parts: list[Any], depth: int) -> list[Payload]:
+    def items(self, parts: list[Any], depth: int) -> list[Payload]:
         return [self._node(part, depth) for part in parts]
 
-    def _dict(self, parts: list[Any], depth: int) -> dict[Any, Payload]:
+    def dict(self, parts: list[Any], depth: int) -> dict[Any, Payload]:
         decoded: dict[Any, Payload] = {}
         for part in parts:
             if not isinstance(part, list | tuple) or len(part) != 2 or type(part[0]) not in (str, int):
@@ -177,28 +178,28 @@ class _Decoder:
             decoded[part[0]] = self._node(part[1], depth)
         return decoded
 
-    def _carried(self, parts: list[Any], depth: int) -> Carried:
-        items = self._items(parts, depth)
+    def carried(self, parts: list[Any], depth: int) -> Carried:
+        items = self.items(parts, depth)
         if len(items) != 2 or not isinstance(items[1], dict):
             raise WireError("a payload has side values of the wrong form")
         if not all(isinstance(entries, dict) for entries in items[1].values()):
             raise WireError("a payload has side values of the wrong form")
         return Carried(*items)
 
-    def _object(self, parts: list[Any], depth: int) -> Any:
+    def object(self, parts: list[Any], depth: int) -> Any:
         name = parts[0] if parts and isinstance(parts[0], str) else ""
         if name not in OBJECTS or len(parts) != 1 + len(OBJECTS[name]):
             raise WireError("a payload has an object of a type that is not allowed")
-        return _build(name, dict(zip(OBJECTS[name], self._items(parts[1:], depth), strict=True)))
+        return _build(name, dict(zip(OBJECTS[name], self.items(parts[1:], depth), strict=True)))
 
 
 _READERS: dict[str, Callable[[_Decoder, list[Any], int], Payload]] = {
-    "array": _Decoder._array,
-    "tuple": lambda decoder, parts, depth: tuple(decoder._items(parts, depth)),
-    "list": _Decoder._items,
-    "dict": _Decoder._dict,
-    "carried": _Decoder._carried,
-    "object": _Decoder._object,
+    "array": _Decoder.array,
+    "tuple": lambda decoder, parts, depth: tuple(decoder.items(parts, depth)),
+    "list": _Decoder.items,
+    "dict": _Decoder.dict,
+    "carried": _Decoder.carried,
+    "object": _Decoder.object,
 }
 
 

@@ -16,7 +16,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from cluster.errors import ModelError
 from workers import loading
-from workers.payload import Carried, Payload, arrays, map_arrays
+from workers.payload import Carried, Payload, arrays, like, map_arrays
 from workers.stage_cache import StageCache
 
 Layers = tuple[int, int]
@@ -24,7 +24,7 @@ Part = tuple[str | int, ...]
 
 
 class CannotSplit(ModelError):
-    """This architecture does not run its layers one after the other, so no range of them can run alone."""
+    """The architecture does not run its layers one after the other, so no range of them can run alone."""
 
 
 class SplitModel:
@@ -83,7 +83,7 @@ class SplitModel:
         entries = None if cache is None else cache.entries
         if layers == (0, self.num_layers) and not last_position_only:
             return self.model(tokens, cache=entries)
-        current = _Pass(self.layers, layers, tokens.shape, cache, payload, last_position_only)
+        current = _Pass(self.layers, layers, tokens.shape, cache, payload, last_position_only=last_position_only)
         logits = self._run(current, tokens, entries)
         if layers[1] == self.num_layers:
             return logits[:, -1:, :] if last_position_only and logits.shape[1] > 1 else logits
@@ -145,6 +145,7 @@ class _Pass:
         shape: tuple[int, ...],
         cache: StageCache | None = None,
         payload: Payload = None,
+        *,
         last_position_only: bool = False,
     ):
         self._layers = layers
@@ -228,7 +229,7 @@ def _replaced(payload: Payload, path: Part) -> Payload:
         return {**payload, head: _replaced(payload[head], tuple(rest))} if head in payload else payload
     if isinstance(payload, tuple | list):
         items = [_replaced(item, tuple(rest)) if index == head else item for index, item in enumerate(payload)]
-        return Carried(*items) if isinstance(payload, Carried) else type(payload)(items)
+        return like(payload, items)
     return payload
 
 
@@ -245,7 +246,8 @@ def _first_only(payload: Payload) -> Payload:
 
 def _dicts(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[str | int, dict[Any, Any]]]:
     """The dicts among a call's arguments, by position or name: layers of some models leave values in them."""
-    return [(key, value) for key, value in (*enumerate(args), *kwargs.items()) if type(value) is dict]
+    given: list[tuple[str | int, Any]] = [*enumerate(args), *kwargs.items()]
+    return [(key, value) for key, value in given if type(value) is dict]
 
 
 def _redirect(layers: list[nn.Module], switch: _Switch) -> None:

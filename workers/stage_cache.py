@@ -49,11 +49,11 @@ class StageCache:
     def merge(cls, caches: Sequence[Self]) -> Self:
         """One batch of several single sequences, in order. Only for caches that `can_batch`."""
         first = caches[0]
-        return first._with(lambda index, entry: entry.merge([cache.entries[index] for cache in caches]))
+        return first.replaced(lambda index, entry: entry.merge([cache.entries[index] for cache in caches]))
 
     def extract(self, index: int) -> Self:
         """Sequence `index` of a batch, as a cache of its own."""
-        return self._with(lambda _, entry: entry.extract(index))
+        return self.replaced(lambda _, entry: entry.extract(index))
 
     def extend(self, other: Self) -> None:
         """Appends the sequences of another batch."""
@@ -101,7 +101,8 @@ class StageCache:
     def _distinct(self) -> tuple[int, ...]:
         return self.owned + tuple(group[0] for group in self._stand_ins.values())
 
-    def _with(self, change: Callable[[int, Any], Any]) -> Self:
+    def replaced(self, change: Callable[[int, Any], Any]) -> Self:
+        """A cache of the same layout whose objects are `change(index, object)`."""
         entries: list[Any] = [None] * len(self.entries)
         for index in self._distinct():
             entries[index] = change(index, self.entries[index])

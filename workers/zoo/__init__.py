@@ -4,7 +4,7 @@
 `models` builds random models from them, in memory or as directories in the Hugging Face layout.
 """
 
-from workers.zoo.configurations import arguments_class, architectures, shrunk, tiny_config
+from workers.zoo.configurations import architectures, arguments_class, shrunk, tiny_config
 from workers.zoo.models import make_tiny_model, random_model
 
 __all__ = ["architectures", "arguments_class", "make_tiny_model", "random_model", "shrunk", "tiny_config"]

@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import mlx_lm.models
@@ -91,8 +92,7 @@ def _has_model(name: str) -> bool:
     spec = importlib.util.find_spec(f"mlx_lm.models.{name}")
     if spec is None or spec.origin is None:
         return False
-    with open(spec.origin, encoding="utf-8") as source:
-        return "\nclass Model(" in source.read()
+    return "\nclass Model(" in Path(spec.origin).read_text("utf-8")
 
 
 def _filled(arguments: type, special: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,7 +123,9 @@ def _shrunk(config: Mapping[str, Any], arguments: type, special: Mapping[str, An
 def _small(name: str, value: Any, widths: Mapping[str, Any], special: Mapping[str, Any]) -> Any:
     if isinstance(value, Mapping):
         nested = special.get(name, {})
-        return {key: _small(key, item, widths, nested if isinstance(nested, Mapping) else {}) for key, item in value.items()}
+        return {
+            key: _small(key, item, widths, nested if isinstance(nested, Mapping) else {}) for key, item in value.items()
+        }
     if name not in widths or isinstance(value, bool | str) or not value:
         return value
     width = special.get(name, widths[name])
