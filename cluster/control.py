@@ -11,8 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-import msgspec
-
 from cluster.config import Settings
 from cluster.errors import ModelError, TandemError
 from cluster.home import Home

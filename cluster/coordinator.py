@@ -52,7 +52,7 @@ class StartReport:
         """Nothing more will be told."""
         if self._open:
             self._open = False
-            with open(os.devnull, "wb") as nowhere:
+            with Path(os.devnull).open("wb") as nowhere:
                 os.dup2(nowhere.fileno(), 1)
 
 
@@ -134,9 +134,7 @@ class Coordinator:
     async def _serve(self, service: Service) -> None:
         assert self._listener is not None
         model = service.models()[0]
-        app = build_app(
-            service, api_key=self._settings.api.api_key, model_ids=(self._settings.model.path, model.id)
-        )
+        app = build_app(service, api_key=self._settings.api.api_key, model_ids=(self._settings.model.path, model.id))
         done = asyncio.Event()
         server = asyncio.create_task(serve(app, self._listener, stopping=done))
         stopping = asyncio.create_task(self._stopping.wait())
@@ -158,7 +156,7 @@ class Coordinator:
 
 def _load_prompts(model_path: Path) -> Any:
     # Importing the tokenizer takes a second, which the workers' own start hides.
-    from cluster.prompts import Prompts  # noqa: PLC0415
+    from cluster.prompts import Prompts
 
     return Prompts.load(model_path)
 

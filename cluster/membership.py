@@ -6,6 +6,8 @@ changes nothing.
 
 from enum import StrEnum
 
+import msgspec
+
 from cluster.wire import Heartbeat, Join, Layers
 
 LOST_AFTER_S = 3.0
@@ -56,6 +58,26 @@ TRANSITIONS: dict[tuple[WorkerState, WorkerEvent], WorkerState] = {
 }
 
 
+class Load(msgspec.Struct, frozen=True, kw_only=True):
+    """How busy a worker was between two heartbeats. batch_size: sequences in a step on average."""
+
+    busy_share: float
+    steps_per_s: float
+    batch_size: float
+    queue: int
+
+    @classmethod
+    def between(cls, earlier: Heartbeat, later: Heartbeat, seconds: float) -> "Load":
+        """From the counts of two heartbeats `seconds` apart."""
+        steps = later.steps - earlier.steps
+        return cls(
+            busy_share=round(min((later.busy_s - earlier.busy_s) / seconds, 1.0), 3),
+            steps_per_s=round(steps / seconds, 1),
+            batch_size=round((later.rows - earlier.rows) / steps, 2) if steps else 0.0,
+            queue=later.queued,
+        )
+
+
 class Member:
     """One worker: its state, how to reach it, its stage, and what its last heartbeat said."""
 
@@ -69,6 +91,7 @@ class Member:
         self.layers: Layers | None = None
         self.holds_full_model = False
         self.heartbeat: Heartbeat | None = None
+        self.load = Load(busy_share=0.0, steps_per_s=0.0, batch_size=0.0, queue=0)
         self.loaded_bytes = 0
         self.num_assigned = 0  # sequences whose head is here
         self._last_seen = 0.0
@@ -92,6 +115,8 @@ class Member:
 
     def beat(self, heartbeat: Heartbeat, now: float) -> None:
         """A heartbeat arrived."""
+        if self.heartbeat is not None and now > self._last_seen:
+            self.load = Load.between(self.heartbeat, heartbeat, now - self._last_seen)
         self.heartbeat = heartbeat
         self._last_seen = now
 

@@ -63,8 +63,8 @@ def resolve_model(location: str) -> Path:
 
 
 def _snapshot(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download  # noqa: PLC0415 - only hub ids pay for its import
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(hub_id, allow_patterns=_HUB_PATTERNS))

@@ -13,13 +13,16 @@ from collections import deque
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
+
 from cluster.admission import Admission
+from cluster.answer import Answer
 from cluster.config import Settings
 from cluster.control import ControlPlane
 from cluster.errors import ApiError, BadRequest, TooLarge, Unavailable, UsageError
 from cluster.membership import WorkerState
 from cluster.prompts import Prompts
-from cluster.requests import Delta, Event, Finished, GenerationRequest, ModelInfo, Progress, Routed
+from cluster.requests import Event, GenerationRequest, ModelInfo, Routed
 from cluster.wire import Cancel, Generate, PrefillProgress, SequenceFailed, Tokens, Update
 from strategy.selector import (
     Choice,
@@ -59,15 +62,16 @@ class _Sequence:
         self._reports.append(report)
         self._arrived.set()
 
-    async def take(self) -> list[_Report]:
+    async def take(self) -> list[Update | PrefillProgress]:
         """Everything that was reported since, at least one. Raises a reported ApiError."""
         await self._arrived.wait()
         self._arrived.clear()
-        reports = list(self._reports)
-        self._reports.clear()
-        for report in reports:
+        reports = []
+        while self._reports:
+            report = self._reports.popleft()
             if isinstance(report, ApiError):
                 raise report
+            reports.append(report)
         return reports
 
 
@@ -104,7 +108,7 @@ class GenerationService:
     def check_mode(self) -> None:
         """Raises UsageError when the mode can never be served by this plan."""
         shortage = self._control.shortage()
-        if self._settings.use_distributed_inference == Mode.NEVER and shortage is not None:
+        if self._settings.use_distributed_inference == Mode.NEVER.value and shortage is not None:
             raise UsageError(
                 f"mode never needs one worker with the full model, but {shortage}; "
                 "use USE_DISTRIBUTED_INFERENCE=auto or raise a memory_limit"
@@ -130,8 +134,10 @@ class GenerationService:
                     workers=sequence.route,
                     prompt_tokens=len(tokens),
                 )
-                async for event in self._follow(sequence, request, arrival, len(tokens)):
-                    yield event
+                answer = Answer(self._prompts.stream(request.stop), prompt_tokens=len(tokens), arrival=arrival)
+                while not answer.is_finished:
+                    for event in answer.take(await sequence.take(), time.perf_counter()):
+                        yield event
                 self._num_finished += 1
             except ApiError:
                 self._num_failed += 1
@@ -166,7 +172,7 @@ class GenerationService:
         return (self._model,)
 
     def state(self) -> str:
-        """ "ready", "degraded" when a planned worker is gone, "stopped" while stopping."""
+        """Ready; degraded when a planned worker is gone; stopped while stopping."""
         if self._admission.closed:
             return "stopped"
         return "degraded" if self._control.lost else "ready"
@@ -211,6 +217,7 @@ class GenerationService:
                 "weights_bytes": beat.weights_bytes if beat and not gone else 0,
                 "kv_bytes": beat.kv_bytes if beat and not gone else 0,
             },
+            "load": msgspec.to_builtins(member.load),
         }
 
     async def drain(self, timeout_s: float) -> None:
@@ -317,51 +324,3 @@ class GenerationService:
         del self._sequences[sequence.number]
         self._control.members[sequence.route[0]].num_assigned -= 1
         self._control.send(sequence.route[0], Cancel(sequence=sequence.number))
-
-    async def _follow(
-        self, sequence: _Sequence, request: GenerationRequest, arrival: float, prompt_tokens: int
-    ) -> AsyncIterator[Event]:
-        """The events of a sequence after Routed, from its head's reports."""
-        stream = self._prompts.stream(request.stop)
-        token_ids: list[int] = []
-        num_generated = 0
-        first = last = arrival
-        while True:
-            reason: str | None = None
-            fresh: list[int] = []
-            for report in await sequence.take():
-                if isinstance(report, PrefillProgress):
-                    yield Progress(processed=report.processed, total=report.total)
-                elif isinstance(report, Update):
-                    fresh += report.tokens
-                    reason = reason or report.finish_reason
-            if not fresh and reason is None:
-                continue
-            last = time.perf_counter()
-            first = last if not num_generated else first
-            num_generated += len(fresh)
-            if reason == "stop" and fresh:
-                fresh.pop()  # the end token is no text
-            before = stream.num_tokens
-            text, stopped = stream.push(tuple(fresh))
-            if stopped:
-                num_generated = stream.num_tokens
-                fresh = fresh[: num_generated - before]
-                reason = "stop"
-            elif reason is not None:
-                text += stream.finish()
-                reason = "stop" if stream.stopped else reason
-            token_ids += fresh
-            if text or fresh:
-                yield Delta(text=text, token_ids=tuple(fresh))
-            if reason is not None:
-                break
-        decode_s = last - first
-        yield Finished(
-            finish_reason=reason,
-            token_ids=tuple(token_ids),
-            prompt_tokens=prompt_tokens,
-            completion_tokens=num_generated,
-            ttft_s=first - arrival,
-            decode_tokens_per_s=(num_generated - 1) / decode_s if num_generated > 1 and decode_s > 0 else None,
-        )

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 _POLL_MS = 200
 _MAX_FRAME_BYTES = 2 << 30
-Deliver = Callable[[Envelope], None]
+Deliver = Callable[[Envelope], object]
 
 
 class Sender(Protocol):
@@ -47,14 +47,14 @@ class ZmqInbox:
     def __init__(self, deliver: Deliver, *, host: str = "127.0.0.1"):
         self._deliver = deliver
         self._keys = KeyPair()
-        self._socket = zmq.Context.instance().socket(zmq.PULL)
+        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PULL)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.RCVHWM, 0)
         self._socket.setsockopt(zmq.MAXMSGSIZE, _MAX_FRAME_BYTES)
-        self._socket.curve_server = True
-        self._socket.curve_publickey = self._keys.public
-        self._socket.curve_secretkey = self._keys.secret
-        port = self._socket.bind_to_random_port(f"tcp://{host}")
+        self._socket.setsockopt(zmq.CURVE_SERVER, 1)
+        self._socket.setsockopt(zmq.CURVE_PUBLICKEY, self._keys.public)
+        self._socket.setsockopt(zmq.CURVE_SECRETKEY, self._keys.secret)
+        port: int = self._socket.bind_to_random_port(f"tcp://{host}")
         self.peer = Peer(endpoint=f"tcp://{host}:{port}", public_key=self._keys.public.decode())
         self.num_dropped = 0
         self._closing = threading.Event()
@@ -99,12 +99,12 @@ class ZmqOutbox:
         self._sockets: dict[str, zmq.Socket[bytes]] = {}
 
     def _connect(self, peer: Peer) -> "zmq.Socket[bytes]":
-        socket = zmq.Context.instance().socket(zmq.PUSH)
+        socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PUSH)
         socket.setsockopt(zmq.LINGER, self._linger_ms)
         socket.setsockopt(zmq.SNDHWM, 0)
-        socket.curve_serverkey = peer.public_key.encode()
-        socket.curve_publickey = self._keys.public
-        socket.curve_secretkey = self._keys.secret
+        socket.setsockopt(zmq.CURVE_SERVERKEY, peer.public_key.encode())
+        socket.setsockopt(zmq.CURVE_PUBLICKEY, self._keys.public)
+        socket.setsockopt(zmq.CURVE_SECRETKEY, self._keys.secret)
         socket.connect(peer.endpoint)
         return socket
 

@@ -75,13 +75,17 @@ class Join(Message, frozen=True, kw_only=True):
 
 
 class Heartbeat(Message, frozen=True, kw_only=True):
-    """Sent every 0.5 s. Bytes as MLX counts them; busy_s: seconds the compute thread has worked so far."""
+    """Sent every 0.5 s. Bytes as MLX counts them. steps, rows and busy_s (seconds in steps) count from the start of
+    the process; queued: messages that wait for the compute thread.
+    """
 
     worker: str
     weights_bytes: int
     kv_bytes: int
     running: int
+    queued: int
     steps: int
+    rows: int
     busy_s: float
 
 

@@ -4,8 +4,9 @@ The policy, which the tests state one by one:
 
 1. A prompt's tokens but the last are prefilled in chunks, without sampling; the last one is the first decode step. So
    a chunk never waits for a token, and chunks of one prompt follow each other through the stages.
-2. Cached sequences decode in *slots*, batches that share one merged cache. There are at most as many slots as stages,
-   so that every stage has a batch to work on; a newcomer joins the smallest slot.
+2. Cached sequences decode in *slots*, batches that share one merged cache. There are as many slots as stages where there
+   are that many sequences, so that every stage has a batch to work on; a newcomer joins the smallest slot, and a slot
+   that has two sequences more than another gives one of them away.
 3. Between two prefill chunks every slot that is ready decodes once, so a long prompt delays a token by at most the
    chunks already in flight. Prompts take turns chunk by chunk, so a short prompt is not stuck behind a long one.
 4. Uncached sequences take turns among themselves, a step each, and take turns with the cached ones.
@@ -15,6 +16,7 @@ Knows counts of tokens only: no token ids, no clock, no sockets.
 """
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 NO_SLOT = -1
@@ -55,8 +57,10 @@ class _Slot:
 class Schedule:
     """The sequences of one route on its head."""
 
-    def __init__(self, *, num_stages: int, chunk_tokens: int, max_rows: int):
-        """max_rows: sequences in a slot at most; 1 for architectures whose caches cannot be batched."""
+    def __init__(self, *, num_stages: int, chunk_tokens: Callable[[int, bool], int], max_rows: int):
+        """chunk_tokens: size of the next chunk, given the prompt's length and whether others decode meanwhile.
+        max_rows: sequences in a slot at most; 1 for architectures whose caches cannot be batched.
+        """
         self._max_in_flight = num_stages + 1
         self._num_slots = num_stages
         self._chunk_tokens = chunk_tokens
@@ -133,6 +137,7 @@ class Schedule:
     # --- cached
 
     def _next_cached(self) -> StepPlan | None:
+        self._balance()
         ready = [number for number in self._turns if not self._slots[number].in_flight]
         chunk_is_due = self._prefilling and self._decodes_since_chunk >= len(self._slots)
         if ready and not chunk_is_due:
@@ -153,7 +158,8 @@ class Schedule:
 
     def _chunk(self, sequence: int) -> StepPlan:
         state = self._sequences[sequence]
-        count = min(self._chunk_tokens, state.length - 1 - state.computed)
+        size = self._chunk_tokens(state.length, bool(self._slots or self._uncached))
+        count = min(size, state.length - 1 - state.computed)
         row = RowPlan(sequence, state.computed, count, sample=False)
         if state.computed + count < state.length - 1:
             self._prefilling.append(sequence)
@@ -171,6 +177,17 @@ class Schedule:
         else:
             number = min(open_slots, key=lambda n: len(self._slots[n].members))
         self._slots[number].members.append(sequence)
+
+    def _balance(self) -> None:
+        """Move one sequence from the largest slot that is at rest to the smallest, where that evens them out."""
+        at_rest = [slot for slot in self._slots.values() if not slot.in_flight]
+        if not at_rest or self._max_rows == 1:
+            return
+        largest = max(at_rest, key=lambda slot: len(slot.members))
+        others = [len(slot.members) for slot in self._slots.values() if slot is not largest]
+        smallest = min(others, default=0) if len(self._slots) >= self._num_slots else 0
+        if len(largest.members) >= smallest + 2:
+            self._enter_slot(largest.members.pop())
 
     def _drop_slot(self, number: int) -> None:
         del self._slots[number]

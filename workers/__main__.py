@@ -18,7 +18,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="workers", description="One worker of a Tandem cluster.")
     parser.add_argument("--name", required=True)
     parser.add_argument("--join", required=True, metavar="ENDPOINT", help="the coordinator's inbox, tcp://HOST:PORT")
-    parser.add_argument("--token", help="what the coordinator printed; with --supervised it is read from standard input")
+    parser.add_argument(
+        "--token", help="what the coordinator printed; with --supervised it is read from standard input"
+    )
     parser.add_argument("--memory-limit", type=int, required=True, metavar="BYTES")
     parser.add_argument("--home", required=True)
     parser.add_argument("--supervised", action="store_true", help="end when standard input ends")
@@ -36,7 +38,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return error.exit_code
 
-    from workers.worker import Worker, WorkerOptions  # noqa: PLC0415 - a wrong token need not wait for MLX
+    from workers.worker import Worker, WorkerOptions
 
     options = WorkerOptions(
         name=arguments.name,

@@ -40,15 +40,20 @@ from cluster.wire import (
     Step,
     StepFailed,
 )
+from strategy.chunking import ChunkCost, ChunkSize
+from strategy.scheduling import NO_SLOT
 from workers import payload
 from workers.executor import Stage, StageExecutor, UnknownSequence
 from workers.head import Head
 from workers.inspection import inspect
 from workers.split_model import SplitModel
+from workers.trace import Tracer
 
 log = logging.getLogger(__name__)
 
-DEFAULT_CHUNK_TOKENS = 512
+# Chunks tried at load, smallest first, until they took this long.
+_TRIED_CHUNKS = (16, 32, 64, 128, 256, 512)
+_TRIED_CHUNKS_S = 0.4
 # Sequences whose caches are merged into one decode batch.
 MAX_ROWS = 32
 _STATS_EVERY_S = 0.25
@@ -58,10 +63,11 @@ Route = tuple[str, ...]
 class Engine:
     """See the module. `coordinator` is where reports go; `name` is this worker's name in plans."""
 
-    def __init__(self, name: str, coordinator: Peer, outbox: Sender):
+    def __init__(self, name: str, coordinator: Peer, outbox: Sender, tracer: Tracer | None = None):
         self._name = name
         self._coordinator = coordinator
         self._outbox = outbox
+        self._tracer = tracer
         self._arrivals: queue.SimpleQueue[Envelope] = queue.SimpleQueue()
         self._epoch = 0
         self._model: SplitModel | None = None
@@ -71,7 +77,9 @@ class Engine:
         self._executors: dict[Route, StageExecutor] = {}
         self._heads: dict[Route, Head] = {}
         self._weights_bytes = 0
+        self._chunk_cost: ChunkCost | None = None
         self._num_steps = 0
+        self._num_rows = 0
         self._busy_s = 0.0
         self._running = True
         self._stats_at = 0.0
@@ -170,7 +178,9 @@ class Engine:
             self._model = SplitModel.load(Path(message.model_path))
             self._model.unused = inspect(Path(message.model_path), Path(message.cache_dir)).unused
             whole = (0, self._model.num_layers)
-            self._model.warm_up(whole if own.holds_full_model else (own.layers.start, own.layers.end))
+            layers = whole if own.holds_full_model else (own.layers.start, own.layers.end)
+            self._model.warm_up(layers)
+            self._chunk_cost = self._measure_chunks(self._model, layers) if layers[0] == 0 else None
         except TandemError as error:
             self._report(LoadFailed(worker=self._name, message=str(error)))
             return
@@ -181,6 +191,20 @@ class Engine:
         mx.clear_cache()
         self._weights_bytes = mx.get_active_memory()
         self._report(Loaded(worker=self._name, weights_bytes=self._weights_bytes))
+
+    def _measure_chunks(self, model: SplitModel, layers: tuple[int, int]) -> ChunkCost | None:
+        """What chunks cost here, from a few short runs; None when even the smallest take too long to compare."""
+        samples: list[tuple[int, float]] = []
+        begun = time.perf_counter()
+        for num_tokens in _TRIED_CHUNKS:
+            tokens = mx.zeros((1, num_tokens), mx.int32)
+            cache = model.make_cache(layers)
+            started = time.perf_counter()
+            model.evaluate(model.forward(tokens, layers=layers, cache=cache, last_position_only=True), cache)
+            samples.append((num_tokens, time.perf_counter() - started))
+            if time.perf_counter() - begun > _TRIED_CHUNKS_S:
+                break
+        return ChunkCost.fit(samples) if len(samples) > 1 else None
 
     def _shutdown(self, _: Shutdown, __: tuple[Buffer, ...]) -> None:
         self._running = False
@@ -196,7 +220,9 @@ class Engine:
             assert self._plan is not None
             self._heads[route] = Head(
                 route,
-                chunk_tokens=self._plan.prefill_chunk_tokens or DEFAULT_CHUNK_TOKENS,
+                chunk_size=ChunkSize(
+                    num_stages=len(route), cost=self._chunk_cost, fixed_tokens=self._plan.prefill_chunk_tokens
+                ),
                 max_rows=MAX_ROWS if self._plan.batches else 1,
                 report=self._report,
                 forward=lambda message: self._apply_and_pass_on(message, route),
@@ -222,9 +248,7 @@ class Engine:
             own = self._stages[self._name].layers
             layers = (own.start, own.end) if len(route) > 1 else (0, self._model.num_layers)
             stage = Stage(layers, is_last=route[-1] == self._name)
-            self._executors[route] = StageExecutor(
-                self._model, stage, last_position_only=self._plan.last_position_only
-            )
+            self._executors[route] = StageExecutor(self._model, stage, last_position_only=self._plan.last_position_only)
         return self._executors[route]
 
     def _next_worker(self, route: Route) -> Peer | None:
@@ -251,7 +275,7 @@ class Engine:
         self._run_step(step, tokens, payload.decode(step.payload, buffers[1:]))
 
     def _run_step(self, step: Step, tokens: np.ndarray, received: Any) -> None:
-        started = time.perf_counter()
+        started, started_ns = time.perf_counter(), time.time_ns()
         try:
             output = self._executor(step.route).run(step, tokens, received)
         except (UnknownSequence, RuntimeError, ValueError, TypeError, MemoryError) as error:
@@ -260,13 +284,23 @@ class Engine:
             self._answer(step, StepFailed(number=step.number, route=step.route, message=f"{self._name}: {error}"))
             return
         finally:
-            self._num_steps += 1
-            self._busy_s += time.perf_counter() - started
+            self._count(step, time.perf_counter() - started, started_ns)
         if peer := self._next_worker(step.route):
             spec, arrays = payload.encode(output)
-            self._send(peer, msgspec.structs.replace(step, payload=spec), [memoryview(tokens).cast("B"), *arrays])
+            self._send(peer, msgspec.structs.replace(step, payload=spec), [tokens.tobytes(), *arrays])
         else:
             self._answer(step, Sampled(number=step.number, route=step.route, tokens=tuple(output)))
+
+    def _count(self, step: Step, seconds: float, started_ns: int) -> None:
+        self._num_steps += 1
+        self._num_rows += len(step.rows)
+        self._busy_s += seconds
+        if step.route[0] == self._name:
+            self._heads[step.route].ran(step, seconds)
+        if self._tracer is not None:
+            kind = "decode" if step.slot != NO_SLOT else "prefill" if step.cached else "recompute"
+            sequences = [row.sequence for row in step.rows]
+            self._tracer.event(kind, started_ns, step=step.number, sequences=sequences, tokens=step.num_tokens)
 
     def _answer(self, step: Step, answer: Sampled | StepFailed) -> None:
         """To the head of the step's route, directly when that is here."""
@@ -295,6 +329,8 @@ class Engine:
             weights_bytes=self._weights_bytes,
             kv_bytes=sum(executor.kv_bytes for executor in self._executors.values()),
             running=sum(len(executor) for executor in self._executors.values()),
+            queued=self._arrivals.qsize(),
             steps=self._num_steps,
+            rows=self._num_rows,
             busy_s=self._busy_s,
         )

@@ -114,26 +114,45 @@ class StageExecutor:
         positions = [step.rows[index].position + step.num_tokens for index in wanted]
         sampled = sample_rows(samplers, logits, positions)
         self._model.evaluate(sampled, cache)
-        ids: list[int] = sampled.tolist()
+        ids = np.array(sampled).tolist()
         for sampler, token in zip(samplers, ids, strict=True):
             sampler.accept(token)
         return ids
 
     def _cache_of(self, step: Step) -> StageCache:
         if step.slot == NO_SLOT or (len(step.rows) == 1 and step.slot not in self._slots):
-            cache = self._sequences[step.rows[0].sequence].cache
-            if cache is not None:
-                return cache
+            sequence = self._sequences[step.rows[0].sequence]
+            sequence.cache = self._own_cache(step.rows[0].sequence)
+            return sequence.cache
         slot = self._slots.setdefault(step.slot, _Slot())
         self._arrange(slot, step.rows)
         assert slot.cache is not None
         return slot.cache
+
+    def _own_cache(self, sequence: int) -> StageCache:
+        """The cache of one sequence alone; taken out of its slot's batch where it is in one."""
+        own = self._sequences[sequence].cache
+        if own is not None:
+            return own
+        slot = next(slot for slot in self._slots.values() if sequence in slot.rows)
+        assert slot.cache is not None
+        index = slot.rows.index(sequence)
+        own = slot.cache.extract(index)
+        keep = [other for other in range(len(slot.rows)) if other != index]
+        if keep:
+            slot.cache.filter(keep)
+        else:
+            slot.cache = None
+        del slot.rows[index]
+        return own
 
     def _arrange(self, slot: _Slot, rows: tuple[Row, ...]) -> None:
         """Bring the slot's merged cache to exactly `rows`: drop who left, append who came with a cache of its own."""
         wanted = [row.sequence for row in rows]
         if slot.rows == wanted:
             return
+        for sequence in [row for row in slot.rows if row in self._sequences and row not in wanted]:
+            self._sequences[sequence].cache = self._own_cache(sequence)  # on its way to another slot
         keep = [index for index, sequence in enumerate(slot.rows) if sequence in wanted]
         if slot.cache is not None and not keep:
             slot.cache = None
@@ -147,8 +166,7 @@ class StageExecutor:
         slot.rows = wanted
 
     def _joined(self, cache: StageCache | None, newcomers: list[int]) -> StageCache:
-        own = [self._sequences[sequence].cache for sequence in newcomers]
-        merged = StageCache.merge([member for member in own if member is not None])
+        merged = StageCache.merge([self._own_cache(sequence) for sequence in newcomers])
         for sequence in newcomers:
             self._sequences[sequence].cache = None
         if cache is None:

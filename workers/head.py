@@ -9,9 +9,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cluster.wire import CloseSequence, Generate, Message, OpenSequence, PrefillProgress, Row, SequenceFailed, Step
-from cluster.wire import Tokens, Update
-from strategy.scheduling import Schedule, StepPlan
+from cluster.wire import (
+    CloseSequence,
+    Generate,
+    Message,
+    OpenSequence,
+    PrefillProgress,
+    Row,
+    SequenceFailed,
+    Step,
+    Tokens,
+    Update,
+)
+from strategy.chunking import ChunkSize
+from strategy.scheduling import NO_SLOT, Schedule, StepPlan
 
 # Prompts longer than this report how far their prefill is.
 PROGRESS_FROM_TOKENS = 256
@@ -37,19 +48,25 @@ class _Sequence:
 
 class Head:
     """The head of one route. `report` goes to the coordinator; `forward` to this worker's own executor and down the
-    route, in order."""
+    route, in order.
+    """
 
     def __init__(
         self,
         route: tuple[str, ...],
         *,
-        chunk_tokens: int,
+        chunk_size: ChunkSize,
         max_rows: int,
         report: Callable[[Message], None],
         forward: Callable[[Message], None],
     ):
         self.route = route
-        self._schedule = Schedule(num_stages=len(route), chunk_tokens=chunk_tokens, max_rows=max_rows)
+        self._chunk_size = chunk_size
+        self._schedule = Schedule(
+            num_stages=len(route),
+            chunk_tokens=lambda prompt, others: chunk_size.tokens(prompt, others_decode=others),
+            max_rows=max_rows,
+        )
         self._report = report
         self._forward = forward
         self._sequences: dict[int, _Sequence] = {}
@@ -100,6 +117,11 @@ class Head:
             num_tokens=plan.rows[0].count,
         )
         return step, np.array(ids, dtype=np.int32)
+
+    def ran(self, step: Step, seconds: float) -> None:
+        """A step of this head took `seconds` on this worker's own stage."""
+        if step.slot != NO_SLOT:
+            self._chunk_size.observe_decode(seconds)
 
     def sampled(self, number: int, tokens: tuple[int, ...]) -> None:
         """A step came back with the ids of its sampling rows."""

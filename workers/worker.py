@@ -17,6 +17,7 @@ import msgspec
 from cluster.transport import ZmqInbox, ZmqOutbox
 from cluster.wire import PROTOCOL, Envelope, Join, Peer, Rejected, Shutdown, Welcome
 from workers.engine import Engine
+from workers.trace import open_trace
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ class Worker:
 
     def __init__(self, options: WorkerOptions):
         self._options = options
-        self._engine = Engine(options.name, options.coordinator, ZmqOutbox())
+        self._engine = Engine(options.name, options.coordinator, ZmqOutbox(), open_trace(os.environ, options.name))
         self._inbox = ZmqInbox(self._deliver)
         self._stopping = threading.Event()
 

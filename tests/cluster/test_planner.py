@@ -1,5 +1,7 @@
 """Splits by real bytes, within limits, at legal cuts."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -114,7 +116,7 @@ def test_stages_are_disjoint_cover_the_model_and_keep_the_limits(layers, limits,
         return
     assert bounds(stages)[0][0] == 0
     assert bounds(stages)[-1][1] == len(layers)
-    assert all(left.end == right.start for left, right in zip(stages, stages[1:], strict=False))
+    assert all(left.end == right.start for left, right in itertools.pairwise(stages))
     for node, stage in zip(members, stages, strict=True):
         assert stage.start < stage.end
         assert stage.weights_bytes * 1.1 <= node.memory_limit_bytes + 2

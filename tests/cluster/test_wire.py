@@ -13,7 +13,7 @@ PEER = wire.Peer(endpoint="tcp://127.0.0.1:5000", public_key="k" * 40)
 STAGE = wire.StagePlan(worker="w", peer=PEER, layers=wire.Layers(0, 4), holds_full_model=True)
 EXAMPLES: dict[int, wire.Message] = {
     1: wire.Join(protocol=1, secret="s", name="w", host="h", pid=7, peer=PEER, memory_limit_bytes=9),
-    2: wire.Heartbeat(worker="w", weights_bytes=1, kv_bytes=2, running=3, steps=4, busy_s=0.5),
+    2: wire.Heartbeat(worker="w", weights_bytes=1, kv_bytes=2, running=3, queued=0, steps=4, rows=5, busy_s=0.5),
     3: wire.Inspected(
         worker="w",
         architecture="llama",

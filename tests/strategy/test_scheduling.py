@@ -7,7 +7,7 @@ from strategy.scheduling import NO_SLOT, RowPlan, Schedule, StepPlan
 
 
 def schedule(num_stages=2, chunk_tokens=4, max_rows=8) -> Schedule:
-    return Schedule(num_stages=num_stages, chunk_tokens=chunk_tokens, max_rows=max_rows)
+    return Schedule(num_stages=num_stages, chunk_tokens=lambda _, __: chunk_tokens, max_rows=max_rows)
 
 
 def issue_all(plan: Schedule) -> list[StepPlan]:
@@ -49,6 +49,15 @@ def test_newcomers_spread_over_as_many_slots_as_stages():
     for sequence in range(4):
         plan.add(sequence, prompt_tokens=1, cached=True)
     assert [[row.sequence for row in step.rows] for step in issue_all(plan)] == [[0, 2], [1, 3]]
+
+
+def test_slot_that_emptied_is_filled_from_a_fuller_one():
+    plan = schedule(num_stages=2)
+    for sequence in range(4):
+        plan.add(sequence, prompt_tokens=1, cached=True)
+    plan.remove(1)
+    plan.remove(3)
+    assert [[row.sequence for row in step.rows] for step in issue_all(plan)] == [[0], [2]]
 
 
 def test_caches_that_cannot_be_batched_decode_one_by_one_in_turn():
