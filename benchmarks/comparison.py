@@ -1,0 +1,112 @@
+"""Tandem beside mlx_lm.server, same model, same load, same BLAS, each computing process on a core of its own.
+
+Sides: two workers (distributed-cached), one worker, mlx_lm.server in one process, and on two ranks over the ring, by
+tensor and by pipeline parallelism. Each is started for its turn and stopped after it, because waiting ring ranks keep
+their cores busy; the turns alternate, and ratios are taken round by round.
+"""
+
+import argparse
+import asyncio
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.support import machine
+from benchmarks.support.arithmetic import turns
+from benchmarks.support.contenders import Contender, WorkerLimits, mlx_server, tandem
+from benchmarks.support.figures import Bar, bar_chart
+from benchmarks.support.load import Load, Round, add_rounds, run_round, speed_ratio, warm_up
+from benchmarks.support.prompts import PromptMaker
+from benchmarks.support.random_models import ensure_model, known_models
+from benchmarks.support.reporting import Report, add_output_arguments
+
+OURS = "Tandem, 2 workers"
+ONE_WORKER = "Tandem, 1 worker"
+ONE_PROCESS = "mlx_lm.server"
+TENSOR = "mlx_lm.server, 2 tensor ranks"
+PIPELINE = "mlx_lm.server, 2 pipeline ranks"
+IDLE_S = 3.0
+
+Side = Callable[[Path], contextlib.AbstractAsyncContextManager[Contender]]
+SIDES: dict[str, Side] = {
+    OURS: lambda model: tandem(OURS, model, [WorkerLimits()] * 2, "distributed-cached"),
+    ONE_WORKER: lambda model: tandem(ONE_WORKER, model, [WorkerLimits()], "single-device-cached"),
+    ONE_PROCESS: lambda model: mlx_server(ONE_PROCESS, model),
+    TENSOR: lambda model: mlx_server(TENSOR, model, ranks=2),
+    PIPELINE: lambda model: mlx_server(PIPELINE, model, ranks=2, pipeline=True),
+}
+
+
+async def run(arguments: argparse.Namespace) -> Report:
+    """All sides in alternating turns."""
+    model = ensure_model(arguments.model, machine.model_folder())
+    load = Load(
+        clients=arguments.clients,
+        requests=arguments.requests or arguments.clients,
+        prompt_tokens=arguments.prompt_tokens,
+        max_tokens=arguments.max_tokens,
+    )
+    report = Report("comparison")
+    report.fact("machine", machine.describe())
+    report.fact("model", f"{arguments.model}, random weights")
+    report.fact("load", f"{load.clients} clients, {load.prompt_tokens} prompt tokens, {load.max_tokens} generated")
+    names = [name for name in SIDES if not arguments.only or any(part in name for part in arguments.only)]
+    makers = {name: PromptMaker(0, model) for name in names}
+    rounds: dict[str, list[Round]] = {name: [] for name in names}
+    idle: dict[str, list[float]] = {}
+    for order in turns(names, arguments.rounds):
+        for name in order:
+            async with SIDES[name](model) as contender:
+                await warm_up(contender.target, load, makers[name])
+                prompts = [makers[name].make(load.prompt_tokens) for _ in range(load.requests)]
+                rounds[name].append(await run_round(contender.target, load, prompts))
+                idle[name] = await machine.idle_shares(list(contender.pids), IDLE_S)
+                report.fact(name, f"BLAS: {contender.blas}; cores: {contender.pinned}")
+            print(f"{name}: {rounds[name][-1].tokens_per_s:.1f} tokens/s", flush=True)
+    _conclude(report, rounds, idle)
+    return report
+
+
+def _conclude(report: Report, rounds: dict[str, list[Round]], idle: dict[str, list[float]]) -> None:
+    add_rounds(report, rounds)
+    report.table(
+        "use of a core while idle", ["server", "most busy process"], [[name, max(of)] for name, of in idle.items()]
+    )
+    if OURS in rounds:
+        report.check(f"{OURS}: idle share of a core", max(idle[OURS]), at_most=0.02)
+        for other, target in ((ONE_WORKER, 1.7), (ONE_PROCESS, 1.5)):
+            if other in rounds:
+                report.check(f"tokens/s of {OURS} / {other}", speed_ratio(rounds, OURS, other), at_least=target)
+        both = [
+            ratio for other in (TENSOR, PIPELINE) if other in rounds and (ratio := speed_ratio(rounds, OURS, other))
+        ]
+        if both:
+            report.check(f"tokens/s of {OURS} / mlx_lm.server's better mode on 2 ranks", min(both), at_least=1.1)
+    bars = [
+        Bar(f"{name}, round {number}", found.tokens_per_s, colour)
+        for colour, (name, of_name) in enumerate(rounds.items())
+        for number, found in enumerate(of_name, 1)
+    ]
+    report.figure = bar_chart("Output", "tokens per second", bars)
+
+
+def main() -> None:
+    """Run, print, write files."""
+    parser = argparse.ArgumentParser(prog="launch.sh bench comparison", description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", default="25m-bfloat16", choices=known_models(), metavar="SIZE-FORMAT")
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--requests", type=int, help="in a round; default: as many as clients")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--prompt-tokens", type=int, default=64)
+    parser.add_argument("--max-tokens", type=int, default=128)
+    parser.add_argument("--only", action="append", metavar="PART", help="sides whose names contain this; repeatable")
+    parser.add_argument("--quick", action="store_true", help="one small round, to see that everything works")
+    add_output_arguments(parser)
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.rounds, arguments.prompt_tokens, arguments.max_tokens = 1, 16, 16
+    asyncio.run(run(arguments)).publish(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""Servers that benchmarks start and stop: a Tandem cluster of their own, and mlx_lm.server on one or two ranks.
+
+All listen on loopback only, on free ports, with the same BLAS preloaded as Tandem's workers have, and are gone when the
+block that started them ends, however it ends.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+
+from benchmarks.support.client import Target, get_json
+from benchmarks.support.machine import CHECKOUT, blas_of, free_port, pin_each
+from cluster.processes import worker_environment
+
+START_LIMIT_S = 180.0
+_END_GRACE_S = 5.0
+_POLL_S = 0.1
+
+
+class WorkerLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """One worker of a cluster. layers: a manual half-open range."""
+
+    memory_limit_bytes: int | None = None
+    layers: tuple[int, int] | None = None
+
+
+class Contender(msgspec.Struct, frozen=True, kw_only=True):
+    """A running server. pids: the processes that compute; front_pid: the one that answers HTTP, where it is another."""
+
+    target: Target
+    pids: tuple[int, ...]
+    front_pid: int | None
+    blas: str
+    pinned: str
+
+
+@contextlib.asynccontextmanager
+async def tandem(
+    name: str, model: Path, workers: Sequence[WorkerLimits], strategy: str | None = None
+) -> AsyncIterator[Contender]:
+    """A cluster in a home of its own. Raises RuntimeError with what `start` said when it does not start."""
+    with tempfile.TemporaryDirectory(prefix="tandem-bench-") as folder:
+        home = Path(folder)
+        config = home / "bench.toml"
+        port = free_port()
+        config.write_text(configuration(model, port, workers))
+        environment = {**os.environ, "TANDEM_HOME": str(home / "home"), "PYTHONPATH": str(CHECKOUT)}
+        environment.pop("USE_DISTRIBUTED_INFERENCE", None)
+        try:
+            await _command(environment, "start", "--config", str(config))
+            url = f"http://127.0.0.1:{port}"
+            status = await get_json(url, "/status")
+            pids = tuple(worker["pid"] for worker in status["workers"])
+            pinned = pin_each(list(pids))
+            target = Target(name=name, url=url, model=status["model"]["id"], strategy=strategy)
+            front = status["coordinator"]["pid"]
+            yield Contender(target=target, pids=pids, front_pid=front, blas=blas_of(pids[0]), pinned=pinned)
+        finally:
+            await _command(environment, "stop")
+
+
+def configuration(model: Path, port: int, workers: Sequence[WorkerLimits]) -> str:
+    """The cluster's TOML."""
+    lines = ["[model]", f"path = {json.dumps(str(model))}", "[api]", f"port = {port}"]
+    for worker in workers:
+        lines.append("[[workers]]")
+        if worker.memory_limit_bytes is not None:
+            lines.append(f"memory_limit = {worker.memory_limit_bytes}")
+        if worker.layers is not None:
+            lines.append(f"layers = [{worker.layers[0]}, {worker.layers[1]}]")
+    return "\n".join([*lines, ""])
+
+
+async def _command(environment: dict[str, str], *arguments: str) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "cluster.cli", *arguments),
+        cwd=CHECKOUT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    output, _ = await process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"launch.sh {arguments[0]} failed: {output.decode(errors='replace').strip()}")
+
+
+@contextlib.asynccontextmanager
+async def mlx_server(name: str, model: Path, *, ranks: int = 1, pipeline: bool = False) -> AsyncIterator[Contender]:
+    """mlx_lm.server in one process, or on `ranks` processes over the ring, by tensor or pipeline parallelism.
+
+    The ranks are started by hand, since mlx.launch itself keeps a core busy. Raises RuntimeError when it does not start.
+    """
+    with tempfile.TemporaryDirectory(prefix="tandem-bench-") as folder:
+        port = free_port()
+        command = [sys.executable, "-m", "mlx_lm", "server", "--model", str(model)]
+        command += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "WARNING"]
+        command += ["--pipeline"] if pipeline else []
+        processes = _start_ranks(command, ranks, Path(folder))
+        try:
+            url = f"http://127.0.0.1:{port}"
+            await _until_healthy(url, processes, Path(folder) / "rank0.log")
+            pids = tuple(process.pid for process in processes)
+            target = Target(name=name, url=url, model="default_model")
+            yield Contender(
+                target=target, pids=pids, front_pid=None, blas=blas_of(pids[0]), pinned=pin_each(list(pids))
+            )
+        finally:
+            _end(processes)
+
+
+def _start_ranks(command: list[str], ranks: int, folder: Path) -> list[subprocess.Popen[bytes]]:
+    environment = {**worker_environment(), "HF_HUB_OFFLINE": "1"}
+    if ranks > 1:
+        hosts = folder / "hosts.json"
+        hosts.write_text(json.dumps([[f"127.0.0.1:{free_port()}"] for _ in range(ranks)]))
+        environment["MLX_HOSTFILE"] = str(hosts)
+    processes = []
+    for rank in range(ranks):
+        own = {**environment, "MLX_RANK": str(rank)} if ranks > 1 else environment
+        with (folder / f"rank{rank}.log").open("wb") as log:
+            processes.append(
+                subprocess.Popen(
+                    command, env=own, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                )
+            )
+    return processes
+
+
+async def _until_healthy(url: str, processes: Sequence[subprocess.Popen[bytes]], log: Path) -> None:
+    deadline = time.monotonic() + START_LIMIT_S
+    while time.monotonic() < deadline and all(process.poll() is None for process in processes):
+        with contextlib.suppress(OSError, ValueError, IndexError, TimeoutError):
+            await get_json(url, "/health")
+            return
+        await asyncio.sleep(_POLL_S)
+    raise RuntimeError(f"mlx_lm.server did not start: {_end_of(log)}")
+
+
+def _end_of(log: Path) -> str:
+    return log.read_text(errors="replace").strip()[-500:]
+
+
+def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        process.terminate()
+    _, alive = psutil.wait_procs([psutil.Process(p.pid) for p in processes if p.poll() is None], timeout=_END_GRACE_S)
+    for left in alive:
+        left.kill()
+    for process in processes:
+        process.wait()
+
+
+def describe(contender: Contender) -> dict[str, Any]:
+    """Facts for a report."""
+    return {"BLAS": contender.blas, "cores": contender.pinned, "processes": len(contender.pids)}
