@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import sys
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -29,12 +30,13 @@ from workers.stage_cache import can_batch
 from workers.zoo.configurations import architecture_of
 
 T = TypeVar("T")
+Passes = tuple[tuple[int, ...], ...]
 
 REVISION = 1
 _CONTEXT_KEYS = ("max_position_embeddings", "model_max_length", "n_positions", "max_seq_len", "n_ctx", "seq_length")
 # A prefill, a chunk on top of it and decodes, beyond the sliding windows of the shrunk model.
-_CACHED = ((11, 23, 5, 42, 7, 99, 3, 18, 77), (64, 12, 31), (9,), (13,))
-_BRIEFLY = ((11, 23, 5, 42), (9,))
+_CACHED: Passes = ((11, 23, 5, 42, 7, 99, 3, 18, 77), (64, 12, 31), (9,))
+_BRIEFLY: Passes = ((11, 23, 5, 42), (9,))
 
 
 class Inspection(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,9 +108,9 @@ class _Trial:
         self._evaluate = evaluate
         self._plain_cache = make_prompt_cache(model)
         self._split = SplitModel(model)
-        self._whole: dict[tuple[Any, bool], list[mx.array]] = {}
         self._last_error: Exception | None = None
-        self._logits((), _CACHED, cached=True)
+        self._handed_on: dict[int, Payload] = {}
+        self._whole = {(_CACHED, True): self._logits((), _CACHED, cached=True)}
 
     def inspection(self, base: Inspection) -> Inspection:
         """Everything that can be found out, on top of what the configuration says."""
@@ -124,33 +126,43 @@ class _Trial:
         )
 
     def _legal_cuts(self) -> tuple[int, ...]:
+        """All of them at once when that is exact. Otherwise the longest run of cuts from the start that is (a part of a
+        legal selection is legal, so bisection finds it) and whatever else is legal on its own and together.
+        """
         every = tuple(range(1, self._split.num_layers))
-        if self._exact(every):
+        if not every or self._exact(every):
             return every
-        together: tuple[int, ...] = ()
-        for cut in every:
-            if self._exact_briefly((*together, cut)) and self._exact((*together, cut)):
+        first_illegal = bisect_left(every, True, key=lambda cut: not self._exact_briefly(every[:cut]))
+        together = every[:first_illegal]
+        for cut in every[first_illegal + 1 :]:
+            if self._fits((cut,)) and self._exact_briefly((*together, cut)):
                 together = (*together, cut)
-        return together
+        return together if together and self._exact(together) else ()
 
     def _exact(self, cuts: Sequence[int]) -> bool:
         return self._same(cuts, _CACHED, cached=True) and self._same(cuts, _CACHED[:1], cached=False)
 
     def _exact_briefly(self, cuts: Sequence[int]) -> bool:
-        return self._same(cuts, _BRIEFLY, cached=True)
+        return self._fits(cuts) and self._same(cuts, _BRIEFLY, cached=True)
 
-    def _same(self, cuts: Sequence[int], passes: tuple[tuple[int, ...], ...], *, cached: bool) -> bool:
-        key = (passes, cached)
-        if key not in self._whole:
-            self._whole[key] = self._logits((), passes, cached=cached)
+    def _fits(self, cuts: Sequence[int]) -> bool:
+        """Whether the shapes fit; most illegal cuts fail here, at no cost."""
+        found, error = _attempt(lambda: self._logits(cuts, _BRIEFLY[:1], cached=True, evaluate=False))
+        self._last_error = error or self._last_error
+        return found is not None
+
+    def _same(self, cuts: Sequence[int], passes: Passes, *, cached: bool) -> bool:
+        expected = self._whole.get((passes, cached))
+        if expected is None:
+            expected = self._whole[passes, cached] = self._logits((), passes, cached=cached)
         found, error = _attempt(lambda: self._logits(cuts, passes, cached=cached))
+        self._last_error = error
         if found is None:
-            self._last_error = error
             return False
-        pairs = zip(self._whole[key], found, strict=True)
+        pairs = zip(expected, found, strict=True)
         return all(a.shape == b.shape and (not self._evaluate or _equal(a, b)) for a, b in pairs)
 
-    def _logits(self, cuts: Sequence[int], passes: tuple[tuple[int, ...], ...], *, cached: bool) -> list[mx.array]:
+    def _logits(self, cuts: Sequence[int], passes: Passes, *, cached: bool, evaluate: bool = True) -> list[mx.array]:
         stages = _stages(cuts, self._split.num_layers)
         caches = [self._split.make_cache(layers) if cached else None for layers in stages]
         found = []
@@ -159,24 +171,33 @@ class _Trial:
             tokens = mx.array([ids], mx.int32)
             for layers, cache in zip(stages, caches, strict=True):
                 payload = self._split.forward(tokens, layers=layers, cache=cache, payload=payload)
-                if self._evaluate:
+                self._handed_on[layers[1]] = payload
+                if self._evaluate and evaluate:
                     self._split.evaluate(payload, cache)
             found.append(payload)
         return found
 
     def _unused(self, cuts: tuple[int, ...]) -> dict[int, tuple[Part, ...]]:
         """Parts that can be left out at a cut with the logits unchanged; most architectures hand on one array."""
-        if not cuts or not self._evaluate:
+        extra = {cut: tuple(_parts(self._handed_on[cut]))[1:] for cut in cuts}
+        extra = {cut: parts for cut, parts in extra.items() if parts}
+        if not extra or not self._evaluate:
             return {}
-        tokens = mx.array([_CACHED[0]], mx.int32)
-        for cut in cuts:
-            made = self._split.forward(tokens, layers=(0, cut), cache=self._split.make_cache((0, cut)))
-            for part in list(_parts(made))[1:]:
-                kept = self._split.unused.get(cut, ())
-                self._split.unused[cut] = (*kept, part)
-                if not self._exact((cut,)):
-                    self._split.unused[cut] = kept
-        return {cut: parts for cut, parts in self._split.unused.items() if parts}
+        self._split.unused = {}
+        for cut, parts in extra.items():
+            if not self._can_drop(cut, parts):
+                for part in parts:
+                    self._can_drop(cut, (*self._split.unused.get(cut, ()), part))
+        return self._split.unused if self._exact(cuts) else {}
+
+    def _can_drop(self, cut: int, parts: tuple[Part, ...]) -> bool:
+        """Tries without these parts at the cut, and leaves them out from then on if nothing changes."""
+        before = self._split.unused
+        self._split.unused = before | {cut: parts}
+        if self._exact_briefly((cut,)):
+            return True
+        self._split.unused = before
+        return False
 
     def _slices(self) -> bool:
         tokens, whole = mx.array([_CACHED[0]], mx.int32), (0, self._split.num_layers)

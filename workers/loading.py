@@ -12,6 +12,7 @@ from mlx import nn
 from mlx_lm.utils import load_config, load_model
 
 from cluster.errors import ModelError
+from workers.zoo.configurations import architecture_of, model_class
 
 MAX_HEADER_BYTES = 256 << 20
 
@@ -19,11 +20,10 @@ MAX_HEADER_BYTES = 256 << 20
 def load(path: Path) -> nn.Module:
     """The model of a directory in the Hugging Face layout, with no weight read from disk yet. Raises ModelError."""
     config = read_config(path)
+    model_class(architecture_of(config))
     check_weight_files(path)
     try:
         model, _ = load_model(path, lazy=True)
-    except MemoryError:
-        raise
     except Exception as error:  # whatever a damaged or foreign directory makes mlx-lm raise
         raise ModelError(_why(path, config, error)) from error
     return model
@@ -83,8 +83,6 @@ def _check_weight_file(file: Path) -> None:
 def _why(path: Path, config: dict[str, Any], error: Exception) -> str:
     kind = config["model_type"]
     text = " ".join(str(error).split())
-    if "not supported" in text and kind in text:
-        return f"The installed mlx-lm has no architecture {kind!r}, which {path} needs; use another model."
     if "parameters" in text or "shape" in text.lower():
         return f"The weights in {path} do not match its config.json: {_shortened(text)}"
     return f"mlx-lm cannot use {path} as a {kind!r} model: {_shortened(text or type(error).__name__)}"

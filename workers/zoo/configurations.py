@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx_lm.models
-from mlx_lm.utils import MODEL_REMAPPING
+from mlx_lm.utils import MODEL_ARCHITECTURE_REMAPPING, MODEL_REMAPPING
 
 from cluster.errors import ModelError
 
@@ -65,27 +65,33 @@ def shrunk(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def architecture_of(config: Mapping[str, Any]) -> str:
     """The name of mlx-lm's module for a config.json."""
-    return MODEL_REMAPPING.get(config["model_type"], config["model_type"])
+    kind, classes = config["model_type"], config.get("architectures") or ()
+    for name in (classes,) if isinstance(classes, str) else classes:
+        if (kind, name) in MODEL_ARCHITECTURE_REMAPPING:
+            return MODEL_ARCHITECTURE_REMAPPING[kind, name]
+    return MODEL_REMAPPING.get(kind, kind)
 
 
-def arguments_class(architecture: str) -> type:
-    """The dataclass of the architecture's configuration. Raises ModelError when it cannot be imported."""
+def arguments_class(architecture: str) -> Any:
+    """The dataclass of the architecture's configuration. Raises ModelError when mlx-lm lacks the architecture."""
     return _module(architecture).ModelArgs
 
 
-def model_class(model_type: str) -> tuple[Any, Any]:
-    """The classes of the model and of its configuration. Raises ModelError when they cannot be imported."""
-    module = _module(architecture_of({"model_type": model_type}))
-    return module.Model, module.ModelArgs
+def model_class(architecture: str) -> Any:
+    """The class of the architecture's model. Raises ModelError when mlx-lm lacks the architecture."""
+    return _module(architecture).Model
 
 
 def _module(architecture: str) -> Any:
     try:
-        return importlib.import_module(f"mlx_lm.models.{architecture}")
+        module = importlib.import_module(f"mlx_lm.models.{architecture}")
     except ImportError as error:
-        raise ModelError(f"The installed mlx-lm has no architecture {architecture!r}.") from error
+        raise ModelError(f"The installed mlx-lm has no architecture {architecture!r}; use another model.") from error
     except SystemExit as error:  # one architecture ends the process where a package of its own is missing
         raise ModelError(f"mlx-lm's code for {architecture!r} needs a package that is not installed.") from error
+    if not hasattr(module, "Model"):
+        raise ModelError(f"The installed mlx-lm has no architecture {architecture!r}; use another model.")
+    return module
 
 
 def _has_model(name: str) -> bool:
@@ -126,6 +132,8 @@ def _small(name: str, value: Any, widths: Mapping[str, Any], special: Mapping[st
         return {
             key: _small(key, item, widths, nested if isinstance(nested, Mapping) else {}) for key, item in value.items()
         }
+    if name in _table("widths.toml")["scalars"]:
+        return _table("widths.toml")["scalars"][name]
     if name not in widths or isinstance(value, bool | str) or not value:
         return value
     width = special.get(name, widths[name])

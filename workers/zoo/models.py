@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten, tree_map, tree_map_with_path
 from mlx_lm.utils import quantize_model
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from workers.zoo.configurations import model_class, tiny_config
+from workers.zoo.configurations import architecture_of, arguments_class, model_class, tiny_config
 
 _SPECIAL = ("<s>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
 _END_ID = _SPECIAL.index("<|end|>")
@@ -28,8 +28,8 @@ _TEXT = (
 
 def random_model(config: Mapping[str, Any]) -> nn.Module:
     """An unevaluated model of this config.json with noise on every weight: a zero or a one could hide a wrong result."""
-    model, arguments = model_class(config["model_type"])
-    built = model(arguments.from_dict(dict(config)))
+    architecture = architecture_of(config)
+    built: nn.Module = model_class(architecture)(arguments_class(architecture).from_dict(dict(config)))
     built.eval()
     built.update(tree_map_with_path(_noisy, built.parameters()))
     return built
