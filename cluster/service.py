@@ -136,9 +136,10 @@ class GenerationService:
                 )
                 answer = Answer(self._prompts.stream(request.stop), prompt_tokens=len(tokens), arrival=arrival)
                 while not answer.is_finished:
-                    for event in answer.take(await sequence.take(), time.perf_counter()):
+                    events = answer.take(await sequence.take(), time.perf_counter())
+                    self._num_finished += answer.is_finished  # before the last event: its reader may come for no more
+                    for event in events:
                         yield event
-                self._num_finished += 1
             except ApiError:
                 self._num_failed += 1
                 raise
