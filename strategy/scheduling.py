@@ -11,6 +11,9 @@ The policy, which the tests state one by one:
    chunks already in flight. Prompts take turns chunk by chunk, so a short prompt is not stuck behind a long one.
 4. Uncached sequences take turns among themselves, a step each, and take turns with the cached ones.
 5. At most `num_stages + 1` steps are in flight; more would only queue in front of a stage.
+6. On a route of one stage a slot *runs ahead*: its next step is issued while the ids of the last are still being
+   computed, as long as the same sequences take part and none needs the ids first. So the device never waits for the
+   host; the step of a sequence that turns out to have ended is thrown away.
 
 Knows counts of tokens only: no token ids, no clock, no sockets.
 """
@@ -24,7 +27,10 @@ NO_SLOT = -1
 
 @dataclass(frozen=True)
 class RowPlan:
-    """Tokens [start, start + count) of a sequence; `sample` when the last of them is to be sampled from."""
+    """Tokens [start, start + count) of a sequence; `sample` when the last of them is to be sampled from.
+
+    With a slot that runs ahead, the one token is what the step before samples and is not known yet.
+    """
 
     sequence: int
     start: int
@@ -46,12 +52,15 @@ class _Sequence:
     length: int  # tokens known so far, prompt and answer
     computed: int = 0  # tokens whose step was issued
     in_flight: int = 0
+    sampling: int = 0  # of those in flight, how many will add a token
+    runs_ahead: bool = False
 
 
 @dataclass
 class _Slot:
     members: list[int] = field(default_factory=list)
-    in_flight: bool = False
+    in_flight: int = 0
+    last_members: list[int] = field(default_factory=list)
 
 
 class Schedule:
@@ -62,6 +71,7 @@ class Schedule:
         max_rows: sequences in a slot at most; 1 for architectures whose caches cannot be batched.
         """
         self._max_in_flight = num_stages + 1
+        self._may_run_ahead = num_stages == 1
         self._num_slots = num_stages
         self._chunk_tokens = chunk_tokens
         self._max_rows = max_rows
@@ -80,11 +90,23 @@ class Schedule:
     def __len__(self) -> int:
         return len(self._sequences)
 
-    def add(self, sequence: int, *, prompt_tokens: int, cached: bool, computed_tokens: int = 0) -> None:
-        """A sequence begins; `computed_tokens` of its prompt are already in the caches."""
+    def add(
+        self,
+        sequence: int,
+        *,
+        prompt_tokens: int,
+        cached: bool,
+        computed_tokens: int = 0,
+        runs_ahead: bool = False,
+    ) -> None:
+        """A sequence begins; `computed_tokens` of its prompt are already in the caches.
+
+        runs_ahead: sampling its next token needs no id of the one before on the host.
+        """
         assert sequence not in self._sequences
         assert 0 <= computed_tokens < prompt_tokens
-        self._sequences[sequence] = _Sequence(length=prompt_tokens, computed=computed_tokens)
+        runs_ahead = runs_ahead and self._may_run_ahead
+        self._sequences[sequence] = _Sequence(prompt_tokens, computed_tokens, runs_ahead=runs_ahead)
         if not cached:
             self._uncached.append(sequence)
         elif computed_tokens < prompt_tokens - 1:
@@ -117,6 +139,7 @@ class Schedule:
                 for row in step.rows:
                     self._sequences[row.sequence].computed = row.start + row.count
                     self._sequences[row.sequence].in_flight += 1
+                    self._sequences[row.sequence].sampling += row.sample
                 return step
         return None
 
@@ -127,18 +150,19 @@ class Schedule:
             state = self._sequences.get(row.sequence)
             if state is not None:
                 state.in_flight -= 1
+                state.sampling -= row.sample
                 state.length += row.sample
         if step.slot != NO_SLOT:
             slot = self._slots[step.slot]
-            slot.in_flight = False
-            if not slot.members:
+            slot.in_flight -= 1
+            if not slot.members and not slot.in_flight:
                 self._drop_slot(step.slot)
 
     # --- cached
 
     def _next_cached(self) -> StepPlan | None:
         self._balance()
-        ready = [number for number in self._turns if not self._slots[number].in_flight]
+        ready = [number for number in self._turns if self._is_ready(self._slots[number])]
         chunk_is_due = self._prefilling and self._decodes_since_chunk >= len(self._slots)
         if ready and not chunk_is_due:
             self._decodes_since_chunk += 1
@@ -148,12 +172,21 @@ class Schedule:
             return self._chunk(self._prefilling.popleft())
         return None
 
+    def _is_ready(self, slot: _Slot) -> bool:
+        if slot.in_flight == 1 and slot.members == slot.last_members:
+            return all(self._sequences[member].runs_ahead for member in slot.members)
+        return not slot.in_flight
+
     def _decode(self, number: int) -> StepPlan:
         slot = self._slots[number]
-        slot.in_flight = True
+        slot.in_flight += 1
+        slot.last_members = list(slot.members)
         self._turns.remove(number)
         self._turns.append(number)
-        rows = (RowPlan(member, self._sequences[member].length - 1, 1, sample=True) for member in slot.members)
+        rows = []
+        for member in slot.members:
+            state = self._sequences[member]
+            rows.append(RowPlan(member, state.length - 1 + state.sampling, 1, sample=True))
         return StepPlan(number, cached=True, rows=tuple(rows))
 
     def _chunk(self, sequence: int) -> StepPlan:

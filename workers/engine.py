@@ -6,10 +6,12 @@ one step: so a stage's arrivals and the routes that begin here share the thread 
 after at most one step.
 """
 
+import contextlib
 import logging
 import queue
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import mlx.core as mx
 import msgspec
 import numpy as np
 
-from cluster.errors import TandemError
+from cluster.errors import TandemError, WireError
 from cluster.transport import Sender
 from cluster.wire import (
     Buffer,
@@ -43,7 +45,7 @@ from cluster.wire import (
 from strategy.chunking import ChunkCost, ChunkSize
 from strategy.scheduling import NO_SLOT
 from workers import payload
-from workers.executor import Stage, StageExecutor, UnknownSequence
+from workers.executor import Launched, Stage, StageExecutor, UnknownSequence
 from workers.head import Head
 from workers.inspection import inspect
 from workers.split_model import SplitModel
@@ -57,7 +59,18 @@ _TRIED_CHUNKS_S = 0.4
 # Sequences whose caches are merged into one decode batch.
 MAX_ROWS = 32
 _STATS_EVERY_S = 0.25
+# How often MLX gives unused buffers back to the system, as mlx-lm does.
+_CLEAR_EVERY_STEPS = 256
 Route = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A launched step whose end nobody waited for yet. started_ns: when the device was free for it."""
+
+    launched: Launched
+    tokens: np.ndarray
+    started_ns: int
 
 
 class Engine:
@@ -81,6 +94,8 @@ class Engine:
         self._num_steps = 0
         self._num_rows = 0
         self._busy_s = 0.0
+        self._pending: _Pending | None = None
+        self._finished_ns = 0
         self._running = True
         self._stats_at = 0.0
         self.stats = self._measure()
@@ -109,12 +124,12 @@ class Engine:
         idle = True
         while self._running:
             self._take(block=idle)
-            idle = not self._advance_heads()
+            idle = not (self._advance_heads() or self._finish_pending())
             self._update_stats()
 
     def turn(self) -> bool:
         """One turn without waiting, for tests; whether anything was done."""
-        return self._take(block=False) | self._advance_heads()
+        return self._take(block=False) or self._advance_heads() or self._finish_pending()
 
     def _take(self, *, block: bool) -> bool:
         """Handle everything that arrived; with `block`, wait a while for something."""
@@ -144,7 +159,9 @@ class Engine:
         for head in list(self._heads.values()):
             if issued := head.next_step():
                 worked = True
-                self._run_step(*issued, None)
+                step, tokens = issued
+                with self._failing_only(step):
+                    self._launch(step, tokens, None)
         return worked
 
     # --- loading
@@ -174,6 +191,8 @@ class Engine:
         self._executors.clear()
         self._heads.clear()
         own = self._stages[self._name]
+        if mx.metal.is_available():  # keep weights resident on the GPU, as mlx-lm does while it generates
+            mx.set_wired_limit(int(mx.device_info()["max_recommended_working_set_size"]))
         try:
             self._model = SplitModel.load(Path(message.model_path))
             self._model.unused = inspect(Path(message.model_path), Path(message.cache_dir)).unused
@@ -268,35 +287,57 @@ class Engine:
         elif isinstance(message, CloseSequence):
             executor.close(message.sequence)
         if peer := self._next_worker(route):
+            self._finish_pending()  # what was launched before must arrive before
             self._send(peer, message)
 
     def _arrived(self, step: Step, buffers: tuple[Buffer, ...]) -> None:
-        tokens = np.frombuffer(buffers[0], dtype=np.int32).reshape(len(step.rows), step.num_tokens)
-        self._run_step(step, tokens, payload.decode(step.payload, buffers[1:]))
+        with self._failing_only(step):
+            tokens = np.frombuffer(buffers[0], dtype=np.int32).reshape(len(step.rows), step.num_tokens)
+            self._launch(step, tokens, payload.decode(step.payload, buffers[1:]))
 
-    def _run_step(self, step: Step, tokens: np.ndarray, received: Any) -> None:
-        started, started_ns = time.perf_counter(), time.time_ns()
+    def _launch(self, step: Step, tokens: np.ndarray, received: Any) -> None:
+        """Begin a step, then finish the one before: the host prepares one while the device computes the other."""
+        started_ns = time.time_ns()
+        launched = self._executor(step.route).launch(step, tokens, received)
+        self._finish_pending()
+        self._pending = _Pending(launched, tokens, max(started_ns, self._finished_ns))
+
+    def _finish_pending(self) -> bool:
+        """Wait for the step in progress and send what came of it; False when there is none."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return False
+        step = pending.launched.step
+        with self._failing_only(step):
+            output = self._executor(step.route).finish(pending.launched)
+            self._count(step, pending.started_ns)
+            if peer := self._next_worker(step.route):
+                spec, arrays = payload.encode(output)
+                passed_on = msgspec.structs.replace(step, payload=spec)
+                self._send(peer, passed_on, [pending.tokens.tobytes(), *arrays])
+            else:
+                self._answer(step, Sampled(number=step.number, route=step.route, tokens=tuple(output)))
+        return True
+
+    @contextlib.contextmanager
+    def _failing_only(self, step: Step) -> Iterator[None]:
+        """One request must never take the worker down: what goes wrong with a step is the failure of its rows."""
         try:
-            output = self._executor(step.route).run(step, tokens, received)
-        except (UnknownSequence, RuntimeError, ValueError, TypeError, MemoryError) as error:
-            # One request must never take the worker down; what MLX raises for it is the request's failure.
+            yield
+        except (UnknownSequence, WireError, RuntimeError, ValueError, TypeError, MemoryError) as error:
             log.exception("step %d failed", step.number)
             self._answer(step, StepFailed(number=step.number, route=step.route, message=f"{self._name}: {error}"))
-            return
-        finally:
-            self._count(step, time.perf_counter() - started, started_ns)
-        if peer := self._next_worker(step.route):
-            spec, arrays = payload.encode(output)
-            self._send(peer, msgspec.structs.replace(step, payload=spec), [tokens.tobytes(), *arrays])
-        else:
-            self._answer(step, Sampled(number=step.number, route=step.route, tokens=tuple(output)))
 
-    def _count(self, step: Step, seconds: float, started_ns: int) -> None:
+    def _count(self, step: Step, started_ns: int) -> None:
+        self._finished_ns = time.time_ns()
+        seconds = (self._finished_ns - started_ns) / 1e9
         self._num_steps += 1
         self._num_rows += len(step.rows)
         self._busy_s += seconds
         if step.route[0] == self._name:
             self._heads[step.route].ran(step, seconds)
+        if self._num_steps % _CLEAR_EVERY_STEPS == 0:
+            mx.clear_cache()
         if self._tracer is not None:
             kind = "decode" if step.slot != NO_SLOT else "prefill" if step.cached else "recompute"
             sequences = [row.sequence for row in step.rows]

@@ -42,6 +42,15 @@ class _Slot:
     cache: StageCache | None = None
 
 
+@dataclass(frozen=True)
+class Launched:
+    """A step whose computation has begun. output: payload, or the ids being sampled; None when nothing is asked for."""
+
+    step: Step
+    output: Any
+    samplers: tuple[TokenSampler, ...]
+
+
 class StageExecutor:
     """The compute side of one route on one worker."""
 
@@ -51,6 +60,7 @@ class StageExecutor:
         self._last_position_only = last_position_only
         self._sequences: dict[int, _Sequence] = {}
         self._slots: dict[int, _Slot] = {}
+        self._last_sampled: dict[int, mx.array] = {}  # by slot, for steps that run ahead
 
     def __repr__(self) -> str:
         return f"StageExecutor({self._stage.layers}, {len(self._sequences)} sequences)"
@@ -78,11 +88,8 @@ class StageExecutor:
             if sequence in slot.rows and not any(row in self._sequences for row in slot.rows):
                 del self._slots[number]
 
-    def run(self, step: Step, tokens: np.ndarray, payload: Any) -> Any:
-        """Run one step; tokens (rows, N) int32, payload from the stage before or None on the first.
-
-        Returns the evaluated payload for the next stage, or on the last stage the sampled ids, one for each row that
-        asked for one.
+    def launch(self, step: Step, tokens: np.ndarray, payload: Any) -> Launched:
+        """Begin to compute a step; tokens (rows, N) int32, payload from the stage before or None on the first.
 
         Raises:
             UnknownSequence: see there.
@@ -91,33 +98,44 @@ class StageExecutor:
             raise UnknownSequence(f"sequence {missing[0]} is not open on this worker")
         cache = self._cache_of(step) if step.cached else None
         sampling = self._stage.is_last and any(row.sample for row in step.rows)
+        inputs = self._last_sampled[step.slot][:, None] if tokens[0, -1] < 0 else mx.array(tokens)
         output = self._model.forward(
-            mx.array(tokens),
+            inputs,
             layers=self._stage.layers,
             cache=cache,
             payload=payload,
             last_position_only=sampling and self._last_position_only,
         )
-        if not self._stage.is_last:
-            self._model.evaluate(output, cache)
-            return output
-        if not sampling:
-            self._model.evaluate(None, cache)
-            return []
-        return self._sample(output[:, -1, :], step, cache)
+        samplers: tuple[TokenSampler, ...] = ()
+        if sampling:
+            output, samplers = self._sample(output[:, -1, :], step)
+        elif self._stage.is_last:
+            output = None
+        self._model.begin_evaluation(output, cache)
+        return Launched(step, output, samplers)
 
-    def _sample(self, logits: mx.array, step: Step, cache: StageCache | None) -> list[int]:
+    def finish(self, launched: Launched) -> Any:
+        """Wait for a step. The payload for the next stage or, on the last stage, the sampled ids in row order."""
+        if not self._stage.is_last:
+            self._model.evaluate(launched.output, None)
+            return launched.output
+        if launched.output is None:
+            return []
+        ids = np.array(launched.output).tolist()
+        for sampler, token in zip(launched.samplers, ids, strict=True):
+            sampler.accept(token)
+        return ids
+
+    def _sample(self, logits: mx.array, step: Step) -> tuple[mx.array, tuple[TokenSampler, ...]]:
         wanted = [index for index, row in enumerate(step.rows) if row.sample]
         if len(wanted) < len(step.rows):
             logits = logits[mx.array(wanted)]
         samplers = [self._sequences[step.rows[index].sequence].sampler for index in wanted]
         positions = [step.rows[index].position + step.num_tokens for index in wanted]
         sampled = sample_rows(samplers, logits, positions)
-        self._model.evaluate(sampled, cache)
-        ids = np.array(sampled).tolist()
-        for sampler, token in zip(samplers, ids, strict=True):
-            sampler.accept(token)
-        return ids
+        if step.slot != NO_SLOT:
+            self._last_sampled[step.slot] = sampled
+        return sampled, tuple(samplers)
 
     def _cache_of(self, step: Step) -> StageCache:
         if step.slot == NO_SLOT or (len(step.rows) == 1 and step.slot not in self._slots):

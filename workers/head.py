@@ -22,11 +22,13 @@ from cluster.wire import (
     Update,
 )
 from strategy.chunking import ChunkSize
-from strategy.scheduling import NO_SLOT, Schedule, StepPlan
+from strategy.scheduling import NO_SLOT, RowPlan, Schedule, StepPlan
 
 # Prompts longer than this report how far their prefill is.
 PROGRESS_FROM_TOKENS = 256
 HISTORY_TOKENS = 64
+# Stands for an id that the step before is still computing.
+NOT_KNOWN_YET = -1
 
 
 @dataclass
@@ -92,7 +94,17 @@ class Head:
                 history=tuple(prompt[-HISTORY_TOKENS:]),
             )
         )
-        self._schedule.add(request.sequence, prompt_tokens=len(prompt), cached=request.cached)
+        penalties = (
+            request.sampling.repetition_penalty,
+            request.sampling.presence_penalty,
+            request.sampling.frequency_penalty,
+        )
+        self._schedule.add(
+            request.sequence,
+            prompt_tokens=len(prompt),
+            cached=request.cached,
+            runs_ahead=not any(penalties),  # penalties look at the ids before
+        )
 
     def cancel(self, sequence: int) -> None:
         """Forget a sequence; steps in flight run out. Unknown ones are ignored."""
@@ -101,13 +113,16 @@ class Head:
             self._forward(CloseSequence(sequence=sequence, route=self.route))
 
     def next_step(self) -> tuple[Step, np.ndarray] | None:
-        """The next step with its token ids (rows, N) int32, or None when there is nothing to run now."""
+        """The next step with its token ids (rows, N) int32, or None when there is nothing to run now.
+
+        An id may be NOT_KNOWN_YET: the one that the same rows' step before is sampling.
+        """
         plan = self._schedule.next()
         if plan is None:
             return None
         self._num_steps += 1
         self._in_flight[self._num_steps] = plan
-        ids = [self._sequences[row.sequence].tokens[row.start : row.start + row.count] for row in plan.rows]
+        ids = [self._ids(row) for row in plan.rows]
         step = Step(
             number=self._num_steps,
             route=self.route,
@@ -117,6 +132,9 @@ class Head:
             num_tokens=plan.rows[0].count,
         )
         return step, np.array(ids, dtype=np.int32)
+
+    def _ids(self, row: RowPlan) -> list[int]:
+        return self._sequences[row.sequence].tokens[row.start : row.start + row.count] or [NOT_KNOWN_YET]
 
     def ran(self, step: Step, seconds: float) -> None:
         """A step of this head took `seconds` on this worker's own stage."""

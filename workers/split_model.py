@@ -89,6 +89,10 @@ class SplitModel:
             return logits[:, -1:, :] if last_position_only and logits.shape[1] > 1 else logits
         return map_arrays(mx.contiguous, without(current.output, self.unused.get(layers[1], ())))
 
+    def begin_evaluation(self, output: Payload, cache: StageCache | None) -> None:
+        """As `evaluate`, without waiting for the end."""
+        mx.async_eval(list(arrays(output)), [] if cache is None else cache.states())
+
     def evaluate(self, output: Payload, cache: StageCache | None) -> None:
         """Computes exactly the output of a pass (None: nothing but the caches) and the states of the caches."""
         mx.eval(list(arrays(output)), [] if cache is None else cache.states())

@@ -38,6 +38,22 @@ def test_decode_waits_for_its_token_but_chunks_do_not_wait_for_each_other():
     assert plan.next().rows == (RowPlan(1, 1, 1, sample=True),)
 
 
+def test_one_stage_runs_one_step_ahead_of_the_ids_it_knows():
+    plan = schedule(num_stages=1)
+    plan.add(1, prompt_tokens=5, cached=True, computed_tokens=4, runs_ahead=True)
+    assert [step.rows[0].start for step in issue_all(plan)] == [4, 5]
+
+
+def test_slot_does_not_run_ahead_past_a_change_of_its_members():
+    plan = schedule(num_stages=1)
+    plan.add(1, prompt_tokens=1, cached=True, runs_ahead=True)
+    first = plan.next()
+    plan.add(2, prompt_tokens=1, cached=True, runs_ahead=True)
+    assert plan.next() is None
+    plan.done(first)
+    assert [row.sequence for row in plan.next().rows] == [1, 2]
+
+
 def test_at_most_one_step_more_than_stages_is_in_flight():
     plan = schedule(num_stages=2)
     plan.add(1, prompt_tokens=100, cached=True)
@@ -140,7 +156,7 @@ def test_every_token_is_computed_once_in_order_under_random_arrivals_and_cancell
         if action == "add":
             lengths[number] = data.draw(st.integers(1, 20))
             computed[number] = 0
-            plan.add(number, prompt_tokens=lengths[number], cached=True)
+            plan.add(number, prompt_tokens=lengths[number], cached=True, runs_ahead=data.draw(st.booleans()))
         elif action == "cancel" and lengths:
             gone = data.draw(st.sampled_from(sorted(lengths)))
             plan.remove(gone)
@@ -150,8 +166,11 @@ def test_every_token_is_computed_once_in_order_under_random_arrivals_and_cancell
                 assert row.sequence in lengths
                 assert row.start == computed[row.sequence]
                 computed[row.sequence] += row.count
-                assert computed[row.sequence] <= lengths[row.sequence]
-                assert row.sample == (computed[row.sequence] == lengths[row.sequence])
+                known = lengths[row.sequence] + sum(
+                    other.sample for flying in in_flight for other in flying.rows if other.sequence == row.sequence
+                )
+                assert computed[row.sequence] <= known
+                assert row.sample == (computed[row.sequence] == known)
             in_flight.append(step)
         elif action == "done" and in_flight:
             step = in_flight.pop(0)
