@@ -58,6 +58,14 @@ def test_kv_that_nobody_reads_is_left_out_of_the_payload():
     assert 3 not in found.unused
 
 
+@pytest.mark.parametrize(
+    ("architecture", "batches"),
+    [("gemma3_text", True), ("nemotron_h", True), ("falcon_h1", True), ("gemma2", False), ("llama4", False)],
+)
+def test_only_what_gives_the_same_in_a_batch_is_batched(architecture, batches):
+    assert inspect_config(tiny_config(architecture)).batches == batches
+
+
 def test_an_architecture_that_bypasses_its_layers_is_refused_with_the_reason():
     found = inspect_config(tiny_config("iquestloopcoder"))
     assert found.legal_cuts == ()
