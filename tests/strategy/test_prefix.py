@@ -1,0 +1,124 @@
+"""What is reused and what is given up, for blocks and for snapshots."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from strategy.prefix import BLOCK_TOKENS, NO_MATCH, PrefixDirectory, block_keys
+
+SYSTEM = list(range(3 * BLOCK_TOKENS))
+
+
+def directory(capacity=100, *, snapshots=False) -> PrefixDirectory:
+    return PrefixDirectory(capacity=capacity, snapshots=snapshots)
+
+
+def test_longest_run_of_full_blocks_is_reused():
+    known = directory()
+    known.keep(SYSTEM, "")
+    assert known.match([*SYSTEM, 7, 8], "").num_tokens == 3 * BLOCK_TOKENS
+    assert known.match([*SYSTEM[: 2 * BLOCK_TOKENS], *[9] * 100], "").num_tokens == 2 * BLOCK_TOKENS
+    assert known.match([5, *SYSTEM], "") == NO_MATCH
+
+
+def test_at_least_one_token_is_left_to_compute():
+    known = directory()
+    known.keep(SYSTEM, "")
+    assert known.match(SYSTEM, "").num_tokens == 2 * BLOCK_TOKENS
+
+
+def test_scopes_share_nothing():
+    known = directory()
+    known.keep(SYSTEM, "alice")
+    assert known.match([*SYSTEM, 1], "bob") == NO_MATCH
+    assert known.match([*SYSTEM, 1], "alice").num_tokens == 3 * BLOCK_TOKENS
+
+
+def test_end_of_the_least_recent_chain_goes_first():
+    known = directory(capacity=4)
+    known.keep(SYSTEM, "")
+    other = known.keep([99] * (2 * BLOCK_TOKENS), "")
+    assert other.evicted == (block_keys(SYSTEM, "")[2],)
+    assert known.match([*SYSTEM, 1], "").num_tokens == 2 * BLOCK_TOKENS
+
+
+def test_what_a_running_sequence_uses_is_not_evicted():
+    known = directory(capacity=3)
+    known.keep(SYSTEM, "")
+    match = known.match([*SYSTEM, 1], "")
+    kept = known.keep([99] * (2 * BLOCK_TOKENS), "")
+    assert not set(kept.evicted) & set(match.keys)
+    known.release(match)
+    known.keep([98] * (3 * BLOCK_TOKENS), "")
+    assert known.match([*SYSTEM, 1], "") == NO_MATCH
+
+
+def test_pinned_conversation_outlives_more_recent_strangers():
+    known = directory(capacity=3)
+    known.keep(SYSTEM, "", conversation="c")
+    known.keep([99] * (3 * BLOCK_TOKENS), "")
+    assert known.match([*SYSTEM, 1], "").num_tokens == 3 * BLOCK_TOKENS
+
+
+def test_edited_conversation_gives_back_what_it_no_longer_contains():
+    known = directory()
+    known.keep(SYSTEM, "", conversation="c")
+    edited = [*SYSTEM[: 2 * BLOCK_TOKENS], *[7] * BLOCK_TOKENS]
+    assert known.keep(edited, "", conversation="c").evicted == (block_keys(SYSTEM, "")[2],)
+
+
+def test_deleted_conversation_gives_back_all_that_only_it_had():
+    known = directory()
+    known.keep(SYSTEM, "", conversation="c")
+    known.keep(SYSTEM[: 2 * BLOCK_TOKENS], "", conversation="d")
+    assert known.forget_conversation("c") == [block_keys(SYSTEM, "")[2]]
+    assert known.forget_conversation("unknown") == []
+
+
+def test_snapshot_is_reused_only_whole():
+    known = directory(snapshots=True)
+    known.keep(SYSTEM[:100], "")
+    known.keep(SYSTEM[:40], "")
+    assert known.match(SYSTEM, "").num_tokens == 100
+    assert known.match(SYSTEM[:100], "").num_tokens == 40
+    assert known.match([5, *SYSTEM], "") == NO_MATCH
+
+
+def test_keys_of_an_earlier_life_are_known_again():
+    known = directory(capacity=2)
+    keys = block_keys(SYSTEM, "")
+    gone = known.restore([(key, 0) for key in reversed(keys)])
+    assert gone == [keys[2]]
+    assert known.match([*SYSTEM, 1], "").num_tokens == 2 * BLOCK_TOKENS
+
+
+@given(st.data())
+def test_stages_that_obey_hold_exactly_what_the_directory_knows(data):
+    known = directory(data.draw(st.integers(1, 8)), snapshots=data.draw(st.booleans()))
+    stage: dict[bytes, tuple[int, ...]] = {}
+    open_matches = []
+    alphabet = st.integers(0, 1)
+    for _ in range(data.draw(st.integers(1, 25))):
+        tokens = [token for token in data.draw(st.lists(alphabet, min_size=1, max_size=4)) for _ in range(BLOCK_TOKENS)]
+        tokens += data.draw(st.lists(alphabet, max_size=3))
+        action = data.draw(st.sampled_from(["match", "keep", "release", "delete"]))
+        if action == "match":
+            match = known.match(tokens, "")
+            assert match.num_tokens < len(tokens)
+            for key in match.keys:
+                assert stage[key] == tuple(tokens[: len(stage[key])])
+            open_matches.append(match)
+        elif action == "release" and open_matches:
+            known.release(open_matches.pop())
+        elif action == "delete":
+            for key in known.forget_conversation("0"):
+                del stage[key]
+        elif action == "keep":
+            kept = known.keep(tokens, "", conversation=data.draw(st.sampled_from([None, "0", "1"])))
+            for _, end, key in kept.parts:
+                stage[key] = tuple(tokens[:end])
+            for key in kept.evicted:
+                del stage[key]
+        assert all(key in known for key in stage)
+        assert len(stage) == len(known)
+        for match in open_matches:
+            assert all(key in stage for key in match.keys)
