@@ -19,7 +19,7 @@ import mlx.core as mx
 import msgspec
 import numpy as np
 
-from cluster.errors import TandemError, WireError
+from cluster.errors import TandemError
 from cluster.transport import Sender
 from cluster.wire import (
     Buffer,
@@ -45,7 +45,7 @@ from cluster.wire import (
 from strategy.chunking import ChunkCost, ChunkSize
 from strategy.scheduling import NO_SLOT
 from workers import payload
-from workers.executor import Launched, Stage, StageExecutor, UnknownSequence
+from workers.executor import Launched, Stage, StageExecutor
 from workers.head import Head
 from workers.inspection import inspect
 from workers.split_model import SplitModel
@@ -324,7 +324,7 @@ class Engine:
         """One request must never take the worker down: what goes wrong with a step is the failure of its rows."""
         try:
             yield
-        except (UnknownSequence, WireError, RuntimeError, ValueError, TypeError, MemoryError) as error:
+        except Exception as error:  # the request's boundary: a damaged message, or what the model's code raises
             log.exception("step %d failed", step.number)
             self._answer(step, StepFailed(number=step.number, route=step.route, message=f"{self._name}: {error}"))
 
