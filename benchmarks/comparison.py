@@ -105,6 +105,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.rounds, arguments.prompt_tokens, arguments.max_tokens = 1, 16, 16
+    machine.exit_on_sigterm()
     asyncio.run(run(arguments)).publish(arguments)
 
 

@@ -126,6 +126,7 @@ def _count(text: str) -> int:
 
 def main() -> int:
     """Run, print, write files; the exit code."""
+    machine.exit_on_sigterm()
     arguments = parse_arguments()
     try:
         report = asyncio.run(run(arguments))

@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import os
 import platform
+import signal
 import socket
+import sys
 from pathlib import Path
 
 import psutil
@@ -23,6 +25,15 @@ def home() -> Home:
 def model_folder() -> Path:
     """Where random models are kept."""
     return home().cache / "models"
+
+
+def exit_on_sigterm() -> None:
+    """Make SIGTERM end this process as Ctrl-C does, so that what it started is stopped."""
+
+    def leave(_number: int, _frame: object) -> None:
+        sys.exit(143)
+
+    signal.signal(signal.SIGTERM, leave)
 
 
 def describe() -> str:

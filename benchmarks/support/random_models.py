@@ -70,7 +70,7 @@ def num_parameters(size: Size, vocabulary: int = VOCABULARY) -> int:
     return size.layers * layer + 2 * vocabulary * size.hidden + size.hidden
 
 
-def configuration(size: Size, vocabulary: int, end_token: int) -> dict[str, Any]:
+def configuration(size: Size, vocabulary: int) -> dict[str, Any]:
     """config.json of a model."""
     return {
         "model_type": "qwen2",
@@ -85,12 +85,11 @@ def configuration(size: Size, vocabulary: int, end_token: int) -> dict[str, Any]
         "max_position_embeddings": CONTEXT_TOKENS,
         "rope_theta": 10000.0,
         "tie_word_embeddings": False,
-        "eos_token_id": end_token,
     }
 
 
-def write_tokenizer(directory: Path) -> tuple[int, int]:
-    """tokenizer.json and tokenizer_config.json; returns the sizes (vocabulary without the end token, end token's id)."""
+def write_tokenizer(directory: Path) -> int:
+    """tokenizer.json and tokenizer_config.json; returns the vocabulary's size, the end token not counted."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -98,8 +97,6 @@ def write_tokenizer(directory: Path) -> tuple[int, int]:
     tokenizer.train_from_iterator(_made_up_text(), trainer)
     vocabulary = tokenizer.get_vocab_size()
     tokenizer.add_special_tokens(["</s>"])
-    end_token = tokenizer.token_to_id("</s>")
-    assert end_token is not None
     tokenizer.save(str(directory / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -107,7 +104,7 @@ def write_tokenizer(directory: Path) -> tuple[int, int]:
         "clean_up_tokenization_spaces": False,
     }
     (directory / "tokenizer_config.json").write_text(json.dumps(settings))
-    return vocabulary, end_token
+    return vocabulary
 
 
 def _made_up_text() -> list[str]:
@@ -123,8 +120,7 @@ def _write(size: Size, kind: str, directory: Path) -> None:
     from mlx.utils import tree_flatten
     from mlx_lm.models import qwen2
 
-    vocabulary, end_token = write_tokenizer(directory)
-    config = configuration(size, vocabulary, end_token)
+    config = configuration(size, write_tokenizer(directory))
     mx.random.seed(0)
     model = qwen2.Model(qwen2.ModelArgs.from_dict(config))
     if kind == "4bit":  # scales in float32: in 16 bits this arithmetic is ten times slower on a CPU

@@ -1,0 +1,192 @@
+"""The coordinator and its HTTP alone: tokens per second over many streams on one core, and the latency that it adds.
+
+Workers are replaced by a process that sends tokens at a set pace and notes when. The latency of a token is the time from
+there (`send` of the message that holds it) to the arrival of its event at the client's socket. The coordinator, with all
+its threads, has one core; the fake worker and the client share another.
+"""
+
+import argparse
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+from tokenizers import Tokenizer
+
+from benchmarks.support import machine
+from benchmarks.support.arithmetic import summarize
+from benchmarks.support.fake_stages import PACE_FILE, SENT_FILE, Pace
+from benchmarks.support.figures import Bar, bar_chart
+from benchmarks.support.many_streams import Arrivals, read_streams
+from benchmarks.support.random_models import MARK, SIZES, ensure_model
+from benchmarks.support.reporting import Report, add_output_arguments
+from cluster.config import ApiSettings, ModelSettings, Settings, WorkerSettings
+from cluster.home import Home
+
+MODEL = "25m-4bit"
+_PATIENCE_S = 60.0
+
+
+class Found(msgspec.Struct, frozen=True, kw_only=True):
+    """One run. Seconds; busy_share: of one core, what the coordinator used; pieces: reads that brought tokens."""
+
+    offered: float
+    reached: float
+    latency_s: tuple[float, ...]
+    busy_share: float
+    pieces: int
+    tokens: int
+
+
+def measure(home: Home, port: int, pid: int, pace: Pace, seconds: float) -> Found:
+    """Run all streams to their end at one pace. Raises RuntimeError when a stream fails."""
+    num_tokens = max(2, round(pace.tokens_per_s * seconds / pace.streams))
+    (home.root / SENT_FILE).unlink(missing_ok=True)
+    (home.root / PACE_FILE).write_bytes(msgspec.json.encode(pace))
+    cpu = machine.cpu_seconds(pid)
+    found = read_streams(port, [_request(num_tokens)] * pace.streams, MARK.encode(), seconds + _PATIENCE_S)
+    cpu = machine.cpu_seconds(pid) - cpu
+    sent = _sent_times(home.root / SENT_FILE)
+    if broken := [arrivals for arrivals in found if len(arrivals.times()) != num_tokens]:
+        raise RuntimeError(f"{len(broken)} streams were incomplete, the first answered {broken[0].status!r}")
+    latency = [late for arrivals in found for late in _latencies(arrivals, sent)]
+    arrived = [moment for arrivals in found for moment in arrivals.times()]
+    duration = max(arrived) - min(min(times) for times in sent.values())
+    return Found(
+        offered=pace.tokens_per_s,
+        reached=len(arrived) / duration,
+        latency_s=tuple(latency),
+        busy_share=cpu / duration,
+        pieces=sum(len(arrivals.pieces) for arrivals in found),
+        tokens=len(arrived),
+    )
+
+
+def _latencies(arrivals: Arrivals, sent: dict[int, list[float]]) -> list[float]:
+    assert arrivals.sequence is not None
+    return [came - went for went, came in zip(sent[arrivals.sequence], arrivals.times(), strict=True)]
+
+
+def _sent_times(file: Path) -> dict[int, list[float]]:
+    deadline = time.monotonic() + _PATIENCE_S
+    while not file.exists():
+        if time.monotonic() > deadline:
+            raise RuntimeError("the fake worker did not say when it sent its tokens")
+        time.sleep(0.05)
+    times: dict[int, list[float]] = msgspec.msgpack.decode(file.read_bytes(), type=dict[int, list[float]])
+    return times
+
+
+def _request(num_tokens: int) -> bytes:
+    fields = {"prompt": [1, 2, 3, 4], "max_tokens": num_tokens, "stream": True, "strategy": "single-device-cached"}
+    body = msgspec.json.encode(fields)
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    )
+    return head.encode() + b"\r\n\r\n" + body
+
+
+@contextlib.contextmanager
+def coordinator_alone(home: Home, pace: Pace) -> Iterator[tuple[int, int]]:
+    """A coordinator with a fake worker; its port and pid."""
+    port = machine.free_port()
+    settings = Settings(
+        model=ModelSettings(path=str(ensure_model(MODEL, machine.model_folder()))),
+        api=ApiSettings(port=port, max_queue=4096),
+        workers=(WorkerSettings(name="worker-0"),),
+    )
+    home.create()
+    home.write_private(home.settings_file, msgspec.json.encode(settings))
+    (home.root / PACE_FILE).write_bytes(msgspec.json.encode(pace))
+    command = [sys.executable, "-m", "benchmarks.support.coordinator_alone", "--home", str(home.root)]
+    environment = {**os.environ, "PYTHONPATH": str(machine.CHECKOUT)}
+    process = subprocess.Popen(command, cwd=machine.CHECKOUT, env=environment, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        lines = process.stdout.read()  # ends when it is ready or has failed
+        if b'"ready"' not in lines:
+            raise RuntimeError(f"the coordinator did not start: {lines.decode(errors='replace')}")
+        yield port, process.pid
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def run(arguments: argparse.Namespace) -> Report:
+    """The full pace, half of it, and a tenth."""
+    model = ensure_model(MODEL, machine.model_folder())
+    token = Tokenizer.from_file(str(model / "tokenizer.json")).token_to_id(MARK)
+    full = Pace(
+        tokens_per_s=arguments.tokens_per_s,
+        streams=arguments.streams,
+        rows=arguments.rows,
+        token=token,
+        num_layers=SIZES[MODEL.partition("-")[0]].layers,
+    )
+    shares = (1.0, 0.5, 0.1)
+    paces = [msgspec.structs.replace(full, tokens_per_s=share * full.tokens_per_s) for share in shares]
+    report = Report("coordinator")
+    with tempfile.TemporaryDirectory(prefix="tandem-bench-") as folder:
+        home = Home(Path(folder) / "home")
+        with coordinator_alone(home, full) as (port, pid):
+            pinned = machine.pin(pid, [0])
+            machine.pin(os.getpid(), [(os.cpu_count() or 1) - 1])
+            found = [measure(home, port, pid, pace, arguments.seconds) for pace in paces]
+    report.fact("machine", machine.describe())
+    report.fact("coordinator", "all its threads on one core" if pinned else "not pinned: this system has no such call")
+    report.fact("load", f"{full.streams} streams, {full.rows} in a message, {arguments.seconds:g} s a pace")
+    _conclude(report, found)
+    return report
+
+
+def _conclude(report: Report, found: list[Found]) -> None:
+    rows = []
+    for of_pace in found:
+        latency = summarize(of_pace.latency_s)
+        assert latency is not None
+        together = of_pace.tokens / of_pace.pieces
+        times = [value * 1000 for value in (latency.median, latency.p99, latency.largest)]
+        rows.append([of_pace.offered, of_pace.reached, *times, f"{of_pace.busy_share:.0%}", together])
+    columns = ["offered tokens/s", "reached", "latency ms", "p99", "largest", "of a core", "tokens a read"]
+    report.table("coordinator and HTTP, from the head's send to the client's socket", columns, rows)
+    report.check("tokens/s on one core", found[0].reached, at_least=0.99 * found[0].offered)
+    half = summarize(found[1].latency_s)
+    assert half is not None
+    report.check("p99 latency in ms at half of that", half.p99 * 1000, at_most=1.0)
+    report.data["runs"] = [msgspec.to_builtins(of_pace) | {"latency_s": []} for of_pace in found]
+    bars = [Bar(f"{of_pace.offered:,.0f} tokens/s", _p99_ms(of_pace)) for of_pace in found]
+    report.figure = bar_chart("Latency added, 99th percentile", "ms", bars)
+
+
+def _p99_ms(found: Found) -> float:
+    latency = summarize(found.latency_s)
+    return latency.p99 * 1000 if latency else 0.0
+
+
+def main() -> None:
+    """Run, print, write files."""
+    parser = argparse.ArgumentParser(prog="launch.sh bench coordinator", description=__doc__.partition("\n")[0])
+    parser.add_argument("--tokens-per-s", type=float, default=20_000)
+    parser.add_argument("--streams", type=int, default=256)
+    parser.add_argument("--rows", type=int, default=32, help="sequences in a message; a slot of a head has at most 32")
+    parser.add_argument("--seconds", type=float, default=10.0, help="for each pace")
+    parser.add_argument("--quick", action="store_true", help="few streams for a short time")
+    add_output_arguments(parser)
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.tokens_per_s, arguments.streams, arguments.seconds = 2000, 64, 1.0
+    machine.exit_on_sigterm()
+    run(arguments).publish(arguments)
+
+
+if __name__ == "__main__":
+    main()
