@@ -85,7 +85,7 @@ class StageExecutor:
         """A sequence ended; its row leaves its slot when the slot runs next, or now if it was the last."""
         self._sequences.pop(sequence, None)
         for number, slot in list(self._slots.items()):
-            if sequence in slot.rows and not any(row in self._sequences for row in slot.rows):
+            if not self._has_open(slot):
                 del self._slots[number]
 
     def launch(self, step: Step, tokens: np.ndarray, payload: Any) -> Launched:
@@ -156,13 +156,15 @@ class StageExecutor:
         assert slot.cache is not None
         index = slot.rows.index(sequence)
         own = slot.cache.extract(index)
-        keep = [other for other in range(len(slot.rows)) if other != index]
-        if keep:
-            slot.cache.filter(keep)
-        else:
-            slot.cache = None
         del slot.rows[index]
+        if self._has_open(slot):
+            slot.cache.filter([other for other in range(len(slot.rows) + 1) if other != index])
+        else:  # it may not run again for long: who ended must not keep memory until then
+            slot.rows, slot.cache = [], None
         return own
+
+    def _has_open(self, slot: _Slot) -> bool:
+        return any(row in self._sequences for row in slot.rows)
 
     def _arrange(self, slot: _Slot, rows: tuple[Row, ...]) -> None:
         """Bring the slot's merged cache to exactly `rows`: drop who left, append who came with a cache of its own."""
