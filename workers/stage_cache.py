@@ -57,40 +57,40 @@ class StageCache:
 
     def extend(self, other: Self) -> None:
         """Appends the sequences of another batch."""
-        for index in self._distinct():
+        for index in self.distinct():
             self.entries[index].extend(other.entries[index])
 
     def filter(self, indices: Sequence[int]) -> None:
         """Keeps the given sequences of a batch, in that order."""
         kept = mx.array(list(indices), mx.int32)
-        for index in self._distinct():
+        for index in self.distinct():
             self.entries[index].filter(kept)
 
     def prepare(self, *, lengths: Sequence[int], right_padding: Sequence[int]) -> None:
         """Before chunks of right-padded sequences: tokens and padding of each sequence in what follows."""
-        for index in self._distinct():
+        for index in self.distinct():
             self.entries[index].prepare(lengths=list(lengths), right_padding=list(right_padding))
 
     def finalize(self) -> None:
         """After the chunks that `prepare` announced: the padding goes."""
-        for index in self._distinct():
+        for index in self.distinct():
             self.entries[index].finalize()
 
     def is_trimmable(self) -> bool:
-        return all(self.entries[index].is_trimmable() for index in self._distinct())
+        return all(self.entries[index].is_trimmable() for index in self.distinct())
 
     def trim(self, num_tokens: int) -> None:
         """Forgets the last tokens. Only when `is_trimmable`."""
-        for index in self._distinct():
+        for index in self.distinct():
             self.entries[index].trim(num_tokens)
 
     @property
     def nbytes(self) -> int:
-        return sum(self.entries[index].nbytes for index in self._distinct())
+        return sum(self.entries[index].nbytes for index in self.distinct())
 
     def states(self) -> list[Any]:
         """What to evaluate after a pass, so that nothing of it stays a pending graph."""
-        return [self.entries[index].state for index in self._distinct()]
+        return [self.entries[index].state for index in self.distinct()]
 
     def pass_over(self, layer: int, shape: tuple[int, ...]) -> None:
         """Moves a stand-in on by tokens of shape (batch, n), when the last of the layers it stands in for is skipped."""
@@ -104,7 +104,7 @@ class StageCache:
     def replaced(self, change: Callable[[int, Any], Any]) -> Self:
         """A cache of the same layout whose objects are `change(index, object)`."""
         entries: list[Any] = [None] * len(self.entries)
-        for index in self._distinct():
+        for index in self.distinct():
             entries[index] = change(index, self.entries[index])
         return type(self)(entries, self.owned, self._stand_ins)
 

@@ -1,0 +1,139 @@
+"""What one stage keeps of past sequences, in memory and on disk, under the names that the head's directory gives.
+
+Owns the bytes; decides only what is in memory beside the disk. A part holds a copy of each distinct
+entry of a stage's cache: for a block, of just the tokens [start, end); for a snapshot (caches that cannot be cut), of
+everything up to `end`. All methods belong to the MLX thread.
+"""
+
+import copy
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_map
+from mlx_lm.models.cache import KVCache, QuantizedKVCache
+
+from strategy.prefix import BLOCK_TOKENS, Key
+from workers.disk_tier import DiskTier
+from workers.split_model import Layers, SplitModel
+from workers.stage_cache import StageCache
+
+
+class PrefixLost(Exception):
+    """A part that the directory knows is not here, or its file is damaged."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    entries: list[Any]
+    num_bytes: int
+
+
+def can_cut(cache: StageCache) -> bool:
+    """Whether every cache can be cut at any token, so that sequences can share blocks."""
+    return all(type(cache.entries[index]) in (KVCache, QuantizedKVCache) for index in cache.distinct())
+
+
+class PrefixStore:
+    """The parts of one route on one stage.
+
+    memory_bytes: the most to hold where there is a disk to fall back on; disk: None keeps nothing across restarts.
+    """
+
+    def __init__(self, model: SplitModel, layers: Layers, *, memory_bytes: int, disk: DiskTier | None):
+        self._model = model
+        self._layers = layers
+        self._memory_bytes = memory_bytes
+        self._disk = disk
+        self._parts: OrderedDict[Key, _Part] = OrderedDict()  # least recently used first
+        self.num_bytes = 0
+
+    def __repr__(self) -> str:
+        return f"PrefixStore({self._layers}, {len(self._parts)} parts, {self.num_bytes} bytes)"
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes of files, those still being written included."""
+        return self._disk.num_bytes if self._disk else 0
+
+    def begin(self, keys: Sequence[Key]) -> StageCache:
+        """A cache that begins with the tokens of an earlier sequence, in the parts named by `keys`; empty without keys.
+
+        Raises:
+            PrefixLost: a part is missing or damaged.
+        """
+        cache = self._model.make_cache(self._layers)
+        if not keys:
+            return cache
+        parts = [self._find(key).entries for key in keys]
+        of = {index: [entries[position] for entries in parts] for position, index in enumerate(cache.distinct())}
+        if can_cut(cache):
+            return cache.replaced(lambda index, entry: _joined(entry, of[index]))
+        return cache.replaced(lambda index, _: copy.deepcopy(of[index][-1]))
+
+    def keep(self, cache: StageCache, spans: Sequence[tuple[int, int]], keys: Sequence[Key]) -> None:
+        """Copy parts, spans of tokens, out of a running sequence's cache."""
+        cuts = can_cut(cache)
+        for (start, end), key in zip(spans, keys, strict=True):
+            if key in self._parts:
+                continue
+            distinct = [cache.entries[index] for index in cache.distinct()]
+            entries = [_cut(entry, start, end) for entry in distinct] if cuts else copy.deepcopy(distinct)
+            mx.eval([entry.state for entry in entries])
+            self._hold(key, entries)
+            if self._disk is not None:
+                self._disk.write(key, entries, end)
+
+    def drop(self, keys: Sequence[Key]) -> None:
+        """The directory gave these up."""
+        for key in keys:
+            part = self._parts.pop(key, None)
+            if part is not None:
+                self.num_bytes -= part.num_bytes
+            if self._disk is not None:
+                self._disk.remove(key)
+
+    def _find(self, key: Key) -> _Part:
+        part = self._parts.get(key)
+        if part is not None:
+            self._parts.move_to_end(key)
+            return part
+        entries = self._disk.read(key) if self._disk is not None else None
+        if entries is None:
+            raise PrefixLost(key.hex())
+        return self._hold(key, entries)
+
+    def _hold(self, key: Key, entries: list[Any]) -> _Part:
+        """Keep a part in memory; what exceeds the budget stays on disk only."""
+        part = self._parts[key] = _Part(entries, sum(entry.nbytes for entry in entries))
+        self.num_bytes += part.num_bytes
+        while self._disk is not None and self.num_bytes > self._memory_bytes and len(self._parts) > 1:
+            _, oldest = self._parts.popitem(last=False)
+            self.num_bytes -= oldest.num_bytes
+        return part
+
+
+def _cut(entry: Any, start: int, end: int) -> Any:
+    """A cache entry of its own with just the tokens [start, end), which shares no memory with the original."""
+    block = copy.copy(entry)
+    block.keys, block.values = tree_map(
+        lambda array: mx.contiguous(array[..., start:end, :]), (entry.keys, entry.values)
+    )
+    block.offset = end - start
+    return block
+
+
+def _joined(entry: Any, blocks: list[Any]) -> Any:
+    """The empty cache entry, filled with the tokens of `blocks`."""
+    entry.keys, entry.values = tree_map(
+        lambda *arrays: mx.concatenate(arrays, axis=-2),
+        (blocks[0].keys, blocks[0].values),
+        *[(block.keys, block.values) for block in blocks[1:]],
+    )
+    entry.offset = len(blocks) * BLOCK_TOKENS
+    return entry
