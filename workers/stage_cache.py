@@ -98,7 +98,7 @@ class StageCache:
         if group is not None:
             _advance(self.entries[group[0]], *shape)
 
-    def _distinct(self) -> tuple[int, ...]:
+    def distinct(self) -> tuple[int, ...]:
         return self.owned + tuple(group[0] for group in self._stand_ins.values())
 
     def replaced(self, change: Callable[[int, Any], Any]) -> Self:
