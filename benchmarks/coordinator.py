@@ -125,6 +125,7 @@ def run(arguments: argparse.Namespace) -> Report:
     """The full pace, half of it, and a tenth."""
     model = ensure_model(MODEL, machine.model_folder())
     token = Tokenizer.from_file(str(model / "tokenizer.json")).token_to_id(MARK)
+    assert token is not None
     full = Pace(
         tokens_per_s=arguments.tokens_per_s,
         streams=arguments.streams,

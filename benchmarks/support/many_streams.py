@@ -38,7 +38,7 @@ def read_streams(port: int, requests: list[bytes], mark: bytes, timeout_s: float
         for request, arrivals in zip(requests, found, strict=True):
             connection = socket.create_connection(("127.0.0.1", port))
             connection.sendall(request)
-            connection.setblocking(False)  # noqa: FBT003
+            connection.setblocking(False)
             selector.register(connection, selectors.EVENT_READ, arrivals)
         while selector.get_map():
             if time.perf_counter() > deadline:

@@ -1,0 +1,135 @@
+"""What one hop from stage to stage adds, in microseconds: half of a round trip between two processes, array to array.
+
+Tandem's way (encrypted, with header, reading thread, encoding and decoding of the payload) beside ZeroMQ without
+encryption and thread, and beside a raw TCP ping-pong of the same bytes, which has no array at either end. Each process
+has a core of its own.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+
+import mlx.core as mx
+import msgspec
+
+from benchmarks.support import machine
+from benchmarks.support.arithmetic import summarize, turns
+from benchmarks.support.figures import Bar, bar_chart
+from benchmarks.support.hop_ends import WAYS, Address, Link, make_link
+from benchmarks.support.reporting import Report, add_output_arguments
+
+# (what, tokens, width): bfloat16, so 8 KB and 4 MB.
+PAYLOADS = (("decode, 8 KB", 1, 4096), ("chunk, 4 MB", 512, 4096))
+TITLES = {"tandem": "Tandem", "zeromq": "ZeroMQ, plain", "tcp": "raw TCP"}
+HOP_LIMIT_US = 300.0
+
+
+class EchoProcess:
+    """The other end, in a process of its own on another core."""
+
+    def __init__(self, way: str, core: int):
+        environment = {**os.environ, "PYTHONPATH": str(machine.CHECKOUT)}
+        command = [sys.executable, "-m", "benchmarks.hop", "--echo"]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=machine.CHECKOUT, env=environment
+        )
+        self.link = make_link(way)
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(msgspec.json.encode(Address(way=way, peer=self.link.peer)) + b"\n")
+        self._process.stdin.flush()
+        self.link.connect(msgspec.json.decode(self._process.stdout.readline(), type=Address).peer)
+        machine.pin(self._process.pid, [core])
+
+    def end(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+
+
+def echo() -> None:
+    """Be the other end: send back whatever comes, until killed or the parent is gone."""
+    address = msgspec.json.decode(sys.stdin.buffer.readline(), type=Address)
+    link = make_link(address.way)
+    print(msgspec.json.encode(Address(way=address.way, peer=link.peer)).decode(), flush=True)
+    link.connect(address.peer)
+    while True:
+        link.send(link.receive())
+
+
+def hop_times_us(link: Link, way: str, tokens: int, width: int, count: int) -> list[float]:
+    """Microseconds of `count` hops of one payload, after some that do not count."""
+    array = mx.random.normal((1, tokens, width)).astype(mx.bfloat16)
+    mx.eval(array)
+    item = memoryview(array).cast("B") if way == "tcp" else array
+    times = []
+    for number in range(count + count // 10 + 2):
+        started = time.perf_counter()
+        link.send(item)
+        link.receive()
+        if number > count // 10:
+            times.append((time.perf_counter() - started) / 2 * 1e6)
+    return times
+
+
+def run(arguments: argparse.Namespace) -> Report:
+    """All ways in alternating turns, for each payload."""
+    report = Report("hop")
+    cores = os.cpu_count() or 1
+    pinned = machine.pin(os.getpid(), [0])
+    report.fact("machine", machine.describe())
+    report.fact("cores", "one each for the two processes" if pinned and cores > 1 else "not pinned")
+    ends = {way: EchoProcess(way, 1 % cores) for way in WAYS}
+    try:
+        times = _measure(ends, arguments)
+    finally:
+        for end in ends.values():
+            end.end()
+    rows, bars = [], []
+    for what, *_ in PAYLOADS:
+        for way in WAYS:
+            found = summarize(times[what, way])
+            assert found is not None
+            rows.append([what, TITLES[way], found.median, found.p99, found.smallest])
+            bars.append(Bar(f"{what}, {TITLES[way]}", found.median, WAYS.index(way)))
+            report.data[f"{what}, {way}"] = msgspec.to_builtins(found)
+    report.table("one hop", ["payload", "way", "median us", "p99", "smallest"], rows)
+    decode = summarize(times[PAYLOADS[0][0], "tandem"])
+    report.check("median of a decode hop in microseconds", decode.median if decode else None, at_most=HOP_LIMIT_US)
+    report.figure = bar_chart("One hop", "microseconds, median", bars)
+    return report
+
+
+def _measure(ends: dict[str, EchoProcess], arguments: argparse.Namespace) -> dict[tuple[str, str], list[float]]:
+    times: dict[tuple[str, str], list[float]] = {}
+    for what, tokens, width in PAYLOADS:
+        count = max(arguments.count // tokens, arguments.count // 20, 10)
+        for order in turns(WAYS, arguments.rounds):
+            for way in order:
+                found = hop_times_us(ends[way].link, way, tokens, width, count)
+                times.setdefault((what, way), []).extend(found)
+    return times
+
+
+def main() -> None:
+    """Run, print, write files."""
+    parser = argparse.ArgumentParser(prog="launch.sh bench hop", description=__doc__.partition("\n")[0])
+    parser.add_argument("--count", type=int, default=2000, help="hops of the small payload in a round")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--quick", action="store_true", help="a few hops, to see that everything works")
+    parser.add_argument("--echo", action="store_true", help=argparse.SUPPRESS)
+    add_output_arguments(parser)
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.count, arguments.rounds = 100, 1
+    machine.exit_on_sigterm()
+    if arguments.echo:
+        echo()
+    run(arguments).publish(arguments)
+    os._exit(0)  # reading threads may still wait for the network
+
+
+if __name__ == "__main__":
+    main()
