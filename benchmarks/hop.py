@@ -19,6 +19,7 @@ from benchmarks.support.arithmetic import summarize, turns
 from benchmarks.support.figures import Bar, bar_chart
 from benchmarks.support.hop_ends import WAYS, Address, Link, make_link
 from benchmarks.support.reporting import Report, add_output_arguments
+from workers import payload
 
 # (what, tokens, width): bfloat16, so 8 KB and 4 MB.
 PAYLOADS = (("decode, 8 KB", 1, 4096), ("chunk, 4 MB", 512, 4096))
@@ -63,7 +64,7 @@ def hop_times_us(link: Link, way: str, tokens: int, width: int, count: int) -> l
     """Microseconds of `count` hops of one payload, after some that do not count."""
     array = mx.random.normal((1, tokens, width)).astype(mx.bfloat16)
     mx.eval(array)
-    item = memoryview(array).cast("B") if way == "tcp" else array
+    item = payload.encode(array)[1][0] if way == "tcp" else array
     times = []
     for number in range(count + count // 10 + 2):
         started = time.perf_counter()

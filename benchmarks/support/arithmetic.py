@@ -68,6 +68,13 @@ def gaps(times: Sequence[float]) -> list[float]:
     return [later - earlier for earlier, later in itertools.pairwise(times)]
 
 
+def gaps_within(times: Sequence[float], begin: float, end: float) -> list[float]:
+    """The differences between successive times of which the later lies in [begin, end]; so the first gap, which began
+    before, counts as a whole.
+    """
+    return [later - earlier for earlier, later in itertools.pairwise(times) if begin <= later <= end]
+
+
 def chunk_seconds(processed_at: Sequence[tuple[float, int]]) -> float | None:
     """Seconds between the completions of a prompt's chunks, as a median; None with fewer than two reports.
 

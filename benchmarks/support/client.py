@@ -83,9 +83,15 @@ class _Event(msgspec.Struct):
 _decode_event = msgspec.json.Decoder(_Event).decode
 
 
-async def stream(target: Target, prompt: str, max_tokens: int, *, timeout_s: float = 600.0) -> Answer:
-    """One streamed request to its end. Never raises for what the server does: that is the answer's `error`."""
-    answer = Answer(sent_at=time.perf_counter())
+async def stream(
+    target: Target, prompt: str, max_tokens: int, *, timeout_s: float = 600.0, into: Answer | None = None
+) -> Answer:
+    """One streamed request to its end. Never raises for what the server does: that is the answer's `error`.
+
+    into: an answer that fills while the stream runs, for a caller that will cancel it.
+    """
+    answer = Answer(sent_at=0.0) if into is None else into
+    answer.sent_at = time.perf_counter()
     try:
         async with asyncio.timeout(timeout_s):
             await _exchange(target, _body(target, prompt, max_tokens), answer)

@@ -56,6 +56,11 @@ def batches(sequences: Sequence[int], rows: int) -> list[list[int]]:
     return [list(sequences[start : start + rows]) for start in range(0, len(sequences), rows)]
 
 
+def idle_heartbeat(worker: str) -> Heartbeat:
+    """A heartbeat in which everything that is counted is zero."""
+    return msgspec.convert(dict.fromkeys(Heartbeat.__struct_fields__, 0) | {"worker": worker}, Heartbeat)
+
+
 class FakeStages:
     """See the module."""
 
@@ -102,10 +107,7 @@ class FakeStages:
         now = time.monotonic()
         if now - self._beat_at >= HEARTBEAT_S:
             self._beat_at = now
-            beat = Heartbeat(
-                worker=self._name, weights_bytes=0, kv_bytes=0, running=0, queued=0, steps=0, rows=0, busy_s=0.0
-            )
-            self._send(beat)
+            self._send(idle_heartbeat(self._name))
 
     def _take(self, *, timeout_s: float) -> None:
         try:

@@ -68,7 +68,7 @@ class TandemLink:
             num_tokens=array.shape[1],
             payload=spec,
         )
-        self._outbox.send(self._other, 1, step, [memoryview(tokens).cast("B"), *buffers])
+        self._outbox.send(self._other, 1, step, [tokens.tobytes(), *buffers])
 
     def receive(self) -> mx.array:
         envelope = self._arrivals.get(timeout=_TIMEOUT_S)
@@ -80,7 +80,7 @@ class ZeroMqLink:
     """The same library without encryption, header and reading thread."""
 
     def __init__(self) -> None:
-        context = zmq.Context.instance()
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         self._inbox, self._outbox = context.socket(zmq.PULL), context.socket(zmq.PUSH)
         self._inbox.setsockopt(zmq.RCVTIMEO, _TIMEOUT_S * 1000)
         port = self._inbox.bind_to_random_port("tcp://127.0.0.1")

@@ -1,0 +1,106 @@
+"""Resident memory of each worker for a model of 1 GB over two and four workers, none of which has room for all of it.
+
+Overhead is what a worker has resident beyond the bytes of its own layers (by the headers of the weight files): Python,
+MLX, and what a short request through all stages needs.
+"""
+
+import argparse
+import asyncio
+
+import msgspec
+import psutil
+
+from benchmarks.support import machine
+from benchmarks.support.client import get_json, stream
+from benchmarks.support.contenders import WorkerLimits, tandem
+from benchmarks.support.figures import Bar, bar_chart
+from benchmarks.support.prompts import PromptMaker
+from benchmarks.support.random_models import ensure_model, known_models
+from benchmarks.support.reporting import Report, add_output_arguments
+from cluster.model_files import ModelSizes, read_sizes
+
+MAX_OVERHEAD_BYTES = 350e6
+# A limit for each worker, as a share of the model: above an even part with its headroom, below the whole.
+LIMIT_SHARES = {2: 0.7, 3: 0.5, 4: 0.4}
+
+
+class Resident(msgspec.Struct, frozen=True, kw_only=True):
+    """One worker. Bytes: resident, and of its layers [start, end)."""
+
+    worker: str
+    layers: tuple[int, int]
+    resident: int
+    weights: int
+
+    @property
+    def overhead(self) -> int:
+        return self.resident - self.weights
+
+
+async def measure(arguments: argparse.Namespace, num_workers: int) -> tuple[list[Resident], ModelSizes]:
+    """Resident memory after one request. Raises RuntimeError when it fails or a worker holds the full model."""
+    model = ensure_model(arguments.model, machine.model_folder())
+    whole = sum(file.stat().st_size for file in model.glob("model*.safetensors"))
+    limits = [WorkerLimits(memory_limit_bytes=int(whole * LIMIT_SHARES[num_workers]))] * num_workers
+    async with tandem("Tandem", model, limits) as cluster:
+        prompt = PromptMaker(0, model).make(arguments.prompt_tokens)
+        answer = await stream(cluster.target, prompt, arguments.max_tokens)
+        if answer.error is not None:
+            raise RuntimeError(answer.error)
+        status = await get_json(cluster.target.url, "/status")
+        if any(worker["holds_full_model"] for worker in status["workers"]):
+            raise RuntimeError("a worker holds the full model, which its limit should have prevented")
+        sizes = read_sizes(model, status["model"]["layers"])
+        found = [
+            Resident(
+                worker=worker["name"],
+                layers=(worker["layers"][0], worker["layers"][1]),
+                resident=psutil.Process(worker["pid"]).memory_info().rss,
+                weights=sizes.stage(*worker["layers"]),
+            )
+            for worker in status["workers"]
+        ]
+    return found, sizes
+
+
+async def run(arguments: argparse.Namespace) -> Report:
+    """Two and four workers."""
+    report = Report("memory")
+    report.fact("machine", machine.describe())
+    rows, bars = [], []
+    for num_workers in arguments.workers:
+        found, sizes = await measure(arguments, num_workers)
+        report.fact("model", f"{arguments.model}, random weights, {sizes.total / 1e6:,.0f} MB")
+        for index, of_worker in enumerate(found):
+            layers = f"{of_worker.layers[0]}-{of_worker.layers[1] - 1}"
+            megabytes = [value / 1e6 for value in (of_worker.weights, of_worker.resident, of_worker.overhead)]
+            rows.append([f"{of_worker.worker} of {num_workers}", layers, *megabytes])
+            bars.append(Bar(f"{num_workers} workers, worker {index}", of_worker.overhead / 1e6, num_workers))
+        largest = max(of_worker.overhead for of_worker in found)
+        report.check(
+            f"MB beyond its layers, {num_workers} workers, the largest", largest / 1e6, at_most=MAX_OVERHEAD_BYTES / 1e6
+        )
+        report.data[f"{num_workers} workers"] = [msgspec.to_builtins(of_worker) for of_worker in found]
+    report.table("after one request", ["worker", "layers", "weights MB", "resident MB", "beyond MB"], rows)
+    report.figure = bar_chart("Resident beyond a worker's own layers", "MB", bars)
+    return report
+
+
+def main() -> None:
+    """Run, print, write files."""
+    parser = argparse.ArgumentParser(prog="launch.sh bench memory", description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", default="500m-float16", choices=known_models(), metavar="SIZE-FORMAT")
+    parser.add_argument("--workers", type=int, nargs="+", default=[2, 4], choices=sorted(LIMIT_SHARES))
+    parser.add_argument("--prompt-tokens", type=int, default=16)
+    parser.add_argument("--max-tokens", type=int, default=4)
+    parser.add_argument("--quick", action="store_true", help="a small model, to see that everything works")
+    add_output_arguments(parser)
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.model = "25m-float32"
+    machine.exit_on_sigterm()
+    asyncio.run(run(arguments)).publish(arguments)
+
+
+if __name__ == "__main__":
+    main()
