@@ -4,7 +4,7 @@
     ./launch.sh bench serve --clients 8 --vs http://host:8080   and another server, in alternating rounds, with ratios
 
 Throughput counts the tokens that the server says it generated. ITL is the gap between two pieces of a stream that carry
-text; where a server puts several tokens into one piece, the share of such tokens is shown as coalesced.
+text; tokens that brought no piece of their own, because a server sent several at once, are shown as coalesced.
 """
 
 import argparse
@@ -12,6 +12,8 @@ import asyncio
 import sys
 from pathlib import Path
 from urllib.parse import urlsplit
+
+import msgspec
 
 from benchmarks.support import machine
 from benchmarks.support.client import Target, get_json
@@ -55,7 +57,9 @@ async def run(arguments: argparse.Namespace) -> Report:
     """Measure. Raises TandemError when a server does not answer."""
     targets = [await _target(arguments, arguments.url or running_cluster(), arguments.model, arguments.strategy)]
     if arguments.vs:
-        targets.append(await _target(arguments, arguments.vs, arguments.vs_model, arguments.vs_strategy))
+        second = await _target(arguments, arguments.vs, arguments.vs_model, arguments.vs_strategy)
+        same = second.name == targets[0].name
+        targets.append(msgspec.structs.replace(second, name=f"{second.name}, again") if same else second)
     load = Load(
         clients=arguments.clients,
         requests=arguments.requests or 2 * arguments.clients,
