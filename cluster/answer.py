@@ -8,7 +8,9 @@ from collections.abc import Iterable
 
 from cluster.prompts import TextStream
 from cluster.requests import Delta, Event, Finished, Progress
-from cluster.wire import PrefillProgress, Update
+from cluster.wire import PrefillProgress, Reused, Update
+
+Report = Update | PrefillProgress | Reused
 
 
 class Answer:
@@ -22,6 +24,7 @@ class Answer:
         self._last_at = arrival
         self._token_ids: list[int] = []
         self._num_generated = 0
+        self._cached_tokens = 0
         self._finish_reason: str | None = None
 
     def __repr__(self) -> str:
@@ -31,13 +34,15 @@ class Answer:
     def is_finished(self) -> bool:
         return self._finish_reason is not None
 
-    def take(self, reports: Iterable[Update | PrefillProgress], now: float) -> list[Event]:
+    def take(self, reports: Iterable[Report], now: float) -> list[Event]:
         """The events that `reports` amount to; several updates give one Delta. The last event may be Finished."""
         events: list[Event] = []
         tokens: list[int] = []
         reason: str | None = None
         for report in reports:
-            if isinstance(report, PrefillProgress):
+            if isinstance(report, Reused):
+                self._cached_tokens = report.num_tokens
+            elif isinstance(report, PrefillProgress):
                 events.append(Progress(processed=report.processed, total=report.total))
             else:
                 tokens += report.tokens
@@ -75,6 +80,7 @@ class Answer:
             token_ids=tuple(self._token_ids),
             prompt_tokens=self._prompt_tokens,
             completion_tokens=self._num_generated,
+            cached_tokens=self._cached_tokens,
             ttft_s=self._first_at - self._arrival,
             decode_tokens_per_s=(self._num_generated - 1) / decode_s if several else None,
         )

@@ -20,6 +20,7 @@ from cluster.errors import UsageError
 
 Mode = Literal["auto", "always", "never"]
 Policy = Literal["thresholds", "measured"]
+Scope = Literal["shared", "api-key"]
 
 Port = Annotated[int, Meta(ge=1, le=65535, description="a port number from 1 to 65535")]
 Count = Annotated[int, Meta(ge=1, description="a whole number of at least 1")]
@@ -83,7 +84,7 @@ class CacheSettings(msgspec.Struct, frozen=True, kw_only=True):
     prefix: Switch = True
     memory_limit: Bytes | None = None
     disk_limit: Bytes | None = None
-    scope: Name = "shared"
+    scope: Scope = "shared"
 
 
 class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,6 +7,7 @@ messages on through `Listener`. Everything runs on one asyncio loop; only the in
 import asyncio
 import logging
 import time
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +16,7 @@ from cluster.config import Settings
 from cluster.errors import ModelError, TandemError
 from cluster.home import Home
 from cluster.join_token import make_token
+from cluster.kv_budget import DEFAULT_DISK_BYTES, WorkerBudget, prefix_capacity, worker_budget
 from cluster.membership import IllegalEvent, Member, WorkerEvent, WorkerState
 from cluster.model_files import ModelSizes, read_sizes
 from cluster.planner import Node, Stage, fits, full_model_shortage, plan
@@ -22,11 +24,14 @@ from cluster.processes import WorkerProcess, default_memory_limit
 from cluster.transport import ZmqInbox, ZmqOutbox
 from cluster.wire import (
     PROTOCOL,
+    Buffer,
     Envelope,
     Heartbeat,
     Inspected,
     InspectModel,
     Join,
+    KnownPrefix,
+    KvNeeds,
     Layers,
     Loaded,
     LoadFailed,
@@ -35,12 +40,14 @@ from cluster.wire import (
     Message,
     PrefillProgress,
     Rejected,
+    Reused,
     SequenceFailed,
     Shutdown,
     StagePlan,
     Tokens,
     Welcome,
 )
+from strategy.prefix import KEY_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +63,8 @@ class Listener(Protocol):
     def progress(self, message: PrefillProgress) -> None: ...
 
     def failed(self, message: SequenceFailed) -> None: ...
+
+    def reused(self, message: Reused) -> None: ...
 
     def worker_lost(self, worker: str) -> None: ...
 
@@ -82,6 +91,10 @@ class ControlPlane:
         self.sizes: ModelSizes | None = None
         self.inspected: Inspected | None = None
         self.epoch = 0
+        self.kv_needs: dict[tuple[str, ...], dict[str, KvNeeds]] = {}  # by route, then worker
+        self.budgets: dict[str, WorkerBudget] = {}
+        self._cache_settings = settings.cache
+        self._kept: dict[tuple[str, ...], dict[str, list[tuple[bytes, int]]]] = {}
         self._outbox = ZmqOutbox()
         self._inbox: ZmqInbox | None = None
         self._secret = ""
@@ -134,6 +147,9 @@ class ControlPlane:
         self._send_plan()
         progress("loading the model")
         await self._until(lambda: all(member.is_ready for member in self._planned()))
+        if self._cache_settings.prefix:
+            for route in self.kv_needs:
+                self._share_prefixes(route)
 
     async def _inspect(self) -> Inspected:
         member = next(member for member in self.members.values() if member.state is WorkerState.JOINED)
@@ -141,6 +157,30 @@ class ControlPlane:
         await self._until(lambda: self.inspected is not None)
         assert self.inspected is not None
         return self.inspected
+
+    def _share_prefixes(self, route: tuple[str, ...]) -> None:
+        """Tell a route's head how many parts may be kept, and which of an earlier life every stage still has."""
+        needs = self.kv_needs[route]
+        in_memory = prefix_capacity((need, self.budgets[name].prefix_bytes // 2) for name, need in needs.items())
+        on_disk = prefix_capacity((need, self._disk_bytes // 2) for need in needs.values())
+        kept = self._kept[route]
+        everywhere = set.intersection(*({key for key, _ in keys} for keys in kept.values()))
+        keys = [(key, length) for key, length in kept[route[0]] if key in everywhere]
+        message = KnownPrefix(
+            route=route,
+            capacity=max(in_memory, on_disk),
+            snapshots=any(need.snapshots for need in needs.values()),
+        )
+        lengths = array("i", [length for _, length in keys]).tobytes()
+        self.send(route[0], message, (b"".join(key for key, _ in keys), lengths))
+
+    @property
+    def _disk_bytes(self) -> int:
+        """What one worker may keep on disk."""
+        limit = self._cache_settings.disk_limit
+        if not self._cache_settings.prefix:
+            return 0
+        return DEFAULT_DISK_BYTES if limit is None else limit
 
     def _planned(self) -> list[Member]:
         return [self.members[stage.worker] for stage in self.stages]
@@ -162,17 +202,32 @@ class ControlPlane:
                     holds_full_model=member.holds_full_model,
                 )
             )
-        message = LoadStage(
-            model_path=str(self._model_path),
-            cache_dir=str(self._home.cache),
-            stages=tuple(stage_plans),
-            last_position_only=self.inspected.last_position_only,
-            batches=self.inspected.batches,
-            prefill_chunk_tokens=None,
-        )
         for member in self._planned():
             member.apply(WorkerEvent.LOAD)
-            self.send(member.name, message)
+            self.budgets[member.name] = self._budget(member)
+            self.send(
+                member.name,
+                LoadStage(
+                    model_path=str(self._model_path),
+                    cache_dir=str(self._home.cache),
+                    prefix_memory_bytes=self.budgets[member.name].prefix_bytes,
+                    prefix_disk_bytes=self._disk_bytes,
+                    stages=tuple(stage_plans),
+                    last_position_only=self.inspected.last_position_only,
+                    batches=self.inspected.batches,
+                    prefill_chunk_tokens=None,
+                ),
+            )
+
+    def _budget(self, member: Member) -> WorkerBudget:
+        assert self.sizes is not None
+        stage = next(stage for stage in self.stages if stage.worker == member.name)
+        return worker_budget(
+            limit_bytes=member.memory_limit_bytes,
+            weights_bytes=self.sizes.total if stage.holds_full_model else stage.weights_bytes,
+            prefix_limit=self._cache_settings.memory_limit,
+            prefix=self._cache_settings.prefix,
+        )
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         """Wait until `condition` holds. Raises what went wrong in the meantime."""
@@ -200,9 +255,9 @@ class ControlPlane:
             if member := self.members.get(message.worker):
                 member.beat(message, time.monotonic())
         elif envelope.epoch == self.epoch:
-            self._of_this_epoch(message)
+            self._of_this_epoch(message, envelope.buffers)
 
-    def _of_this_epoch(self, message: Message) -> None:
+    def _of_this_epoch(self, message: Message, buffers: tuple[Buffer, ...]) -> None:
         match message:
             case Tokens():
                 self._listening.tokens(message)
@@ -216,13 +271,23 @@ class ControlPlane:
             case LoadProgress(worker=name, loaded_bytes=loaded):
                 self.members[name].loaded_bytes = loaded
                 self._changed.set()
-            case Loaded(worker=name):
-                self.members[name].apply(WorkerEvent.LOADED)
-                self._changed.set()
+            case Reused():
+                self._listening.reused(message)
+            case Loaded():
+                self._loaded(message, buffers)
             case LoadFailed(message=text):
                 self._fail(ModelError(text))
             case _:
                 log.warning("dropped an unexpected %s", type(message).__name__)
+
+    def _loaded(self, message: Loaded, buffers: tuple[Buffer, ...]) -> None:
+        self.members[message.worker].apply(WorkerEvent.LOADED)
+        for index, prefix in enumerate(message.prefixes):
+            raw, lengths = bytes(buffers[2 * index]), array("i", bytes(buffers[2 * index + 1]))
+            keys = [raw[start : start + KEY_BYTES] for start in range(0, len(raw), KEY_BYTES)]
+            self.kv_needs.setdefault(prefix.route, {})[message.worker] = prefix.needs
+            self._kept.setdefault(prefix.route, {})[message.worker] = list(zip(keys, lengths, strict=True))
+        self._changed.set()
 
     @property
     def _listening(self) -> Listener:

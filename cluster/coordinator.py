@@ -134,7 +134,12 @@ class Coordinator:
     async def _serve(self, service: Service) -> None:
         assert self._listener is not None
         model = service.models()[0]
-        app = build_app(service, api_key=self._settings.api.api_key, model_ids=(self._settings.model.path, model.id))
+        app = build_app(
+            service,
+            api_key=self._settings.api.api_key,
+            model_ids=(self._settings.model.path, model.id),
+            scope_by_key=self._settings.cache.scope == "api-key",
+        )
         done = asyncio.Event()
         server = asyncio.create_task(serve(app, self._listener, stopping=done))
         stopping = asyncio.create_task(self._stopping.wait())

@@ -44,9 +44,7 @@ class ApiError(TandemError):
 
     def body(self) -> dict[str, Any]:
         """The OpenAI error object."""
-        return {
-            "error": {"message": str(self), "type": self.error_type, "param": self.param, "code": self.code}
-        }
+        return {"error": {"message": str(self), "type": self.error_type, "param": self.param, "code": self.code}}
 
 
 class BadRequest(ApiError):

@@ -18,7 +18,14 @@ from mlx_lm.utils import load_config, load_tokenizer
 from cluster.errors import BadRequest, ModelError
 from cluster.requests import GenerationRequest
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "*.tiktoken", "tokenization_*.py")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "*.tiktoken",
+    "tokenization_*.py",
+)
 
 # What a chat template (a program that comes with the model) raises when it will not take the messages.
 TEMPLATE_ERRORS = (TemplateError, ValueError, TypeError, LookupError, AttributeError, AssertionError, RuntimeError)
@@ -47,7 +54,9 @@ class Prompts:
         if not any(file for pattern in TOKENIZER_FILES for file in model_path.glob(pattern)):
             raise ModelError(f"{model_path} has no tokenizer; put the model's tokenizer.json beside its config.json.")
         try:
-            tokenizer = load_tokenizer(model_path, {"trust_remote_code": False}, eos_token_ids=config.get("eos_token_id"))
+            tokenizer = load_tokenizer(
+                model_path, {"trust_remote_code": False}, eos_token_ids=config.get("eos_token_id")
+            )
         except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
             raise ModelError(f"The tokenizer in {model_path} cannot be read: {_first_line(error)}") from error
         return cls(tokenizer, _vocabulary_size(config, tokenizer))
@@ -104,7 +113,8 @@ class Prompts:
         for token in (min(ids, default=0), max(ids, default=0)):
             if not 0 <= token < self.vocabulary_size:
                 raise BadRequest(
-                    f"Token id {token} in {param} is outside the model's vocabulary of {self.vocabulary_size}.", param=param
+                    f"Token id {token} in {param} is outside the model's vocabulary of {self.vocabulary_size}.",
+                    param=param,
                 )
 
     def __repr__(self) -> str:

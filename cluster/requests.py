@@ -28,7 +28,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     messages: chat messages (`role`, `content`) for the model's chat template; text: a raw prompt, no template;
     tokens: a raw prompt as token ids. max_tokens: None lets the coordinator take its default, cut to the context.
-    mode: an override of USE_DISTRIBUTED_INFERENCE ("auto" | "always" | "never"); strategy: a strategy name.
+    scope: requests of different scopes share no cached prefix. mode: an override of USE_DISTRIBUTED_INFERENCE ("auto" | "always" | "never"); strategy: a strategy name.
     """
 
     messages: tuple[dict[str, str], ...] | None = None
@@ -40,6 +40,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     mode: str | None = None
     strategy: str | None = None
     conversation: str | None = None
+    scope: str = ""
 
 
 class Routed(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,6 +110,8 @@ class Service(Protocol):
     def generate(self, request: GenerationRequest) -> AsyncIterator[Event]: ...
 
     async def explain(self, request: GenerationRequest) -> dict: ...
+
+    def forget_conversation(self, conversation: str) -> None: ...
 
     def status(self) -> dict: ...
 

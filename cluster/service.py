@@ -5,25 +5,28 @@ message to the head, turns token ids into text, and ends the request everywhere 
 """
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
 from array import array
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import msgspec
 
 from cluster.admission import Admission
-from cluster.answer import Answer
+from cluster.answer import Answer, Report
 from cluster.config import Settings
 from cluster.control import ControlPlane
 from cluster.errors import ApiError, BadRequest, TooLarge, Unavailable, UsageError
+from cluster.kv_budget import largest_excess, sequence_bytes
 from cluster.membership import WorkerState
 from cluster.prompts import Prompts
 from cluster.requests import Event, GenerationRequest, ModelInfo, Routed
-from cluster.wire import Cancel, Generate, PrefillProgress, SequenceFailed, Tokens, Update
+from cluster.routes import Routes
+from cluster.wire import Cancel, ForgetConversation, Generate, PrefillProgress, Reused, SequenceFailed, Tokens
 from strategy.selector import (
     Choice,
     Feasibility,
@@ -43,7 +46,6 @@ MAX_RUNNING = 256
 UNBOUNDED_CONTEXT_TOKENS = 1 << 20
 
 _CACHED = {Strategy.SINGLE_DEVICE_CACHED, Strategy.DISTRIBUTED_CACHED}
-_Report = Update | PrefillProgress | ApiError
 
 
 class _Sequence:
@@ -52,17 +54,17 @@ class _Sequence:
     def __init__(self, number: int, route: tuple[str, ...]):
         self.number = number
         self.route = route
-        self._reports: deque[_Report] = deque()
+        self._reports: deque[Report | ApiError] = deque()
         self._arrived = asyncio.Event()
 
     def __repr__(self) -> str:
         return f"_Sequence({self.number} on {'>'.join(self.route)})"
 
-    def put(self, report: _Report) -> None:
+    def put(self, report: Report | ApiError) -> None:
         self._reports.append(report)
         self._arrived.set()
 
-    async def take(self) -> list[Update | PrefillProgress]:
+    async def take(self) -> list[Report]:
         """Everything that was reported since, at least one. Raises a reported ApiError."""
         await self._arrived.wait()
         self._arrived.clear()
@@ -83,13 +85,20 @@ class GenerationService:
         self._prompts = prompts
         self._settings = settings.strategy
         self._thresholds = Thresholds(settings.strategy.prompt_threshold, settings.strategy.generation_threshold)
-        self._admission = Admission(max_running=MAX_RUNNING, max_waiting=settings.api.max_queue)
+        self._admission = Admission(
+            max_running=MAX_RUNNING,
+            max_waiting=settings.api.max_queue,
+            room={worker: budget.sequence_bytes for worker, budget in control.budgets.items()},
+        )
         self._api = api
         self._pid = pid
+        self._routes = Routes(control)
         self._sequences: dict[int, _Sequence] = {}
         self._num_sequences = 0
         self._num_finished = 0
         self._num_failed = 0
+        self._num_prompt_tokens = 0  # of cached strategies
+        self._num_cached_tokens = 0
         assert control.sizes is not None
         assert control.inspected is not None
         self._model = ModelInfo(
@@ -121,30 +130,63 @@ class GenerationService:
         arrival = time.perf_counter()
         tokens = await asyncio.to_thread(self._prompts.encode, request)
         max_tokens = self._max_tokens(request, len(tokens))
-        lengths = Lengths(len(tokens), max_tokens)
-        self._choose(request, lengths)  # what can never run need not wait for its turn
-        async with self._admission.place():
-            choice = self._choose(request, lengths)
-            sequence = self._begin(request, choice.strategy, tokens, max_tokens)
-            try:
-                yield Routed(
-                    request_id=f"{sequence.number}",
-                    strategy=choice.strategy,
-                    reason=choice.reason,
-                    workers=sequence.route,
-                    prompt_tokens=len(tokens),
-                )
-                answer = Answer(self._prompts.stream(request.stop), prompt_tokens=len(tokens), arrival=arrival)
-                while not answer.is_finished:
-                    events = answer.take(await sequence.take(), time.perf_counter())
-                    self._num_finished += answer.is_finished  # before the last event: its reader may come for no more
-                    for event in events:
+        choice = self._choose(request, Lengths(len(tokens), max_tokens))
+        route = self._routes.choose(choice.strategy, tokens, request.conversation)
+        cost = self._cost(choice.strategy, route, len(tokens) + max_tokens)
+        with self._routes.assigned(route):
+            async with self._admission.place(cost):
+                if gone := [worker for worker in route if not self._control.members[worker].is_ready]:
+                    raise Unavailable(f"worker {gone[0]} was lost while this request waited; try again")
+                running = self._run(request, choice, route, tokens, max_tokens, arrival)
+                async with contextlib.aclosing(running) as events:
+                    async for event in events:
                         yield event
-            except ApiError:
-                self._num_failed += 1
-                raise
-            finally:
-                self._end(sequence)
+
+    async def _run(
+        self,
+        request: GenerationRequest,
+        choice: Choice,
+        route: tuple[str, ...],
+        tokens: tuple[int, ...],
+        max_tokens: int,
+        arrival: float,
+    ) -> AsyncGenerator[Event, None]:
+        """The events of an admitted request."""
+        sequence = self._begin(request, choice.strategy, route, tokens, max_tokens)
+        try:
+            yield Routed(
+                request_id=f"{sequence.number}",
+                strategy=choice.strategy,
+                reason=choice.reason,
+                workers=route,
+                prompt_tokens=len(tokens),
+            )
+            answer = Answer(self._prompts.stream(request.stop), prompt_tokens=len(tokens), arrival=arrival)
+            while not answer.is_finished:
+                events = answer.take(await sequence.take(), time.perf_counter())
+                self._num_finished += answer.is_finished  # before the last event: its reader may come for no more
+                for event in events:
+                    yield event
+        except ApiError:
+            self._num_failed += 1
+            raise
+        finally:
+            del self._sequences[sequence.number]
+            self._control.send(route[0], Cancel(sequence=sequence.number))
+
+    def _cost(self, strategy: Strategy, route: tuple[str, ...], num_tokens: int) -> dict[str, int]:
+        """Bytes of caches by worker. Raises TooLarge where a worker could never hold them."""
+        if strategy not in _CACHED:
+            return {}
+        needs = self._control.kv_needs[route]
+        if excess := largest_excess(needs, self._control.budgets, num_tokens):
+            worker, wanted, there = excess
+            raise TooLarge(
+                f"the KV cache of {num_tokens} tokens needs {wanted / 1e6:.1f} MB on {worker}, which has "
+                f"{there / 1e6:.1f} MB for caches; shorten the prompt, lower max_tokens or raise its memory_limit",
+                param="max_tokens",
+            )
+        return {worker: sequence_bytes(need, num_tokens) for worker, need in needs.items()}
 
     async def explain(self, request: GenerationRequest) -> dict[str, Any]:
         """INTERFACE's `explain --json`: the choice, with nothing generated."""
@@ -200,6 +242,13 @@ class GenerationService:
                 "finished": self._num_finished,
                 "failed": self._num_failed,
             },
+            "cache": {
+                "prompt_tokens": self._num_prompt_tokens,
+                "cached_tokens": self._num_cached_tokens,
+                "hit_rate": round(self._num_cached_tokens / self._num_prompt_tokens, 4)
+                if self._num_prompt_tokens
+                else 0.0,
+            },
         }
 
     def _worker_status(self, name: str) -> dict[str, Any]:
@@ -217,9 +266,19 @@ class GenerationService:
                 "limit_bytes": member.memory_limit_bytes,
                 "weights_bytes": beat.weights_bytes if beat and not gone else 0,
                 "kv_bytes": beat.kv_bytes if beat and not gone else 0,
+                "kv_budget_bytes": self._control.budgets[name].sequence_bytes,
+                "prefix_bytes": beat.prefix_bytes if beat and not gone else 0,
+                "prefix_budget_bytes": self._control.budgets[name].prefix_bytes,
+                "disk_bytes": beat.disk_bytes if beat and not gone else 0,
             },
             "load": msgspec.to_builtins(member.load),
         }
+
+    def forget_conversation(self, conversation: str) -> None:
+        """A conversation was deleted: its kept prefixes are given back."""
+        self._routes.forget(conversation)
+        for stage in self._control.stages:
+            self._control.send(stage.worker, ForgetConversation(conversation=conversation))
 
     async def drain(self, timeout_s: float) -> None:
         """Take no more requests and wait for the running ones; those still running afterwards are failed."""
@@ -238,6 +297,11 @@ class GenerationService:
                 sequence.put(update)
 
     def progress(self, message: PrefillProgress) -> None:
+        if sequence := self._sequences.get(message.sequence):
+            sequence.put(message)
+
+    def reused(self, message: Reused) -> None:
+        self._num_cached_tokens += message.num_tokens
         if sequence := self._sequences.get(message.sequence):
             sequence.put(message)
 
@@ -295,33 +359,28 @@ class GenerationService:
                 raise BadRequest(str(error), param=param) from None
             raise Unavailable(str(error)) from None
 
-    def _route(self, strategy: Strategy) -> tuple[str, ...]:
-        """All stages, or the least busy worker with the full model."""
-        if strategy is Strategy.SINGLE_DEVICE_CACHED:
-            return (min(self._control.full_model_holders, key=lambda member: member.num_assigned).name,)
-        return self._control.pipeline
-
     def _begin(
-        self, request: GenerationRequest, strategy: Strategy, tokens: tuple[int, ...], max_tokens: int
+        self,
+        request: GenerationRequest,
+        strategy: Strategy,
+        route: tuple[str, ...],
+        tokens: tuple[int, ...],
+        max_tokens: int,
     ) -> _Sequence:
         self._num_sequences += 1
-        sequence = _Sequence(self._num_sequences, self._route(strategy))
-        self._sequences[sequence.number] = sequence
-        self._control.members[sequence.route[0]].num_assigned += 1
+        sequence = self._sequences[self._num_sequences] = _Sequence(self._num_sequences, route)
         seed = request.sampling.seed
         message = Generate(
             sequence=sequence.number,
-            route=sequence.route,
+            route=route,
             cached=strategy in _CACHED,
             max_tokens=max_tokens,
             end_tokens=tuple(sorted(self._prompts.eos_token_ids)),
             sampling=request.sampling,
             seed=secrets.randbits(63) if seed is None else seed % (1 << 63),
+            scope=request.scope,
+            conversation=request.conversation,
         )
-        self._control.send(sequence.route[0], message, (array("i", tokens).tobytes(),))
+        self._num_prompt_tokens += len(tokens) if message.cached else 0
+        self._control.send(route[0], message, (array("i", tokens).tobytes(),))
         return sequence
-
-    def _end(self, sequence: _Sequence) -> None:
-        del self._sequences[sequence.number]
-        self._control.members[sequence.route[0]].num_assigned -= 1
-        self._control.send(sequence.route[0], Cancel(sequence=sequence.number))

@@ -75,13 +75,15 @@ class Join(Message, frozen=True, kw_only=True):
 
 
 class Heartbeat(Message, frozen=True, kw_only=True):
-    """Sent every 0.5 s. Bytes as MLX counts them. steps, rows and busy_s (seconds in steps) count from the start of
-    the process; queued: messages that wait for the compute thread.
+    """Sent every 0.5 s. Bytes as MLX counts them. steps, rows and busy_s (seconds in steps) count from the start of the
+    process; queued: messages that wait for the compute thread; prefix_bytes, disk_bytes: kept of past sequences.
     """
 
     worker: str
     weights_bytes: int
     kv_bytes: int
+    prefix_bytes: int
+    disk_bytes: int
     running: int
     queued: int
     steps: int
@@ -109,11 +111,38 @@ class LoadProgress(Message, frozen=True, kw_only=True):
     loaded_bytes: int
 
 
+class KvGrowth(msgspec.Struct, frozen=True, array_like=True):
+    """Caches that take `token_bytes` for each token, up to `max_tokens` (None: without end)."""
+
+    token_bytes: int
+    max_tokens: int | None
+
+
+class KvNeeds(msgspec.Struct, frozen=True, kw_only=True):
+    """What the caches of one sequence take on one stage. snapshots: they cannot be cut at any token."""
+
+    fixed_bytes: int
+    growth: tuple[KvGrowth, ...]
+    snapshots: bool
+
+
+class KeptPrefix(msgspec.Struct, frozen=True, kw_only=True):
+    """A route's store on a stage, and what its sequences need there."""
+
+    route: tuple[str, ...]
+    needs: KvNeeds
+
+
 class Loaded(Message, frozen=True, kw_only=True):
-    """The stage (and the full model where planned) is in memory and has run once."""
+    """The stage (and the full model where planned) is in memory and has run once.
+
+    Buffers: for each of `prefixes` the keys that survived on disk (16 bytes each, least recently used first) and their
+    numbers of tokens (int32).
+    """
 
     worker: str
     weights_bytes: int
+    prefixes: tuple[KeptPrefix, ...] = ()
 
 
 class LoadFailed(Message, frozen=True, kw_only=True):
@@ -143,6 +172,13 @@ class PrefillProgress(Message, frozen=True, kw_only=True):
     sequence: int
     processed: int
     total: int
+
+
+class Reused(Message, frozen=True, kw_only=True):
+    """A sequence began with `num_tokens` of its prompt already in the caches."""
+
+    sequence: int
+    num_tokens: int
 
 
 class SequenceFailed(Message, frozen=True, kw_only=True):
@@ -179,16 +215,36 @@ class LoadStage(Message, frozen=True, kw_only=True):
 
     model_path: str
     cache_dir: str
+    prefix_memory_bytes: int
+    prefix_disk_bytes: int
     stages: tuple[StagePlan, ...]
     last_position_only: bool
     batches: bool
     prefill_chunk_tokens: int | None
 
 
+class KnownPrefix(Message, frozen=True, kw_only=True):
+    """For the head of a route: what every stage of it still has from an earlier life, and how many parts to keep.
+
+    Buffers: keys and numbers of tokens as in Loaded.
+    """
+
+    route: tuple[str, ...]
+    capacity: int
+    snapshots: bool
+
+
+class ForgetConversation(Message, frozen=True, kw_only=True):
+    """A conversation was deleted: what only it had is given back."""
+
+    conversation: str
+
+
 class Generate(Message, frozen=True, kw_only=True):
     """Start a sequence on the head that receives this. Prompt ids are buffer 0 (int32).
 
-    route: names of the workers in stage order; one name means that worker's full model.
+    route: names of the workers in stage order; one name means that worker's full model. scope: sequences of different
+    scopes share no prefix; conversation: whose prefix to hold on to.
     """
 
     sequence: int
@@ -198,6 +254,8 @@ class Generate(Message, frozen=True, kw_only=True):
     end_tokens: tuple[int, ...]
     sampling: Sampling
     seed: int
+    scope: str = ""
+    conversation: str | None = None
 
 
 class Cancel(Message, frozen=True, kw_only=True):
@@ -216,7 +274,8 @@ class Shutdown(Message, frozen=True, kw_only=True):
 class OpenSequence(Message, frozen=True, kw_only=True):
     """A sequence begins on a stage, before its first step.
 
-    history: the last ids before the first sampled one, which penalties look at. Passed on from stage to stage, so
+    history: the last ids before the first sampled one, which penalties look at. Buffer 0: keys of the parts that
+    its cache begins with. Passed on from stage to stage, so
     that it stays in front of the sequence's steps.
     """
 
@@ -232,6 +291,20 @@ class CloseSequence(Message, frozen=True, kw_only=True):
     """A sequence ended; its cache is freed. Passed on like OpenSequence."""
 
     sequence: int
+    route: tuple[str, ...]
+
+
+class KeepPrefix(Message, frozen=True, kw_only=True):
+    """Keep parts of a running sequence's cache: spans of tokens, keys in buffer 0. Passed on like OpenSequence."""
+
+    sequence: int
+    route: tuple[str, ...]
+    spans: tuple[tuple[int, int], ...]
+
+
+class DropPrefix(Message, frozen=True, kw_only=True):
+    """Forget the parts whose keys are in buffer 0. Passed on like OpenSequence."""
+
     route: tuple[str, ...]
 
 
@@ -286,6 +359,7 @@ KINDS: dict[int, type[Message]] = {
     7: Tokens,
     8: PrefillProgress,
     9: SequenceFailed,
+    10: Reused,
     20: Welcome,
     21: Rejected,
     22: InspectModel,
@@ -293,11 +367,15 @@ KINDS: dict[int, type[Message]] = {
     24: Generate,
     25: Cancel,
     26: Shutdown,
+    27: KnownPrefix,
+    28: ForgetConversation,
     40: OpenSequence,
     41: CloseSequence,
     42: Step,
     43: Sampled,
     44: StepFailed,
+    45: KeepPrefix,
+    46: DropPrefix,
 }
 _NUMBERS = {kind: number for number, kind in KINDS.items()}
 

@@ -73,7 +73,7 @@ class PrefixDirectory:
 
     def __init__(self, *, capacity: int, snapshots: bool):
         self._capacity = capacity
-        self._snapshots = snapshots
+        self.snapshots = snapshots
         self._lengths: OrderedDict[Key, int] = OrderedDict()  # least recently used first
         self._in_use: dict[Key, int] = {}
         self._conversations: OrderedDict[str, tuple[Key, ...]] = OrderedDict()
@@ -97,7 +97,7 @@ class PrefixDirectory:
 
     def match(self, tokens: Sequence[int], scope: str) -> Match:
         """The longest reusable prefix that leaves at least one token to compute; holds its keys until `release`."""
-        found = self._match_snapshot(tokens, scope) if self._snapshots else self._match_blocks(tokens, scope)
+        found = self._match_snapshot(tokens, scope) if self.snapshots else self._match_blocks(tokens, scope)
         self.num_asked_tokens += len(tokens)
         self.num_reused_tokens += found.num_tokens
         for key in found.keys:
@@ -133,7 +133,7 @@ class PrefixDirectory:
 
     def keep(self, tokens: Sequence[int], scope: str, conversation: str | None = None) -> Kept:
         """A sequence's cache covers exactly `tokens`: what of it to keep, and what goes for it."""
-        if self._snapshots:
+        if self.snapshots:
             keys = [snapshot_key(tokens, scope)] if tokens else []
             spans = [(0, len(tokens))] if tokens else []
         else:

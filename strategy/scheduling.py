@@ -114,10 +114,12 @@ class Schedule:
         else:
             self._enter_slot(sequence)
 
-    def remove(self, sequence: int) -> None:
-        """A sequence ended or was cancelled; steps of it that are in flight still count until they are done."""
-        if self._sequences.pop(sequence, None) is None:
-            return
+    def remove(self, sequence: int) -> int:
+        """A sequence ended or was cancelled; steps of it that are in flight still count until they are done.
+
+        Returns how many of its tokens were given to a step.
+        """
+        num_computed = self._sequences.pop(sequence).computed
         for queue in (self._prefilling, self._uncached):
             if sequence in queue:
                 queue.remove(sequence)
@@ -126,6 +128,7 @@ class Schedule:
                 slot.members.remove(sequence)
                 if not slot.members and not slot.in_flight:
                     self._drop_slot(number)
+        return num_computed
 
     def next(self) -> StepPlan | None:
         """The next step, counted as in flight; None when nothing is ready or enough is in flight."""

@@ -25,11 +25,16 @@ from cluster.wire import (
     Buffer,
     Cancel,
     CloseSequence,
+    DropPrefix,
     Envelope,
+    ForgetConversation,
     Generate,
     Heartbeat,
     Inspected,
     InspectModel,
+    KeepPrefix,
+    KeptPrefix,
+    KnownPrefix,
     Loaded,
     LoadFailed,
     LoadStage,
@@ -43,11 +48,15 @@ from cluster.wire import (
     StepFailed,
 )
 from strategy.chunking import ChunkCost, ChunkSize
+from strategy.prefix import KEY_BYTES, Key, PrefixDirectory
 from strategy.scheduling import NO_SLOT
 from workers import payload
+from workers.disk_tier import DiskTier, model_signature, signature
 from workers.executor import Launched, Stage, StageExecutor
 from workers.head import Head
 from workers.inspection import inspect
+from workers.kv_memory import kv_needs
+from workers.prefix_store import PrefixStore
 from workers.split_model import SplitModel
 from workers.trace import Tracer
 
@@ -62,6 +71,7 @@ _STATS_EVERY_S = 0.25
 # How often MLX gives unused buffers back to the system, as mlx-lm does.
 _CLEAR_EVERY_STEPS = 256
 Route = tuple[str, ...]
+_Passed = OpenSequence | CloseSequence | KeepPrefix | DropPrefix
 
 
 @dataclass(frozen=True)
@@ -90,7 +100,8 @@ class Engine:
         self._executors: dict[Route, StageExecutor] = {}
         self._heads: dict[Route, Head] = {}
         self._weights_bytes = 0
-        self._chunk_cost: ChunkCost | None = None
+        self._directories: dict[Route, PrefixDirectory] = {}
+        self._chunk_costs: dict[Route, ChunkCost | None] = {}
         self._num_steps = 0
         self._num_rows = 0
         self._busy_s = 0.0
@@ -104,8 +115,12 @@ class Engine:
             LoadStage: self._load,
             Generate: self._generate,
             Cancel: self._cancel,
-            OpenSequence: self._open,
-            CloseSequence: self._close,
+            KnownPrefix: self._know,
+            ForgetConversation: self._forget,
+            OpenSequence: self._pass_on,
+            CloseSequence: self._pass_on,
+            KeepPrefix: self._pass_on,
+            DropPrefix: self._pass_on,
             Step: self._arrived,
             Sampled: self._sampled,
             StepFailed: self._step_failed,
@@ -162,6 +177,7 @@ class Engine:
                 step, tokens = issued
                 with self._failing_only(step):
                     self._launch(step, tokens, None)
+                    head.launched(step)
         return worked
 
     # --- loading
@@ -190,16 +206,13 @@ class Engine:
         self._stages = {stage.worker: stage for stage in message.stages}
         self._executors.clear()
         self._heads.clear()
-        own = self._stages[self._name]
+        self._directories.clear()
         if mx.metal.is_available():  # keep weights resident on the GPU, as mlx-lm does while it generates
             mx.set_wired_limit(int(mx.device_info()["max_recommended_working_set_size"]))
         try:
             self._model = SplitModel.load(Path(message.model_path))
             self._model.unused = inspect(Path(message.model_path), Path(message.cache_dir)).unused
-            whole = (0, self._model.num_layers)
-            layers = whole if own.holds_full_model else (own.layers.start, own.layers.end)
-            self._model.warm_up(layers)
-            self._chunk_cost = self._measure_chunks(self._model, layers) if layers[0] == 0 else None
+            prefixes = [self._prepare(self._model, route) for route in self._own_routes(message)]
         except TandemError as error:
             self._report(LoadFailed(worker=self._name, message=str(error)))
             return
@@ -209,7 +222,36 @@ class Engine:
             return
         mx.clear_cache()
         self._weights_bytes = mx.get_active_memory()
-        self._report(Loaded(worker=self._name, weights_bytes=self._weights_bytes))
+        loaded = Loaded(worker=self._name, weights_bytes=self._weights_bytes, prefixes=tuple(prefixes))
+        kept = [self._executors[prefix.route].prefixes.on_disk for prefix in prefixes]
+        self._send(self._coordinator, loaded, [buffer for keys in kept for buffer in _packed(keys)])
+
+    def _own_routes(self, plan: LoadStage) -> list[Route]:
+        """The routes that pass through this worker: all stages, and itself alone where it holds the full model."""
+        pipeline = tuple(stage.worker for stage in plan.stages)
+        alone = (self._name,)
+        return [pipeline, alone] if self._stages[self._name].holds_full_model and pipeline != alone else [pipeline]
+
+    def _prepare(self, model: SplitModel, route: Route) -> KeptPrefix:
+        """Read this worker's weights for a route and make ready what it keeps of past sequences."""
+        assert self._plan is not None
+        own = self._stages[self._name].layers
+        layers = (own.start, own.end) if len(route) > 1 else (0, model.num_layers)
+        needs = kv_needs(model.warm_up(layers))
+        if layers[0] == 0:
+            self._chunk_costs[route] = self._measure_chunks(model, layers)
+        num_routes = len(self._own_routes(self._plan))
+        disk = None
+        if self._plan.prefix_disk_bytes:
+            content = model_signature(Path(self._plan.model_path))
+            folder = Path(self._plan.cache_dir) / "kv" / signature(model=content, layers=layers, needs=needs)
+            disk = DiskTier(folder, limit_bytes=self._plan.prefix_disk_bytes // num_routes)
+        prefixes = PrefixStore(model, layers, memory_bytes=self._plan.prefix_memory_bytes // num_routes, disk=disk)
+        stage = Stage(layers, is_last=route[-1] == self._name)
+        self._executors[route] = StageExecutor(
+            model, stage, last_position_only=self._plan.last_position_only, prefixes=prefixes
+        )
+        return KeptPrefix(route=route, needs=needs)
 
     def _measure_chunks(self, model: SplitModel, layers: tuple[int, int]) -> ChunkCost | None:
         """What chunks cost here, from a few short runs; None when even the smallest take too long to compare."""
@@ -240,13 +282,29 @@ class Engine:
             self._heads[route] = Head(
                 route,
                 chunk_size=ChunkSize(
-                    num_stages=len(route), cost=self._chunk_cost, fixed_tokens=self._plan.prefill_chunk_tokens
+                    num_stages=len(route),
+                    cost=self._chunk_costs.get(route),
+                    fixed_tokens=self._plan.prefill_chunk_tokens,
                 ),
                 max_rows=MAX_ROWS if self._plan.batches else 1,
+                prefixes=self._directories.get(route),
                 report=self._report,
-                forward=lambda message: self._apply_and_pass_on(message, route),
+                forward=self._apply_and_pass_on,  # type: ignore[arg-type]
             )
         return self._heads[route]
+
+    def _know(self, message: KnownPrefix, buffers: tuple[Buffer, ...]) -> None:
+        """Reuse of prefixes begins on a route that has its head here."""
+        directory = PrefixDirectory(capacity=message.capacity, snapshots=message.snapshots)
+        lengths = np.frombuffer(buffers[1], np.int32).tolist()
+        gone = directory.restore(zip(_unpacked_keys(buffers[0]), lengths, strict=True))
+        self._directories[message.route] = directory
+        if gone:
+            self._apply_and_pass_on(DropPrefix(route=message.route), tuple(gone))
+
+    def _forget(self, message: ForgetConversation, _: tuple[Buffer, ...]) -> None:
+        for head in self._heads.values():
+            head.forget_conversation(message.conversation)
 
     def _cancel(self, message: Cancel, _: tuple[Buffer, ...]) -> None:
         for head in self._heads.values():
@@ -260,35 +318,28 @@ class Engine:
 
     # --- stage
 
-    def _executor(self, route: Route) -> StageExecutor:
-        if route not in self._executors:
-            assert self._model is not None
-            assert self._plan is not None
-            own = self._stages[self._name].layers
-            layers = (own.start, own.end) if len(route) > 1 else (0, self._model.num_layers)
-            stage = Stage(layers, is_last=route[-1] == self._name)
-            self._executors[route] = StageExecutor(self._model, stage, last_position_only=self._plan.last_position_only)
-        return self._executors[route]
-
     def _next_worker(self, route: Route) -> Peer | None:
         index = route.index(self._name) + 1
         return self._stages[route[index]].peer if index < len(route) else None
 
-    def _open(self, message: OpenSequence, _: tuple[Buffer, ...]) -> None:
-        self._apply_and_pass_on(message, message.route)
+    def _pass_on(self, message: _Passed, buffers: tuple[Buffer, ...]) -> None:
+        self._apply_and_pass_on(message, _unpacked_keys(buffers[0]) if buffers else ())
 
-    def _close(self, message: CloseSequence, _: tuple[Buffer, ...]) -> None:
-        self._apply_and_pass_on(message, message.route)
-
-    def _apply_and_pass_on(self, message: Message, route: Route) -> None:
-        executor = self._executor(route)
-        if isinstance(message, OpenSequence):
-            executor.open(message)
-        elif isinstance(message, CloseSequence):
-            executor.close(message.sequence)
-        if peer := self._next_worker(route):
+    def _apply_and_pass_on(self, message: _Passed, keys: tuple[Key, ...] = ()) -> None:
+        executor = self._executors[message.route]
+        peer = self._next_worker(message.route)
+        if peer is not None:
             self._finish_pending()  # what was launched before must arrive before
-            self._send(peer, message)
+            self._send(peer, message, [b"".join(keys)])
+        match message:
+            case OpenSequence():
+                executor.open(message, keys)
+            case KeepPrefix():
+                executor.keep(message, keys)
+            case DropPrefix():
+                executor.prefixes.drop(keys)
+            case CloseSequence():
+                executor.close(message.sequence)
 
     def _arrived(self, step: Step, buffers: tuple[Buffer, ...]) -> None:
         with self._failing_only(step):
@@ -298,7 +349,7 @@ class Engine:
     def _launch(self, step: Step, tokens: np.ndarray, received: Any) -> None:
         """Begin a step, then finish the one before: the host prepares one while the device computes the other."""
         started_ns = time.time_ns()
-        launched = self._executor(step.route).launch(step, tokens, received)
+        launched = self._executors[step.route].launch(step, tokens, received)
         self._finish_pending()
         self._pending = _Pending(launched, tokens, max(started_ns, self._finished_ns))
 
@@ -309,7 +360,7 @@ class Engine:
             return False
         step = pending.launched.step
         with self._failing_only(step):
-            output = self._executor(step.route).finish(pending.launched)
+            output = self._executors[step.route].finish(pending.launched)
             self._count(step, pending.started_ns)
             if peer := self._next_worker(step.route):
                 spec, arrays = payload.encode(output)
@@ -369,9 +420,21 @@ class Engine:
             worker=self._name,
             weights_bytes=self._weights_bytes,
             kv_bytes=sum(executor.kv_bytes for executor in self._executors.values()),
+            prefix_bytes=sum(executor.prefixes.num_bytes for executor in self._executors.values()),
+            disk_bytes=sum(executor.prefixes.disk_bytes for executor in self._executors.values()),
             running=sum(len(executor) for executor in self._executors.values()),
             queued=self._arrivals.qsize(),
             steps=self._num_steps,
             rows=self._num_rows,
             busy_s=self._busy_s,
         )
+
+
+def _packed(keys: list[tuple[Key, int]]) -> tuple[bytes, bytes]:
+    """Keys, and their numbers of tokens, as two buffers."""
+    return b"".join(key for key, _ in keys), np.array([length for _, length in keys], np.int32).tobytes()
+
+
+def _unpacked_keys(buffer: Buffer) -> tuple[Key, ...]:
+    raw = bytes(buffer)
+    return tuple(raw[start : start + KEY_BYTES] for start in range(0, len(raw), KEY_BYTES))

@@ -4,17 +4,23 @@ Owns, per sequence, its cache of the worker's layers (alone, or merged with othe
 stage, its sampler. Does what arrives in the order it arrives; decides nothing. All on the MLX thread.
 """
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from cluster.wire import OpenSequence, Row, Step
+from cluster.wire import KeepPrefix, OpenSequence, Row, Step
+from strategy.prefix import Key
 from strategy.scheduling import NO_SLOT
+from workers.prefix_store import PrefixLost, PrefixStore
 from workers.sampling import TokenSampler, sample_rows
 from workers.split_model import SplitModel
 from workers.stage_cache import StageCache
+
+log = logging.getLogger(__name__)
 
 
 class UnknownSequence(Exception):
@@ -54,10 +60,11 @@ class Launched:
 class StageExecutor:
     """The compute side of one route on one worker."""
 
-    def __init__(self, model: SplitModel, stage: Stage, *, last_position_only: bool):
+    def __init__(self, model: SplitModel, stage: Stage, *, last_position_only: bool, prefixes: PrefixStore):
         self._model = model
         self._stage = stage
         self._last_position_only = last_position_only
+        self.prefixes = prefixes
         self._sequences: dict[int, _Sequence] = {}
         self._slots: dict[int, _Slot] = {}
         self._last_sampled: dict[int, mx.array] = {}  # by slot, for steps that run ahead
@@ -75,11 +82,26 @@ class StageExecutor:
         caches += [slot.cache for slot in self._slots.values()]
         return sum(cache.nbytes for cache in caches if cache is not None)
 
-    def open(self, message: OpenSequence) -> None:
-        """A sequence begins."""
-        cache = self._model.make_cache(self._stage.layers) if message.cached else None
+    def open(self, message: OpenSequence, keys: Sequence[Key]) -> None:
+        """A sequence begins, with the parts of earlier ones named by `keys`.
+
+        Where a part turns out to be lost the sequence stays unknown here, so that its first step fails and the head
+        begins it anew.
+        """
+        try:
+            cache = self.prefixes.begin(keys) if message.cached else None
+        except PrefixLost as error:
+            log.warning("a kept prefix is lost: %s", error)
+            return
         sampler = TokenSampler(message.sampling, message.seed, message.history)
         self._sequences[message.sequence] = _Sequence(message.cached, sampler, cache)
+
+    def keep(self, message: KeepPrefix, keys: Sequence[Key]) -> None:
+        """Keep parts of a sequence's cache for later ones."""
+        if message.sequence in self._sequences:
+            sequence = self._sequences[message.sequence]
+            sequence.cache = self._own_cache(message.sequence)
+            self.prefixes.keep(sequence.cache, message.spans, keys)
 
     def close(self, sequence: int) -> None:
         """A sequence ended; its row leaves its slot when the slot runs next, or now if it was the last."""

@@ -4,17 +4,21 @@ Owns the token ids of its sequences, their stop conditions and the schedule; han
 its end through `sampled` or `failed`. Knows nothing of sockets or MLX.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from cluster.wire import (
     CloseSequence,
+    DropPrefix,
     Generate,
+    KeepPrefix,
     Message,
     OpenSequence,
     PrefillProgress,
+    Reused,
     Row,
     SequenceFailed,
     Step,
@@ -22,6 +26,7 @@ from cluster.wire import (
     Update,
 )
 from strategy.chunking import ChunkSize
+from strategy.prefix import NO_MATCH, Key, Match, PrefixDirectory
 from strategy.scheduling import NO_SLOT, RowPlan, Schedule, StepPlan
 
 # Prompts longer than this report how far their prefill is.
@@ -36,6 +41,7 @@ class _Sequence:
     request: Generate
     tokens: list[int]
     prompt_tokens: int
+    match: Match
 
     @property
     def num_generated(self) -> int:
@@ -48,9 +54,16 @@ class _Sequence:
         return "length" if self.num_generated >= self.request.max_tokens else None
 
 
+class Forward(Protocol):
+    """Takes a message, with the keys of prefixes that it speaks of, to this worker's executor and down the route."""
+
+    def __call__(self, message: Message, keys: tuple[Key, ...] = ()) -> None: ...
+
+
 class Head:
-    """The head of one route. `report` goes to the coordinator; `forward` to this worker's own executor and down the
-    route, in order.
+    """The head of one route. `report` goes to the coordinator.
+
+    On the route a sequence has a number of its own, since one that lost its prefix begins anew under another.
     """
 
     def __init__(
@@ -59,8 +72,9 @@ class Head:
         *,
         chunk_size: ChunkSize,
         max_rows: int,
+        prefixes: PrefixDirectory | None,
         report: Callable[[Message], None],
-        forward: Callable[[Message], None],
+        forward: Forward,
     ):
         self.route = route
         self._chunk_size = chunk_size
@@ -69,9 +83,12 @@ class Head:
             chunk_tokens=lambda prompt, others: chunk_size.tokens(prompt, others_decode=others),
             max_rows=max_rows,
         )
+        self._prefixes = prefixes
         self._report = report
         self._forward = forward
         self._sequences: dict[int, _Sequence] = {}
+        self._numbers: dict[int, int] = {}  # the coordinator's number to the route's
+        self._num_sequences = 0
         self._in_flight: dict[int, StepPlan] = {}
         self._num_steps = 0
 
@@ -83,34 +100,79 @@ class Head:
 
     def begin(self, request: Generate, prompt: list[int]) -> None:
         """A new sequence with its prompt ids."""
-        self._sequences[request.sequence] = _Sequence(request, prompt, len(prompt))
-        self._forward(
-            OpenSequence(
-                sequence=request.sequence,
-                route=self.route,
-                cached=request.cached,
-                sampling=request.sampling,
-                seed=request.seed,
-                history=tuple(prompt[-HISTORY_TOKENS:]),
-            )
+        match = NO_MATCH
+        if self._prefixes is not None and request.cached:
+            match = self._prefixes.match(prompt, request.scope)
+        if match.num_tokens:
+            self._report(Reused(sequence=request.sequence, num_tokens=match.num_tokens))
+        self._open(request, prompt, match)
+
+    def _open(self, request: Generate, prompt: list[int], match: Match) -> None:
+        self._num_sequences += 1
+        number = self._num_sequences
+        self._numbers[request.sequence] = number
+        self._sequences[number] = _Sequence(request, prompt, len(prompt), match)
+        sampling = request.sampling
+        opening = OpenSequence(
+            sequence=number,
+            route=self.route,
+            cached=request.cached,
+            sampling=sampling,
+            seed=request.seed,
+            history=tuple(prompt[-HISTORY_TOKENS:]),
         )
-        penalties = (
-            request.sampling.repetition_penalty,
-            request.sampling.presence_penalty,
-            request.sampling.frequency_penalty,
-        )
+        self._forward(opening, match.keys)
+        penalties = (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty)
         self._schedule.add(
-            request.sequence,
+            number,
             prompt_tokens=len(prompt),
             cached=request.cached,
+            computed_tokens=match.num_tokens,
             runs_ahead=not any(penalties),  # penalties look at the ids before
         )
 
     def cancel(self, sequence: int) -> None:
-        """Forget a sequence; steps in flight run out. Unknown ones are ignored."""
-        if self._sequences.pop(sequence, None) is not None:
-            self._schedule.remove(sequence)
-            self._forward(CloseSequence(sequence=sequence, route=self.route))
+        """Forget a sequence by the coordinator's number; steps in flight run out. Unknown ones are ignored."""
+        if (number := self._numbers.get(sequence)) is not None:
+            self._close(number, keep=True)
+
+    def _close(self, number: int, *, keep: bool) -> None:
+        sequence = self._sequences.pop(number)
+        del self._numbers[sequence.request.sequence]
+        num_computed = self._schedule.remove(number)
+        if self._prefixes is not None:
+            self._prefixes.release(sequence.match)
+            if keep and (num_computed <= len(sequence.tokens) or not self._prefixes.snapshots):
+                self._keep(number, sequence, num_computed, sequence.request.conversation)
+        self._forward(CloseSequence(sequence=number, route=self.route))
+
+    def _keep(self, number: int, sequence: _Sequence, num_tokens: int, conversation: str | None) -> None:
+        """Have the stages keep the sequence's first `num_tokens`, all of which are computed, for later ones."""
+        if self._prefixes is None or not sequence.request.cached:
+            return
+        kept = self._prefixes.keep(sequence.tokens[:num_tokens], sequence.request.scope, conversation)
+        if kept.parts:
+            spans = tuple((start, end) for start, end, _ in kept.parts)
+            keeping = KeepPrefix(sequence=number, route=self.route, spans=spans)
+            self._forward(keeping, tuple(key for _, _, key in kept.parts))
+        self._drop(kept.evicted)
+
+    def _drop(self, keys: Sequence[Key]) -> None:
+        if keys:
+            self._forward(DropPrefix(route=self.route), tuple(keys))
+
+    def forget_conversation(self, conversation: str) -> None:
+        """Give back what only this conversation had."""
+        if self._prefixes is not None:
+            self._drop(self._prefixes.forget_conversation(conversation))
+
+    def launched(self, step: Step) -> None:
+        """A step of this head is on its way. Behind a prompt's last chunk its prefix is kept, for others to share."""
+        for row in step.rows:
+            sequence = self._sequences.get(row.sequence)
+            end = row.position + step.num_tokens
+            if sequence is not None and not row.sample and end == sequence.prompt_tokens - 1:
+                self._keep(row.sequence, sequence, end, None)
 
     def next_step(self) -> tuple[Step, np.ndarray] | None:
         """The next step with its token ids (rows, N) int32, or None when there is nothing to run now.
@@ -151,8 +213,13 @@ class Head:
             if row.sample:
                 updates += self._accept(row.sequence, next(ids))
             elif (sequence := self._sequences.get(row.sequence)) and sequence.prompt_tokens > PROGRESS_FROM_TOKENS:
-                processed, total = row.start + row.count, sequence.prompt_tokens
-                self._report(PrefillProgress(sequence=row.sequence, processed=processed, total=total))
+                self._report(
+                    PrefillProgress(
+                        sequence=sequence.request.sequence,
+                        processed=row.start + row.count,
+                        total=sequence.prompt_tokens,
+                    )
+                )
         if updates:
             self._report(Tokens(updates=tuple(updates)))
 
@@ -163,14 +230,23 @@ class Head:
         sequence.tokens.append(token)
         reason = sequence.finish_reason()
         if reason is not None:
-            self.cancel(number)
-        return [Update(number, (token,), reason)]
+            self._close(number, keep=True)
+        return [Update(sequence.request.sequence, (token,), reason)]
 
     def failed(self, number: int, message: str) -> None:
-        """A step could not run: every row of it fails."""
+        """A step could not run: every row of it fails, or begins anew where a reused prefix may be the cause."""
         plan = self._in_flight.pop(number)
         self._schedule.done(plan)
         for row in plan.rows:
-            if row.sequence in self._sequences:
-                self.cancel(row.sequence)
-                self._report(SequenceFailed(sequence=row.sequence, message=message))
+            sequence = self._sequences.get(row.sequence)
+            if sequence is None:
+                continue
+            self._close(row.sequence, keep=False)
+            request, match = sequence.request, sequence.match
+            if self._prefixes is not None and match.keys and not sequence.num_generated:
+                self._prefixes.forget(match.keys)
+                self._drop(match.keys)
+                self._report(Reused(sequence=request.sequence, num_tokens=0))
+                self._open(request, sequence.tokens, NO_MATCH)
+            else:
+                self._report(SequenceFailed(sequence=request.sequence, message=message))

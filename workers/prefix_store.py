@@ -39,7 +39,7 @@ def can_cut(cache: StageCache) -> bool:
 class PrefixStore:
     """The parts of one route on one stage.
 
-    memory_bytes: the most to hold where there is a disk to fall back on; disk: None keeps nothing across restarts.
+    memory_bytes: the most to hold in memory; disk: None keeps nothing across restarts.
     """
 
     def __init__(self, model: SplitModel, layers: Layers, *, memory_bytes: int, disk: DiskTier | None):
@@ -55,6 +55,11 @@ class PrefixStore:
 
     def __len__(self) -> int:
         return len(self._parts)
+
+    @property
+    def on_disk(self) -> list[tuple[Key, int]]:
+        """Keys that survived on disk, least recently used first, with their numbers of tokens."""
+        return self._disk.num_tokens_by_key if self._disk else []
 
     @property
     def disk_bytes(self) -> int:
@@ -109,10 +114,10 @@ class PrefixStore:
         return self._hold(key, entries)
 
     def _hold(self, key: Key, entries: list[Any]) -> _Part:
-        """Keep a part in memory; what exceeds the budget stays on disk only."""
+        """Keep a part in memory; what exceeds the budget stays on disk only, or is lost without one."""
         part = self._parts[key] = _Part(entries, sum(entry.nbytes for entry in entries))
         self.num_bytes += part.num_bytes
-        while self._disk is not None and self.num_bytes > self._memory_bytes and len(self._parts) > 1:
+        while self.num_bytes > self._memory_bytes and len(self._parts) > 1:
             _, oldest = self._parts.popitem(last=False)
             self.num_bytes -= oldest.num_bytes
         return part

@@ -16,6 +16,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from cluster.errors import ModelError
 from workers import loading
+from workers.kv_cache import KINDS, Kind, KvSettings
 from workers.payload import Carried, Payload, arrays, like, map_arrays
 from workers.stage_cache import StageCache
 
@@ -41,6 +42,7 @@ class SplitModel:
         self.unused = unused or {}
         self._switch = _Switch()
         self._owner_of_entry: tuple[int | None, ...] | None = None
+        self._kinds: dict[str, Kind] = {}
         _redirect(self.layers, self._switch)
 
     def __repr__(self) -> str:
@@ -54,15 +56,32 @@ class SplitModel:
         """
         return cls(loading.load(path))
 
-    def make_cache(self, layers: Layers) -> StageCache:
-        """Empty caches for one sequence, real for the given layers."""
+    def make_cache(self, layers: Layers, kv: KvSettings | None = None) -> StageCache:
+        """Empty caches for one sequence, real for the given layers. kv: None is mlx-lm's default.
+
+        Raises ValueError when the model or the settings do not allow the kind; `kv_kind(...).why_not` says so before.
+        """
+        if layers != (0, self.num_layers) and self._owner_of_entry is None:
+            self._owner_of_entry = self._find_owners(make_prompt_cache(self.model))
         entries = make_prompt_cache(self.model)
+        kind = None if kv is None else self.kv_kind(kv.kind)
+        made = entries if kind is None or kv is None else kind.make(entries, kv)
         if layers == (0, self.num_layers):
-            return StageCache(entries, tuple(range(len(entries))))
-        if self._owner_of_entry is None:
-            self._owner_of_entry = self._find_owners(entries)
-            entries = make_prompt_cache(self.model)
-        return StageCache.of(entries, self._owner_of_entry, layers)
+            return StageCache(made, tuple(range(len(made))))
+        assert self._owner_of_entry is not None
+        stand_ins = made if kind is not None and kind.shapes_masks else entries
+        cache = StageCache.of(stand_ins, self._owner_of_entry, layers)
+        for index in cache.owned:
+            cache.entries[index] = made[index]
+        return cache
+
+    def kv_kind(self, name: str) -> Kind:
+        """A kind of cache for this model. Raises ModelError for a name that is none."""
+        if name not in KINDS:
+            raise ModelError(f"There is no kind of KV cache {name!r}; there are: {', '.join(KINDS)}.")
+        if name not in self._kinds:
+            self._kinds[name] = KINDS[name](self.model)
+        return self._kinds[name]
 
     def forward(
         self,
@@ -97,8 +116,8 @@ class SplitModel:
         """Computes exactly the output of a pass (None: nothing but the caches) and the states of the caches."""
         mx.eval(list(arrays(output)), [] if cache is None else cache.states())
 
-    def warm_up(self, layers: Layers) -> None:
-        """Reads from disk the weights which the range needs, and no others.
+    def warm_up(self, layers: Layers) -> StageCache:
+        """Reads from disk the weights which the range needs, and no others; returns the caches after one token.
 
         An architecture that looks at values while it runs (dbrx) reads the layers before the range as well.
         """
@@ -111,6 +130,7 @@ class SplitModel:
             payload = map_arrays(lambda array: mx.zeros(array.shape, array.dtype), made)
         cache = self.make_cache(layers)
         self.evaluate(self.forward(tokens, layers=layers, cache=cache, payload=payload), cache)
+        return cache
 
     def _run(self, current: "_Pass", tokens: mx.array, entries: list[Any] | None) -> mx.array:
         self._switch.current = current

@@ -5,11 +5,14 @@ object for each kind of cache, which hold no content but advance with each pass,
 model code reads from any entry come right. An operation on the list visits each object once.
 """
 
+import copy
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import mlx.core as mx
 from mlx_lm.models.cache import ArraysCache, CacheList
+
+from workers.kv_cache import rows
 
 
 class StageCache:
@@ -84,6 +87,25 @@ class StageCache:
         for index in self.distinct():
             self.entries[index].trim(num_tokens)
 
+    def fork(self) -> Self:
+        """Another sequence with the same tokens so far. Memory is shared until one of the two writes."""
+        return self.replaced(lambda _, entry: copy.deepcopy(entry))
+
+    def save(self) -> list[Any]:
+        """A copy of a sequence with tokens, as caches of mlx-lm's own classes (its prompt-cache files take them)."""
+        entries = [self.entries[index] for index in self.distinct()]
+        return [rows.cut(entry, 0, entry.offset) if _is_readable(entry) else copy.deepcopy(entry) for entry in entries]
+
+    def load(self, saved: Sequence[Any]) -> Self:
+        """An empty sequence's cache like this one, with what `save` gave for one of the same layers and kind.
+
+        Raises ValueError when it does not fit.
+        """
+        if len(saved) != len(self.distinct()):
+            raise ValueError(f"{len(saved)} saved caches do not fit {len(self.distinct())}")
+        kept = dict(zip(self.distinct(), saved, strict=True))
+        return self.replaced(lambda index, entry: _loaded(copy.deepcopy(entry), kept[index]))
+
     @property
     def nbytes(self) -> int:
         return sum(self.entries[index].nbytes for index in self.distinct())
@@ -122,6 +144,21 @@ def _sharing(entries: list[Any], groups: Iterable[tuple[int, ...]]) -> list[Any]
         for index in group:
             shared[index] = entries[group[0]]
     return shared
+
+
+def _is_readable(entry: Any) -> bool:
+    return not isinstance(entry, CacheList) and rows.can_read(entry)
+
+
+def _loaded(entry: Any, saved: Any) -> Any:
+    if type(saved) is type(entry):
+        return copy.deepcopy(saved)
+    if type(saved) is not ArraysCache or not _is_readable(entry):
+        raise ValueError(f"a saved {type(saved).__name__} does not fit a {type(entry).__name__}")
+    if len(saved.cache) != rows.num_arrays(entry):
+        raise ValueError(f"a saved cache of {len(saved.cache)} arrays does not fit a {type(entry).__name__}")
+    rows.join(entry, [saved])
+    return entry
 
 
 def _kind(entry: Any) -> Hashable:

@@ -3,9 +3,11 @@
 Endpoints validate, ask the service, and give a response; every error, expected or not, leaves as an OpenAI error object.
 """
 
+import hashlib
 import hmac
 from collections.abc import Awaitable, Callable, Collection
 
+import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -27,18 +29,22 @@ OPEN_PATHS = frozenset({"/health"})
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def build_app(service: Service, *, api_key: str | None = None, model_ids: Collection[str] = ()) -> Starlette:
+def build_app(
+    service: Service, *, api_key: str | None = None, model_ids: Collection[str] = (), scope_by_key: bool = False
+) -> Starlette:
     """The ASGI application over `service`.
 
     api_key: every path but /health then asks for it as a bearer token. model_ids: further names of the loaded model
-    (its directory and the directory's name), besides its id and "default".
+    (its directory and the directory's name), besides its id and "default". scope_by_key: requests with different keys
+    share no cached prefix.
     """
-    endpoints = _Endpoints(service, frozenset(model_ids))
+    endpoints = _Endpoints(service, frozenset(model_ids), scope_by_key=scope_by_key)
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", _guarded(endpoints.chat), methods=["POST"]),
             Route("/v1/completions", _guarded(endpoints.completion), methods=["POST"]),
             Route("/v1/explain", _guarded(endpoints.explain), methods=["POST"]),
+            Route("/v1/conversations/{conversation}", _guarded(endpoints.forget), methods=["DELETE"]),
             Route("/v1/models", _guarded(endpoints.models), methods=["GET"]),
             Route("/v1/models/{model_id:path}", _guarded(endpoints.model), methods=["GET"]),
             Route("/health", _guarded(endpoints.health), methods=["GET"]),
@@ -54,17 +60,29 @@ def build_app(service: Service, *, api_key: str | None = None, model_ids: Collec
 class _Endpoints:
     """The endpoints, each a plain function of its request."""
 
-    def __init__(self, service: Service, model_ids: frozenset[str]) -> None:
+    def __init__(self, service: Service, model_ids: frozenset[str], *, scope_by_key: bool) -> None:
         self._service = service
         self._model_ids = model_ids | {"default"}
+        self._scope_by_key = scope_by_key
 
     async def chat(self, request: Request) -> Response:
-        parsed = parse_chat(await json_object(request))
+        parsed = self._scoped(parse_chat(await json_object(request)), request)
         return GenerationResponse(self._service, parsed, "chat", self._model(parsed).id)
 
     async def completion(self, request: Request) -> Response:
-        parsed = parse_completion(await json_object(request))
+        parsed = self._scoped(parse_completion(await json_object(request)), request)
         return GenerationResponse(self._service, parsed, "completion", self._model(parsed).id)
+
+    def _scoped(self, parsed: ApiRequest, request: Request) -> ApiRequest:
+        if not self._scope_by_key:
+            return parsed
+        scope = hashlib.blake2b(request.headers.get("authorization", "").encode(), digest_size=16).hexdigest()
+        return msgspec.structs.replace(parsed, generation=msgspec.structs.replace(parsed.generation, scope=scope))
+
+    async def forget(self, request: Request) -> Response:
+        conversation = request.path_params["conversation"]
+        self._service.forget_conversation(conversation)
+        return JSONResponse({"id": conversation, "object": "conversation", "deleted": True})
 
     async def explain(self, request: Request) -> Response:
         parsed = parse_explain(await json_object(request))
@@ -96,7 +114,9 @@ class _Endpoints:
                 return model
         if name in self._model_ids:
             return models[0]
-        error = NotFound(f"The model {name[:200]!r} is not loaded; this cluster serves {models[0].id!r}.", param="model")
+        error = NotFound(
+            f"The model {name[:200]!r} is not loaded; this cluster serves {models[0].id!r}.", param="model"
+        )
         error.code = "model_not_found"
         raise error
 

@@ -70,5 +70,3 @@ def _body_too_large() -> ApiError:
     error = TooLarge(f"The body is larger than {BODY_LIMIT_BYTES // 2**20} MB; send a shorter prompt.")
     error.code = "request_too_large"
     return error
-
-

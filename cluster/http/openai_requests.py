@@ -225,7 +225,9 @@ def _content(name: str, value: Any) -> str:
 def _text_part(name: str, part: Any) -> str:
     kind = mapping(name, part).get("type")
     if kind != "text":
-        raise BadRequest(f'{name}.type must be "text": images, audio and files are not supported.', param=f"{name}.type")
+        raise BadRequest(
+            f'{name}.type must be "text": images, audio and files are not supported.', param=f"{name}.type"
+        )
     if type(part.get("text")) is not str:
         raise refuse(f"{name}.text", "a string", part.get("text"))
     for key in part:

@@ -13,7 +13,18 @@ PEER = wire.Peer(endpoint="tcp://127.0.0.1:5000", public_key="k" * 40)
 STAGE = wire.StagePlan(worker="w", peer=PEER, layers=wire.Layers(0, 4), holds_full_model=True)
 EXAMPLES: dict[int, wire.Message] = {
     1: wire.Join(protocol=1, secret="s", name="w", host="h", pid=7, peer=PEER, memory_limit_bytes=9),
-    2: wire.Heartbeat(worker="w", weights_bytes=1, kv_bytes=2, running=3, queued=0, steps=4, rows=5, busy_s=0.5),
+    2: wire.Heartbeat(
+        worker="w",
+        weights_bytes=1,
+        kv_bytes=2,
+        running=3,
+        queued=0,
+        prefix_bytes=0,
+        disk_bytes=0,
+        steps=4,
+        rows=5,
+        busy_s=0.5,
+    ),
     3: wire.Inspected(
         worker="w",
         architecture="llama",
@@ -25,16 +36,35 @@ EXAMPLES: dict[int, wire.Message] = {
         context_tokens=None,
     ),
     4: wire.LoadProgress(worker="w", loaded_bytes=5),
-    5: wire.Loaded(worker="w", weights_bytes=5),
+    5: wire.Loaded(
+        worker="w",
+        weights_bytes=5,
+        prefixes=(
+            wire.KeptPrefix(
+                route=("w",),
+                needs=wire.KvNeeds(
+                    fixed_bytes=1, growth=(wire.KvGrowth(2, None), wire.KvGrowth(3, 4)), snapshots=False
+                ),
+            ),
+        ),
+    ),
     6: wire.LoadFailed(worker="w", message="m"),
     7: wire.Tokens(updates=(wire.Update(1, (2, 3), "stop"), wire.Update(2, (4,)))),
     8: wire.PrefillProgress(sequence=1, processed=2, total=3),
     9: wire.SequenceFailed(sequence=1, message="m"),
+    10: wire.Reused(sequence=1, num_tokens=64),
     20: wire.Welcome(coordinator="c"),
     21: wire.Rejected(reason="r"),
     22: wire.InspectModel(model_path="p", cache_dir="c"),
     23: wire.LoadStage(
-        model_path="p", cache_dir="c", stages=(STAGE,), last_position_only=True, batches=True, prefill_chunk_tokens=None
+        model_path="p",
+        cache_dir="c",
+        prefix_memory_bytes=1,
+        prefix_disk_bytes=2,
+        stages=(STAGE,),
+        last_position_only=True,
+        batches=True,
+        prefill_chunk_tokens=None,
     ),
     24: wire.Generate(
         sequence=1,
@@ -47,6 +77,8 @@ EXAMPLES: dict[int, wire.Message] = {
     ),
     25: wire.Cancel(sequence=1),
     26: wire.Shutdown(),
+    27: wire.KnownPrefix(route=("w",), capacity=4, snapshots=True),
+    28: wire.ForgetConversation(conversation="c"),
     40: wire.OpenSequence(sequence=1, route=("w",), cached=False, sampling=Sampling(), seed=1, history=(1, 2)),
     41: wire.CloseSequence(sequence=1, route=("w",)),
     42: wire.Step(
@@ -60,6 +92,8 @@ EXAMPLES: dict[int, wire.Message] = {
     ),
     43: wire.Sampled(number=1, route=("a",), tokens=(5,)),
     44: wire.StepFailed(number=1, route=("a",), message="m"),
+    45: wire.KeepPrefix(sequence=1, route=("a", "b"), spans=((0, 64),)),
+    46: wire.DropPrefix(route=("a", "b")),
 }
 GOLDEN = {
     8: "83a873657175656e636501a970726f63657373656402a5746f74616c03",
