@@ -6,14 +6,15 @@ messages on through `Listener`. Everything runs on one asyncio loop; only the in
 
 import asyncio
 import logging
+import os
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
 from cluster.config import Settings
-from cluster.errors import ModelError, TandemError
+from cluster.errors import ModelError, TandemError, UsageError
 from cluster.home import Home
 from cluster.join_token import make_token
 from cluster.kv_budget import DEFAULT_DISK_BYTES, WorkerBudget, prefix_capacity, worker_budget
@@ -67,6 +68,16 @@ class Listener(Protocol):
     def reused(self, message: Reused) -> None: ...
 
     def worker_lost(self, worker: str) -> None: ...
+
+
+def _chunk_tokens(environment: Mapping[str, str]) -> int | None:
+    """TANDEM_PREFILL_CHUNK, or None to let each head choose by measured cost. Raises UsageError."""
+    text = environment.get("TANDEM_PREFILL_CHUNK")
+    if text is None:
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"TANDEM_PREFILL_CHUNK must be a whole number of tokens of at least 1, not {text!r}")
+    return int(text)
 
 
 class ControlPlane:
@@ -215,7 +226,7 @@ class ControlPlane:
                     stages=tuple(stage_plans),
                     last_position_only=self.inspected.last_position_only,
                     batches=self.inspected.batches,
-                    prefill_chunk_tokens=None,
+                    prefill_chunk_tokens=_chunk_tokens(os.environ),
                 ),
             )
 
