@@ -164,7 +164,7 @@ def start(
     config_file: Path | None, model: str | None, workers: int | None, port: int | None, *, foreground: bool
 ) -> None:
     """Start a cluster and wait until it is ready."""
-    from cluster.cli.showing import plan_lines
+    from cluster.cli.stopping import stop_cluster
     from cluster.config import Flags
 
     session = _session()
@@ -175,29 +175,36 @@ def start(
         print(f"Already running at {started.state.api} (pid {pid}); `./launch.sh stop` ends it.")
         return
     try:
-        print("\n".join(["Tandem is ready.", *plan_lines(started.status)]), flush=True)
-    except BrokenPipeError:
+        _print_ready(started.status, must_be_read=not foreground)
+        if foreground:
+            _stay(session, started.process)
+    except (KeyboardInterrupt, SystemExit):
         if not foreground:
             raise
-    if foreground:
-        _stay(session, started.process)
+        print(stop_cluster(session.home, session.terminal), flush=True)
+
+
+def _print_ready(status: dict[str, Any], *, must_be_read: bool) -> None:
+    from cluster.cli.showing import plan_lines
+
+    try:
+        print("\n".join(["Tandem is ready.", *plan_lines(status)]), flush=True)
+    except BrokenPipeError:
+        if must_be_read:
+            raise
 
 
 def _stay(session: "Session", process: Any) -> None:
-    """Wait for the coordinator; stop it when this process is told to end."""
+    """Wait for the coordinator to end, which is a failure when it ends badly."""
     import subprocess
 
     from cluster.cli.stopping import stop_cluster
 
-    try:
-        while True:
-            # A short wait each: a signal that arrives in a long one is only seen at its end.
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                status = process.wait(_FOREGROUND_POLL_S)
-                break
-    except (KeyboardInterrupt, SystemExit):
-        print(stop_cluster(session.home, session.terminal), flush=True)
-        return
+    while True:
+        # A short wait each: a signal that arrives in a long one is only seen at its end.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            status = process.wait(_FOREGROUND_POLL_S)
+            break
     if status != 0:
         stop_cluster(session.home, session.terminal)
         raise TandemError(f"the coordinator ended by itself (status {status}); `./launch.sh logs` says why")
