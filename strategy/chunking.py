@@ -29,12 +29,19 @@ class ChunkCost:
 
     @classmethod
     def fit(cls, samples: list[tuple[int, float]]) -> "ChunkCost":
-        """The line through measured (tokens, seconds) by least squares; at least two different numbers of tokens."""
-        mean_tokens = sum(tokens for tokens, _ in samples) / len(samples)
-        mean_s = sum(seconds for _, seconds in samples) / len(samples)
-        spread = sum((tokens - mean_tokens) ** 2 for tokens, _ in samples)
-        slope = sum((tokens - mean_tokens) * (seconds - mean_s) for tokens, seconds in samples) / spread
-        token_s = max(slope, 1e-9)
+        """The line through measured (tokens, seconds), at least two different numbers of tokens.
+
+        Least squares of the relative errors, or the long chunks would decide what the short ones cost.
+        """
+        weights = [1 / seconds**2 for _, seconds in samples]
+        total = sum(weights)
+        mean_tokens = sum(w * tokens for w, (tokens, _) in zip(weights, samples, strict=True)) / total
+        mean_s = sum(w * seconds for w, (_, seconds) in zip(weights, samples, strict=True)) / total
+        slope = spread = 0.0
+        for weight, (tokens, seconds) in zip(weights, samples, strict=True):
+            slope += weight * (tokens - mean_tokens) * (seconds - mean_s)
+            spread += weight * (tokens - mean_tokens) ** 2
+        token_s = max(slope / spread, 1e-9)
         return cls(max(mean_s - token_s * mean_tokens, 0.0), token_s)
 
 

@@ -139,9 +139,9 @@ class PrefixDirectory:
         else:
             keys = block_keys(tokens, scope)
             spans = [(index * BLOCK_TOKENS, (index + 1) * BLOCK_TOKENS) for index in range(len(keys))]
-        parts = tuple(
-            (*span, key) for span, key in zip(spans, keys, strict=True) if key not in self._lengths
-        )[: self._capacity]
+        parts = tuple((*span, key) for span, key in zip(spans, keys, strict=True) if key not in self._lengths)[
+            : self._capacity
+        ]
         for _, end, key in parts:
             self._lengths[key] = end
         self._touch(keys)

@@ -106,6 +106,7 @@ class Engine:
         self._num_rows = 0
         self._busy_s = 0.0
         self._pending: _Pending | None = None
+        self._launch_returns_at_once = mx.metal.is_available()
         self._finished_ns = 0
         self._running = True
         self._stats_at = 0.0
@@ -257,7 +258,7 @@ class Engine:
         """What chunks cost here, from a few short runs; None when even the smallest take too long to compare."""
         samples: list[tuple[int, float]] = []
         begun = time.perf_counter()
-        for num_tokens in _TRIED_CHUNKS:
+        for num_tokens in (_TRIED_CHUNKS[0], *_TRIED_CHUNKS):  # the first run of all is never like the others
             tokens = mx.zeros((1, num_tokens), mx.int32)
             cache = model.make_cache(layers)
             started = time.perf_counter()
@@ -265,7 +266,10 @@ class Engine:
             samples.append((num_tokens, time.perf_counter() - started))
             if time.perf_counter() - begun > _TRIED_CHUNKS_S:
                 break
-        return ChunkCost.fit(samples) if len(samples) > 1 else None
+        del samples[0]
+        cost = ChunkCost.fit(samples) if len(samples) > 1 else None
+        log.info("chunks of layers %s cost %s", layers, cost)
+        return cost
 
     def _shutdown(self, _: Shutdown, __: tuple[Buffer, ...]) -> None:
         self._running = False
@@ -347,7 +351,12 @@ class Engine:
             self._launch(step, tokens, payload.decode(step.payload, buffers[1:]))
 
     def _launch(self, step: Step, tokens: np.ndarray, received: Any) -> None:
-        """Begin a step, then finish the one before: the host prepares one while the device computes the other."""
+        """Begin a step, then finish the one before: the host prepares one while the device computes the other.
+
+        Not for a step that another stage waits for, on a CPU: there a launch blocks until most of the step is computed.
+        """
+        if len(step.route) > 1 and not self._launch_returns_at_once:
+            self._finish_pending()
         started_ns = time.time_ns()
         launched = self._executors[step.route].launch(step, tokens, received)
         self._finish_pending()

@@ -15,6 +15,7 @@ import numpy as np
 from cluster.wire import KeepPrefix, OpenSequence, Row, Step
 from strategy.prefix import Key
 from strategy.scheduling import NO_SLOT
+from workers.payload import arrays as payload_arrays
 from workers.prefix_store import PrefixLost, PrefixStore
 from workers.sampling import TokenSampler, sample_rows
 from workers.split_model import SplitModel
@@ -50,10 +51,14 @@ class _Slot:
 
 @dataclass(frozen=True)
 class Launched:
-    """A step whose computation has begun. output: payload, or the ids being sampled; None when nothing is asked for."""
+    """A step whose computation has begun.
+
+    output: payload, or the ids being sampled; None when nothing is asked for. awaited: what is there when it is done.
+    """
 
     step: Step
     output: Any
+    awaited: Any
     samplers: tuple[TokenSampler, ...]
 
 
@@ -134,12 +139,16 @@ class StageExecutor:
         elif self._stage.is_last:
             output = None
         self._model.begin_evaluation(output, cache)
-        return Launched(step, output, samplers)
+        awaited = output if output is not None or cache is None else cache.states()
+        return Launched(step, output, awaited, samplers)
 
     def finish(self, launched: Launched) -> Any:
         """Wait for a step. The payload for the next stage or, on the last stage, the sampled ids in row order."""
+        # Not mx.eval: on the CPU it waits for everything that was launched since, too.
+        for array in payload_arrays(launched.awaited):
+            memoryview(array)
+            break
         if not self._stage.is_last:
-            self._model.evaluate(launched.output, None)
             return launched.output
         if launched.output is None:
             return []
