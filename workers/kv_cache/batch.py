@@ -1,0 +1,31 @@
+"""mlx-lm's batch of growing caches, which also remembers of each row what its own kind needs when the row leaves."""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import mlx.core as mx
+from mlx_lm.models.cache import BatchKVCache
+
+
+class RowBatch(BatchKVCache):
+    """rows: one item for each sequence of the batch, in order."""
+
+    def __init__(self, rows: list[Any]):
+        super().__init__([0] * len(rows))
+        self.rows = rows
+
+    @classmethod
+    def of(cls, caches: Sequence[Any], rows: list[Any]) -> Self:
+        """A batch of single sequences. caches: as mlx-lm's BatchKVCache.merge takes them."""
+        batch = cls(rows)
+        batch.state = BatchKVCache.merge(caches).state
+        return batch
+
+    def filter(self, batch_indices: mx.array) -> None:
+        kept: Any = batch_indices.tolist()
+        self.rows = [self.rows[index] for index in kept]
+        super().filter(batch_indices)
+
+    def extend(self, other: Self) -> None:
+        super().extend(other)
+        self.rows = self.rows + other.rows
