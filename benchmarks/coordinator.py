@@ -53,7 +53,7 @@ def measure(home: Home, port: int, pid: int, pace: Pace, seconds: float) -> Foun
     cpu = machine.cpu_seconds(pid) - cpu
     sent = _sent_times(home.root / SENT_FILE)
     if broken := [arrivals for arrivals in found if len(arrivals.times()) != num_tokens]:
-        raise RuntimeError(f"{len(broken)} streams were incomplete, the first answered {broken[0].status!r}")
+        raise RuntimeError(f"{len(broken)} of {pace.streams} streams were incomplete")
     latency = [late for arrivals in found for late in _latencies(arrivals, sent)]
     arrived = [moment for arrivals in found for moment in arrivals.times()]
     duration = max(arrived) - min(min(times) for times in sent.values())

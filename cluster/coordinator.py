@@ -8,6 +8,7 @@ everything. While it starts, it tells its parent on standard output, a JSON obje
 import argparse
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -85,6 +86,7 @@ class Coordinator:
             service = await starting
             self._report.tell(ready=service.status())
             self._report.close()
+            gc.freeze()  # what is loaded stays: a full collection over it would hold every stream up for tens of ms
             await self._serve(service)
         except asyncio.CancelledError:
             raise TandemError("the start was interrupted; nothing is left running") from None

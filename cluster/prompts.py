@@ -138,6 +138,10 @@ class TextStream:
 
     def push(self, token_ids: tuple[int, ...]) -> tuple[str, bool]:
         """New text that `token_ids` settled, and whether a stop string ended the answer (further ids are ignored)."""
+        if len(token_ids) == 1 and not self._stop:  # nearly every call
+            self.num_tokens += 1
+            self._add(token_ids[0])
+            return self._detokenizer.last_segment, False
         texts = []
         for token in token_ids:
             if self.stopped:

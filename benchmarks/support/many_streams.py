@@ -20,7 +20,6 @@ class Arrivals(msgspec.Struct, kw_only=True):
 
     sequence: int | None = None
     pieces: list[tuple[float, int]] = []
-    status: bytes = b""
 
     def times(self) -> list[float]:
         """When each token came."""
@@ -30,7 +29,7 @@ class Arrivals(msgspec.Struct, kw_only=True):
 def read_streams(port: int, requests: list[bytes], mark: bytes, timeout_s: float) -> list[Arrivals]:
     """Send each request on a connection of its own and read every stream to its end.
 
-    Raises TimeoutError when they have not all ended after `timeout_s` seconds.
+    Raises TimeoutError when they have not all ended after `timeout_s` seconds, RuntimeError when one is refused.
     """
     found = [Arrivals() for _ in requests]
     deadline = time.perf_counter() + timeout_s
@@ -52,7 +51,7 @@ def read_streams(port: int, requests: list[bytes], mark: bytes, timeout_s: float
 
 
 def _read(connection: socket.socket, arrivals: Arrivals, mark: bytes) -> bool:
-    """Whether the stream goes on."""
+    """Whether the stream goes on. Raises RuntimeError when the server refuses it."""
     data = connection.recv(_READ_BYTES)
     now = time.perf_counter()
     if not data:
@@ -60,7 +59,8 @@ def _read(connection: socket.socket, arrivals: Arrivals, mark: bytes) -> bool:
     if tokens := data.count(mark):
         arrivals.pieces.append((now, tokens))
     if arrivals.sequence is None:
-        arrivals.status = arrivals.status or data[:15]
+        if not arrivals.pieces and data.startswith(b"HTTP/1.1 ") and not data.startswith(b"HTTP/1.1 200"):
+            raise RuntimeError(f"a stream was refused: {data.decode(errors='replace')}")
         if match := _REQUEST_ID.search(data):
             arrivals.sequence = int(match[1])
     return b"[DONE]" not in data

@@ -21,6 +21,8 @@ from cluster.requests import Delta, Event, Finished, Progress, Routed, Service
 logger = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_S = 5.0
+# In a request's scope: the server's own `send`, without what the framework wraps around it.
+DIRECT_SEND = "tandem.send"
 
 
 class GenerationResponse(Response):
@@ -39,7 +41,7 @@ class GenerationResponse(Response):
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         events = self._service.generate(self._request.generation)
         try:
-            response = await self._begin(events, send)
+            response = await self._begin(events, scope, send)
         except Exception as error:  # noqa: BLE001 - the request's boundary: every error becomes a response
             response = error_response(error)
         finally:
@@ -47,7 +49,7 @@ class GenerationResponse(Response):
         if response is not None:
             await response(scope, receive, send)
 
-    async def _begin(self, events: AsyncIterator[Event], send: Send) -> Response | None:
+    async def _begin(self, events: AsyncIterator[Event], scope: Scope, send: Send) -> Response | None:
         """The response to send, or None when it was streamed. Raises what the service raises before the first byte."""
         routed = await anext(events)
         assert isinstance(routed, Routed), routed
@@ -60,7 +62,8 @@ class GenerationResponse(Response):
         )
         headers = {"X-Tandem-Strategy": routed.strategy}
         if self._request.stream:
-            await _stream(events, answer, headers, send)
+            await _start_stream(headers, send)
+            await _stream(events, answer, scope.get(DIRECT_SEND, send))
             return None
         return Response(await _collect(events, answer), 200, headers, "application/json")
 
@@ -75,10 +78,13 @@ async def _collect(events: AsyncIterator[Event], answer: AnswerFormat) -> bytes:
     raise EOFError("the service ended a request without Finished")
 
 
-async def _stream(events: AsyncIterator[Event], answer: AnswerFormat, headers: dict[str, str], send: Send) -> None:
-    """Headers, then a write for each event. An error goes out as an event, and the stream ends without its end mark."""
+async def _start_stream(headers: dict[str, str], send: Send) -> None:
     raw_headers = [(name.lower().encode(), value.encode()) for name, value in (headers | _STREAM_HEADERS).items()]
     await send({"type": "http.response.start", "status": 200, "headers": raw_headers})
+
+
+async def _stream(events: AsyncIterator[Event], answer: AnswerFormat, send: Send) -> None:
+    """A write for each event. An error goes out as an event, and the stream ends without its end mark."""
     await _write(send, answer.opening())
     try:
         await _stream_events(events, answer, send)

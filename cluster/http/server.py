@@ -7,9 +7,10 @@ import socket
 from collections.abc import Iterator
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cluster.errors import TandemError
+from cluster.http.generation import DIRECT_SEND
 
 BACKLOG = 1024
 KEEP_ALIVE_S = 30
@@ -40,8 +41,9 @@ async def serve(app: ASGIApp, listener: socket.socket, *, stopping: asyncio.Even
     Takes no signals: they are the caller's.
     """
     config = uvicorn.Config(
-        app,
+        _DirectSend(app),
         access_log=False,
+        proxy_headers=False,
         log_config=None,
         log_level="warning",
         lifespan="off",
@@ -58,6 +60,17 @@ async def serve(app: ASGIApp, listener: socket.socket, *, stopping: asyncio.Even
     finally:
         stopper.cancel()
         listener.close()
+
+
+class _DirectSend:
+    """Puts the server's own `send` into the scope: the many writes of a stream skip the layers that watch for its start."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[DIRECT_SEND] = send
+        await self._app(scope, receive, send)
 
 
 class _Server(uvicorn.Server):
