@@ -266,9 +266,11 @@ class GenerationService:
                 "limit_bytes": member.memory_limit_bytes,
                 "weights_bytes": beat.weights_bytes if beat and not gone else 0,
                 "kv_bytes": beat.kv_bytes if beat and not gone else 0,
+            },
+            "cache": {
                 "kv_budget_bytes": self._control.budgets[name].sequence_bytes,
-                "prefix_bytes": beat.prefix_bytes if beat and not gone else 0,
                 "prefix_budget_bytes": self._control.budgets[name].prefix_bytes,
+                "prefix_bytes": beat.prefix_bytes if beat and not gone else 0,
                 "disk_bytes": beat.disk_bytes if beat and not gone else 0,
             },
             "load": msgspec.to_builtins(member.load),

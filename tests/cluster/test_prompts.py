@@ -93,7 +93,9 @@ def test_template_that_refuses_says_why(prompts):
     assert error.param == "messages"
 
 
-@pytest.mark.parametrize("template", ["{{ nothing.at.all }}", "{% if %}", "{{ 1 + messages[0].content }}", "{{ messages[9].x.y }}"])
+@pytest.mark.parametrize(
+    "template", ["{{ nothing.at.all }}", "{% if %}", "{{ 1 + messages[0].content }}", "{{ messages[9].x.y }}"]
+)
 def test_broken_template_is_a_refusal_not_a_crash(tmp_path, template):
     prompts = Prompts.load(write_tokenizer(tmp_path, template=template))
     assert refusal(prompts, messages=(USER,)).param == "messages"

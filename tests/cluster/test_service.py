@@ -11,13 +11,25 @@ from hypothesis import strategies as st
 
 from cluster.config import ApiSettings, ModelSettings, Settings, StrategySettings, WorkerSettings
 from cluster.errors import ApiError, BadRequest, QueueFull, TooLarge, Unavailable, UsageError
+from cluster.kv_budget import WorkerBudget
 from cluster.membership import Member, WorkerEvent
 from cluster.model_files import ModelSizes
 from cluster.planner import Stage
 from cluster.prompts import Prompts
 from cluster.requests import Delta, Finished, GenerationRequest, Progress, Routed, Sampling
 from cluster.service import DEFAULT_MAX_TOKENS, GenerationService
-from cluster.wire import Cancel, Generate, Inspected, Layers, PrefillProgress, SequenceFailed, Tokens, Update
+from cluster.wire import (
+    Cancel,
+    Generate,
+    Inspected,
+    KvGrowth,
+    KvNeeds,
+    Layers,
+    PrefillProgress,
+    SequenceFailed,
+    Tokens,
+    Update,
+)
 from tests.cluster.tiny_tokenizer import write_tokenizer
 
 CONTEXT_TOKENS = 2000
@@ -32,7 +44,7 @@ def prompts(tmp_path_factory):
 class FakeControl:
     """Three ready workers; `full` names those with the full model. `sent` is every message to a worker."""
 
-    def __init__(self, full=("alpha", "beta"), context_tokens=CONTEXT_TOKENS):
+    def __init__(self, full=("alpha", "beta"), context_tokens=CONTEXT_TOKENS, room=10**9):
         self.sizes = ModelSizes(layers=(10, 10, 10), embedding=5, head=5, tied=False)
         self.inspected = Inspected(
             worker="alpha",
@@ -49,6 +61,10 @@ class FakeControl:
             Stage(worker=name, start=at, end=at + 1, weights_bytes=10, holds_full_model=name in full)
             for at, name in enumerate(self.pipeline)
         ]
+        needs = KvNeeds(fixed_bytes=0, growth=(KvGrowth(10, None),), snapshots=False)
+        self.budgets = {name: WorkerBudget(prefix_bytes=0, sequence_bytes=room) for name in self.pipeline}
+        self.kv_needs = {self.pipeline: dict.fromkeys(self.pipeline, needs)}
+        self.kv_needs |= {(name,): {name: needs} for name in full}
         self.members = {stage.worker: ready_member(stage) for stage in self.stages}
         self.listener = None
         self.sent = []
@@ -614,3 +630,52 @@ def test_lost_worker_is_shown_as_lost_and_without_memory(prompts):
     shown = service.status()["workers"][1]
     assert (shown["state"], shown["holds_full_model"]) == ("lost", False)
     assert shown["memory"]["weights_bytes"] == shown["memory"]["kv_bytes"] == 0
+
+
+def test_request_whose_cache_can_never_fit_is_refused_with_the_figures(prompts):
+    async def play():
+        service = service_of(prompts, FakeControl(room=10 * 256), use_distributed_inference="never")
+        request = tokens_request(200, max_tokens=100)
+        with pytest.raises(TooLarge, match=r"300 tokens needs 0.0 MB on alpha"):
+            await anext(service.generate(request))
+
+    asyncio.run(play())
+
+
+def test_request_whose_cache_does_not_fit_now_waits_for_room(prompts):
+    async def play():
+        control = FakeControl(full=("alpha",), room=10 * 256)
+        service = service_of(prompts, control, use_distributed_inference="never")
+        first = Client(service, tokens_request(5, max_tokens=5))
+        await until(lambda: len(control.generates()) == 1)
+        second = Client(service, tokens_request(5, max_tokens=5))
+        await until(lambda: service.status()["requests"]["waiting"] == 1)
+        service.tokens(Tokens(updates=(Update(1, (20,), "length"),)))
+        await first.task
+        await until(lambda: len(control.generates()) == 2)
+        service.tokens(Tokens(updates=(Update(2, (20,), "length"),)))
+        await second.task
+
+    asyncio.run(play())
+
+
+def test_conversation_comes_back_to_the_worker_that_knows_it_unless_that_is_busy(prompts):
+    async def play():
+        control = FakeControl()
+        service = service_of(prompts, control, use_distributed_inference="never")
+        heads = []
+        for number in range(1, 4):
+            client = Client(service, tokens_request(5, conversation="c"))
+            await until(lambda number=number: len(control.generates()) == number)
+            heads.append(control.generates()[-1][0])
+            if number == 1:
+                service.tokens(Tokens(updates=(Update(number, (20,), "length"),)))
+                await client.task
+        assert len(set(heads)) == 1
+        for member in control.members.values():
+            member.num_assigned += 5 if member.name == heads[0] else 0
+        Client(service, tokens_request(5, conversation="c"))
+        await until(lambda: len(control.generates()) == 4)
+        assert control.generates()[-1][0] != heads[0]
+
+    asyncio.run(play())

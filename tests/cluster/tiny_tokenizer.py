@@ -12,7 +12,12 @@ CHAT_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 SPECIAL = ("<s>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
-TEXT = ("the cat sat on the mat", "a pipeline of layers", "the KV cache holds keys and values", "café, naïve, 日本語, 😀")
+TEXT = (
+    "the cat sat on the mat",
+    "a pipeline of layers",
+    "the KV cache holds keys and values",
+    "café, naïve, 日本語, 😀",
+)
 
 
 def write_tokenizer(directory: Path, *, template: str | None = CHAT_TEMPLATE, vocabulary: int = 400) -> Path:

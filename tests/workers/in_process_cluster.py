@@ -19,12 +19,14 @@ from cluster.wire import (
     Generate,
     Inspected,
     InspectModel,
+    KnownPrefix,
     Layers,
     Loaded,
     LoadFailed,
     LoadStage,
     Message,
     PrefillProgress,
+    Reused,
     SequenceFailed,
     StagePlan,
     Tokens,
@@ -32,6 +34,7 @@ from cluster.wire import (
 from workers.engine import Engine
 
 MAX_TURNS = 100_000
+PREFIX_BYTES = 64 << 20
 
 
 class InProcessCluster:
@@ -40,7 +43,19 @@ class InProcessCluster:
     What the heads report is in `tokens`, `finish_reasons`, `failures` and `progress`, by sequence.
     """
 
-    def __init__(self, model_path: Path, *, num_stages: int, cache_dir: Path, chunk_tokens: int | None = None):
+    def __init__(
+        self,
+        model_path: Path,
+        *,
+        num_stages: int,
+        cache_dir: Path,
+        chunk_tokens: int | None = None,
+        prefix_capacity: int = 64,
+        disk: bool = False,
+    ):
+        self._prefix_capacity = prefix_capacity
+        self._disk = disk
+        self.reused: dict[int, int] = {}
         self.network = InProcessNetwork()
         coordinator = self.network.inbox("coordinator", self._receive)
         self.names = tuple(f"worker-{index}" for index in range(num_stages))
@@ -70,6 +85,8 @@ class InProcessCluster:
         plan = LoadStage(
             model_path=str(model_path),
             cache_dir=str(cache_dir),
+            prefix_memory_bytes=PREFIX_BYTES,
+            prefix_disk_bytes=PREFIX_BYTES if self._disk else 0,
             stages=stages,
             last_position_only=found.last_position_only,
             batches=found.batches,
@@ -77,7 +94,13 @@ class InProcessCluster:
         )
         for name in self.names:
             self._send(name, plan)
-        self._awaited(Loaded, len(self.names))
+        loaded = self._awaited(Loaded, len(self.names))
+        if self._prefix_capacity:
+            snapshots = any(prefix.needs.snapshots for message in loaded for prefix in message.prefixes)
+            for route in {self.names, self.names[:1]}:
+                known = KnownPrefix(route=route, capacity=self._prefix_capacity, snapshots=snapshots)
+                self._send(route[0], known, (b"", b""))
+            self.run()
 
     def _awaited(self, kind: type[Message], count: int) -> list:
         self.run()
@@ -98,6 +121,8 @@ class InProcessCluster:
         strategy: str = "distributed-cached",
         sampling: Sampling | None = None,
         end_tokens: tuple[int, ...] = (),
+        scope: str = "",
+        conversation: str | None = None,
     ) -> int:
         """Start a request; returns its sequence number."""
         self._num_sequences += 1
@@ -112,6 +137,8 @@ class InProcessCluster:
             end_tokens=end_tokens,
             sampling=sampling,
             seed=sampling.seed or 0,
+            scope=scope,
+            conversation=conversation,
         )
         self.tokens[number] = []
         self._send(route[0], message, (np.array(prompt, np.int32).tobytes(),))
@@ -153,6 +180,8 @@ class InProcessCluster:
                         self.finish_reasons[update.sequence] = update.finish_reason
             case SequenceFailed(sequence=sequence, message=message):
                 self.failures[sequence] = message
+            case Reused(sequence=sequence, num_tokens=num_tokens):
+                self.reused[sequence] = num_tokens
             case PrefillProgress(sequence=sequence, processed=processed):
                 self.progress.setdefault(sequence, []).append(processed)
             case message:

@@ -7,6 +7,7 @@ from cluster.requests import Sampling
 from cluster.wire import OpenSequence, Row, Step
 from strategy.scheduling import NO_SLOT
 from workers.executor import Stage, StageExecutor, UnknownSequence
+from workers.prefix_store import PrefixStore
 from workers.split_model import SplitModel
 from workers.zoo import make_tiny_model
 
@@ -22,7 +23,10 @@ class Played:
     """An executor of the whole model, and what each sequence has seen so far."""
 
     def __init__(self, model):
-        self.executor = StageExecutor(model, Stage((0, model.num_layers), is_last=True), last_position_only=True)
+        layers = (0, model.num_layers)
+        prefixes = PrefixStore(model, layers, memory_bytes=1 << 20, disk=None)
+        stage = Stage(layers, is_last=True)
+        self.executor = StageExecutor(model, stage, last_position_only=True, prefixes=prefixes)
         self.tokens = {}
         self._number = 0
 
@@ -31,7 +35,8 @@ class Played:
         self.executor.open(
             OpenSequence(
                 sequence=sequence, route=ROUTE, cached=cached, sampling=Sampling(), seed=0, history=tuple(prompt)
-            )
+            ),
+            (),
         )
         self.tokens[sequence] = list(prompt)
         if cached and len(prompt) > 1:

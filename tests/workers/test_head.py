@@ -20,8 +20,9 @@ class Played:
             ROUTE,
             chunk_size=ChunkSize(num_stages=len(ROUTE), cost=None, fixed_tokens=chunk_tokens),
             max_rows=max_rows,
+            prefixes=None,
             report=self.reported.append,
-            forward=self.forwarded.append,
+            forward=lambda message, keys=(): self.forwarded.append(message),
         )
 
     def begin(self, sequence, prompt, *, max_tokens=5, cached=True, end_tokens=(END,), **sampling):
