@@ -27,6 +27,8 @@ from cluster.wire import (
     Inspected,
     InspectModel,
     Join,
+    KeptPrefix,
+    KvNeeds,
     Loaded,
     LoadStage,
     Message,
@@ -100,8 +102,8 @@ class FakeStages:
     def _pace(self) -> Pace:
         return msgspec.json.decode((self._home / PACE_FILE).read_bytes(), type=Pace)
 
-    def _send(self, message: Message) -> None:
-        self._outbox.send(self._coordinator, self._epoch, message)
+    def _send(self, message: Message, buffers: tuple[bytes, ...] = ()) -> None:
+        self._outbox.send(self._coordinator, self._epoch, message, buffers)
 
     def _beat(self) -> None:
         now = time.monotonic()
@@ -119,7 +121,9 @@ class FakeStages:
         if isinstance(message, InspectModel):
             self._send(self._inspected())
         elif isinstance(message, LoadStage):
-            self._send(Loaded(worker=self._name, weights_bytes=0))
+            nothing = KvNeeds(fixed_bytes=0, growth=(), snapshots=False)
+            kept = (KeptPrefix(route=(self._name,), needs=nothing),)
+            self._send(Loaded(worker=self._name, weights_bytes=0, prefixes=kept), (b"", b""))
         elif isinstance(message, Generate):
             self._waiting[message.sequence] = message
         elif isinstance(message, Shutdown):
