@@ -55,19 +55,21 @@ class _Sequence:
         self.number = number
         self.route = route
         self._reports: deque[Report | ApiError] = deque()
-        self._arrived = asyncio.Event()
+        self._arrival: asyncio.Future[None] | None = None  # what `take` waits for; an Event costs a token more
 
     def __repr__(self) -> str:
         return f"_Sequence({self.number} on {'>'.join(self.route)})"
 
     def put(self, report: Report | ApiError) -> None:
         self._reports.append(report)
-        self._arrived.set()
+        if self._arrival is not None and not self._arrival.done():
+            self._arrival.set_result(None)
 
     async def take(self) -> list[Report]:
         """Everything that was reported since, at least one. Raises a reported ApiError."""
-        await self._arrived.wait()
-        self._arrived.clear()
+        if not self._reports:
+            self._arrival = asyncio.get_running_loop().create_future()
+            await self._arrival
         reports = []
         while self._reports:
             report = self._reports.popleft()
@@ -264,7 +266,7 @@ class GenerationService:
             "holds_full_model": member.holds_full_model and not gone,
             "memory": {
                 "limit_bytes": member.memory_limit_bytes,
-                "weights_bytes": beat.weights_bytes if beat and not gone else 0,
+                "weights_bytes": 0 if gone else member.loaded_bytes,
                 "kv_bytes": beat.kv_bytes if beat and not gone else 0,
             },
             "cache": {
