@@ -66,6 +66,11 @@ class PrefixStore:
         """Bytes of files, those still being written included."""
         return self._disk.num_bytes if self._disk else 0
 
+    def flush(self) -> None:
+        """Return when everything kept is on disk, where there is one."""
+        if self._disk is not None:
+            self._disk.flush()
+
     def begin(self, keys: Sequence[Key]) -> StageCache:
         """A cache that begins with the tokens of an earlier sequence, in the parts named by `keys`; empty without keys.
 

@@ -99,7 +99,12 @@ class InProcessCluster:
             snapshots = any(prefix.needs.snapshots for message in loaded for prefix in message.prefixes)
             for route in {self.names, self.names[:1]}:
                 known = KnownPrefix(route=route, capacity=self._prefix_capacity, snapshots=snapshots)
-                self._send(route[0], known, (b"", b""))
+                kept = dict(self.engines[route[0]]._executors[route].prefixes.on_disk)
+                for name in route:
+                    there = {key for key, _ in self.engines[name]._executors[route].prefixes.on_disk}
+                    kept = {key: length for key, length in kept.items() if key in there}
+                lengths = np.array(list(kept.values()), np.int32).tobytes()
+                self._send(route[0], known, (b"".join(kept), lengths))
             self.run()
 
     def _awaited(self, kind: type[Message], count: int) -> list:
@@ -186,6 +191,12 @@ class InProcessCluster:
                 self.progress.setdefault(sequence, []).append(processed)
             case message:
                 self._others.append(message)
+
+    def settle_disk(self) -> None:
+        """Return when everything kept is on disk."""
+        for engine in self.engines.values():
+            for executor in engine._executors.values():
+                executor.prefixes.flush()
 
     def assert_nothing_is_left(self) -> None:
         """No sequence, no cache, no step in flight, on any engine."""
