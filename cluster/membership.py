@@ -120,6 +120,10 @@ class Member:
         self.heartbeat = heartbeat
         self._last_seen = now
 
+    def excuse(self, seconds: float, now: float) -> None:
+        """The last `seconds` do not count as silence, because nobody listened."""
+        self._last_seen = min(self._last_seen + seconds, now)
+
     def is_overdue(self, now: float) -> bool:
         """Whether a joined worker has been silent for too long."""
         connected = self.state in (WorkerState.JOINED, WorkerState.LOADING, WorkerState.READY)

@@ -50,7 +50,7 @@ class Prompts:
         try:
             config = dict(load_config(model_path))
         except (OSError, ValueError, TypeError) as error:
-            raise ModelError(f"{model_path} has no readable config.json: {_first_line(error)}") from error
+            raise ModelError(f"{model_path} has no readable config.json: {_in_one_line(error)}") from error
         if not any(file for pattern in TOKENIZER_FILES for file in model_path.glob(pattern)):
             raise ModelError(f"{model_path} has no tokenizer; put the model's tokenizer.json beside its config.json.")
         try:
@@ -58,7 +58,7 @@ class Prompts:
                 model_path, {"trust_remote_code": False}, eos_token_ids=config.get("eos_token_id")
             )
         except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
-            raise ModelError(f"The tokenizer in {model_path} cannot be read: {_first_line(error)}") from error
+            raise ModelError(f"The tokenizer in {model_path} cannot be read: {_in_one_line(error)}") from error
         return cls(tokenizer, _vocabulary_size(config, tokenizer))
 
     def encode(self, request: GenerationRequest) -> tuple[int, ...]:
@@ -97,7 +97,7 @@ class Prompts:
                 )
             except TEMPLATE_ERRORS as error:
                 raise BadRequest(
-                    f"The model's chat template refuses these messages: {_first_line(error)}", param="messages"
+                    f"The model's chat template refuses these messages: {_in_one_line(error)}", param="messages"
                 ) from error
             return tuple(self._tokenizer.encode(text, add_special_tokens=False))
 
@@ -204,5 +204,5 @@ def _vocabulary_size(config: dict[str, Any], tokenizer: TokenizerWrapper) -> int
     return len(tokenizer)
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+def _in_one_line(error: Exception, limit: int = 300) -> str:
+    return " ".join(str(error).split())[:limit] or type(error).__name__

@@ -84,3 +84,18 @@ def test_worker_that_is_gone_is_not_overdue_again(event):
     member.admit(join(), now=0.0)
     member.apply(event)
     assert not member.is_overdue(now=1e9)
+
+
+def test_time_in_which_nobody_listened_does_not_count_as_silence():
+    member = Member("worker-0", memory_limit_bytes=1000)
+    member.admit(join(), now=0.0)
+    member.excuse(60.0, now=60.25)
+    assert not member.is_overdue(now=60.25)
+    assert member.is_overdue(now=60.25 + LOST_AFTER_S)
+
+
+def test_excuse_never_reaches_into_the_future():
+    member = Member("worker-0", memory_limit_bytes=1000)
+    member.admit(join(), now=60.0)
+    member.excuse(60.0, now=60.25)
+    assert member.is_overdue(now=60.5 + LOST_AFTER_S)
