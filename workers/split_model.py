@@ -7,6 +7,7 @@ weights are never read. Belongs to one thread, as all of MLX does here.
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -67,12 +68,14 @@ class SplitModel:
         kind = None if kv is None else self.kv_kind(kv.kind)
         made = entries if kind is None or kv is None else kind.make(entries, kv)
         if layers == (0, self.num_layers):
-            return StageCache(made, tuple(range(len(made))))
-        assert self._owner_of_entry is not None
-        stand_ins = made if kind is not None and kind.shapes_masks else entries
-        cache = StageCache.of(stand_ins, self._owner_of_entry, layers)
-        for index in cache.owned:
-            cache.entries[index] = made[index]
+            cache = StageCache(made, tuple(range(len(made))))
+        else:
+            assert self._owner_of_entry is not None
+            stand_ins = made if kind is not None and kind.shapes_masks else entries
+            cache = StageCache.of(stand_ins, self._owner_of_entry, layers)
+            for index in cache.owned:
+                cache.entries[index] = made[index]
+        cache.renew = partial(self.make_cache, layers, kv)
         return cache
 
     def kv_kind(self, name: str) -> Kind:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import mlx.core as mx
-from mlx_lm.models.cache import ArraysCache, CacheList
+from mlx_lm.models.cache import ArraysCache, CacheList, QuantizedKVCache
 
 from workers.kv_cache import rows
 
@@ -18,13 +18,19 @@ from workers.kv_cache import rows
 class StageCache:
     """entries: what the model is called with. owned: indices of the real ones.
 
-    stand_ins: by the layer after whose call they move on, the groups of indices that share one object.
+    stand_ins: by the layer after whose call they move on, the groups of indices that share one object. renew: makes an
+    empty cache like this one.
     """
 
     def __init__(
-        self, entries: list[Any], owned: tuple[int, ...], stand_ins: Mapping[int, tuple[int, ...]] | None = None
+        self,
+        entries: list[Any],
+        owned: tuple[int, ...],
+        stand_ins: Mapping[int, tuple[int, ...]] | None = None,
+        renew: "Callable[[], StageCache] | None" = None,
     ):
         self._stand_ins = stand_ins or {}
+        self.renew = renew
         self.entries = _sharing(entries, self._stand_ins.values())
         self.owned = owned
 
@@ -87,6 +93,11 @@ class StageCache:
         for index in self.distinct():
             self.entries[index].trim(num_tokens)
 
+    def clear(self) -> None:
+        """Forgets every token and gives the memory back. Only for caches that `SplitModel.make_cache` made."""
+        assert self.renew is not None
+        self.entries[:] = self.renew().entries
+
     def fork(self) -> Self:
         """Another sequence with the same tokens so far. Memory is shared until one of the two writes."""
         return self.replaced(lambda _, entry: copy.deepcopy(entry))
@@ -108,7 +119,7 @@ class StageCache:
 
     @property
     def nbytes(self) -> int:
-        return sum(self.entries[index].nbytes for index in self.distinct())
+        return sum(_num_bytes(self.entries[index]) for index in self.distinct())
 
     def states(self) -> list[Any]:
         """What to evaluate after a pass, so that nothing of it stays a pending graph."""
@@ -128,7 +139,7 @@ class StageCache:
         entries: list[Any] = [None] * len(self.entries)
         for index in self.distinct():
             entries[index] = change(index, self.entries[index])
-        return type(self)(entries, self.owned, self._stand_ins)
+        return type(self)(entries, self.owned, self._stand_ins, self.renew)
 
 
 def can_batch(entries: Sequence[Any]) -> bool:
@@ -144,6 +155,13 @@ def _sharing(entries: list[Any], groups: Iterable[tuple[int, ...]]) -> list[Any]
         for index in group:
             shared[index] = entries[group[0]]
     return shared
+
+
+def _num_bytes(entry: Any) -> int:
+    if isinstance(entry, QuantizedKVCache) and entry.empty():  # mlx-lm cannot count an empty one
+        return 0
+    num_bytes: int = entry.nbytes
+    return num_bytes
 
 
 def _is_readable(entry: Any) -> bool:

@@ -106,11 +106,11 @@ class PagedKVCache:
         return True
 
     def trim(self, num_tokens: int) -> int:
-        left = self.offset - min(self.offset, num_tokens)
+        trimmed = min(self.offset, num_tokens)
+        left = self.offset - trimmed
         if left >= len(self.blocks) * BLOCK_TOKENS:
-            self.tail.trim(self.offset - left)
-            return num_tokens
-        trimmed = self.offset - left
+            self.tail.trim(trimmed)
+            return trimmed
         number, within = divmod(left, BLOCK_TOKENS)
         rest = tuple(array[:, :, :within] for array in self.blocks[number])
         del self.blocks[number:]
