@@ -93,6 +93,22 @@ class Report:
             Path(arguments.svg).write_text(self.figure, encoding="utf-8")
 
 
+def as_markdown(content: dict[str, Any]) -> str:
+    """What `Report.to_json` holds, for a page: facts as a list, tables as tables, targets as a list."""
+    parts = ["\n".join(f"- {name}: {value}" for name, value in content["facts"].items())]
+    for table in content["tables"]:
+        columns = table["columns"]
+        lines = [columns, ["---", *["--:"] * (len(columns) - 1)], *table["rows"]]
+        parts.append(f"{table['title'].capitalize()}:")
+        parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    targets = (
+        f"- {item['what']}: {_shown(item['measured'])}; wanted {'at most' if item['at_most'] else 'at least'} "
+        f"{_shown(item['target'])}: {'met' if item['met'] else '**missed**'}"
+        for item in content["targets"]
+    )
+    return "\n\n".join(part for part in [*parts, "\n".join(targets)] if part)
+
+
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     """--json and --svg."""
     parser.add_argument("--json", metavar="FILE", help="write everything that was measured")

@@ -7,13 +7,15 @@ import tomllib
 
 from rich.console import Console
 
+from benchmarks.record import MARKER, MEASUREMENTS, page
 from benchmarks.support.contenders import WorkerLimits, configuration
 from benchmarks.support.fake_stages import batches, idle_heartbeat
 from benchmarks.support.many_streams import Arrivals
 from benchmarks.support.prompts import PromptMaker
 from benchmarks.support.random_models import SIZES, num_parameters
 from benchmarks.support.random_models import configuration as model_configuration
-from benchmarks.support.reporting import Report
+from benchmarks.support.reporting import Report, as_markdown
+from cluster.config import Flags, load_settings
 from cluster.wire import decode, encode
 from tests.cluster.tiny_tokenizer import write_tokenizer
 
@@ -51,11 +53,12 @@ def test_model_configuration_is_consistent():
 
 def test_cluster_configuration_is_toml_that_tandem_takes(tmp_path):
     text = configuration(tmp_path, 1234, [WorkerLimits(memory_limit_bytes=5, layers=(0, 2)), WorkerLimits()])
-    assert tomllib.loads(text) == {
-        "model": {"path": str(tmp_path)},
-        "api": {"port": 1234},
-        "workers": [{"memory_limit": 5, "layers": [0, 2]}, {}],
-    }
+    document = tomllib.loads(text)
+    assert document["model"] == {"path": str(tmp_path)}
+    assert document["api"] == {"port": 1234}
+    assert document["workers"] == [{"memory_limit": 5, "layers": [0, 2]}, {}]
+    (tmp_path / "bench.toml").write_text(text)
+    load_settings(tmp_path / "bench.toml", checkout=tmp_path, working_directory=tmp_path, environment={}, flags=Flags())
 
 
 def test_fake_heartbeat_is_a_valid_message():
@@ -88,3 +91,16 @@ def test_report_says_which_targets_were_met(tmp_path):
     assert content["tables"][0]["rows"] == [["a", "1,234"], ["b", "-"]]
     assert [target["met"] for target in content["targets"]] == [True, False]
     assert (tmp_path / "r.svg").read_text() == "<svg/>"
+    text = as_markdown(content)
+    assert "| a | 1,234 |" in text
+    assert "latency: 3; wanted at most 1: **missed**" in text
+
+
+def test_page_keeps_what_people_wrote_and_replaces_the_results():
+    name = next(iter(MEASUREMENTS))
+    result = {"facts": {"machine": "m"}, "tables": [], "targets": []}
+    written = page("# Benchmarks\n\nHow.\n", {name: result})
+    again = page(written, {name: result})
+    assert again == written
+    assert written.startswith(f"# Benchmarks\n\nHow.\n\n{MARKER}")
+    assert MEASUREMENTS[name].command in written

@@ -1,0 +1,100 @@
+"""Runs the measurements that docs/BENCHMARKS.md shows and writes its results: `./launch.sh bench record [NAME ...]`.
+
+Each runs in a process of its own, one after the other. Results are kept as JSON under TANDEM_HOME/benchmarks, so that a
+part can be measured again; the page's part below the marker is written anew from all that are there, the figures beside
+it into docs/figures.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from benchmarks.support import machine
+from benchmarks.support.reporting import as_markdown
+
+PAGE = machine.CHECKOUT / "docs" / "BENCHMARKS.md"
+FIGURES = machine.CHECKOUT / "docs" / "figures"
+MARKER = "<!-- Everything below is written by ./launch.sh bench record -->"
+
+
+class Measurement(msgspec.Struct, frozen=True):
+    """One section of the page: its heading, the benchmark and its arguments."""
+
+    title: str
+    module: str
+    arguments: tuple[str, ...] = ()
+
+    @property
+    def command(self) -> str:
+        return " ".join(["./launch.sh bench", self.module, *self.arguments])
+
+
+MEASUREMENTS = {
+    "hop": Measurement("One hop between two stages", "hop"),
+    "decode": Measurement("One stream over two stages, float32", "decode"),
+    "decode-bfloat16": Measurement(
+        "One stream over two stages, bfloat16", "decode", ("--model", "25m-bfloat16", "--rounds", "3")
+    ),
+    "decode-4bit": Measurement("One stream over two stages, 4-bit", "decode", ("--model", "25m-4bit", "--rounds", "3")),
+    "comparison": Measurement("Eight streams, 25M, bfloat16", "comparison"),
+    "comparison-float32": Measurement("Eight streams, 25M, float32", "comparison", ("--model", "25m-float32")),
+    "comparison-4bit": Measurement("Eight streams, 25M, 4-bit", "comparison", ("--model", "25m-4bit")),
+    "comparison-160m": Measurement("Eight streams, 160M, float32", "comparison", ("--model", "160m-float32")),
+    "interference": Measurement("A long prompt among running streams", "interference"),
+    "context": Measurement("Time per token against the length of the context", "context"),
+    "memory": Measurement("Memory of each worker, model of 1 GB", "memory"),
+    "coordinator": Measurement("The coordinator alone", "coordinator"),
+}
+
+
+def measure(name: str, folder: Path, *, quick: bool) -> bool:
+    """Run one measurement; whether it ended well."""
+    measurement = MEASUREMENTS[name]
+    print(f"--- {measurement.title}: {measurement.command}", flush=True)
+    figures = folder if quick else FIGURES
+    ending = ".quick.json" if quick else ".json"
+    outputs = ("--json", str(folder / f"{name}{ending}"), "--svg", str(figures / f"{name}.svg"))
+    command = [sys.executable, "-m", f"benchmarks.{measurement.module}", *measurement.arguments, *outputs]
+    return (
+        subprocess.run([*command, *(["--quick"] if quick else [])], cwd=machine.CHECKOUT, check=False).returncode == 0
+    )
+
+
+def page(head: str, found: dict[str, dict[str, Any]]) -> str:
+    """The page: `head` up to its marker, then a section for each result."""
+    parts = [head.partition(MARKER)[0].rstrip(), MARKER]
+    for name, measurement in MEASUREMENTS.items():
+        if name in found:
+            figure = f"![{measurement.title}](figures/{name}.svg)"
+            parts += [f"### {measurement.title}", f"`{measurement.command}`", as_markdown(found[name]), figure]
+    return "\n\n".join(parts) + "\n"
+
+
+def main() -> int:
+    """Measure and write; 1 when a measurement failed."""
+    parser = argparse.ArgumentParser(prog="launch.sh bench record", description=__doc__.partition("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: all of {', '.join(MEASUREMENTS)}")
+    parser.add_argument("--quick", action="store_true", help="small settings; the page is left alone")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.names) - set(MEASUREMENTS):
+        parser.error(f"there is no measurement {', '.join(sorted(unknown))}; there are: {', '.join(MEASUREMENTS)}")
+    machine.exit_on_sigterm()
+    folder = machine.home().root / "benchmarks"
+    folder.mkdir(parents=True, exist_ok=True)
+    FIGURES.mkdir(parents=True, exist_ok=True)
+    failed = [name for name in arguments.names or MEASUREMENTS if not measure(name, folder, quick=arguments.quick)]
+    if not arguments.quick:
+        files = {name: folder / f"{name}.json" for name in MEASUREMENTS}
+        found = {name: msgspec.json.decode(file.read_bytes()) for name, file in files.items() if file.exists()}
+        PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), found), encoding="utf-8")
+    if failed:
+        print(f"bench record: {', '.join(failed)} failed", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
