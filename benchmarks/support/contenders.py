@@ -47,14 +47,23 @@ class Contender(msgspec.Struct, frozen=True, kw_only=True):
 
 @contextlib.asynccontextmanager
 async def tandem(
-    name: str, model: Path, workers: Sequence[WorkerLimits], strategy: str | None = None
+    name: str,
+    model: Path,
+    workers: Sequence[WorkerLimits],
+    strategy: str | None = None,
+    *,
+    home: Path | None = None,
+    prefix: bool = True,
 ) -> AsyncIterator[Contender]:
-    """A cluster in a home of its own. Raises RuntimeError with what `start` said when it does not start."""
+    """A cluster in `home`, or in one of its own. Raises RuntimeError with what `start` said when it does not start.
+
+    prefix: whether it keeps what it read for later requests.
+    """
     with tempfile.TemporaryDirectory(prefix="tandem-bench-") as folder:
-        home = Path(folder)
+        home = Path(folder) if home is None else home
         config = home / "bench.toml"
         port = free_port()
-        config.write_text(configuration(model, port, workers))
+        config.write_text(configuration(model, port, workers, prefix=prefix))
         environment = {**os.environ, "TANDEM_HOME": str(home / "home"), "PYTHONPATH": str(CHECKOUT)}
         environment.pop("USE_DISTRIBUTED_INFERENCE", None)
         try:
@@ -70,9 +79,10 @@ async def tandem(
             await _command(environment, "stop")
 
 
-def configuration(model: Path, port: int, workers: Sequence[WorkerLimits]) -> str:
+def configuration(model: Path, port: int, workers: Sequence[WorkerLimits], *, prefix: bool = True) -> str:
     """The cluster's TOML."""
     lines = ["[model]", f"path = {json.dumps(str(model))}", "[api]", f"port = {port}"]
+    lines += ["[cache]", f"prefix = {str(prefix).lower()}"]
     for worker in workers:
         lines.append("[[workers]]")
         if worker.memory_limit_bytes is not None:
