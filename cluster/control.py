@@ -403,8 +403,10 @@ class ControlPlane:
     async def stop(self) -> None:
         """End every worker; returns when their processes are gone."""
         self._stopping = True
-        for name in self.members:
+        for name, member in self.members.items():
             self.send(name, Shutdown())
+            if member.join is None and (process := self.processes.get(name)):
+                process.kill()  # it is still starting and cannot be told
         await asyncio.gather(*(process.end() for process in self.processes.values()))
         for member in self.members.values():
             member.apply(WorkerEvent.STOP)

@@ -206,3 +206,22 @@ def test_stop_tells_every_worker_and_is_the_end_of_all(played):
     asyncio.run(played.control.stop())
     assert isinstance(played.sent_to("alpha")[-1], Shutdown)
     assert {member.state for member in played.control.members.values()} == {WorkerState.STOPPED}
+
+
+class FakeProcess:
+    def __init__(self):
+        self.is_killed = False
+
+    def kill(self):
+        self.is_killed = True
+
+    async def end(self):
+        pass
+
+
+def test_stop_does_not_wait_for_a_worker_that_is_still_starting(played):
+    played.join("alpha")
+    joined, starting = FakeProcess(), FakeProcess()
+    played.control.processes = {"alpha": joined, "beta": starting}
+    asyncio.run(played.control.stop())
+    assert (joined.is_killed, starting.is_killed) == (False, True)
