@@ -1,0 +1,290 @@
+"""The API of a running cluster: what clients send, what they get, and what bad input gets."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import openai
+import pytest
+
+from tests.integration.running_cluster import wait_until
+from tests.workers.in_process_cluster import alone
+
+END_ID = 1  # of the tiny models' tokenizer
+PROMPT = list(range(30, 60))
+# Makes a random model write small letters only, and so never end by itself and never hold back half a character.
+LETTERS = {str(token): 50 for token in range(69, 95)}
+
+
+@pytest.fixture(scope="module")
+def client(serving):
+    return openai.OpenAI(base_url=f"{serving.url}/v1", api_key="none", max_retries=0)
+
+
+@pytest.fixture(autouse=True)
+def idle(serving):
+    """Every test begins and ends with nothing running."""
+    yield
+    wait_until(lambda: serving.api_status()["requests"]["running"] == 0, "running requests end")
+
+
+def expected(model, prompt, max_tokens):
+    """mlx-lm's greedy ids without the end token, as an answer gives them."""
+    ids = alone(model, prompt, max_tokens, end_tokens=(END_ID,))
+    return ids[:-1] if ids[-1] == END_ID else ids
+
+
+def running(serving):
+    return serving.api_status()["requests"]["running"]
+
+
+# --- routing
+
+
+@pytest.mark.parametrize(
+    ("prompt_tokens", "max_tokens", "strategy"),
+    [
+        (100, 50, "distributed-no-cache"),
+        (101, 50, "single-device-cached"),
+        (100, 51, "single-device-cached"),
+        (1, 1, "distributed-no-cache"),
+    ],
+)
+def test_lengths_at_the_thresholds_decide_the_strategy(serving, prompt_tokens, max_tokens, strategy):
+    body = {"prompt": list(range(30, 30 + prompt_tokens)), "max_tokens": max_tokens}
+    answer = serving.post("/v1/completions", body)
+    assert answer.headers["X-Tandem-Strategy"] == answer.json()["tandem"]["strategy"] == strategy
+    assert answer.json()["usage"]["prompt_tokens"] == prompt_tokens
+    explained = serving.post("/v1/explain", body).json()
+    assert (explained["strategy"], explained["prompt_tokens"], explained["max_tokens"]) == (
+        strategy,
+        prompt_tokens,
+        max_tokens,
+    )
+
+
+def test_chat_template_counts_towards_the_threshold(serving):
+    """Some number of words makes exactly 100 tokens after the template, and one character more makes 101."""
+
+    def explained(text):
+        body = {"messages": [{"role": "user", "content": text}], "max_tokens": 50}
+        return serving.post("/v1/explain", body).json()
+
+    overhead = explained("Z")["prompt_tokens"] - 1
+    assert overhead > 0
+    for count, strategy in ((100, "distributed-no-cache"), (101, "single-device-cached")):
+        choice = explained("Z" * (count - overhead))
+        assert (choice["prompt_tokens"], choice["strategy"]) == (count, strategy)
+
+
+@pytest.mark.parametrize("strategy", ["single-device-cached", "distributed-no-cache", "distributed-cached"])
+@pytest.mark.parametrize("prompt_tokens", [1, 30, 200])
+def test_greedy_ids_are_those_of_mlx_lm_alone(serving, tiny_model, strategy, prompt_tokens):
+    prompt = [30 + 7 * index % 250 for index in range(prompt_tokens)]
+    answer = serving.complete(prompt, 12, strategy=strategy)
+    assert answer["tandem"]["strategy"] == strategy
+    assert answer["tandem"]["token_ids"] == expected(tiny_model, prompt, 12)
+    workers = ["worker-0", "worker-1"]
+    assert (answer["tandem"]["workers"] == workers) == (strategy != "single-device-cached")
+
+
+def test_mixed_requests_at_once_get_what_they_get_alone(serving, tiny_model):
+    strategies = ("single-device-cached", "distributed-no-cache", "distributed-cached")
+
+    prompts = [list(range(30 + number, 40 + 3 * number)) for number in range(12)]
+    wanted = [expected(tiny_model, prompt, 10) for prompt in prompts]
+    with ThreadPoolExecutor(12) as pool:
+        answers = list(
+            pool.map(lambda n: serving.complete(prompts[n], 10, strategy=strategies[n % 3]), range(len(prompts)))
+        )
+    assert [answer["tandem"]["token_ids"] for answer in answers] == wanted
+
+
+def test_seeded_sampling_gives_the_same_answer_on_every_strategy(serving):
+    answers = [
+        serving.complete(PROMPT, 8, strategy=strategy, temperature=1.0, seed=5, top_p=0.9)["tandem"]["token_ids"]
+        for strategy in ("single-device-cached", "distributed-no-cache", "distributed-cached")
+    ]
+    assert answers[0] == answers[1] == answers[2]
+
+
+# --- the official client
+
+
+def test_official_client_chats(client):
+    answer = client.chat.completions.create(
+        model="default", messages=[{"role": "user", "content": "hello"}], max_tokens=6, temperature=0
+    )
+    assert answer.choices[0].message.role == "assistant"
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage.completion_tokens == 6
+    assert answer.model_extra["tandem"]["strategy"] == "distributed-no-cache"
+
+
+def test_official_client_streams_a_chat_that_adds_up_to_the_whole_answer(client):
+    asked = {"model": "default", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 20}
+    whole = client.chat.completions.create(**asked)
+    chunks = list(client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == whole.choices[0].message.content
+    assert chunks[-1].usage == whole.usage
+    assert chunks[-1].model_extra["tandem"]["token_ids"] == whole.model_extra["tandem"]["token_ids"]
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "length"
+
+
+def test_official_client_completes_and_streams_completions(client):
+    asked = {"model": "default", "prompt": "the worker sends", "max_tokens": 12}
+    whole = client.completions.create(**asked)
+    chunks = list(client.completions.create(**asked, stream=True))
+    assert "".join(chunk.choices[0].text for chunk in chunks if chunk.choices) == whole.choices[0].text
+
+
+def test_official_client_lists_the_model(client, serving):
+    (model,) = client.models.list().data
+    assert model.id == serving.api_status()["model"]["id"]
+    assert client.models.retrieve(model.id).id == model.id
+
+
+def test_official_client_raises_its_own_errors(client):
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.completions.create(model="default", prompt="hi", max_tokens=0)
+    assert refused.value.param == "max_tokens"
+    with pytest.raises(openai.NotFoundError):
+        client.completions.create(model="no-such-model", prompt="hi")
+
+
+def test_stop_string_ends_the_answer(serving):
+    whole = serving.complete(PROMPT, 30, logit_bias=LETTERS)["choices"][0]["text"]
+    stop = whole[10:12]
+    answer = serving.complete(PROMPT, 30, stop=[stop], logit_bias=LETTERS)
+    assert answer["choices"][0]["text"] == whole[: whole.index(stop)]
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert answer["usage"]["completion_tokens"] == whole.index(stop) + 2
+
+
+# --- clients that leave, and clients that share
+
+
+@pytest.mark.parametrize("strategy", ["single-device-cached", "distributed-no-cache", "distributed-cached"])
+def test_client_that_disconnects_stops_costing_compute(serving, strategy):
+    with serving.stream(PROMPT, 3000, strategy=strategy, logit_bias=LETTERS) as events:
+        for _ in range(3):
+            next(events)
+        assert running(serving) == 1
+    wait_until(lambda: running(serving) == 0, "the request ends", 3)
+    wait_until(
+        lambda: all(
+            worker["memory"]["kv_bytes"] == 0 and worker["load"]["steps_per_s"] == 0
+            for worker in serving.api_status()["workers"]
+        ),
+        "the workers come to rest",
+        5,
+    )
+
+
+def test_client_that_leaves_without_streaming_is_noticed_too(serving):
+    body = {"prompt": PROMPT, "max_tokens": 3500, "logit_bias": LETTERS}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{serving.url}/v1/completions", json=body, timeout=0.5)
+    wait_until(lambda: running(serving) == 0, "the request ends", 3)
+
+
+@pytest.mark.parametrize("strategy", ["single-device-cached", "distributed-no-cache", "distributed-cached"])
+def test_two_long_requests_progress_together(serving, strategy):
+    counts, together = [0, 0], threading.Barrier(2)
+
+    def read(which):
+        with serving.stream(PROMPT, 150, strategy=strategy, logit_bias=LETTERS) as events:
+            next(events)
+            together.wait(20)
+            for event in events:
+                counts[which] += len(event["choices"][0]["text"])
+                if counts[which] >= 100:
+                    break
+        return min(counts)
+
+    with ThreadPoolExecutor(2) as pool:
+        seen = list(pool.map(read, range(2)))
+    assert min(seen) >= 25, f"when one request had 100 tokens, the other had {min(seen)}"
+
+
+def test_short_request_is_answered_while_a_long_one_runs(serving):
+    long_prompt = [30 + index % 250 for index in range(1000)]
+    with ThreadPoolExecutor(1) as pool:
+        long = pool.submit(serving.complete, long_prompt, 300, logit_bias=LETTERS)
+        wait_until(lambda: running(serving) == 1, "the long request runs")
+        serving.complete(PROMPT, 5)
+        assert not long.done()
+        assert long.result()["usage"]["completion_tokens"] == 300
+
+
+# --- bad input
+
+REFUSED = [
+    ({"max_tokens": 0}, 400, "max_tokens"),
+    ({"max_tokens": -5}, 400, "max_tokens"),
+    ({"max_tokens": 10**9}, 400, "max_tokens"),
+    ({"max_tokens": 10**30}, 400, "max_tokens"),
+    ({"max_tokens": "many"}, 400, "max_tokens"),
+    ({"temperature": "hot"}, 400, "temperature"),
+    ({"temperature": None, "top_p": 7}, 400, "top_p"),
+    ({"prompt": ""}, 400, "prompt"),
+    ({"prompt": []}, 400, "prompt"),
+    ({"prompt": [10**6]}, 400, "prompt"),
+    ({"prompt": [-1]}, 400, "prompt[0]"),
+    ({"prompt": [30] * 5000}, 413, "prompt"),
+    ({"prompt": "word " * 5000}, 413, "prompt"),
+    ({"use_distributed_inference": "sometimes"}, 400, "use_distributed_inference"),
+    ({"strategy": "fastest"}, 400, "strategy"),
+    ({"strategy": "tensor-parallel"}, 400, "strategy"),
+    ({"logit_bias": {"99999999": 1}}, 400, "logit_bias"),
+    ({"n": 2}, 400, "n"),
+    ({"max_token": 5}, 400, "max_token"),
+    ({"model": "gpt-4"}, 404, "model"),
+]
+
+
+@pytest.mark.parametrize(("fields", "status", "param"), REFUSED)
+@pytest.mark.parametrize("stream", [False, True])
+def test_bad_field_is_refused_by_name(serving, fields, status, param, stream):
+    answer = serving.post("/v1/completions", {"prompt": "hi", "max_tokens": 5, "stream": stream} | fields)
+    assert answer.status_code == status
+    error = answer.json()["error"]
+    assert error["param"] == param
+    assert error["type"] == "invalid_request_error"
+    assert "Traceback" not in error["message"]
+    assert error["message"].count("\n") == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "status"),
+    [
+        (b"", 400),
+        (b"hello", 400),
+        (b"[1, 2]", 400),
+        (b'{"prompt": "hi"', 400),
+        (b'{"prompt": "\xff\xfe"}', 400),
+        (b"[" * 100_000, 400),
+        (b'{"prompt": "' + b"x" * (50 << 20) + b'"}', 413),
+    ],
+    ids=["empty", "no JSON", "an array", "cut", "invalid UTF-8", "nested", "50 MB"],
+)
+def test_bad_body_is_refused_with_an_error_object(serving, content, status):
+    answer = httpx.post(f"{serving.url}/v1/completions", content=content, timeout=60)
+    assert answer.status_code == status
+    assert answer.json()["error"]["message"]
+
+
+def test_empty_chat_is_refused(serving):
+    for messages in ([], [{"role": "user", "content": ""}], [{"role": "alien", "content": "hi"}], "hi"):
+        assert serving.post("/v1/chat/completions", {"messages": messages}).status_code == 400
+
+
+def test_unknown_path_and_method_are_error_objects(serving):
+    assert httpx.get(f"{serving.url}/v2/everything").json()["error"]["code"] == "not_found"
+    assert httpx.get(f"{serving.url}/v1/completions").json()["error"]["code"] == "method_not_allowed"
+
+
+def test_cluster_is_as_ready_as_before_after_all_that(serving, tiny_model):
+    assert httpx.get(f"{serving.url}/health").status_code == 200
+    assert serving.complete(PROMPT, 5)["tandem"]["token_ids"] == expected(tiny_model, PROMPT, 5)

@@ -1,0 +1,238 @@
+"""Starting, stopping, and processes that die: every end is a good one, and nobody is left behind."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import httpx
+import psutil
+import pytest
+
+from cluster.home import ClusterState, Home, ProcessIdentity
+from tests.integration.running_cluster import wait_until
+
+NOTICED_S = 3.0
+PROMPT = list(range(30, 60))
+LETTERS = {str(token): 50 for token in range(69, 95)}
+
+
+class LongRequest:
+    """A streamed request that runs until something ends it; `error` is what its client was told."""
+
+    def __init__(self, cluster, strategy):
+        self._cluster = cluster
+        self._strategy = strategy
+        self.error = None
+        self.ended = threading.Event()
+        self._begun = threading.Event()
+        threading.Thread(target=self._read, daemon=True).start()
+        assert self._begun.wait(30)
+
+    def _read(self):
+        try:
+            with self._cluster.stream(PROMPT, 3900, strategy=self._strategy, logit_bias=LETTERS) as events:
+                for event in events:
+                    self._begun.set()
+                    self.error = event.get("error", {}).get("message")
+        except httpx.HTTPError as error:
+            self.error = repr(error)
+        self.ended.set()
+
+
+def test_two_workers_share_the_layers_and_everything_can_be_said_twice(cluster, tiny_model):
+    cluster.start(tiny_model)
+    status = cluster.status()
+    assert status["state"] == "ready"
+    assert status["api"] == cluster.url
+    first, second = status["workers"]
+    assert first["layers"][0] == 0
+    assert first["layers"][1] == second["layers"][0]
+    assert second["layers"][1] == status["model"]["layers"] == 8
+    pids = {first["pid"], second["pid"], status["coordinator"]["pid"]}
+    assert len(pids) == 3
+    assert {process.pid for process in cluster.processes()} == pids
+    assert all(worker["memory"]["weights_bytes"] > 0 for worker in status["workers"])
+
+    again = cluster.command("start", "--port", str(cluster.port), "--model", str(tiny_model))
+    assert again.returncode == 0
+    assert "Already running" in again.stdout
+    assert {process.pid for process in cluster.processes()} == pids
+
+    assert "Stopped" in cluster.stop()
+    cluster.assert_no_process_left()
+    assert "Nothing is running" in cluster.stop()
+    assert cluster.status()["state"] == "stopped"
+
+
+def test_three_workers_share_the_layers_when_asked_for(cluster, tiny_model):
+    cluster.start(tiny_model, "--workers", "3", environment={"USE_DISTRIBUTED_INFERENCE": "always"})
+    status = cluster.status()
+    assert status["mode"] == "always"
+    bounds = [worker["layers"] for worker in status["workers"]]
+    assert [start for start, _ in bounds] == [0, *[end for _, end in bounds[:-1]]]
+    assert bounds[-1][1] == 8
+    assert len({worker["pid"] for worker in status["workers"]}) == 3
+    answer = cluster.complete(PROMPT, 5)
+    assert answer["tandem"]["workers"] == ["worker-0", "worker-1", "worker-2"]
+
+
+def test_killed_coordinator_is_said_and_its_workers_end_and_start_brings_all_back(cluster, tiny_model):
+    cluster.start(tiny_model)
+    request = LongRequest(cluster, "distributed-cached")
+    workers = cluster.worker_pids().values()
+    os.kill(cluster.status()["coordinator"]["pid"], signal.SIGKILL)
+    began = time.monotonic()
+    wait_until(lambda: cluster.status()["state"] == "stopped", "status says so", NOTICED_S)
+    assert request.ended.wait(NOTICED_S)
+    assert request.error
+    with pytest.raises(httpx.HTTPError):
+        cluster.api_status()
+    wait_until(lambda: not any(psutil.pid_exists(pid) for pid in workers), "the workers end", NOTICED_S)
+    assert time.monotonic() - began < 2 * NOTICED_S
+
+    assert "had already ended" in cluster.stop()
+    cluster.assert_no_process_left()
+    cluster.start(tiny_model)
+    assert cluster.complete(PROMPT, 3)["usage"]["completion_tokens"] == 3
+
+
+@pytest.mark.parametrize("killed", ["worker-0", "worker-1"])
+def test_killed_worker_is_said_its_requests_fail_and_start_brings_all_back(cluster, tiny_model, killed):
+    cluster.start(tiny_model)
+    requests = [LongRequest(cluster, strategy) for strategy in ("distributed-cached", "distributed-no-cache")]
+    os.kill(cluster.worker_pids()[killed], signal.SIGKILL)
+
+    status = wait_until(
+        lambda: (status := cluster.api_status())["state"] == "degraded" and status, "the API says so", NOTICED_S
+    )
+    assert {worker["name"]: worker["state"] for worker in status["workers"]}[killed] == "lost"
+    assert httpx.get(f"{cluster.url}/health").status_code == 503
+    assert cluster.status()["state"] == "degraded"
+    for request in requests:
+        assert request.ended.wait(NOTICED_S)
+        assert killed in request.error
+    refused = cluster.post(
+        "/v1/completions", {"prompt": PROMPT, "max_tokens": 3, "use_distributed_inference": "always"}
+    )
+    assert refused.status_code == 503
+    assert killed in refused.json()["error"]["message"]
+    survivor = cluster.complete(PROMPT, 3)
+    assert killed not in survivor["tandem"]["workers"]
+
+    cluster.stop()
+    cluster.assert_no_process_left()
+    cluster.start(tiny_model)
+    assert cluster.status()["state"] == "ready"
+    assert cluster.complete(PROMPT, 3, use_distributed_inference="always")["usage"]["completion_tokens"] == 3
+
+
+def test_everything_killed_at_once_leaves_a_home_that_starts_again(cluster, tiny_model):
+    cluster.start(tiny_model)
+    for process in cluster.processes():
+        process.kill()
+    wait_until(lambda: not cluster.processes(), "all are gone")
+    cluster.start(tiny_model)
+    assert cluster.status()["state"] == "ready"
+
+
+def test_stopped_worker_is_noticed_and_stop_ends_it(cluster, tiny_model):
+    """SIGSTOP is what a machine that hangs looks like: the connection stays, the heartbeats do not."""
+    cluster.start(tiny_model)
+    request = LongRequest(cluster, "distributed-cached")
+    os.kill(cluster.worker_pids()["worker-1"], signal.SIGSTOP)
+    assert request.ended.wait(2 * NOTICED_S)
+    assert "worker-1" in request.error
+    assert cluster.status()["state"] == "degraded"
+    cluster.stop()
+    cluster.assert_no_process_left()
+
+
+def test_terminated_coordinator_lets_a_running_request_finish(cluster, tiny_model):
+    cluster.start(tiny_model)
+    answers = []
+    asking = threading.Thread(target=lambda: answers.append(cluster.complete(PROMPT, 300, logit_bias=LETTERS)))
+    asking.start()
+    wait_until(lambda: cluster.api_status()["requests"]["running"] == 1, "the request runs")
+    os.kill(cluster.status()["coordinator"]["pid"], signal.SIGTERM)
+    asking.join(30)
+    assert answers[0]["usage"]["completion_tokens"] == 300
+    wait_until(lambda: not cluster.processes(), "all end")
+    assert cluster.status()["state"] == "stopped"
+
+
+def test_foreground_cluster_ends_with_its_command(cluster, tiny_model):
+    from tests.integration.running_cluster import CHECKOUT, launcher
+
+    process = subprocess.Popen(
+        [*launcher(), "start", "--foreground", "--port", str(cluster.port), "--model", str(tiny_model)],
+        cwd=CHECKOUT,
+        env=cluster.environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout.readline().startswith("Tandem is ready")
+        process.terminate()
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    cluster.assert_no_process_left()
+
+
+def test_stale_state_never_costs_a_stranger_its_life(cluster):
+    """The pids of a dead cluster may belong to anybody now."""
+    stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        home = Home(cluster.home)
+        home.create()
+        stale = ProcessIdentity(pid=stranger.pid, create_time=psutil.Process(stranger.pid).create_time() - 1000)
+        home.write_state(
+            ClusterState(
+                coordinator=stale, api=cluster.url, port=cluster.port, workers={"worker-0": stale}, started_at=0.0
+            )
+        )
+        assert cluster.status()["state"] == "stopped"
+        assert cluster.command("stop").returncode == 0
+        assert stranger.poll() is None
+        assert not home.state_file.exists()
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+def test_port_in_use_is_said_and_nothing_starts(cluster, tiny_model):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", cluster.port))
+        taken.listen()
+        done = cluster.command("start", "--port", str(cluster.port), "--model", str(tiny_model))
+    assert done.returncode == 1
+    assert f"port {cluster.port}" in done.stderr
+    assert "--port" in done.stderr
+    cluster.assert_no_process_left()
+
+
+def test_prompt_starts_nothing_twice_and_prints_one_object(serving, tiny_model):
+    done = serving.command("prompt", "hello", "--json", "--max-tokens", "5", "--temperature", "0")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["strategy"] == "distributed-no-cache"
+    assert answer["workers"] == ["worker-0", "worker-1"]
+    assert answer["completion_tokens"] == len(answer["token_ids"]) == 5
+    for key in ("text", "reason", "prompt_tokens", "finish_reason", "ttft_s", "decode_tokens_per_s"):
+        assert key in answer
+
+
+@pytest.mark.parametrize(("mode", "strategy"), [("always", "distributed-no-cache"), ("never", "single-device-cached")])
+def test_environment_of_one_prompt_decides_its_mode(serving, mode, strategy):
+    environment = {"USE_DISTRIBUTED_INFERENCE": mode}
+    prompted = serving.command("prompt", "hello", "--json", "--max-tokens", "3", environment=environment)
+    assert json.loads(prompted.stdout)["strategy"] == strategy
+    explained = serving.command("explain", "hello", "--json", environment=environment)
+    assert json.loads(explained.stdout)["strategy"] == strategy
