@@ -1,8 +1,9 @@
 """`keys-only`: stores the keys and computes the values from them, in half the memory.
 
-Where keys and values are linear in the same input, k = x Wk' + bk and v = x Wv' + bv, and Wk is square and invertible,
-v = (k - bk) Wk'^-1 Wv' + bv (' means transposed). Keys are kept before rotation: turning them by the negative angle is
-exact. Only plain multi-head attention is like that; every layer is tried on its own weights before it is believed.
+Where keys and values are linear in the same input, k = Wk x + bk and v = Wv x + bv, and Wk has an inverse from the left,
+L Wk = 1 (it makes no fewer numbers than it gets), v = Wv L (k - bk) + bv. Keys are kept before rotation: turning them by
+the negative angle is exact. Only plain multi-head attention is like that; every layer is tried on its own weights before
+it is believed.
 """
 
 from collections.abc import Callable
@@ -82,8 +83,8 @@ class KeysOnly:
 
 @dataclass(frozen=True)
 class ValuesFromKeys:
-    """matrix: (width, width), float32; constant: (width,). rotate: positions from 0 on; unrotate: its inverse, from an
-    offset on.
+    """matrix: (width of keys, width of values), float32; constant: (width of values,). rotate: positions from 0 on;
+    unrotate: its inverse, from an offset on.
     """
 
     matrix: mx.array
@@ -92,7 +93,7 @@ class ValuesFromKeys:
     unrotate: Callable[[mx.array, int], mx.array]
 
     def values(self, keys: mx.array) -> mx.array:
-        """From keys before rotation, both (batch, tokens, width)."""
+        """(batch, tokens, width of values) from keys before rotation, (batch, tokens, width of keys)."""
         return keys @ self.matrix + self.constant
 
 
@@ -141,10 +142,10 @@ def _why_projection_not(attention: nn.Module, key_width: int, value_width: int) 
     keys, values = attention.k_proj, attention.v_proj
     if type(keys) is not nn.Linear or type(values) is not nn.Linear:
         return "its projections are quantized or special, so that their inverse is not exact"
-    width = keys.weight.shape[1]
-    if keys.weight.shape[0] != width:
-        return f"its key projection makes {keys.weight.shape[0]} numbers of {width} and has no inverse"
-    if (key_width, value_width) != (width, width):
+    made, of = keys.weight.shape
+    if made < of:
+        return f"its key projection makes {made} numbers of {of} and has no inverse"
+    if (key_width, value_width) != (made, values.weight.shape[0]):
         return "its cache does not hold what the projections make"
     if keys.weight.dtype != mx.float32:
         return f"its weights are {str(keys.weight.dtype).rpartition('.')[2]}, too coarse for an exact inverse"
@@ -157,28 +158,28 @@ def _invert(layer: nn.Module) -> ValuesFromKeys | str:
     attention = _attention(layer)
     assert attention is not None
     keys, values = _double(attention.k_proj.weight), _double(attention.v_proj.weight)
+    orthogonal, triangle = np.linalg.qr(keys)
     try:
-        inverse = np.linalg.inv(keys)
+        inverse = np.linalg.inv(triangle)
     except np.linalg.LinAlgError:
         return "a key projection of it has no inverse"
-    condition = float(np.linalg.norm(keys, 1) * np.linalg.norm(inverse, 1))
+    condition = float(np.linalg.norm(triangle, 1) * np.linalg.norm(inverse, 1))
     if not condition <= MAX_CONDITION:
         return f"the inverse of a key projection of it is not exact enough (condition number {condition:.3g})"
-    matrix = (values @ inverse).T
-    key_bias, value_bias = (_double(linear["bias"]) if "bias" in linear else 0.0 for linear in _projections(attention))
-    constant = np.zeros(len(keys)) + value_bias - key_bias @ matrix if np.ndim(key_bias) else value_bias
+    matrix = (values @ inverse @ orthogonal.T).T
+    constant = _bias(attention.v_proj) - _bias(attention.k_proj) @ matrix
     found = ValuesFromKeys(
         mx.array(matrix.astype(np.float32)),
-        mx.array(np.broadcast_to(constant, len(keys)).astype(np.float32)),
+        mx.array(constant.astype(np.float32)),
         attention.rope,
         _unrotate(attention.rope),
     )
-    reason = _why_wrong(attention, found, len(keys))
+    reason = _why_wrong(attention, found, keys.shape[1])
     return f"{reason} (condition number {condition:.3g})" if reason else found
 
 
-def _projections(attention: nn.Module) -> tuple[nn.Linear, nn.Linear]:
-    return attention.k_proj, attention.v_proj
+def _bias(projection: nn.Linear) -> np.ndarray:
+    return _double(projection.bias) if "bias" in projection else np.zeros(projection.weight.shape[0])
 
 
 def _double(array: mx.array) -> np.ndarray:
@@ -202,10 +203,10 @@ def _unrotate(rope: nn.RoPE | Llama3RoPE) -> Callable[[mx.array, int], mx.array]
     return turn_back
 
 
-def _why_wrong(attention: nn.Module, found: ValuesFromKeys, width: int) -> str | None:
+def _why_wrong(attention: nn.Module, found: ValuesFromKeys, inputs: int) -> str | None:
     """Runs the attention itself on noise: values that do not come out show norms, clips or another order of heads."""
     seen = Recorder(_TRIAL_OFFSET)
-    noise = 10 * mx.random.normal((1, _TRIAL_TOKENS, width), key=mx.random.key(0))
+    noise = 10 * mx.random.normal((1, _TRIAL_TOKENS, inputs), key=mx.random.key(0))
     try:
         attention(noise, mask=None, cache=seen)
     except (ValueError, TypeError, AttributeError, RuntimeError) as error:
