@@ -20,6 +20,7 @@ from cluster.errors import UsageError
 
 Mode = Literal["auto", "always", "never"]
 Policy = Literal["thresholds", "measured"]
+KvKindName = Literal["dynamic", "static", "rotating", "quantized", "keys-only", "paged"]
 Scope = Literal["shared", "api-key"]
 
 Port = Annotated[int, Meta(ge=1, le=65535, description="a port number from 1 to 65535")]
@@ -70,8 +71,10 @@ class StrategySettings(msgspec.Struct, frozen=True, kw_only=True):
 class KvCacheSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The KV cache of a running request, in mlx-lm's terms."""
 
-    kind: Name = "dynamic"
+    kind: KvKindName = "dynamic"
     bits: Count | None = None
+    key_bits: Count | None = None
+    value_bits: Count | None = None
     group_size: Count | None = None
     max_tokens: Count | None = None
     keep: Threshold | None = None
@@ -118,6 +121,7 @@ class Flags(msgspec.Struct, frozen=True, kw_only=True):
     """What the command line of `start` may override."""
 
     model: str | None = None
+    kv_cache: str | None = None
     workers: int | None = None
     port: int | None = None
 
@@ -170,6 +174,8 @@ def load_settings(
             put(key, _checked(key, environment[variable], variable, strict=False), f"environment {variable}")
     if flags.port is not None:
         put("api.port", _checked("api.port", flags.port, "--port"), "--port")
+    if flags.kv_cache is not None:
+        put("kv_cache.kind", _checked("kv_cache.kind", flags.kv_cache, "--kv-cache"), "--kv-cache")
     if flags.model is not None:
         put("model.path", _checked("model.path", flags.model, "--model"), "--model")
 
@@ -212,17 +218,6 @@ def model_location(text: str, folder: Path) -> str:
     """An absolute directory, or a hub id such as "org/name" where no such directory lies in `folder`."""
     path = (folder / Path(text).expanduser()).resolve()
     return text if _HUB_ID.match(text) and not path.exists() else str(path)
-
-
-def settings_without_effect(resolved: Resolved) -> list[str]:
-    """Keys that were set away from their defaults and that this version reads but does not act on yet."""
-    defaults: dict[str, msgspec.Struct] = {"kv_cache": KvCacheSettings(), "cache": CacheSettings()}
-    return [
-        f"{section}.{name}"
-        for section, default in defaults.items()
-        for name in default.__struct_fields__
-        if getattr(getattr(resolved.settings, section), name) != getattr(default, name)
-    ]
 
 
 def _read_toml(file: Path) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from cluster.wire import (
     InspectModel,
     Join,
     KnownPrefix,
+    KvKind,
     KvNeeds,
     Layers,
     Loaded,
@@ -107,6 +108,15 @@ class ControlPlane:
         self.kv_needs: dict[tuple[str, ...], dict[str, KvNeeds]] = {}  # by route, then worker
         self.budgets: dict[str, WorkerBudget] = {}
         self._cache_settings = settings.cache
+        self._kv = KvKind(
+            kind=settings.kv_cache.kind,
+            bits=settings.kv_cache.bits,
+            key_bits=settings.kv_cache.key_bits,
+            value_bits=settings.kv_cache.value_bits,
+            group_size=settings.kv_cache.group_size,
+            max_tokens=settings.kv_cache.max_tokens,
+            keep=settings.kv_cache.keep,
+        )
         self._kept: dict[tuple[str, ...], dict[str, list[tuple[bytes, int]]]] = {}
         self._outbox = ZmqOutbox()
         self._inbox: ZmqInbox | None = None
@@ -223,6 +233,7 @@ class ControlPlane:
                 LoadStage(
                     model_path=str(self._model_path),
                     cache_dir=str(self._home.cache),
+                    kv=self._kv,
                     prefix_memory_bytes=self.budgets[member.name].prefix_bytes,
                     prefix_disk_bytes=self._disk_bytes,
                     stages=tuple(stage_plans),

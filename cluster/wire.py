@@ -210,11 +210,24 @@ class InspectModel(Message, frozen=True, kw_only=True):
     cache_dir: str
 
 
+class KvKind(msgspec.Struct, frozen=True, kw_only=True):
+    """The kind of KV cache and what it takes; see `workers.kv_cache`. None: the kind's default."""
+
+    kind: str = "dynamic"
+    bits: int | None = None
+    key_bits: int | None = None
+    value_bits: int | None = None
+    group_size: int | None = None
+    max_tokens: int | None = None
+    keep: int | None = None
+
+
 class LoadStage(Message, frozen=True, kw_only=True):
     """Load one stage of the plan whose epoch the message carries; `stages` is the whole plan in order."""
 
     model_path: str
     cache_dir: str
+    kv: KvKind
     prefix_memory_bytes: int
     prefix_disk_bytes: int
     stages: tuple[StagePlan, ...]
@@ -274,7 +287,7 @@ class Shutdown(Message, frozen=True, kw_only=True):
 class OpenSequence(Message, frozen=True, kw_only=True):
     """A sequence begins on a stage, before its first step.
 
-    history: the last ids before the first sampled one, which penalties look at. Buffer 0: keys of the parts that
+    max_length: the most tokens that it can come to. history: the last ids before the first sampled one, which penalties look at. Buffer 0: keys of the parts that
     its cache begins with. Passed on from stage to stage, so
     that it stays in front of the sequence's steps.
     """
@@ -285,6 +298,7 @@ class OpenSequence(Message, frozen=True, kw_only=True):
     sampling: Sampling
     seed: int
     history: tuple[int, ...]
+    max_length: int
 
 
 class CloseSequence(Message, frozen=True, kw_only=True):

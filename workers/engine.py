@@ -19,7 +19,7 @@ import mlx.core as mx
 import msgspec
 import numpy as np
 
-from cluster.errors import TandemError
+from cluster.errors import ModelError, TandemError
 from cluster.transport import Sender
 from cluster.wire import (
     Buffer,
@@ -55,6 +55,7 @@ from workers.disk_tier import DiskTier, model_signature, signature
 from workers.executor import Launched, Stage, StageExecutor
 from workers.head import Head
 from workers.inspection import inspect
+from workers.kv_cache import KvSettings
 from workers.kv_memory import kv_needs
 from workers.prefix_store import PrefixStore
 from workers.split_model import SplitModel
@@ -68,6 +69,8 @@ _TRIED_CHUNKS_S = 0.4
 # Sequences whose caches are merged into one decode batch.
 MAX_ROWS = 32
 _STATS_EVERY_S = 0.25
+# How mlx-lm's caches grow.
+GROWTH_TOKENS = 256
 # How often MLX gives unused buffers back to the system, as mlx-lm does.
 _CLEAR_EVERY_STEPS = 256
 Route = tuple[str, ...]
@@ -100,6 +103,7 @@ class Engine:
         self._executors: dict[Route, StageExecutor] = {}
         self._heads: dict[Route, Head] = {}
         self._weights_bytes = 0
+        self._kv_batches = True
         self._directories: dict[Route, PrefixDirectory] = {}
         self._chunk_costs: dict[Route, ChunkCost | None] = {}
         self._num_steps = 0
@@ -238,7 +242,8 @@ class Engine:
         assert self._plan is not None
         own = self._stages[self._name].layers
         layers = (own.start, own.end) if len(route) > 1 else (0, model.num_layers)
-        needs = kv_needs(model.warm_up(layers))
+        kv = self._kv_settings(model, layers)
+        needs = kv_needs(model.warm_up(layers, kv))
         if layers[0] == 0:
             self._chunk_costs[route] = self._measure_chunks(model, layers)
         num_routes = len(self._own_routes(self._plan))
@@ -250,9 +255,23 @@ class Engine:
         prefixes = PrefixStore(model, layers, memory_bytes=self._plan.prefix_memory_bytes // num_routes, disk=disk)
         stage = Stage(layers, is_last=route[-1] == self._name)
         self._executors[route] = StageExecutor(
-            model, stage, last_position_only=self._plan.last_position_only, prefixes=prefixes
+            model, stage, last_position_only=self._plan.last_position_only, prefixes=prefixes, kv=kv
         )
         return KeptPrefix(route=route, needs=needs)
+
+    def _kv_settings(self, model: SplitModel, layers: tuple[int, int]) -> KvSettings | None:
+        """The plan's kind of cache, None for mlx-lm's own. Raises ModelError where the model does not allow it."""
+        assert self._plan is not None
+        if self._plan.kv.kind == "dynamic":
+            return None
+        kv = msgspec.convert(msgspec.to_builtins(self._plan.kv), KvSettings)
+        if kv.kind == "static":
+            kv = msgspec.structs.replace(kv, max_tokens=GROWTH_TOKENS)  # each sequence has its own
+        kind = model.kv_kind(kv.kind)
+        if reason := kind.why_not(kv, layers):
+            raise ModelError(f"kv_cache.kind {kv.kind!r} cannot be had: {reason}")
+        self._kv_batches = kind.batches(kv)
+        return kv
 
     def _measure_chunks(self, model: SplitModel, layers: tuple[int, int]) -> ChunkCost | None:
         """What chunks cost here, from a few short runs; None when even the smallest take too long to compare."""
@@ -290,7 +309,7 @@ class Engine:
                     cost=self._chunk_costs.get(route),
                     fixed_tokens=self._plan.prefill_chunk_tokens,
                 ),
-                max_rows=MAX_ROWS if self._plan.batches else 1,
+                max_rows=MAX_ROWS if self._plan.batches and self._kv_batches else 1,
                 prefixes=self._directories.get(route),
                 report=self._report,
                 forward=self._apply_and_pass_on,  # type: ignore[arg-type]

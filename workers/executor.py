@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
+import msgspec
 import numpy as np
 
 from cluster.wire import KeepPrefix, OpenSequence, Row, Step
 from strategy.prefix import Key
 from strategy.scheduling import NO_SLOT
+from workers.kv_cache import KvSettings
 from workers.payload import arrays as payload_arrays
 from workers.prefix_store import PrefixLost, PrefixStore
 from workers.sampling import TokenSampler, sample_rows
@@ -65,11 +67,20 @@ class Launched:
 class StageExecutor:
     """The compute side of one route on one worker."""
 
-    def __init__(self, model: SplitModel, stage: Stage, *, last_position_only: bool, prefixes: PrefixStore):
+    def __init__(
+        self,
+        model: SplitModel,
+        stage: Stage,
+        *,
+        last_position_only: bool,
+        prefixes: PrefixStore,
+        kv: KvSettings | None = None,
+    ):
         self._model = model
         self._stage = stage
         self._last_position_only = last_position_only
         self.prefixes = prefixes
+        self._kv = kv
         self._sequences: dict[int, _Sequence] = {}
         self._slots: dict[int, _Slot] = {}
         self._last_sampled: dict[int, mx.array] = {}  # by slot, for steps that run ahead
@@ -94,12 +105,18 @@ class StageExecutor:
         begins it anew.
         """
         try:
-            cache = self.prefixes.begin(keys) if message.cached else None
+            cache = self.prefixes.begin(keys, self._kv_of(message)) if message.cached else None
         except PrefixLost as error:
             log.warning("a kept prefix is lost: %s", error)
             return
         sampler = TokenSampler(message.sampling, message.seed, message.history)
         self._sequences[message.sequence] = _Sequence(message.cached, sampler, cache)
+
+    def _kv_of(self, message: OpenSequence) -> KvSettings | None:
+        if self._kv is None or self._kv.kind != "static":
+            return self._kv
+        # A step that runs ahead of an answer's end writes one token more.
+        return msgspec.structs.replace(self._kv, max_tokens=message.max_length + 1)
 
     def keep(self, message: KeepPrefix, keys: Sequence[Key]) -> None:
         """Keep parts of a sequence's cache for later ones."""
@@ -146,7 +163,7 @@ class StageExecutor:
         """Wait for a step. The payload for the next stage or, on the last stage, the sampled ids in row order."""
         # Not mx.eval: on the CPU it waits for everything that was launched since, too.
         for array in payload_arrays(launched.awaited):
-            memoryview(array)
+            memoryview(array)  # type: ignore[arg-type]
             break
         if not self._stage.is_last:
             return launched.output

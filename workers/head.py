@@ -120,6 +120,7 @@ class Head:
             sampling=sampling,
             seed=request.seed,
             history=tuple(prompt[-HISTORY_TOKENS:]),
+            max_length=len(prompt) + request.max_tokens,
         )
         self._forward(opening, match.keys)
         penalties = (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty)

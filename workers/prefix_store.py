@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_map
-from mlx_lm.models.cache import KVCache, QuantizedKVCache
+from mlx_lm.models.cache import CacheList, RotatingKVCache
 
-from strategy.prefix import BLOCK_TOKENS, Key
+from strategy.prefix import Key
 from workers.disk_tier import DiskTier
+from workers.kv_cache import KvSettings, rows
 from workers.split_model import Layers, SplitModel
 from workers.stage_cache import StageCache
 
@@ -32,8 +32,14 @@ class _Part:
 
 
 def can_cut(cache: StageCache) -> bool:
-    """Whether every cache can be cut at any token, so that sequences can share blocks."""
-    return all(type(cache.entries[index]) in (KVCache, QuantizedKVCache) for index in cache.distinct())
+    """Whether every cache can be cut at any token, now and later, so that sequences can share blocks."""
+    return all(_keeps_every_token(cache.entries[index]) for index in cache.distinct())
+
+
+def _keeps_every_token(entry: Any) -> bool:
+    if isinstance(entry, CacheList):
+        return all(_keeps_every_token(part) for part in entry.caches)
+    return rows.can_read(entry) and not isinstance(entry, RotatingKVCache)
 
 
 class PrefixStore:
@@ -71,20 +77,27 @@ class PrefixStore:
         if self._disk is not None:
             self._disk.flush()
 
-    def begin(self, keys: Sequence[Key]) -> StageCache:
+    def begin(self, keys: Sequence[Key], kv: KvSettings | None) -> StageCache:
         """A cache that begins with the tokens of an earlier sequence, in the parts named by `keys`; empty without keys.
 
+        kv: None is mlx-lm's default kind.
+
         Raises:
-            PrefixLost: a part is missing or damaged.
+            PrefixLost: a part is missing, damaged, or of another kind.
         """
-        cache = self._model.make_cache(self._layers)
+        cache = self._model.make_cache(self._layers, kv)
         if not keys:
             return cache
         parts = [self._find(key).entries for key in keys]
         of = {index: [entries[position] for entries in parts] for position, index in enumerate(cache.distinct())}
-        if can_cut(cache):
-            return cache.replaced(lambda index, entry: _joined(entry, of[index]))
-        return cache.replaced(lambda index, _: copy.deepcopy(of[index][-1]))
+        if not can_cut(cache):
+            return cache.replaced(lambda index, _: copy.deepcopy(of[index][-1]))
+        for index, blocks in of.items():
+            try:
+                rows.join(cache.entries[index], blocks)
+            except ValueError as error:
+                raise PrefixLost(str(error)) from error
+        return cache
 
     def keep(self, cache: StageCache, spans: Sequence[tuple[int, int]], keys: Sequence[Key]) -> None:
         """Copy parts, spans of tokens, out of a running sequence's cache."""
@@ -93,7 +106,7 @@ class PrefixStore:
             if key in self._parts:
                 continue
             distinct = [cache.entries[index] for index in cache.distinct()]
-            entries = [_cut(entry, start, end) for entry in distinct] if cuts else copy.deepcopy(distinct)
+            entries = [rows.cut(entry, start, end) for entry in distinct] if cuts else copy.deepcopy(distinct)
             mx.eval([entry.state for entry in entries])
             self._hold(key, entries)
             if self._disk is not None:
@@ -126,24 +139,3 @@ class PrefixStore:
             _, oldest = self._parts.popitem(last=False)
             self.num_bytes -= oldest.num_bytes
         return part
-
-
-def _cut(entry: Any, start: int, end: int) -> Any:
-    """A cache entry of its own with just the tokens [start, end), which shares no memory with the original."""
-    block = copy.copy(entry)
-    block.keys, block.values = tree_map(
-        lambda array: mx.contiguous(array[..., start:end, :]), (entry.keys, entry.values)
-    )
-    block.offset = end - start
-    return block
-
-
-def _joined(entry: Any, blocks: list[Any]) -> Any:
-    """The empty cache entry, filled with the tokens of `blocks`."""
-    entry.keys, entry.values = tree_map(
-        lambda *arrays: mx.concatenate(arrays, axis=-2),
-        (blocks[0].keys, blocks[0].values),
-        *[(block.keys, block.values) for block in blocks[1:]],
-    )
-    entry.offset = len(blocks) * BLOCK_TOKENS
-    return entry

@@ -119,7 +119,7 @@ class SplitModel:
         """Computes exactly the output of a pass (None: nothing but the caches) and the states of the caches."""
         mx.eval(list(arrays(output)), [] if cache is None else cache.states())
 
-    def warm_up(self, layers: Layers) -> StageCache:
+    def warm_up(self, layers: Layers, kv: KvSettings | None = None) -> StageCache:
         """Reads from disk the weights which the range needs, and no others; returns the caches after one token.
 
         An architecture that looks at values while it runs (dbrx) reads the layers before the range as well.
@@ -131,7 +131,7 @@ class SplitModel:
         if start:
             made = self.forward(tokens, layers=(0, start), cache=self.make_cache((0, start)))
             payload = map_arrays(lambda array: mx.zeros(array.shape, array.dtype), made)
-        cache = self.make_cache(layers)
+        cache = self.make_cache(layers, kv)
         self.evaluate(self.forward(tokens, layers=layers, cache=cache, payload=payload), cache)
         return cache
 

@@ -119,6 +119,7 @@ def _start_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--port", type=click.IntRange(1, 65535), help="The HTTP port; 8420 by default."),
         click.option("--workers", type=click.IntRange(1, 1024), help="How many workers on this machine."),
         click.option("--model", metavar="DIR_OR_REPO", help="A model directory, or a hub id."),
+        click.option("--kv-cache", metavar="KIND", help="The kind of KV cache; see docs/KV_CACHE.md."),
         click.option(
             "--config",
             "config_file",
@@ -160,15 +161,13 @@ def _options(**given: Any) -> "Options":
 @commands.command()
 @_start_options
 @click.option("--foreground", is_flag=True, help="Stay attached; Ctrl-C or SIGTERM stops the cluster.")
-def start(
-    config_file: Path | None, model: str | None, workers: int | None, port: int | None, *, foreground: bool
-) -> None:
+def start(config_file: Path | None, *, foreground: bool, **flags: Any) -> None:
     """Start a cluster and wait until it is ready."""
     from cluster.cli.stopping import stop_cluster
     from cluster.config import Flags
 
     session = _session()
-    resolved = session.settings(config_file, Flags(model=model, workers=workers, port=port))
+    resolved = session.settings(config_file, Flags(**flags))
     started = session.starter.start(lambda: resolved)
     if started.status is None:
         pid = started.state.coordinator.pid
@@ -286,12 +285,12 @@ def worker(address: str, token: str, name: str | None) -> None:
 
 @commands.command()
 @_start_options
-def config(config_file: Path | None, model: str | None, workers: int | None, port: int | None) -> None:
+def config(config_file: Path | None, **flags: Any) -> None:
     """The configuration in force, with where each value came from."""
     from cluster.cli.showing import config_lines
     from cluster.config import Flags
 
-    resolved = _session().settings(config_file, Flags(model=model, workers=workers, port=port))
+    resolved = _session().settings(config_file, Flags(**flags))
     print("\n".join(config_lines(resolved)))
 
 

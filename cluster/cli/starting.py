@@ -19,7 +19,7 @@ import msgspec
 
 from cluster.cli.stopping import end_cluster, end_leftovers, read_state
 from cluster.cli.terminal import Terminal
-from cluster.config import Resolved, settings_without_effect
+from cluster.config import Resolved
 from cluster.errors import TandemError
 from cluster.home import ClusterState, Home, ProcessIdentity
 
@@ -63,7 +63,6 @@ class Starter:
             if state is not None:
                 self._clean_up_after(state)
             resolved = load()
-            self._note_without_effect(resolved)
             api = resolved.settings.api
             check_port_free(api.host, api.port)
             self._home.write_private(self._home.settings_file, msgspec.json.encode(resolved.settings))
@@ -87,11 +86,6 @@ class Starter:
         num_workers = end_leftovers(self._home, state)
         left = f"; {num_workers} of its workers still ran and were stopped" if num_workers else ""
         self._terminal.note(f"tandem: the cluster that ran before had died{left}.")
-
-    def _note_without_effect(self, resolved: Resolved) -> None:
-        keys = settings_without_effect(resolved)
-        if keys:
-            self._terminal.note(f"tandem: this version does not act on {', '.join(keys)} yet.")
 
     def _run(self, host: str, port: int) -> Started:
         with (self._home.logs / "coordinator.out").open("ab") as log:

@@ -12,7 +12,6 @@ from cluster.config import (
     load_settings,
     mode_from_environment,
     parse_size,
-    settings_without_effect,
 )
 from cluster.errors import UsageError
 
@@ -189,6 +188,7 @@ def test_settings_survive_json(tmp_path):
     assert msgspec.json.decode(msgspec.json.encode(settings), type=Settings) == settings
 
 
-def test_keys_without_effect_are_reported(tmp_path):
-    assert settings_without_effect(load(tmp_path, "[kv_cache]\nbits = 4\n")) == ["kv_cache.bits"]
-    assert settings_without_effect(load(tmp_path, "[kv_cache]\nadaptive = false\n")) == []
+def test_flag_chooses_the_kind_of_cache_and_unknown_kinds_are_refused(tmp_path):
+    assert load(tmp_path, "", kv_cache="static").settings.kv_cache.kind == "static"
+    message = refused(tmp_path, "", kv_cache="elastic")
+    assert "--kv-cache: kv_cache.kind must be dynamic, static, rotating" in message

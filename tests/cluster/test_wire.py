@@ -59,6 +59,7 @@ EXAMPLES: dict[int, wire.Message] = {
     23: wire.LoadStage(
         model_path="p",
         cache_dir="c",
+        kv=wire.KvKind(),
         prefix_memory_bytes=1,
         prefix_disk_bytes=2,
         stages=(STAGE,),
@@ -79,7 +80,9 @@ EXAMPLES: dict[int, wire.Message] = {
     26: wire.Shutdown(),
     27: wire.KnownPrefix(route=("w",), capacity=4, snapshots=True),
     28: wire.ForgetConversation(conversation="c"),
-    40: wire.OpenSequence(sequence=1, route=("w",), cached=False, sampling=Sampling(), seed=1, history=(1, 2)),
+    40: wire.OpenSequence(
+        sequence=1, route=("w",), cached=False, sampling=Sampling(), seed=1, history=(1, 2), max_length=9
+    ),
     41: wire.CloseSequence(sequence=1, route=("w",)),
     42: wire.Step(
         number=1,

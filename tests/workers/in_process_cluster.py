@@ -20,6 +20,7 @@ from cluster.wire import (
     Inspected,
     InspectModel,
     KnownPrefix,
+    KvKind,
     Layers,
     Loaded,
     LoadFailed,
@@ -52,7 +53,9 @@ class InProcessCluster:
         chunk_tokens: int | None = None,
         prefix_capacity: int = 64,
         disk: bool = False,
+        kv: KvKind | None = None,
     ):
+        self._kv = kv or KvKind()
         self._prefix_capacity = prefix_capacity
         self._disk = disk
         self.reused: dict[int, int] = {}
@@ -85,6 +88,7 @@ class InProcessCluster:
         plan = LoadStage(
             model_path=str(model_path),
             cache_dir=str(cache_dir),
+            kv=self._kv,
             prefix_memory_bytes=PREFIX_BYTES,
             prefix_disk_bytes=PREFIX_BYTES if self._disk else 0,
             stages=stages,

@@ -34,7 +34,13 @@ class Played:
         """Open a sequence and prefill all of its prompt but the last token."""
         self.executor.open(
             OpenSequence(
-                sequence=sequence, route=ROUTE, cached=cached, sampling=Sampling(), seed=0, history=tuple(prompt)
+                sequence=sequence,
+                route=ROUTE,
+                cached=cached,
+                sampling=Sampling(),
+                seed=0,
+                history=tuple(prompt),
+                max_length=len(prompt) + 50,
             ),
             (),
         )
