@@ -20,6 +20,7 @@ from typing import Any
 
 import msgspec
 
+from cluster.cache_use import read_measured_use
 from cluster.config import Settings
 from cluster.control import ControlPlane
 from cluster.errors import TandemError
@@ -114,8 +115,11 @@ class Coordinator:
             await asyncio.gather(prompts, loading)
         finally:
             loading.cancel()
+        measured_use = read_measured_use(self._home, model_path) if self._settings.kv_cache.adaptive else None
+        if self._settings.kv_cache.adaptive and measured_use is None:
+            self._report.tell(progress="kv_cache.adaptive has no effect before ./launch.sh bench kv-cache has measured")
         self._service = GenerationService(
-            self._control, prompts.result(), self._settings, model_path.name, url, os.getpid()
+            self._control, prompts.result(), self._settings, model_path.name, url, os.getpid(), measured_use
         )
         self._service.check_mode()
         return self._service

@@ -6,6 +6,7 @@ message to the head, turns token ids into text, and ends the request everywhere 
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import secrets
 import time
@@ -27,6 +28,7 @@ from cluster.prompts import Prompts
 from cluster.requests import Event, GenerationRequest, ModelInfo, Routed
 from cluster.routes import Routes
 from cluster.wire import Cancel, ForgetConversation, Generate, PrefillProgress, Reused, SequenceFailed, Tokens
+from strategy.cache_use import MeasuredUse
 from strategy.selector import (
     Choice,
     Feasibility,
@@ -82,8 +84,19 @@ class _Sequence:
 class GenerationService:
     """See the module."""
 
-    def __init__(self, control: ControlPlane, prompts: Prompts, settings: Settings, model_id: str, api: str, pid: int):
+    def __init__(
+        self,
+        control: ControlPlane,
+        prompts: Prompts,
+        settings: Settings,
+        model_id: str,
+        api: str,
+        pid: int,
+        measured_use: MeasuredUse | None = None,
+    ):
+        """measured_use: when a KV cache pays, where `kv_cache.adaptive` asks to follow that and it was measured."""
         self._control = control
+        self._measured_use = measured_use
         self._prompts = prompts
         self._settings = settings.strategy
         self._thresholds = Thresholds(settings.strategy.prompt_threshold, settings.strategy.generation_threshold)
@@ -134,36 +147,35 @@ class GenerationService:
         max_tokens = self._max_tokens(request, len(tokens))
         choice = self._choose(request, Lengths(len(tokens), max_tokens))
         route = self._routes.choose(choice.strategy, tokens, request.conversation)
-        cost = self._cost(choice.strategy, route, len(tokens) + max_tokens)
+        cached = choice.strategy in _CACHED and self._cache_pays(choice.strategy, max_tokens)
+        if choice.strategy in _CACHED and not cached:
+            choice = dataclasses.replace(
+                choice, reason=f"{choice.reason}; a KV cache does not pay here, so without one"
+            )
+        cost = self._cost(route, len(tokens) + max_tokens) if cached else {}
         with self._routes.assigned(route):
             async with self._admission.place(cost):
                 if gone := [worker for worker in route if not self._control.members[worker].is_ready]:
                     raise Unavailable(f"worker {gone[0]} was lost while this request waited; try again")
-                running = self._run(request, choice, route, tokens, max_tokens, arrival)
+                sequence = self._begin(request, route, tokens, max_tokens, cached=cached)
+                running = self._run(sequence, request, choice, len(tokens), arrival)
                 async with contextlib.aclosing(running) as events:
                     async for event in events:
                         yield event
 
     async def _run(
-        self,
-        request: GenerationRequest,
-        choice: Choice,
-        route: tuple[str, ...],
-        tokens: tuple[int, ...],
-        max_tokens: int,
-        arrival: float,
+        self, sequence: _Sequence, request: GenerationRequest, choice: Choice, prompt_tokens: int, arrival: float
     ) -> AsyncGenerator[Event, None]:
         """The events of an admitted request."""
-        sequence = self._begin(request, choice.strategy, route, tokens, max_tokens)
         try:
             yield Routed(
                 request_id=f"{sequence.number}",
                 strategy=choice.strategy,
                 reason=choice.reason,
-                workers=route,
-                prompt_tokens=len(tokens),
+                workers=sequence.route,
+                prompt_tokens=prompt_tokens,
             )
-            answer = Answer(self._prompts.stream(request.stop), prompt_tokens=len(tokens), arrival=arrival)
+            answer = Answer(self._prompts.stream(request.stop), prompt_tokens=prompt_tokens, arrival=arrival)
             while not answer.is_finished:
                 events = answer.take(await sequence.take(), time.perf_counter())
                 self._num_finished += answer.is_finished  # before the last event: its reader may come for no more
@@ -174,12 +186,17 @@ class GenerationService:
             raise
         finally:
             del self._sequences[sequence.number]
-            self._control.send(route[0], Cancel(sequence=sequence.number))
+            self._control.send(sequence.route[0], Cancel(sequence=sequence.number))
 
-    def _cost(self, strategy: Strategy, route: tuple[str, ...], num_tokens: int) -> dict[str, int]:
+    def _cache_pays(self, strategy: Strategy, max_tokens: int) -> bool:
+        """Whether a KV cache is worth its while for an answer of so many tokens, by what was measured here."""
+        if self._measured_use is None:
+            return True
+        alone, together = self._measured_use.single_device, self._measured_use.distributed
+        return (together if strategy is Strategy.DISTRIBUTED_CACHED and together else alone).contains(max_tokens)
+
+    def _cost(self, route: tuple[str, ...], num_tokens: int) -> dict[str, int]:
         """Bytes of caches by worker. Raises TooLarge where a worker could never hold them."""
-        if strategy not in _CACHED:
-            return {}
         needs = self._control.kv_needs[route]
         if excess := largest_excess(needs, self._control.budgets, num_tokens):
             worker, wanted, there = excess
@@ -366,10 +383,11 @@ class GenerationService:
     def _begin(
         self,
         request: GenerationRequest,
-        strategy: Strategy,
         route: tuple[str, ...],
         tokens: tuple[int, ...],
         max_tokens: int,
+        *,
+        cached: bool,
     ) -> _Sequence:
         self._num_sequences += 1
         sequence = self._sequences[self._num_sequences] = _Sequence(self._num_sequences, route)
@@ -377,7 +395,7 @@ class GenerationService:
         message = Generate(
             sequence=sequence.number,
             route=route,
-            cached=strategy in _CACHED,
+            cached=cached,
             max_tokens=max_tokens,
             end_tokens=tuple(sorted(self._prompts.eos_token_ids)),
             sampling=request.sampling,

@@ -30,6 +30,7 @@ from cluster.wire import (
     Tokens,
     Update,
 )
+from strategy.cache_use import MeasuredUse, PayingRange
 from tests.cluster.tiny_tokenizer import write_tokenizer
 
 CONTEXT_TOKENS = 2000
@@ -677,5 +678,25 @@ def test_conversation_comes_back_to_the_worker_that_knows_it_unless_that_is_busy
         Client(service, tokens_request(5, conversation="c"))
         await until(lambda: len(control.generates()) == 4)
         assert control.generates()[-1][0] != heads[0]
+
+    asyncio.run(play())
+
+
+def test_adaptive_use_follows_the_measured_range_in_both_modes(prompts):
+    async def play():
+        control = FakeControl()
+        service = service_of(prompts, control)
+        service._measured_use = MeasuredUse(
+            machine="m", prompt_tokens=8, single_device=PayingRange(first=20), distributed=PayingRange(first=40)
+        )
+        asked = [("single-device-cached", 19), ("single-device-cached", 20), ("distributed-cached", 39)]
+        asked.append(("distributed-cached", 40))
+        for number, (strategy, max_tokens) in enumerate(asked, 1):
+            client = Client(service, tokens_request(5, strategy=strategy, max_tokens=max_tokens))
+            await until(lambda number=number: len(control.generates()) == number)
+            service.tokens(Tokens(updates=(Update(number, (20,), "length"),)))
+            await client.task
+            assert ("does not pay" in client.events[0].reason) == (max_tokens in (19, 39))
+        assert [message.cached for _, message in control.generates()] == [False, True, False, True]
 
     asyncio.run(play())
