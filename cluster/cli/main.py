@@ -335,13 +335,14 @@ def bench(arguments: tuple[str, ...]) -> None:
     from cluster.cli.session import CHECKOUT
 
     known = sorted(file.stem for file in (CHECKOUT / "benchmarks").glob("[a-z]*.py"))
-    names = ", ".join(known) or "none yet"
+    names = ", ".join(known).replace("_", "-") or "none yet"
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"Usage: launch.sh bench NAME [OPTIONS]\n\nBenchmarks: {names}")
         return
-    if arguments[0] not in known:
+    module = arguments[0].replace("-", "_")
+    if module not in known:
         raise UsageError(f"there is no benchmark {arguments[0]!r}; there are: {names}")
-    _become(f"benchmarks.{arguments[0]}", list(arguments[1:]), dict(os.environ))
+    _become(f"benchmarks.{module}", list(arguments[1:]), dict(os.environ))
 
 
 @commands.command(context_settings=_PLAIN)
