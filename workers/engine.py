@@ -19,7 +19,7 @@ import mlx.core as mx
 import msgspec
 import numpy as np
 
-from cluster.errors import ModelError, TandemError
+from cluster.errors import TandemError
 from cluster.transport import Sender
 from cluster.wire import (
     Buffer,
@@ -33,7 +33,6 @@ from cluster.wire import (
     Inspected,
     InspectModel,
     KeepPrefix,
-    KeptPrefix,
     KnownPrefix,
     Loaded,
     LoadFailed,
@@ -43,34 +42,22 @@ from cluster.wire import (
     Peer,
     Sampled,
     Shutdown,
-    StagePlan,
     Step,
     StepFailed,
 )
-from strategy.chunking import ChunkCost, ChunkSize
+from strategy.chunking import ChunkSize
 from strategy.prefix import KEY_BYTES, Key, PrefixDirectory
 from strategy.scheduling import NO_SLOT
 from workers import payload
-from workers.disk_tier import DiskTier, model_signature, signature
-from workers.executor import Launched, Stage, StageExecutor
+from workers.executor import Launched
 from workers.head import Head
 from workers.inspection import inspect
-from workers.kv_cache import KvSettings
-from workers.kv_memory import kv_needs
-from workers.prefix_store import PrefixStore
-from workers.split_model import SplitModel
+from workers.stage_loading import LoadedStages, load_stages
 from workers.trace import Tracer
 
 log = logging.getLogger(__name__)
 
-# Chunks tried at load, smallest first, until they took this long.
-_TRIED_CHUNKS = (16, 32, 64, 128, 256, 512)
-_TRIED_CHUNKS_S = 0.4
-# Sequences whose caches are merged into one decode batch.
-MAX_ROWS = 32
 _STATS_EVERY_S = 0.25
-# How mlx-lm's caches grow.
-GROWTH_TOKENS = 256
 # How often MLX gives unused buffers back to the system, as mlx-lm does.
 _CLEAR_EVERY_STEPS = 256
 Route = tuple[str, ...]
@@ -96,16 +83,10 @@ class Engine:
         self._tracer = tracer
         self._arrivals: queue.SimpleQueue[Envelope] = queue.SimpleQueue()
         self._epoch = 0
-        self._model: SplitModel | None = None
-        self._model_path: Path | None = None
-        self._plan: LoadStage | None = None
-        self._stages: dict[str, StagePlan] = {}
-        self._executors: dict[Route, StageExecutor] = {}
+        self._peers: dict[str, Peer] = {}
+        self._stages = LoadedStages()
         self._heads: dict[Route, Head] = {}
-        self._weights_bytes = 0
-        self._kv_batches = True
         self._directories: dict[Route, PrefixDirectory] = {}
-        self._chunk_costs: dict[Route, ChunkCost | None] = {}
         self._num_steps = 0
         self._num_rows = 0
         self._busy_s = 0.0
@@ -207,17 +188,11 @@ class Engine:
         )
 
     def _load(self, message: LoadStage, _: tuple[Buffer, ...]) -> None:
-        self._plan = message
-        self._stages = {stage.worker: stage for stage in message.stages}
-        self._executors.clear()
+        self._peers = {stage.worker: stage.peer for stage in message.stages}
         self._heads.clear()
         self._directories.clear()
-        if mx.metal.is_available():  # keep weights resident on the GPU, as mlx-lm does while it generates
-            mx.set_wired_limit(int(mx.device_info()["max_recommended_working_set_size"]))
         try:
-            self._model = SplitModel.load(Path(message.model_path))
-            self._model.unused = inspect(Path(message.model_path), Path(message.cache_dir)).unused
-            prefixes = [self._prepare(self._model, route) for route in self._own_routes(message)]
+            self._stages = load_stages(self._name, message)
         except TandemError as error:
             self._report(LoadFailed(worker=self._name, message=str(error)))
             return
@@ -225,70 +200,10 @@ class Engine:
             log.exception("loading failed")
             self._report(LoadFailed(worker=self._name, message=f"{self._name} could not load the model: {error}"))
             return
-        mx.clear_cache()
-        self._weights_bytes = mx.get_active_memory()
-        loaded = Loaded(worker=self._name, weights_bytes=self._weights_bytes, prefixes=tuple(prefixes))
-        kept = [self._executors[prefix.route].prefixes.on_disk for prefix in prefixes]
+        prefixes = self._stages.prefixes
+        loaded = Loaded(worker=self._name, weights_bytes=self._stages.weights_bytes, prefixes=prefixes)
+        kept = [self._stages.executors[prefix.route].prefixes.on_disk for prefix in prefixes]
         self._send(self._coordinator, loaded, [buffer for keys in kept for buffer in _packed(keys)])
-
-    def _own_routes(self, plan: LoadStage) -> list[Route]:
-        """The routes that pass through this worker: all stages, and itself alone where it holds the full model."""
-        pipeline = tuple(stage.worker for stage in plan.stages)
-        alone = (self._name,)
-        return [pipeline, alone] if self._stages[self._name].holds_full_model and pipeline != alone else [pipeline]
-
-    def _prepare(self, model: SplitModel, route: Route) -> KeptPrefix:
-        """Read this worker's weights for a route and make ready what it keeps of past sequences."""
-        assert self._plan is not None
-        own = self._stages[self._name].layers
-        layers = (own.start, own.end) if len(route) > 1 else (0, model.num_layers)
-        kv = self._kv_settings(model, layers)
-        needs = kv_needs(model.warm_up(layers, kv))
-        if layers[0] == 0:
-            self._chunk_costs[route] = self._measure_chunks(model, layers)
-        num_routes = len(self._own_routes(self._plan))
-        disk = None
-        if self._plan.prefix_disk_bytes:
-            content = model_signature(Path(self._plan.model_path))
-            folder = Path(self._plan.cache_dir) / "kv" / signature(model=content, layers=layers, needs=needs)
-            disk = DiskTier(folder, limit_bytes=self._plan.prefix_disk_bytes // num_routes)
-        prefixes = PrefixStore(model, layers, memory_bytes=self._plan.prefix_memory_bytes // num_routes, disk=disk)
-        stage = Stage(layers, is_last=route[-1] == self._name)
-        self._executors[route] = StageExecutor(
-            model, stage, last_position_only=self._plan.last_position_only, prefixes=prefixes, kv=kv
-        )
-        return KeptPrefix(route=route, needs=needs)
-
-    def _kv_settings(self, model: SplitModel, layers: tuple[int, int]) -> KvSettings | None:
-        """The plan's kind of cache, None for mlx-lm's own. Raises ModelError where the model does not allow it."""
-        assert self._plan is not None
-        if self._plan.kv.kind == "dynamic":
-            return None
-        kv = msgspec.convert(msgspec.to_builtins(self._plan.kv), KvSettings)
-        if kv.kind == "static":
-            kv = msgspec.structs.replace(kv, max_tokens=GROWTH_TOKENS)  # each sequence has its own
-        kind = model.kv_kind(kv.kind)
-        if reason := kind.why_not(kv, layers):
-            raise ModelError(f"kv_cache.kind {kv.kind!r} cannot be had: {reason}")
-        self._kv_batches = kind.batches(kv)
-        return kv
-
-    def _measure_chunks(self, model: SplitModel, layers: tuple[int, int]) -> ChunkCost | None:
-        """What chunks cost here, from a few short runs; None when even the smallest take too long to compare."""
-        samples: list[tuple[int, float]] = []
-        begun = time.perf_counter()
-        for num_tokens in (_TRIED_CHUNKS[0], *_TRIED_CHUNKS):  # the first run of all is never like the others
-            tokens = mx.zeros((1, num_tokens), mx.int32)
-            cache = model.make_cache(layers)
-            started = time.perf_counter()
-            model.evaluate(model.forward(tokens, layers=layers, cache=cache, last_position_only=True), cache)
-            samples.append((num_tokens, time.perf_counter() - started))
-            if time.perf_counter() - begun > _TRIED_CHUNKS_S:
-                break
-        del samples[0]
-        cost = ChunkCost.fit(samples) if len(samples) > 1 else None
-        log.info("chunks of layers %s cost %s", layers, cost)
-        return cost
 
     def _shutdown(self, _: Shutdown, __: tuple[Buffer, ...]) -> None:
         self._running = False
@@ -301,15 +216,14 @@ class Engine:
 
     def _head(self, route: Route) -> Head:
         if route not in self._heads:
-            assert self._plan is not None
             self._heads[route] = Head(
                 route,
                 chunk_size=ChunkSize(
                     num_stages=len(route),
-                    cost=self._chunk_costs.get(route),
-                    fixed_tokens=self._plan.prefill_chunk_tokens,
+                    cost=self._stages.chunk_costs.get(route),
+                    fixed_tokens=self._stages.fixed_chunk_tokens,
                 ),
-                max_rows=MAX_ROWS if self._plan.batches and self._kv_batches else 1,
+                max_rows=self._stages.max_rows,
                 prefixes=self._directories.get(route),
                 report=self._report,
                 forward=self._apply_and_pass_on,  # type: ignore[arg-type]
@@ -343,13 +257,13 @@ class Engine:
 
     def _next_worker(self, route: Route) -> Peer | None:
         index = route.index(self._name) + 1
-        return self._stages[route[index]].peer if index < len(route) else None
+        return self._peers[route[index]] if index < len(route) else None
 
     def _pass_on(self, message: _Passed, buffers: tuple[Buffer, ...]) -> None:
         self._apply_and_pass_on(message, _unpacked_keys(buffers[0]) if buffers else ())
 
     def _apply_and_pass_on(self, message: _Passed, keys: tuple[Key, ...] = ()) -> None:
-        executor = self._executors[message.route]
+        executor = self._stages.executors[message.route]
         peer = self._next_worker(message.route)
         if peer is not None:
             self._finish_pending()  # what was launched before must arrive before
@@ -377,7 +291,7 @@ class Engine:
         if len(step.route) > 1 and not self._launch_returns_at_once:
             self._finish_pending()
         started_ns = time.time_ns()
-        launched = self._executors[step.route].launch(step, tokens, received)
+        launched = self._stages.executors[step.route].launch(step, tokens, received)
         self._finish_pending()
         self._pending = _Pending(launched, tokens, max(started_ns, self._finished_ns))
 
@@ -388,7 +302,7 @@ class Engine:
             return False
         step = pending.launched.step
         with self._failing_only(step):
-            output = self._executors[step.route].finish(pending.launched)
+            output = self._stages.executors[step.route].finish(pending.launched)
             self._count(step, pending.started_ns)
             if peer := self._next_worker(step.route):
                 spec, arrays = payload.encode(output)
@@ -427,7 +341,7 @@ class Engine:
         if step.route[0] == self._name:
             self._handlers[type(answer)](answer, ())
         else:
-            self._send(self._stages[step.route[0]].peer, answer)
+            self._send(self._peers[step.route[0]], answer)
 
     # --- reporting
 
@@ -446,11 +360,11 @@ class Engine:
     def _measure(self) -> Heartbeat:
         return Heartbeat(
             worker=self._name,
-            weights_bytes=self._weights_bytes,
-            kv_bytes=sum(executor.kv_bytes for executor in self._executors.values()),
-            prefix_bytes=sum(executor.prefixes.num_bytes for executor in self._executors.values()),
-            disk_bytes=sum(executor.prefixes.disk_bytes for executor in self._executors.values()),
-            running=sum(len(executor) for executor in self._executors.values()),
+            weights_bytes=self._stages.weights_bytes,
+            kv_bytes=sum(executor.kv_bytes for executor in self._stages.executors.values()),
+            prefix_bytes=sum(executor.prefixes.num_bytes for executor in self._stages.executors.values()),
+            disk_bytes=sum(executor.prefixes.disk_bytes for executor in self._stages.executors.values()),
+            running=sum(len(executor) for executor in self._stages.executors.values()),
             queued=self._arrivals.qsize(),
             steps=self._num_steps,
             rows=self._num_rows,

@@ -91,34 +91,47 @@ def test_keys_of_an_earlier_life_are_known_again():
     assert known.match([*SYSTEM, 1], "").num_tokens == 2 * BLOCK_TOKENS
 
 
+class Obeying:
+    """A stage that does what the directory says: the tokens behind each key that it holds."""
+
+    def __init__(self):
+        self.held: dict[bytes, tuple[int, ...]] = {}
+
+    def keep(self, tokens, kept):
+        for _, end, key in kept.parts:
+            self.held[key] = tuple(tokens[:end])
+        self.drop(kept.evicted)
+
+    def drop(self, keys):
+        for key in keys:
+            del self.held[key]
+
+
+def drawn_tokens(data):
+    alphabet = st.integers(0, 1)
+    blocks = data.draw(st.lists(alphabet, min_size=1, max_size=4))
+    return [token for token in blocks for _ in range(BLOCK_TOKENS)] + data.draw(st.lists(alphabet, max_size=3))
+
+
 @given(st.data())
 def test_stages_that_obey_hold_exactly_what_the_directory_knows(data):
     known = directory(data.draw(st.integers(1, 8)), snapshots=data.draw(st.booleans()))
-    stage: dict[bytes, tuple[int, ...]] = {}
+    stage = Obeying()
     open_matches = []
-    alphabet = st.integers(0, 1)
     for _ in range(data.draw(st.integers(1, 25))):
-        tokens = [token for token in data.draw(st.lists(alphabet, min_size=1, max_size=4)) for _ in range(BLOCK_TOKENS)]
-        tokens += data.draw(st.lists(alphabet, max_size=3))
+        tokens = drawn_tokens(data)
         action = data.draw(st.sampled_from(["match", "keep", "release", "delete"]))
         if action == "match":
             match = known.match(tokens, "")
             assert match.num_tokens < len(tokens)
-            for key in match.keys:
-                assert stage[key] == tuple(tokens[: len(stage[key])])
+            assert all(stage.held[key] == tuple(tokens[: len(stage.held[key])]) for key in match.keys)
             open_matches.append(match)
         elif action == "release" and open_matches:
             known.release(open_matches.pop())
         elif action == "delete":
-            for key in known.forget_conversation("0"):
-                del stage[key]
+            stage.drop(known.forget_conversation("0"))
         elif action == "keep":
-            kept = known.keep(tokens, "", conversation=data.draw(st.sampled_from([None, "0", "1"])))
-            for _, end, key in kept.parts:
-                stage[key] = tuple(tokens[:end])
-            for key in kept.evicted:
-                del stage[key]
-        assert all(key in known for key in stage)
-        assert len(stage) == len(known)
-        for match in open_matches:
-            assert all(key in stage for key in match.keys)
+            stage.keep(tokens, known.keep(tokens, "", conversation=data.draw(st.sampled_from([None, "0", "1"]))))
+        assert all(key in known for key in stage.held)
+        assert len(stage.held) == len(known)
+        assert all(key in stage.held for match in open_matches for key in match.keys)

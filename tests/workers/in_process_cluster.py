@@ -103,9 +103,9 @@ class InProcessCluster:
             snapshots = any(prefix.needs.snapshots for message in loaded for prefix in message.prefixes)
             for route in {self.names, self.names[:1]}:
                 known = KnownPrefix(route=route, capacity=self._prefix_capacity, snapshots=snapshots)
-                kept = dict(self.engines[route[0]]._executors[route].prefixes.on_disk)
+                kept = dict(self.engines[route[0]]._stages.executors[route].prefixes.on_disk)
                 for name in route:
-                    there = {key for key, _ in self.engines[name]._executors[route].prefixes.on_disk}
+                    there = {key for key, _ in self.engines[name]._stages.executors[route].prefixes.on_disk}
                     kept = {key: length for key, length in kept.items() if key in there}
                 lengths = np.array(list(kept.values()), np.int32).tobytes()
                 self._send(route[0], known, (b"".join(kept), lengths))
@@ -199,7 +199,7 @@ class InProcessCluster:
     def settle_disk(self) -> None:
         """Return when everything kept is on disk."""
         for engine in self.engines.values():
-            for executor in engine._executors.values():
+            for executor in engine._stages.executors.values():
                 executor.prefixes.flush()
 
     def assert_nothing_is_left(self) -> None:
@@ -207,7 +207,7 @@ class InProcessCluster:
         for engine in self.engines.values():
             stats = engine._measure()
             assert (stats.running, stats.kv_bytes) == (0, 0), stats
-            assert all(not executor._slots for executor in engine._executors.values())
+            assert all(not executor._slots for executor in engine._stages.executors.values())
             for head in engine._heads.values():
                 assert (len(head), len(head._in_flight), len(head._schedule)) == (0, 0, 0), head
 

@@ -89,7 +89,7 @@ def test_stages_keep_exactly_what_the_head_knows_within_capacity(models, cluster
     for seed in range(6):
         answered(cluster, text(seed, 150), "distributed-cached", models["llama"])
     for engine in cluster.engines.values():
-        assert len(engine._executors[cluster.names].prefixes) == 4
+        assert len(engine._stages.executors[cluster.names].prefixes) == 4
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))

@@ -1,0 +1,138 @@
+"""From a plan to everything that one worker needs to run its stages: model, executors, costs, kept prefixes.
+
+Reads exactly the weights of the worker's layers, or of the full model where the plan says so, and measures what prefill
+chunks cost here. On the MLX thread; sends nothing.
+"""
+
+import logging
+import time
+from pathlib import Path
+
+import mlx.core as mx
+import msgspec
+
+from cluster.errors import ModelError
+from cluster.wire import KeptPrefix, LoadStage
+from strategy.chunking import ChunkCost
+from workers.disk_tier import DiskTier, model_signature, signature
+from workers.executor import Stage, StageExecutor
+from workers.inspection import inspect
+from workers.kv_cache import KvSettings
+from workers.kv_memory import kv_needs
+from workers.prefix_store import PrefixStore
+from workers.split_model import Layers, SplitModel
+
+log = logging.getLogger(__name__)
+
+# Chunks tried at load, smallest first, until they took this long.
+_TRIED_CHUNKS = (16, 32, 64, 128, 256, 512)
+_TRIED_CHUNKS_S = 0.4
+# Sequences whose caches are merged into one decode batch.
+MAX_ROWS = 32
+# A static cache's room where only its shape matters.
+_SOME_TOKENS = 256
+
+Route = tuple[str, ...]
+
+
+class LoadedStages(msgspec.Struct, frozen=True, kw_only=True):
+    """By route: how to run this worker's part of it, and what a prefill chunk costs where the route begins here.
+
+    max_rows: sequences in one batch; prefixes: what each route keeps of past sequences, in the order of loading.
+    """
+
+    executors: dict[Route, StageExecutor] = {}
+    chunk_costs: dict[Route, ChunkCost | None] = {}
+    prefixes: tuple[KeptPrefix, ...] = ()
+    max_rows: int = 1
+    fixed_chunk_tokens: int | None = None
+    weights_bytes: int = 0
+
+
+def load_stages(name: str, plan: LoadStage) -> LoadedStages:
+    """Load the stages of the worker `name`.
+
+    Raises:
+        ModelError: mlx-lm cannot use the model, or the model does not allow the kind of cache.
+        RuntimeError, ValueError, MemoryError: what MLX raises while it reads the weights.
+    """
+    if mx.metal.is_available():  # keep weights resident on the GPU, as mlx-lm does while it generates
+        mx.set_wired_limit(int(mx.device_info()["max_recommended_working_set_size"]))
+    path = Path(plan.model_path)
+    model = SplitModel.load(path)
+    model.unused = inspect(path, Path(plan.cache_dir)).unused
+    routes = _routes_through(name, plan, model.num_layers)
+    kv = _kv_settings(plan, model, list(routes.values()))
+    executors, prefixes, chunk_costs = {}, [], {}
+    for route, layers in routes.items():
+        needs = kv_needs(model.warm_up(layers, kv))
+        kept = _prefix_store(plan, model, layers, num_routes=len(routes), needs=needs)
+        stage = Stage(layers, is_last=route[-1] == name)
+        executors[route] = StageExecutor(model, stage, last_position_only=plan.last_position_only, prefixes=kept, kv=kv)
+        prefixes.append(KeptPrefix(route=route, needs=needs))
+        if route[0] == name:
+            chunk_costs[route] = _measure_chunks(model, layers)
+    mx.clear_cache()
+    batches = plan.batches and (kv is None or model.kv_kind(kv.kind).batches(kv))
+    return LoadedStages(
+        executors=executors,
+        chunk_costs=chunk_costs,
+        prefixes=tuple(prefixes),
+        max_rows=MAX_ROWS if batches else 1,
+        fixed_chunk_tokens=plan.prefill_chunk_tokens,
+        weights_bytes=mx.get_active_memory(),
+    )
+
+
+def _routes_through(name: str, plan: LoadStage, num_layers: int) -> dict[Route, Layers]:
+    """The routes that pass through this worker and its layers in each: all stages, and itself alone where it holds the
+    full model.
+    """
+    own = next(stage for stage in plan.stages if stage.worker == name)
+    pipeline = tuple(stage.worker for stage in plan.stages)
+    routes = {pipeline: (own.layers.start, own.layers.end)}
+    if own.holds_full_model:
+        routes[(name,)] = (0, num_layers)
+    return routes
+
+
+def _kv_settings(plan: LoadStage, model: SplitModel, ranges: list[Layers]) -> KvSettings | None:
+    """The plan's kind of cache, None for mlx-lm's own."""
+    if plan.kv.kind == "dynamic":
+        return None
+    kv = msgspec.convert(msgspec.to_builtins(plan.kv), KvSettings)
+    if kv.kind == "static":
+        kv = msgspec.structs.replace(kv, max_tokens=_SOME_TOKENS)  # each sequence has its own
+    for layers in ranges:
+        if reason := model.kv_kind(kv.kind).why_not(kv, layers):
+            raise ModelError(f"kv_cache.kind {kv.kind!r} cannot be had: {reason}")
+    return kv
+
+
+def _prefix_store(
+    plan: LoadStage, model: SplitModel, layers: Layers, *, num_routes: int, needs: msgspec.Struct
+) -> PrefixStore:
+    disk = None
+    if plan.prefix_disk_bytes:
+        content = model_signature(Path(plan.model_path))
+        folder = signature(model=content, layers=layers, kv=plan.kv, needs=needs)
+        disk = DiskTier(Path(plan.cache_dir) / "kv" / folder, limit_bytes=plan.prefix_disk_bytes // num_routes)
+    return PrefixStore(model, layers, memory_bytes=plan.prefix_memory_bytes // num_routes, disk=disk)
+
+
+def _measure_chunks(model: SplitModel, layers: Layers) -> ChunkCost | None:
+    """What chunks cost here, from a few short runs; None when even the smallest take too long to compare."""
+    samples: list[tuple[int, float]] = []
+    begun = time.perf_counter()
+    for num_tokens in (_TRIED_CHUNKS[0], *_TRIED_CHUNKS):  # the first run of all is never like the others
+        tokens = mx.zeros((1, num_tokens), mx.int32)
+        cache = model.make_cache(layers)
+        started = time.perf_counter()
+        model.evaluate(model.forward(tokens, layers=layers, cache=cache, last_position_only=True), cache)
+        samples.append((num_tokens, time.perf_counter() - started))
+        if time.perf_counter() - begun > _TRIED_CHUNKS_S:
+            break
+    del samples[0]
+    cost = ChunkCost.fit(samples) if len(samples) > 1 else None
+    log.info("chunks of layers %s cost %s", layers, cost)
+    return cost
