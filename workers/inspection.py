@@ -321,10 +321,30 @@ def table() -> Iterator[tuple[str, str, str]]:
         yield name, where, "yes" if found.batches else "no"
 
 
+def _page() -> str:
+    found = list(table())
+    rows = "\n".join(f"| `{name}` | {where} | {batches} |" for name, where, batches in found)
+    anywhere = sum(where == "anywhere" for _, where, _ in found)
+    at_some = sum(where.startswith("at ") for _, where, _ in found)
+    return f"""# Architectures
+
+How each architecture of mlx-lm {version("mlx-lm")} splits, found by running a tiny random model of it whole and in stages and
+comparing the logits bit for bit (`./launch.sh doctor --architectures` does it again for the installed version; this page is
+`python -m workers.inspection --markdown`). Of {len(found)}, {anywhere} split anywhere and {at_some} at some cuts. What cannot be
+split runs on one worker that has room for it. *Batches*: several requests share one step; otherwise they take turns.
+
+| architecture | splits | batches |
+| --- | --- | --- |
+{rows}"""
+
+
 def main(arguments: Sequence[str]) -> int:
-    """Prints the table of architectures."""
+    """Prints the table of architectures, or docs/ARCHITECTURES.md."""
+    if list(arguments) == ["--markdown"]:
+        print(_page())
+        return 0
     if list(arguments) != ["--all"]:
-        print("usage: python -m workers.inspection --all", file=sys.stderr)
+        print("usage: python -m workers.inspection --all | --markdown", file=sys.stderr)
         return 2
     print(f"{'architecture':24} {'batches':8} splits")
     for name, where, batches in table():
