@@ -220,8 +220,10 @@ run_tests() {
         check mypy "$python" -m mypy
         check imports "$python" -c "from importlinter.cli import lint_imports_command as run; run()" --no-cache
         check shellcheck "$venv/bin/shellcheck" launch.sh .ci/run
+        check pytest "$python" -m pytest --numprocesses 2 --dist loadfile
+    else
+        check pytest "$python" -m pytest "$@"
     fi
-    check pytest "$python" -m pytest ${1+"$@"}
     [ -z "$failed_checks" ] || fail "these checks failed:$failed_checks"
 }
 

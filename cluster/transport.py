@@ -138,14 +138,17 @@ class ZmqOutbox:
 
 
 def _await_disconnect(events: "zmq.Socket[bytes]", lost: Callable[[], None]) -> None:
+    """Reads until the monitor is switched off: a monitor whose reader is gone would block whoever switches it off."""
+    told = False
     try:
-        event = monitor.recv_monitor_message(events)
+        while (event := monitor.recv_monitor_message(events)["event"]) != zmq.EVENT_MONITOR_STOPPED:
+            if event == zmq.EVENT_DISCONNECTED and not told:
+                told = True
+                lost()
     except zmq.ZMQError:
         return
     finally:
         events.close(linger=0)
-    if event["event"] == zmq.EVENT_DISCONNECTED:
-        lost()
 
 
 class InProcessNetwork:
