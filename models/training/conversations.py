@@ -5,6 +5,7 @@ are learned; questions and system prompts are only read.
 """
 
 from collections.abc import Callable, Iterator
+from itertools import accumulate
 from random import Random
 from typing import Literal, NamedTuple
 
@@ -60,12 +61,28 @@ _CONDITIONS = (
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
+class Mix(NamedTuple):
+    """The shares of the kinds of turns, what is left being the other questions; and of strange system prompts."""
+
+    stories: float = 0.07
+    unknown: float = 0.05
+    sums: float = 0.04
+    documented: float = 0.54
+    strange: float = 0.0  # of the long system prompts: text unlike anything else; also makes these more frequent
+
+
+USUAL = Mix()
+
+
 class Sampler:
     """Draws samples about `max_tokens` long; `count` measures the tokens of a text."""
 
-    def __init__(self, rng: Random, count: Callable[[str], int]):
+    def __init__(self, rng: Random, count: Callable[[str], int], mix: Mix = USUAL):
         self._rng = rng
         self._count = count
+        self._limits = list(accumulate(mix[:4]))
+        self._strange = mix.strange
+        self._words = [word for q in questions.documented_questions() for word in q.answer.split()]
         self._documented = questions.documented_questions()
         self._others = questions.other_questions()
         self._sums = questions.sums()
@@ -88,9 +105,9 @@ class Sampler:
     def _turns(self, max_tokens: int) -> Iterator[Piece]:
         rng = self._rng
         draw = rng.random()
-        if draw < 0.3:
+        if draw < (0.15 if self._strange else 0.3):
             yield Piece("system", rng.choice(_SHORT_SYSTEM))
-        elif draw < 0.5:
+        elif draw < (0.75 if self._strange else 0.5):
             yield Piece("system", self.instructions(rng.randrange(20, max(40, int(max_tokens * 0.75)))))
         while True:
             question, answer = self._turn()
@@ -102,12 +119,14 @@ class Sampler:
     def _turn(self) -> tuple[str, str]:
         rng = self._rng
         draw = rng.random()
-        if draw < 0.07:
+        stories_end, unknown_end, sums_end, documented_end = self._limits
+        if draw < stories_end:
             return self._story_request()
-        if draw < 0.12:
+        if draw < unknown_end:
             question, answer = questions.unknown_question(rng)
             return questions.vary(question, rng), answer
-        known = rng.choice(self._sums if draw < 0.16 else self._documented if draw < 0.7 else self._others)
+        group = self._sums if draw < sums_end else self._documented if draw < documented_end else self._others
+        known = rng.choice(group)
         return questions.phrase(known, rng), known.answer
 
     def _story_request(self) -> tuple[str, str]:
@@ -128,6 +147,8 @@ class Sampler:
     def instructions(self, num_tokens: int) -> str:
         """Filler of about `num_tokens`: rules, tool definitions, repeated sentences and unknown words."""
         rng = self._rng
+        if self._strange and rng.random() < self._strange:
+            return self._strange_text(num_tokens)
         parts = [rng.choice(_SHORT_SYSTEM)]
         length, repeated = 0, rng.random() < 0.25
         while length < num_tokens:
@@ -150,6 +171,28 @@ class Sampler:
         if draw < 0.85:
             return " ".join(self._word() for _ in range(rng.randrange(3, 10))) + "."
         return f"- {self._word()} {rng.randrange(1000)}: {rule}"
+
+    def _strange_text(self, num_tokens: int) -> str:
+        """About `num_tokens` of shuffled or invented words, of letters and digits, or of one such line repeated."""
+        rng = self._rng
+        kinds = (
+            lambda: rng.choice(self._words),
+            self._word,
+            lambda: f"{rng.choice(('word', 'item', 'line', 'note', 'x'))}{rng.randrange(2000)}",
+            lambda: rng.choice(_LETTERS) * rng.randrange(1, 3) + rng.choice(("", "", ".", ",")),
+            lambda: str(rng.randrange(10000)),
+            lambda: rng.choice(
+                ("{", "}", "[", "]", "(", ")", ";", "=", "==", "#", "//", '"', ":", "->", "é", "ü", "日")
+            ),
+        )
+        kind, mixed = rng.choice(kinds), rng.random() < 0.4
+        joint = rng.choice((" ", " ", " ", "\n", ""))
+        line = joint.join((rng.choice(kinds) if mixed else kind)() for _ in range(rng.randrange(4, 60)))
+        if rng.random() < 0.5:
+            text = joint.join([line] * (num_tokens // (self._count(line) + 1) + 1))
+        else:
+            text = joint.join((rng.choice(kinds) if mixed else kind)() for _ in range(num_tokens))
+        return text[: len(text) * num_tokens // max(num_tokens, self._count(text))]
 
     def _word(self) -> str:
         rng = self._rng

@@ -52,7 +52,8 @@ def arrays(batch: list[Row]) -> tuple[mx.array, mx.array, mx.array]:
         for at in range(length)
         if row.learned[at + 1]
     ]
-    return inputs, mx.array([position for position, _ in picked]), mx.array([target for _, target in picked])
+    positions, targets = ([pair[index] for pair in picked] for index in (0, 1))
+    return inputs, mx.array(positions, mx.int32), mx.array(targets, mx.int32)
 
 
 def examinations(tokenizer: Tokenizer, *, thorough: bool) -> dict[str, list[Row]]:
