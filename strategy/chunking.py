@@ -10,7 +10,8 @@ Pure: costs are told, never measured here.
 import math
 from dataclasses import dataclass
 
-MIN_TOKENS = 8
+# Shorter ones cost more for their fixed part than the streams gain.
+MIN_TOKENS = 16
 # Beyond this, larger chunks gain nothing worth the wait of whoever comes in between.
 MAX_TOKENS = 512
 # What a chunk may cost while others decode, in their steps.
