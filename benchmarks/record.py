@@ -35,7 +35,7 @@ class Measurement(msgspec.Struct, frozen=True):
 
 MEASUREMENTS = {
     "hop": Measurement("One hop between two stages", "hop"),
-    "decode": Measurement("One stream over two stages, float32", "decode"),
+    "decode": Measurement("One stream over two stages, float32", "decode", ("--rounds", "3")),
     "decode-bfloat16": Measurement(
         "One stream over two stages, bfloat16", "decode", ("--model", "25m-bfloat16", "--rounds", "3")
     ),
@@ -44,8 +44,10 @@ MEASUREMENTS = {
     "comparison-float32": Measurement("Eight streams, 25M, float32", "comparison", ("--model", "25m-float32")),
     "comparison-4bit": Measurement("Eight streams, 25M, 4-bit", "comparison", ("--model", "25m-4bit")),
     "comparison-160m": Measurement("Eight streams, 160M, float32", "comparison", ("--model", "160m-float32")),
-    "interference": Measurement("A long prompt among running streams", "interference"),
+    "interference": Measurement("A long prompt among running streams", "interference", ("--rounds", "3")),
     "context": Measurement("Time per token against the length of the context", "context"),
+    "conversation": Measurement("A conversation, turn by turn", "conversation"),
+    "kv-cache": Measurement("For which lengths a KV cache pays", "kv_cache", ("--distributed",)),
     "memory": Measurement("Memory of each worker, model of 1 GB", "memory"),
     "coordinator": Measurement("The coordinator alone", "coordinator"),
 }
