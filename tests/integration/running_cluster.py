@@ -6,6 +6,7 @@ Whatever a test does, `close` leaves no process behind, and says so when it had 
 import contextlib
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -24,10 +25,16 @@ SETTLE_LIMIT_S = 20.0
 
 
 def free_port() -> int:
-    """A port that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that nothing listens on now.
+
+    Below the range from which systems give ports to outgoing connections: a test that stops a cluster and starts it
+    again on its port must find it free, whatever runs beside it has connected to meanwhile.
+    """
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_until(condition: Callable[[], Any], what: str, limit_s: float = SETTLE_LIMIT_S) -> Any:
