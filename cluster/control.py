@@ -121,7 +121,6 @@ class ControlPlane:
         self._outbox = ZmqOutbox()
         self._inbox: ZmqInbox | None = None
         self._secret = ""
-        self._waiters: dict[type[Message], asyncio.Future[Message]] = {}
         self._changed = asyncio.Event()
         self._failure: TandemError | None = None
         self._watchdog: asyncio.Task[None] | None = None
