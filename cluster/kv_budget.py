@@ -10,6 +10,7 @@ import msgspec
 
 from cluster.wire import KvNeeds
 from strategy.prefix import BLOCK_TOKENS
+from strategy.scheduling import PADDING_SHARE
 
 # mlx-lm's caches grow by so many tokens at a time.
 GROWTH_TOKENS = 256
@@ -29,13 +30,16 @@ class WorkerBudget(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def worker_budget(*, limit_bytes: int, weights_bytes: int, prefix_limit: int | None, prefix: bool) -> WorkerBudget:
-    """How a worker's memory beyond its weights is divided. prefix_limit: the user's, None for the default share."""
+    """How a worker's memory beyond its weights is divided. prefix_limit: the user's, None for the default share.
+
+    Sequences in one batch are padded, so that they take more than they need; what that can come to is left free.
+    """
     free = max(limit_bytes - weights_bytes, 0)
     wanted = int(free * PREFIX_SHARE) if prefix_limit is None else prefix_limit
     prefix_bytes = min(wanted, free // 2) if prefix else 0
     return WorkerBudget(
         prefix_bytes=prefix_bytes,
-        sequence_bytes=max(int(free * (1 - ACTIVATION_SHARE)) - prefix_bytes, 0),
+        sequence_bytes=max(int((free * (1 - ACTIVATION_SHARE) - prefix_bytes) / (1 + PADDING_SHARE)), 0),
     )
 
 

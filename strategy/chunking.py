@@ -2,7 +2,9 @@
 
 A chunk of c tokens costs a stage `fixed_s + c * token_s`. A prompt of N tokens over S stages, its chunks following each
 other through the stages, takes (S - 1 + N / c) of these, which is least at c = sqrt(N * fixed_s / ((S - 1) * token_s)).
-While others decode, a chunk may cost at most a few of their steps, so that their streams never stop.
+Attention makes a token dearer the more of them lie before it, by an amount that is learned from the chunks that ran.
+While others decode, a chunk may cost as much as a step of each of their batches and one step more, so that their streams
+become slower but never stop.
 
 Pure: costs are told, never measured here.
 """
@@ -14,11 +16,11 @@ from dataclasses import dataclass
 MIN_TOKENS = 16
 # Beyond this, larger chunks gain nothing worth the wait of whoever comes in between.
 MAX_TOKENS = 512
-# What a chunk may cost while others decode, in their steps.
-DECODES_PER_CHUNK = 3.0
 # Of one prompt; more, and the time between chunks outweighs a shorter way through the stages.
 MAX_CHUNKS = 32
 _SMOOTHING = 0.2
+# What an observed chunk still counts for after the next one.
+_MEMORY = 0.9
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,9 @@ class ChunkSize:
         self._cost = cost
         self._fixed_tokens = fixed_tokens
         self._decode_s: float | None = None
+        # Least squares through the origin: seconds beyond `cost` against tokens times tokens before them.
+        self._slope = 0.0
+        self._spread = 0.0
 
     def __repr__(self) -> str:
         return f"ChunkSize({self._cost}, decode step {self._decode_s} s)"
@@ -64,17 +69,33 @@ class ChunkSize:
             self._decode_s = seconds
         self._decode_s += _SMOOTHING * (seconds - self._decode_s)
 
-    def tokens(self, prompt_tokens: int, *, others_decode: bool) -> int:
-        """Tokens in the next chunk of a prompt of `prompt_tokens`."""
+    def observe_chunk(self, start: int, tokens: int, seconds: float) -> None:
+        """A chunk of tokens [start, start + tokens) took this long on the head's own stage."""
+        if self._cost is not None:
+            beyond_s = seconds - self._cost.fixed_s - tokens * self._cost.token_s
+            self._slope = _MEMORY * self._slope + beyond_s * tokens * start
+            self._spread = _MEMORY * self._spread + (tokens * start) ** 2
+
+    @property
+    def context_s(self) -> float:
+        """Seconds that a token costs more for each token before it."""
+        return max(self._slope / self._spread, 0.0) if self._spread else 0.0
+
+    def tokens(self, prompt_tokens: int, computed_tokens: int, *, num_decoding: int) -> int:
+        """Tokens in the next chunk of a prompt of which `computed_tokens` are done.
+
+        num_decoding: batches of other sequences that decode meanwhile.
+        """
         if self._fixed_tokens is not None:
             return self._fixed_tokens
         if self._cost is None:
             return MAX_TOKENS
+        token_s = self._cost.token_s + computed_tokens * self.context_s
         best = float(MAX_TOKENS)
         if self._num_stages > 1:
-            best = math.sqrt(prompt_tokens * self._cost.fixed_s / ((self._num_stages - 1) * self._cost.token_s))
+            best = math.sqrt(prompt_tokens * self._cost.fixed_s / ((self._num_stages - 1) * token_s))
             best = max(best, prompt_tokens / MAX_CHUNKS)
-        if others_decode and self._decode_s is not None:
-            affordable_s = DECODES_PER_CHUNK * self._decode_s - self._cost.fixed_s
-            best = min(best, affordable_s / self._cost.token_s)
+        if num_decoding and self._decode_s is not None:
+            affordable_s = (num_decoding + 1) * self._decode_s - self._cost.fixed_s
+            best = min(best, affordable_s / token_s)
         return max(MIN_TOKENS, min(MAX_TOKENS, int(best)))

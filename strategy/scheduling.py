@@ -6,11 +6,14 @@ The policy, which the tests state one by one:
    a chunk never waits for a token, and chunks of one prompt follow each other through the stages.
 2. Cached sequences decode in *slots*, batches that share one merged cache. There are as many slots as stages where there
    are that many sequences, so that every stage has a batch to work on; a newcomer joins the smallest slot, and a slot
-   that has two sequences more than another gives one of them away.
+   that has two sequences more than another gives one of them away. A merged cache is as long for all as for the longest,
+   and this padding is paid for in memory and attention: so a sequence joins only others of about its length. One that
+   finds none opens a slot; while there are more slots than stages, two that go together become one.
 3. Between two prefill chunks every slot that is ready decodes once, so a long prompt delays a token by at most the
    chunks already in flight. Prompts take turns chunk by chunk, so a short prompt is not stuck behind a long one.
 4. Uncached sequences take turns among themselves, a step each, and take turns with the cached ones.
-5. At most `num_stages + 1` steps are in flight; more would only queue in front of a stage.
+5. At most as many steps are in flight as there are stages and slots together: behind the decode steps that wait for a
+   chunk on a later stage, the first stage goes on with the next chunk. More would only queue in front of a stage.
 6. On a route of one stage a slot *runs ahead*: its next step is issued while the ids of the last are still being
    computed, as long as the same sequences take part and none needs the ids first. So the device never waits for the
    host; the step of a sequence that turns out to have ended is thrown away.
@@ -23,6 +26,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 NO_SLOT = -1
+# Of a slot's own tokens, how many its padding may be; so many are always allowed.
+PADDING_SHARE = 0.25
+PADDING_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -66,13 +72,13 @@ class _Slot:
 class Schedule:
     """The sequences of one route on its head."""
 
-    def __init__(self, *, num_stages: int, chunk_tokens: Callable[[int, bool], int], max_rows: int):
-        """chunk_tokens: size of the next chunk, given the prompt's length and whether others decode meanwhile.
+    def __init__(self, *, num_stages: int, chunk_tokens: Callable[[int, int, int], int], max_rows: int):
+        """chunk_tokens: size of the next chunk, given the prompt's length, how much of it is done, and how many
+            batches of others decode meanwhile.
         max_rows: sequences in a slot at most; 1 for architectures whose caches cannot be batched.
         """
-        self._max_in_flight = num_stages + 1
         self._may_run_ahead = num_stages == 1
-        self._num_slots = num_stages
+        self._num_stages = num_stages
         self._chunk_tokens = chunk_tokens
         self._max_rows = max_rows
         self._sequences: dict[int, _Sequence] = {}
@@ -132,7 +138,7 @@ class Schedule:
 
     def next(self) -> StepPlan | None:
         """The next step, counted as in flight; None when nothing is ready or enough is in flight."""
-        if self.num_in_flight >= self._max_in_flight:
+        if self.num_in_flight >= self._num_stages + max(len(self._slots), 1):
             return None
         kinds = (self._next_cached, self._next_uncached)
         for kind in kinds if self._cached_turn else reversed(kinds):
@@ -194,7 +200,7 @@ class Schedule:
 
     def _chunk(self, sequence: int) -> StepPlan:
         state = self._sequences[sequence]
-        size = self._chunk_tokens(state.length, bool(self._slots or self._uncached))
+        size = self._chunk_tokens(state.length, state.computed, len(self._slots) + bool(self._uncached))
         count = min(size, state.length - 1 - state.computed)
         row = RowPlan(sequence, state.computed, count, sample=False)
         if state.computed + count < state.length - 1:
@@ -204,26 +210,43 @@ class Schedule:
         return StepPlan(NO_SLOT, cached=True, rows=(row,))
 
     def _enter_slot(self, sequence: int) -> None:
-        """Join the smallest slot; open one where there are fewer than stages, or where all are full."""
-        open_slots = [number for number, slot in self._slots.items() if len(slot.members) < self._max_rows]
-        if len(self._slots) < self._num_slots or not open_slots:
-            number = next(n for n in range(len(self._slots) + 1) if n not in self._slots)
-            self._slots[number] = _Slot()
-            self._turns.append(number)
-        else:
-            number = min(open_slots, key=lambda n: len(self._slots[n].members))
-        self._slots[number].members.append(sequence)
+        """Join the smallest slot of sequences about as long; open one where there are fewer than stages, or none fits."""
+        slot = self._smallest_for([sequence]) if len(self._slots) >= self._num_stages else None
+        (slot or self._open_slot()).members.append(sequence)
+
+    def _open_slot(self) -> _Slot:
+        number = next(n for n in range(len(self._slots) + 1) if n not in self._slots)
+        self._turns.append(number)
+        return self._slots.setdefault(number, _Slot())
+
+    def _smallest_for(self, newcomers: list[int], *, but: _Slot | None = None) -> _Slot | None:
+        fitting = [slot for slot in self._slots.values() if slot is not but and self._fit(slot.members + newcomers)]
+        return min(fitting, key=lambda slot: len(slot.members), default=None)
+
+    def _fit(self, members: list[int]) -> bool:
+        """Whether these may share a slot."""
+        lengths = [self._sequences[member].length for member in members]
+        padding = max(lengths) * len(lengths) - sum(lengths)
+        return len(members) <= self._max_rows and padding <= PADDING_SHARE * sum(lengths) + PADDING_TOKENS
 
     def _balance(self) -> None:
-        """Move one sequence from the largest slot that is at rest to the smallest, where that evens them out."""
-        at_rest = [slot for slot in self._slots.values() if not slot.in_flight]
+        """Even out the slots, by what is at rest: dissolve one too many, or move a sequence from the largest."""
+        at_rest = [(number, slot) for number, slot in self._slots.items() if slot.members and not slot.in_flight]
         if not at_rest or self._max_rows == 1:
             return
-        largest = max(at_rest, key=lambda slot: len(slot.members))
-        others = [len(slot.members) for slot in self._slots.values() if slot is not largest]
-        smallest = min(others, default=0) if len(self._slots) >= self._num_slots else 0
-        if len(largest.members) >= smallest + 2:
-            self._enter_slot(largest.members.pop())
+        if len(self._slots) > self._num_stages:
+            for number, slot in at_rest:
+                if other := self._smallest_for(slot.members, but=slot):
+                    other.members += slot.members
+                    self._drop_slot(number)
+                    return
+        _, largest = max(at_rest, key=lambda item: len(item[1].members))
+        if len(self._slots) < self._num_stages:
+            smallest = self._open_slot() if len(largest.members) >= 2 else None
+        else:
+            smallest = self._smallest_for(largest.members[-1:], but=largest)
+        if smallest is not None and len(largest.members) >= len(smallest.members) + 2:
+            smallest.members.append(largest.members.pop())
 
     def _drop_slot(self, number: int) -> None:
         del self._slots[number]

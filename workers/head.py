@@ -26,7 +26,7 @@ from cluster.wire import (
     Update,
 )
 from strategy.chunking import ChunkSize
-from strategy.prefix import NO_MATCH, Key, Match, PrefixDirectory
+from strategy.prefix import BLOCK_TOKENS, NO_MATCH, Key, Match, PrefixDirectory
 from strategy.scheduling import NO_SLOT, RowPlan, Schedule, StepPlan
 
 # Prompts longer than this report how far their prefill is.
@@ -80,7 +80,7 @@ class Head:
         self._chunk_size = chunk_size
         self._schedule = Schedule(
             num_stages=len(route),
-            chunk_tokens=lambda prompt, others: chunk_size.tokens(prompt, others_decode=others),
+            chunk_tokens=lambda prompt, done, decoding: chunk_size.tokens(prompt, done, num_decoding=decoding),
             max_rows=max_rows,
         )
         self._prefixes = prefixes
@@ -168,12 +168,21 @@ class Head:
             self._drop(self._prefixes.forget_conversation(conversation))
 
     def launched(self, step: Step) -> None:
-        """A step of this head is on its way. Behind a prompt's last chunk its prefix is kept, for others to share."""
-        for row in step.rows:
-            sequence = self._sequences.get(row.sequence)
-            end = row.position + step.num_tokens
-            if sequence is not None and not row.sample and end == sequence.prompt_tokens - 1:
-                self._keep(row.sequence, sequence, end, None)
+        """A step of this head is on its way. Behind a prompt's chunks its prefix is kept, for others to share.
+
+        Block by block as it comes: kept all at once, a long prompt would stop everyone for a while. A snapshot, which
+        is a copy of everything before it, only behind the last chunk.
+        """
+        if self._prefixes is None or step.slot != NO_SLOT or not step.cached:
+            return
+        row = step.rows[0]
+        sequence = self._sequences.get(row.sequence)
+        end = row.position + step.num_tokens
+        if sequence is None:
+            return
+        has_new_block = end // BLOCK_TOKENS > row.position // BLOCK_TOKENS
+        if end == sequence.prompt_tokens - 1 if self._prefixes.snapshots else has_new_block:
+            self._keep(row.sequence, sequence, end, None)
 
     def next_step(self) -> tuple[Step, np.ndarray] | None:
         """The next step with its token ids (rows, N) int32, or None when there is nothing to run now.
@@ -203,6 +212,8 @@ class Head:
         """A step of this head took `seconds` on this worker's own stage."""
         if step.slot != NO_SLOT:
             self._chunk_size.observe_decode(seconds)
+        elif step.cached:
+            self._chunk_size.observe_chunk(step.rows[0].position, step.num_tokens, seconds)
 
     def sampled(self, number: int, tokens: tuple[int, ...]) -> None:
         """A step came back with the ids of its sampling rows."""

@@ -10,9 +10,10 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import mlx.core as mx
-from mlx_lm.models.cache import ArraysCache, CacheList, QuantizedKVCache
+from mlx_lm.models.cache import ArraysCache, CacheList, KVCache, QuantizedKVCache
 
 from workers.kv_cache import rows
+from workers.kv_cache.batch import batch_of_one
 
 
 class StageCache:
@@ -58,6 +59,10 @@ class StageCache:
     def merge(cls, caches: Sequence[Self]) -> Self:
         """One batch of several single sequences, in order. Only for caches that `can_batch`."""
         first = caches[0]
+        if len(caches) == 1:
+            return first.replaced(
+                lambda _, entry: batch_of_one(entry) if type(entry) is KVCache else entry.merge([entry])
+            )
         return first.replaced(lambda index, entry: entry.merge([cache.entries[index] for cache in caches]))
 
     def extract(self, index: int) -> Self:

@@ -21,7 +21,7 @@ def test_line_through_measured_chunks_is_found():
 
 def test_two_stages_take_the_chunk_that_is_fastest_in_total():
     cost = ChunkCost(0.02, 0.001)
-    chosen = size(cost=cost).tokens(2000, others_decode=False)
+    chosen = size(cost=cost).tokens(2000, 0, num_decoding=0)
 
     def total_s(chunk: int) -> float:
         return (1 + 2000 / chunk) * (cost.fixed_s + chunk * cost.token_s)
@@ -31,22 +31,42 @@ def test_two_stages_take_the_chunk_that_is_fastest_in_total():
 
 
 def test_one_stage_takes_large_chunks_and_users_choice_wins():
-    assert size(num_stages=1).tokens(3000, others_decode=False) == MAX_TOKENS
-    assert size(fixed_tokens=77).tokens(3000, others_decode=True) == 77
+    assert size(num_stages=1).tokens(3000, 0, num_decoding=0) == MAX_TOKENS
+    assert size(fixed_tokens=77).tokens(3000, 0, num_decoding=1) == 77
 
 
-def test_chunk_costs_a_few_decode_steps_while_others_decode():
+def test_chunk_costs_a_round_of_decode_steps_and_one_more_while_others_decode():
     sizes = size(num_stages=1)
     sizes.observe_decode(0.0205)
-    assert sizes.tokens(3000, others_decode=True) == 57
-    assert sizes.tokens(3000, others_decode=False) == MAX_TOKENS
+    assert sizes.tokens(3000, 0, num_decoding=1) == 37
+    assert sizes.tokens(3000, 0, num_decoding=2) == 57
+    assert sizes.tokens(3000, 0, num_decoding=0) == MAX_TOKENS
+
+
+def test_chunks_become_shorter_where_the_tokens_before_them_make_them_dearer():
+    sizes = size(num_stages=1)
+    sizes.observe_decode(0.1021)
+    assert sizes.tokens(9000, 4000, num_decoding=1) == 200, "nothing was learned yet"
+    for start in range(0, 4000, 100):
+        sizes.observe_chunk(start, 100, 0.004 + 100 * (0.001 + start * 1e-6))
+    assert sizes.context_s == pytest.approx(1e-6)
+    assert sizes.tokens(9000, 0, num_decoding=1) == 200
+    assert sizes.tokens(9000, 4000, num_decoding=1) == 40
+
+
+def test_what_was_learned_of_long_contexts_is_unlearned_when_it_stops_being_so():
+    sizes = size(num_stages=1)
+    sizes.observe_chunk(1000, 100, 1.0)
+    for _ in range(100):
+        sizes.observe_chunk(1000, 100, 0.104)
+    assert sizes.context_s == pytest.approx(0, abs=1e-8)
 
 
 @given(st.integers(1, 8), st.integers(1, 100_000), st.floats(0, 1), st.floats(1e-9, 1), st.booleans())
 def test_size_is_always_within_its_bounds(stages, prompt, fixed_s, token_s, others):
     sizes = size(stages, ChunkCost(fixed_s, token_s))
     sizes.observe_decode(fixed_s)
-    chosen = sizes.tokens(prompt, others_decode=others)
+    chosen = sizes.tokens(prompt, 0, num_decoding=others)
     assert MIN_TOKENS <= chosen <= MAX_TOKENS
     if stages > 1 and not others and prompt <= MAX_TOKENS * MAX_CHUNKS:
         assert chosen * (MAX_CHUNKS + 1) >= min(prompt, MIN_TOKENS)

@@ -7,7 +7,7 @@ from strategy.scheduling import NO_SLOT, RowPlan, Schedule, StepPlan
 
 
 def schedule(num_stages=2, chunk_tokens=4, max_rows=8) -> Schedule:
-    return Schedule(num_stages=num_stages, chunk_tokens=lambda _, __: chunk_tokens, max_rows=max_rows)
+    return Schedule(num_stages=num_stages, chunk_tokens=lambda *_: chunk_tokens, max_rows=max_rows)
 
 
 def issue_all(plan: Schedule) -> list[StepPlan]:
@@ -54,10 +54,18 @@ def test_slot_does_not_run_ahead_past_a_change_of_its_members():
     assert [row.sequence for row in plan.next().rows] == [1, 2]
 
 
-def test_at_most_one_step_more_than_stages_is_in_flight():
+def test_one_step_more_than_stages_is_in_flight_while_nobody_decodes():
     plan = schedule(num_stages=2)
     plan.add(1, prompt_tokens=100, cached=True)
     assert len(issue_all(plan)) == 3
+
+
+def test_decode_steps_that_wait_behind_a_chunk_do_not_keep_the_next_chunk_from_the_first_stage():
+    plan = schedule(num_stages=2)
+    for sequence in range(2):
+        plan.add(sequence, prompt_tokens=1, cached=True)
+    plan.add(2, prompt_tokens=100, cached=True)
+    assert [step.slot for step in issue_all(plan)] == [0, 1, NO_SLOT, NO_SLOT]
 
 
 def test_newcomers_spread_over_as_many_slots_as_stages():
@@ -74,6 +82,34 @@ def test_slot_that_emptied_is_filled_from_a_fuller_one():
     plan.remove(1)
     plan.remove(3)
     assert [[row.sequence for row in step.rows] for step in issue_all(plan)] == [[0], [2]]
+
+
+def members(plan: Schedule, num_steps: int) -> list[list[int]]:
+    """The sequences of the slots' steps that are issued while each comes back before the next."""
+    found = []
+    for _ in range(num_steps):
+        step = plan.next()
+        found.append(sorted(row.sequence for row in step.rows))
+        plan.done(step)
+    return found
+
+
+def test_long_sequence_shares_no_slot_with_short_ones_which_share_one_instead():
+    plan = schedule(num_stages=2)
+    for sequence in range(4):
+        plan.add(sequence, prompt_tokens=100, computed_tokens=99, cached=True)
+    assert members(plan, 2) == [[0, 2], [1, 3]]
+    plan.add(4, prompt_tokens=5000, computed_tokens=4999, cached=True)
+    assert sorted(members(plan, 3)[-2:]) == [[0, 1, 2, 3], [4]]
+    plan.remove(4)
+    assert sorted(members(plan, 4)[-2:]) == [[0, 2], [1, 3]]
+
+
+def test_long_sequences_of_about_one_length_share_a_slot():
+    plan = schedule(num_stages=1)
+    for sequence in range(3):
+        plan.add(sequence, prompt_tokens=5000 + 500 * sequence, computed_tokens=4999 + 500 * sequence, cached=True)
+    assert members(plan, 1) == [[0, 1, 2]]
 
 
 def test_caches_that_cannot_be_batched_decode_one_by_one_in_turn():

@@ -18,6 +18,8 @@ ARCHITECTURES = ("llama", "gemma3_text", "nemotron_h")
 STRATEGIES = ("single-device-cached", "distributed-no-cache", "distributed-cached")
 PROMPT_LENGTHS = (1, 2, 3, 7, 16, 17, 31, 64, 65, 130, 300)
 MAX_TOKENS = 12
+# Of one prompt: a thousand chunks of three tokens take minutes and test nothing more.
+MAX_CHUNKS_IN_TESTS = 40
 GREEDY = (
     Sampling(),
     Sampling(repetition_penalty=1.3),
@@ -163,6 +165,31 @@ def test_sixteen_at_once_get_the_ids_of_mlx_lm_alone(cluster_of, expected, num_s
     for request, sequence in zip(script, play(cluster, script), strict=True):
         ids = expected("llama", request.prompt_tokens, request.sampling)
         assert cluster.tokens[sequence] == ids[: request.max_tokens]
+    cluster.assert_nothing_is_left()
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3_text"])
+@settings(
+    deadline=None,
+    max_examples=6,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(
+    num_stages=st.integers(1, 4),
+    chunk_tokens=st.none() | st.integers(1, 600),
+    lengths=st.lists(st.integers(1, 3000), min_size=1, max_size=4),
+)
+def test_long_prompts_give_the_ids_of_mlx_lm_alone_however_they_are_cut(
+    models, expected, tmp_path, architecture, num_stages, chunk_tokens, lengths
+):
+    lengths = [min(length, MAX_CHUNKS_IN_TESTS * (chunk_tokens or 600)) for length in lengths]
+    cluster = InProcessCluster(
+        models[architecture], num_stages=num_stages, cache_dir=tmp_path, chunk_tokens=chunk_tokens
+    )
+    script = [Request(length, 4, "distributed-cached", GREEDY[0], 7, None) for length in lengths]
+    for request, sequence in zip(script, play(cluster, script), strict=True):
+        assert cluster.tokens[sequence] == expected(architecture, request.prompt_tokens, GREEDY[0])[:4]
     cluster.assert_nothing_is_left()
 
 

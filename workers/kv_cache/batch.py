@@ -1,10 +1,19 @@
-"""mlx-lm's batch of growing caches, which also remembers of each row what its own kind needs when the row leaves."""
+"""mlx-lm's batch of growing caches: of one sequence without a copy; and one that also remembers of each row what its own
+kind needs when the row leaves.
+"""
 
 from collections.abc import Sequence
 from typing import Any, Self
 
 import mlx.core as mx
-from mlx_lm.models.cache import BatchKVCache
+from mlx_lm.models.cache import BatchKVCache, KVCache
+
+
+def batch_of_one(cache: KVCache) -> BatchKVCache:
+    """A batch of one sequence that keeps its arrays and their room to grow; mlx-lm's merge leaves no room."""
+    batch = BatchKVCache([0])
+    batch.state = (cache.keys, cache.values, batch.offset + cache.offset, batch.left_padding, cache.offset)
+    return batch
 
 
 class RowBatch(BatchKVCache):
