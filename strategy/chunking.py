@@ -81,9 +81,10 @@ class ChunkSize:
         """Seconds that a token costs more for each token before it."""
         return max(self._slope / self._spread, 0.0) if self._spread else 0.0
 
-    def tokens(self, prompt_tokens: int, computed_tokens: int, *, num_decoding: int) -> int:
-        """Tokens in the next chunk of a prompt of which `computed_tokens` are done.
+    def tokens(self, prefill_tokens: int, computed_tokens: int, *, num_decoding: int) -> int:
+        """Tokens in the next chunk of a prompt.
 
+        prefill_tokens: how many there were to compute in all; computed_tokens: how many lie before the chunk;
         num_decoding: batches of other sequences that decode meanwhile.
         """
         if self._fixed_tokens is not None:
@@ -93,8 +94,8 @@ class ChunkSize:
         token_s = self._cost.token_s + computed_tokens * self.context_s
         best = float(MAX_TOKENS)
         if self._num_stages > 1:
-            best = math.sqrt(prompt_tokens * self._cost.fixed_s / ((self._num_stages - 1) * token_s))
-            best = max(best, prompt_tokens / MAX_CHUNKS)
+            best = math.sqrt(prefill_tokens * self._cost.fixed_s / ((self._num_stages - 1) * token_s))
+            best = max(best, prefill_tokens / MAX_CHUNKS)
         if num_decoding and self._decode_s is not None:
             affordable_s = (num_decoding + 1) * self._decode_s - self._cost.fixed_s
             best = min(best, affordable_s / token_s)

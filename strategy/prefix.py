@@ -3,7 +3,8 @@
 The head of a route asks; the stages obey, so that they never disagree about what is there. Two ways, by architecture:
 
 * *blocks*: the cache of 64 tokens each, named by a hash of all tokens up to the block's end, so equal names mean equal
-  content and sequences share what they have in common;
+  content and sequences share what they have in common; and, of a sequence that ended, its *tail*, what lies behind its last
+  full block, for the conversation that goes on there;
 * *snapshots*, for caches that cannot be cut (sliding windows, state spaces): the whole cache after some number of tokens,
   named by a hash of those tokens.
 
@@ -30,6 +31,18 @@ def block_keys(tokens: Sequence[int], scope: str) -> list[Key]:
     keys = []
     for end in range(BLOCK_TOKENS, len(tokens) + 1, BLOCK_TOKENS):
         digest.update(_bytes(tokens[end - BLOCK_TOKENS : end]))
+        keys.append(digest.digest())
+    return keys
+
+
+def tail_keys(tokens: Sequence[int], scope: str) -> list[Key]:
+    """The key of the tail that would end behind each token after the last full block, in order."""
+    start = len(tokens) // BLOCK_TOKENS * BLOCK_TOKENS
+    digest = _start(scope)
+    digest.update(_bytes(tokens[:start]))
+    keys = []
+    for token in tokens[start:]:
+        digest.update(_bytes((token,)))
         keys.append(digest.digest())
     return keys
 
@@ -111,7 +124,12 @@ class PrefixDirectory:
             if key not in self._lengths:
                 break
             keys.append(key)
-        return Match(len(keys) * BLOCK_TOKENS, tuple(keys))
+        start = len(keys) * BLOCK_TOKENS
+        tails = tail_keys(tokens[: min(start + BLOCK_TOKENS, len(tokens)) - 1], scope)
+        for length in range(len(tails), 0, -1):
+            if tails[length - 1] in self._lengths:
+                return Match(start + length, (*keys, tails[length - 1]))
+        return Match(start, tuple(keys))
 
     def _match_snapshot(self, tokens: Sequence[int], scope: str) -> Match:
         best = NO_MATCH
@@ -131,14 +149,20 @@ class PrefixDirectory:
             if not self._in_use[key]:
                 del self._in_use[key]
 
-    def keep(self, tokens: Sequence[int], scope: str, conversation: str | None = None) -> Kept:
-        """A sequence's cache covers exactly `tokens`: what of it to keep, and what goes for it."""
+    def keep(self, tokens: Sequence[int], scope: str, conversation: str | None = None, *, tail: bool = False) -> Kept:
+        """A sequence's cache covers exactly `tokens`: what of it to keep, and what goes for it.
+
+        tail: also what lies behind the last full block.
+        """
         if self.snapshots:
             keys = [snapshot_key(tokens, scope)] if tokens else []
             spans = [(0, len(tokens))] if tokens else []
         else:
             keys = block_keys(tokens, scope)
             spans = [(index * BLOCK_TOKENS, (index + 1) * BLOCK_TOKENS) for index in range(len(keys))]
+            if tail and len(tokens) % BLOCK_TOKENS:
+                spans.append((len(keys) * BLOCK_TOKENS, len(tokens)))
+                keys.append(tail_keys(tokens, scope)[-1])
         parts = tuple((*span, key) for span, key in zip(spans, keys, strict=True) if key not in self._lengths)[
             : self._capacity
         ]

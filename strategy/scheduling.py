@@ -56,7 +56,8 @@ class StepPlan:
 @dataclass
 class _Sequence:
     length: int  # tokens known so far, prompt and answer
-    computed: int = 0  # tokens whose step was issued
+    reused: int  # tokens that were in the caches from the start
+    computed: int  # tokens whose step was issued
     in_flight: int = 0
     sampling: int = 0  # of those in flight, how many will add a token
     runs_ahead: bool = False
@@ -73,8 +74,8 @@ class Schedule:
     """The sequences of one route on its head."""
 
     def __init__(self, *, num_stages: int, chunk_tokens: Callable[[int, int, int], int], max_rows: int):
-        """chunk_tokens: size of the next chunk, given the prompt's length, how much of it is done, and how many
-            batches of others decode meanwhile.
+        """chunk_tokens: size of a prompt's next chunk, given how many tokens of it there were to compute, how many lie
+            before the chunk, and how many batches of others decode meanwhile.
         max_rows: sequences in a slot at most; 1 for architectures whose caches cannot be batched.
         """
         self._may_run_ahead = num_stages == 1
@@ -112,7 +113,7 @@ class Schedule:
         assert sequence not in self._sequences
         assert 0 <= computed_tokens < prompt_tokens
         runs_ahead = runs_ahead and self._may_run_ahead
-        self._sequences[sequence] = _Sequence(prompt_tokens, computed_tokens, runs_ahead=runs_ahead)
+        self._sequences[sequence] = _Sequence(prompt_tokens, computed_tokens, computed_tokens, runs_ahead=runs_ahead)
         if not cached:
             self._uncached.append(sequence)
         elif computed_tokens < prompt_tokens - 1:
@@ -200,7 +201,7 @@ class Schedule:
 
     def _chunk(self, sequence: int) -> StepPlan:
         state = self._sequences[sequence]
-        size = self._chunk_tokens(state.length, state.computed, len(self._slots) + bool(self._uncached))
+        size = self._chunk_tokens(state.length - state.reused, state.computed, len(self._slots) + bool(self._uncached))
         count = min(size, state.length - 1 - state.computed)
         row = RowPlan(sequence, state.computed, count, sample=False)
         if state.computed + count < state.length - 1:

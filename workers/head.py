@@ -144,14 +144,16 @@ class Head:
         if self._prefixes is not None:
             self._prefixes.release(sequence.match)
             if keep and (num_computed <= len(sequence.tokens) or not self._prefixes.snapshots):
-                self._keep(number, sequence, num_computed, sequence.request.conversation)
+                self._keep(number, sequence, num_computed, ended=True)
         self._forward(CloseSequence(sequence=number, route=self.route))
 
-    def _keep(self, number: int, sequence: _Sequence, num_tokens: int, conversation: str | None) -> None:
+    def _keep(self, number: int, sequence: _Sequence, num_tokens: int, *, ended: bool) -> None:
         """Have the stages keep the sequence's first `num_tokens`, all of which are computed, for later ones."""
         if self._prefixes is None or not sequence.request.cached:
             return
-        kept = self._prefixes.keep(sequence.tokens[:num_tokens], sequence.request.scope, conversation)
+        request = sequence.request
+        conversation = request.conversation if ended else None
+        kept = self._prefixes.keep(sequence.tokens[:num_tokens], request.scope, conversation, tail=ended)
         if kept.parts:
             spans = tuple((start, end) for start, end, _ in kept.parts)
             keeping = KeepPrefix(sequence=number, route=self.route, spans=spans)
@@ -182,7 +184,7 @@ class Head:
             return
         has_new_block = end // BLOCK_TOKENS > row.position // BLOCK_TOKENS
         if end == sequence.prompt_tokens - 1 if self._prefixes.snapshots else has_new_block:
-            self._keep(row.sequence, sequence, end, None)
+            self._keep(row.sequence, sequence, end, ended=False)
 
     def next_step(self) -> tuple[Step, np.ndarray] | None:
         """The next step with its token ids (rows, N) int32, or None when there is nothing to run now.

@@ -20,6 +20,36 @@ def test_longest_run_of_full_blocks_is_reused():
     assert known.match([5, *SYSTEM], "") == NO_MATCH
 
 
+def test_tail_behind_the_last_full_block_is_reused_by_what_goes_on_there():
+    known = directory()
+    said = [*SYSTEM, 1, 2, 3]
+    kept = known.keep(said, "", tail=True)
+    assert [part[:2] for part in kept.parts][-1] == (len(SYSTEM), len(said))
+    assert known.match([*said, 4], "").num_tokens == len(said)
+    assert known.match([*said, *[9] * 100], "").num_tokens == len(said)
+    assert known.match([*SYSTEM, 1, 2, 4, 5], "").num_tokens == len(SYSTEM)
+    assert known.match(said, "").num_tokens == len(SYSTEM)
+
+
+def test_longest_of_several_tails_is_reused():
+    known = directory()
+    for length in (1, 3, 2):
+        known.keep([*SYSTEM, *[7] * length], "", tail=True)
+    assert known.match([*SYSTEM, *[7] * 9], "").num_tokens == len(SYSTEM) + 3
+
+
+def test_running_sequence_leaves_no_tail():
+    known = directory()
+    known.keep([*SYSTEM, 1], "")
+    assert known.match([*SYSTEM, 1, 2], "").num_tokens == len(SYSTEM)
+
+
+def test_conversation_that_goes_on_gives_its_old_tail_back():
+    known = directory()
+    tail = known.keep([*SYSTEM, 1], "", conversation="c", tail=True).parts[-1][2]
+    assert known.keep([*SYSTEM, 1, 2], "", conversation="c", tail=True).evicted == (tail,)
+
+
 def test_at_least_one_token_is_left_to_compute():
     known = directory()
     known.keep(SYSTEM, "")
@@ -131,7 +161,8 @@ def test_stages_that_obey_hold_exactly_what_the_directory_knows(data):
         elif action == "delete":
             stage.drop(known.forget_conversation("0"))
         elif action == "keep":
-            stage.keep(tokens, known.keep(tokens, "", conversation=data.draw(st.sampled_from([None, "0", "1"]))))
+            conversation, tail = data.draw(st.sampled_from([None, "0", "1"])), data.draw(st.booleans())
+            stage.keep(tokens, known.keep(tokens, "", conversation=conversation, tail=tail))
         assert all(key in known for key in stage.held)
         assert len(stage.held) == len(known)
         assert all(key in stage.held for match in open_matches for key in match.keys)

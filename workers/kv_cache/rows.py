@@ -114,11 +114,14 @@ def append(entry: Any, parts: Sequence[Rows]) -> None:
         entry.append_tokens(parts)
         return
     stored = _stored(entry)
-    arrays = tuple(
-        mx.concatenate([*([stored[index]] if stored else []), *(rows[index] for rows in parts)], axis=-2)
-        for index in range(num_arrays(entry))
-    )
-    _set(entry, arrays)
+    columns = [
+        [*([stored[index]] if stored else []), *(rows[index] for rows in parts)] for index in range(num_arrays(entry))
+    ]
+    num_tokens = sum(array.shape[-2] for array in columns[0])
+    if isinstance(entry, KVCache | RowsCache):  # or the next token would copy everything again
+        for column in columns:
+            column.append(_room(column[0], -num_tokens % STEP or STEP))
+    _set(entry, tuple(mx.concatenate(column, axis=-2) for column in columns), num_tokens)
 
 
 def cut(entry: Any, start: int, stop: int) -> ArraysCache:
@@ -155,8 +158,8 @@ def _stored(entry: Any) -> Rows:
     return tuple(array[..., : entry.offset, :] for array in arrays)
 
 
-def _set(entry: Any, arrays: Rows) -> None:
-    entry.offset = arrays[0].shape[-2]
+def _set(entry: Any, arrays: Rows, num_tokens: int) -> None:
+    entry.offset = num_tokens
     if isinstance(entry, RowsCache):
         entry.rows = arrays
     elif isinstance(entry, QuantizedKVCache):
@@ -169,6 +172,10 @@ def _set(entry: Any, arrays: Rows) -> None:
 
 def _with_room(old: mx.array | None, num_tokens: int, new: mx.array) -> mx.array:
     """The first tokens of `old`, with room after them for `new` and up to the next step."""
-    room = (*new.shape[:-2], (new.shape[-2] + STEP - 1) // STEP * STEP, new.shape[-1])
-    empty = mx.zeros(room, new.dtype)
+    empty = _room(new, -(-new.shape[-2] // STEP) * STEP)
     return empty if old is None else mx.concatenate([old[..., :num_tokens, :], empty], axis=-2)
+
+
+def _room(like: mx.array, num_tokens: int) -> mx.array:
+    """Nothing yet, for so many tokens."""
+    return mx.zeros((*like.shape[:-2], num_tokens, like.shape[-1]), like.dtype)
