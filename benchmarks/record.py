@@ -40,13 +40,19 @@ MEASUREMENTS = {
         "One stream over two stages, bfloat16", "decode", ("--model", "25m-bfloat16", "--rounds", "3")
     ),
     "decode-4bit": Measurement("One stream over two stages, 4-bit", "decode", ("--model", "25m-4bit", "--rounds", "3")),
-    "comparison": Measurement("Eight streams, 25M, bfloat16", "comparison"),
-    "comparison-float32": Measurement("Eight streams, 25M, float32", "comparison", ("--model", "25m-float32")),
-    "comparison-4bit": Measurement("Eight streams, 25M, 4-bit", "comparison", ("--model", "25m-4bit")),
+    "comparison": Measurement("Eight streams, 25M, bfloat16", "comparison", ("--rounds", "3")),
+    "comparison-float32": Measurement(
+        "Eight streams, 25M, float32", "comparison", ("--model", "25m-float32", "--rounds", "2")
+    ),
+    "comparison-4bit": Measurement("Eight streams, 25M, 4-bit", "comparison", ("--model", "25m-4bit", "--rounds", "2")),
     "comparison-160m": Measurement("Eight streams, 160M, float32", "comparison", ("--model", "160m-float32")),
     "interference": Measurement("A long prompt among running streams", "interference", ("--rounds", "3")),
     "context": Measurement("Time per token against the length of the context", "context"),
     "conversation": Measurement("A conversation, turn by turn", "conversation"),
+    "conversation-160m": Measurement(
+        "A conversation, turn by turn, 160M, float32", "conversation", ("--model", "160m-float32")
+    ),
+    "prefix-cost": Measurement("What keeping prefixes costs a load that never repeats", "prefix_cost"),
     "kv-cache": Measurement("For which lengths a KV cache pays", "kv_cache", ("--distributed",)),
     "memory": Measurement("Memory of each worker, model of 1 GB", "memory"),
     "coordinator": Measurement("The coordinator alone", "coordinator"),

@@ -125,12 +125,13 @@ class Engine:
         idle = True
         while self._running:
             self._take(block=idle)
-            idle = not (self._advance_heads() or self._finish_pending())
+            idle = not (self._advance_heads() or self._finish_pending() or self._spill())
             self._update_stats()
+        self._stages.flush()
 
     def turn(self) -> bool:
         """One turn without waiting, for tests; whether anything was done."""
-        return self._take(block=False) or self._advance_heads() or self._finish_pending()
+        return self._take(block=False) or self._advance_heads() or self._finish_pending() or self._spill()
 
     def _take(self, *, block: bool) -> bool:
         """Handle everything that arrived; with `block`, wait a while for something."""
@@ -166,6 +167,13 @@ class Engine:
                     head.launched(step)
         return worked
 
+    def _spill(self) -> bool:
+        """While no request runs here, put what past ones left on disk, part by part."""
+        executors = self._stages.executors.values()
+        return not any(len(executor) for executor in executors) and any(
+            executor.prefixes.spill() for executor in executors
+        )
+
     # --- loading
 
     def _inspect(self, message: InspectModel, _: tuple[Buffer, ...]) -> None:
@@ -188,6 +196,7 @@ class Engine:
         )
 
     def _load(self, message: LoadStage, _: tuple[Buffer, ...]) -> None:
+        self._stages.flush()
         self._peers = {stage.worker: stage.peer for stage in message.stages}
         self._heads.clear()
         self._directories.clear()

@@ -121,9 +121,7 @@ class StageExecutor:
     def keep(self, message: KeepPrefix, keys: Sequence[Key]) -> None:
         """Keep parts of a sequence's cache for later ones."""
         if message.sequence in self._sequences:
-            sequence = self._sequences[message.sequence]
-            sequence.cache = self._own_cache(message.sequence)
-            self.prefixes.keep(sequence.cache, message.spans, keys)
+            self.prefixes.keep(self._read_only_cache(message.sequence), message.spans, keys)
 
     def close(self, sequence: int) -> None:
         """A sequence ended; its row leaves its slot when the slot runs next, or now if it was the last."""
@@ -210,6 +208,15 @@ class StageExecutor:
         else:  # it may not run again for long: who ended must not keep memory until then
             slot.rows, slot.cache = [], None
         return own
+
+    def _read_only_cache(self, sequence: int) -> StageCache:
+        """The cache of one sequence, to copy from before the next step; it stays where it is."""
+        own = self._sequences[sequence].cache
+        if own is not None:
+            return own
+        slot = next(slot for slot in self._slots.values() if sequence in slot.rows)
+        assert slot.cache is not None
+        return slot.cache.view(slot.rows.index(sequence))
 
     def _has_open(self, slot: _Slot) -> bool:
         return any(row in self._sequences for row in slot.rows)

@@ -1,6 +1,7 @@
 """What one stage keeps of past sequences, in memory and on disk, under the names that the head's directory gives.
 
-Owns the bytes; decides only what is in memory beside the disk. A part holds a copy of each distinct
+Owns the bytes; decides only what is in memory beside the disk: a part goes to disk when the worker has nothing else to do,
+or when it must leave memory. A part holds a copy of each distinct
 entry of a stage's cache: for a block, of just the tokens [start, end); for a snapshot (caches that cannot be cut), of
 everything up to `end`. All methods belong to the MLX thread.
 """
@@ -29,6 +30,7 @@ class PrefixLost(Exception):
 class _Part:
     entries: list[Any]
     num_bytes: int
+    end: int  # of the tokens it covers
 
 
 def can_cut(cache: StageCache) -> bool:
@@ -54,6 +56,7 @@ class PrefixStore:
         self._memory_bytes = memory_bytes
         self._disk = disk
         self._parts: OrderedDict[Key, _Part] = OrderedDict()  # least recently used first
+        self._unwritten: OrderedDict[Key, None] = OrderedDict()  # of these, what the disk shall get, oldest first
         self.num_bytes = 0
 
     def __repr__(self) -> str:
@@ -72,8 +75,18 @@ class PrefixStore:
         """Bytes of files, those still being written included."""
         return self._disk.num_bytes if self._disk else 0
 
+    def spill(self) -> bool:
+        """Give one more part to the disk; False when it has all."""
+        if not self._unwritten:
+            return False
+        key = next(iter(self._unwritten))
+        self._write(key, self._parts[key])
+        return True
+
     def flush(self) -> None:
         """Return when everything kept is on disk, where there is one."""
+        while self.spill():
+            pass
         if self._disk is not None:
             self._disk.flush()
 
@@ -102,20 +115,20 @@ class PrefixStore:
     def keep(self, cache: StageCache, spans: Sequence[tuple[int, int]], keys: Sequence[Key]) -> None:
         """Copy parts, spans of tokens, out of a running sequence's cache."""
         cuts = can_cut(cache)
-        for (start, end), key in zip(spans, keys, strict=True):
-            if key in self._parts:
-                continue
-            distinct = [cache.entries[index] for index in cache.distinct()]
-            entries = [rows.cut(entry, start, end) for entry in distinct] if cuts else copy.deepcopy(distinct)
-            mx.eval([entry.state for entry in entries])
-            self._hold(key, entries)
+        distinct = [cache.entries[index] for index in cache.distinct()]
+        new = [(key, span) for key, span in zip(keys, spans, strict=True) if key not in self._parts]
+        parts = [[rows.cut(entry, *span) for entry in distinct] if cuts else copy.deepcopy(distinct) for _, span in new]
+        mx.eval([entry.state for entries in parts for entry in entries])
+        for (key, (_, end)), entries in zip(new, parts, strict=True):
             if self._disk is not None:
-                self._disk.write(key, entries, end)
+                self._unwritten[key] = None
+            self._hold(key, entries, end)
 
     def drop(self, keys: Sequence[Key]) -> None:
         """The directory gave these up."""
         for key in keys:
             part = self._parts.pop(key, None)
+            self._unwritten.pop(key, None)
             if part is not None:
                 self.num_bytes -= part.num_bytes
             if self._disk is not None:
@@ -129,13 +142,20 @@ class PrefixStore:
         entries = self._disk.read(key) if self._disk is not None else None
         if entries is None:
             raise PrefixLost(key.hex())
-        return self._hold(key, entries)
+        return self._hold(key, entries, 0)
 
-    def _hold(self, key: Key, entries: list[Any]) -> _Part:
+    def _write(self, key: Key, part: _Part) -> None:
+        del self._unwritten[key]
+        if self._disk is not None:
+            self._disk.write(key, part.entries, part.end)
+
+    def _hold(self, key: Key, entries: list[Any], end: int) -> _Part:
         """Keep a part in memory; what exceeds the budget stays on disk only, or is lost without one."""
-        part = self._parts[key] = _Part(entries, sum(entry.nbytes for entry in entries))
+        part = self._parts[key] = _Part(entries, sum(entry.nbytes for entry in entries), end)
         self.num_bytes += part.num_bytes
         while self.num_bytes > self._memory_bytes and len(self._parts) > 1:
-            _, oldest = self._parts.popitem(last=False)
+            oldest_key, oldest = self._parts.popitem(last=False)
             self.num_bytes -= oldest.num_bytes
+            if oldest_key in self._unwritten:
+                self._write(oldest_key, oldest)
         return part

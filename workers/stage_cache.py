@@ -10,10 +10,10 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import mlx.core as mx
-from mlx_lm.models.cache import ArraysCache, CacheList, KVCache, QuantizedKVCache
+from mlx_lm.models.cache import ArraysCache, BatchKVCache, CacheList, KVCache, QuantizedKVCache
 
 from workers.kv_cache import rows
-from workers.kv_cache.batch import batch_of_one
+from workers.kv_cache.batch import batch_of_one, row_view
 
 
 class StageCache:
@@ -68,6 +68,12 @@ class StageCache:
     def extract(self, index: int) -> Self:
         """Sequence `index` of a batch, as a cache of its own."""
         return self.replaced(lambda _, entry: entry.extract(index))
+
+    def view(self, index: int) -> Self:
+        """As `extract`, to read from only: shares the batch's memory where it can."""
+        return self.replaced(
+            lambda _, entry: row_view(entry, index) if type(entry) is BatchKVCache else entry.extract(index)
+        )
 
     def extend(self, other: Self) -> None:
         """Appends the sequences of another batch."""

@@ -48,6 +48,11 @@ class LoadedStages(msgspec.Struct, frozen=True, kw_only=True):
     fixed_chunk_tokens: int | None = None
     weights_bytes: int = 0
 
+    def flush(self) -> None:
+        """Put on disk what past sequences left."""
+        for executor in self.executors.values():
+            executor.prefixes.flush()
+
 
 def load_stages(name: str, plan: LoadStage) -> LoadedStages:
     """Load the stages of the worker `name`.
