@@ -32,6 +32,8 @@ from strategy.scheduling import NO_SLOT, RowPlan, Schedule, StepPlan
 # Prompts longer than this report how far their prefill is.
 PROGRESS_FROM_TOKENS = 256
 HISTORY_TOKENS = 64
+# How often the blocks of a prompt on its way are kept.
+KEEP_EVERY_TOKENS = 4 * BLOCK_TOKENS
 # Stands for an id that the step before is still computing.
 NOT_KNOWN_YET = -1
 
@@ -172,8 +174,8 @@ class Head:
     def launched(self, step: Step) -> None:
         """A step of this head is on its way. Behind a prompt's chunks its prefix is kept, for others to share.
 
-        Block by block as it comes: kept all at once, a long prompt would stop everyone for a while. A snapshot, which
-        is a copy of everything before it, only behind the last chunk.
+        Some blocks at a time: kept all at once, a long prompt would stop everyone for a while. A snapshot, which is a
+        copy of everything before it, only behind the last chunk.
         """
         if self._prefixes is None or step.slot != NO_SLOT or not step.cached:
             return
@@ -182,8 +184,8 @@ class Head:
         end = row.position + step.num_tokens
         if sequence is None:
             return
-        has_new_block = end // BLOCK_TOKENS > row.position // BLOCK_TOKENS
-        if end == sequence.prompt_tokens - 1 if self._prefixes.snapshots else has_new_block:
+        is_due = not self._prefixes.snapshots and end // KEEP_EVERY_TOKENS > row.position // KEEP_EVERY_TOKENS
+        if is_due or end == sequence.prompt_tokens - 1:
             self._keep(row.sequence, sequence, end, ended=False)
 
     def next_step(self) -> tuple[Step, np.ndarray] | None:
