@@ -56,6 +56,7 @@ MEASUREMENTS = {
     "kv-cache": Measurement("For which lengths a KV cache pays", "kv_cache", ("--distributed",)),
     "memory": Measurement("Memory of each worker, model of 1 GB", "memory"),
     "coordinator": Measurement("The coordinator alone", "coordinator"),
+    "coordinator-8": Measurement("The coordinator alone, eight sequences in a message", "coordinator", ("--rows", "8")),
 }
 
 
