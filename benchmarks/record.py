@@ -35,7 +35,7 @@ class Measurement(msgspec.Struct, frozen=True):
 
 MEASUREMENTS = {
     "hop": Measurement("One hop between two stages", "hop"),
-    "decode": Measurement("One stream over two stages, float32", "decode", ("--rounds", "3")),
+    "decode": Measurement("One stream over two stages, float32", "decode"),
     "decode-bfloat16": Measurement(
         "One stream over two stages, bfloat16", "decode", ("--model", "25m-bfloat16", "--rounds", "3")
     ),

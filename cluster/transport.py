@@ -7,6 +7,7 @@ public key can send to it, so keys travel only inside the join token and over li
 An `Outbox` belongs to the thread that sends with it; ZeroMQ sockets must not be shared between threads.
 """
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from cluster.wire import Buffer, Envelope, Message, Peer, decode, encode
 
 log = logging.getLogger(__name__)
 
-_POLL_MS = 200
+_READ_TIMEOUT_MS = 200
 _MAX_FRAME_BYTES = 2 << 30
 Deliver = Callable[[Envelope], object]
 
@@ -50,6 +51,7 @@ class ZmqInbox:
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PULL)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.RCVHWM, 0)
+        self._socket.setsockopt(zmq.RCVTIMEO, _READ_TIMEOUT_MS)
         self._socket.setsockopt(zmq.MAXMSGSIZE, _MAX_FRAME_BYTES)
         self._socket.setsockopt(zmq.CURVE_SERVER, 1)
         self._socket.setsockopt(zmq.CURVE_PUBLICKEY, self._keys.public)
@@ -66,12 +68,12 @@ class ZmqInbox:
 
     def _read(self) -> None:
         while not self._closing.is_set():
-            if self._socket.poll(_POLL_MS):
+            with contextlib.suppress(zmq.Again):
                 self._receive()
         self._socket.close()
 
     def _receive(self) -> None:
-        frames = self._socket.recv_multipart(copy=False)
+        frames = self._socket.recv_multipart(copy=False)  # raises Again when none came in time
         try:
             envelope = decode([frame.buffer for frame in frames])
         except WireError as error:

@@ -28,6 +28,7 @@ _LIMITS: dict[str, Any] = {
     "max_ext_len": 0,
 }
 _PREFIX = struct.Struct(">QH")
+_header = msgspec.msgpack.Encoder()  # msgpack's own packer allocates a megabyte for each message
 
 Buffer = bytes | memoryview
 
@@ -404,8 +405,7 @@ class Envelope(msgspec.Struct, frozen=True):
 
 def encode(epoch: int, message: Message, buffers: Sequence[Buffer] = ()) -> list[Buffer]:
     """The frames of one message. Buffers are passed through, never copied."""
-    header = msgpack.packb(msgspec.to_builtins(message))
-    return [_PREFIX.pack(epoch, _NUMBERS[type(message)]), header, *buffers]
+    return [_PREFIX.pack(epoch, _NUMBERS[type(message)]), _header.encode(message), *buffers]
 
 
 def decode(frames: Sequence[Buffer]) -> Envelope:
