@@ -11,13 +11,6 @@ from cluster.model_files import weight_files
 from strategy.cache_use import MeasuredUse
 
 
-def model_signature(model: Path) -> str:
-    """Changes with the model's configuration, the sizes of its weight files and the machine. Reads no weights."""
-    parts = [(model / "config.json").read_bytes(), platform.node().encode(), platform.machine().encode()]
-    parts += [f"{file.name} {file.stat().st_size}".encode() for file in weight_files(model)]
-    return hashlib.blake2b(b"\0".join(parts), digest_size=12).hexdigest()
-
-
 def read_measured_use(home: Home, model: Path) -> MeasuredUse | None:
     """What `bench kv-cache` found for this model here; None where it was not run or its file cannot be read."""
     try:
@@ -35,4 +28,11 @@ def write_measured_use(home: Home, model: Path, use: MeasuredUse) -> Path:
 
 
 def _file(home: Home, model: Path) -> Path:
-    return home.cache / f"kv-cache-use-{model_signature(model)}.json"
+    return home.cache / f"kv-cache-use-{_signature(model)}.json"
+
+
+def _signature(model: Path) -> str:
+    """Changes with the model's configuration, the sizes of its weight files and the machine. Reads no weights."""
+    parts = [(model / "config.json").read_bytes(), platform.node().encode(), platform.machine().encode()]
+    parts += [f"{file.name} {file.stat().st_size}".encode() for file in weight_files(model)]
+    return hashlib.blake2b(b"\0".join(parts), digest_size=12).hexdigest()

@@ -8,7 +8,6 @@ import asyncio
 import logging
 import os
 import time
-from array import array
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -17,7 +16,8 @@ from cluster.config import Settings
 from cluster.errors import ModelError, TandemError, UsageError
 from cluster.home import Home
 from cluster.join_token import make_token
-from cluster.kv_budget import DEFAULT_DISK_BYTES, WorkerBudget, prefix_capacity, worker_budget
+from cluster.kept_prefixes import KeptPrefixes
+from cluster.kv_budget import DEFAULT_DISK_BYTES, WorkerBudget, worker_budget
 from cluster.membership import IllegalEvent, Member, WorkerEvent, WorkerState
 from cluster.model_files import ModelSizes, read_sizes
 from cluster.planner import Node, Stage, fits, full_model_shortage, plan
@@ -31,9 +31,7 @@ from cluster.wire import (
     Inspected,
     InspectModel,
     Join,
-    KnownPrefix,
-    KvKind,
-    KvNeeds,
+    KvSettings,
     Layers,
     Loaded,
     LoadFailed,
@@ -49,7 +47,6 @@ from cluster.wire import (
     Tokens,
     Welcome,
 )
-from strategy.prefix import KEY_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -105,10 +102,10 @@ class ControlPlane:
         self.sizes: ModelSizes | None = None
         self.inspected: Inspected | None = None
         self.epoch = 0
-        self.kv_needs: dict[tuple[str, ...], dict[str, KvNeeds]] = {}  # by route, then worker
+        self.kept = KeptPrefixes()
         self.budgets: dict[str, WorkerBudget] = {}
         self._cache_settings = settings.cache
-        self._kv = KvKind(
+        self._kv = KvSettings(
             kind=settings.kv_cache.kind,
             bits=settings.kv_cache.bits,
             key_bits=settings.kv_cache.key_bits,
@@ -117,12 +114,12 @@ class ControlPlane:
             max_tokens=settings.kv_cache.max_tokens,
             keep=settings.kv_cache.keep,
         )
-        self._kept: dict[tuple[str, ...], dict[str, list[tuple[bytes, int]]]] = {}
         self._outbox = ZmqOutbox()
         self._inbox: ZmqInbox | None = None
         self._secret = ""
         self._changed = asyncio.Event()
         self._failure: TandemError | None = None
+        self._progress: Callable[[str], None] = lambda _: None
         self._watchdog: asyncio.Task[None] | None = None
         self._stopping = False
 
@@ -167,11 +164,13 @@ class ControlPlane:
         self.stages = plan(self.sizes, nodes, self.inspected.legal_cuts, why_not=self.inspected.why_not)
         await self._until(lambda: all(member.state is WorkerState.JOINED for member in self.members.values()))
         self._send_plan()
-        progress("loading the model")
+        self._progress = progress
+        progress(self._loading_text())
         await self._until(lambda: all(member.is_ready for member in self._planned()))
         if self._cache_settings.prefix:
-            for route in self.kv_needs:
-                self._share_prefixes(route)
+            for route in self.kept.needs:
+                message, buffers = self.kept.known(route, self.budgets, self._disk_bytes)
+                self.send(route[0], message, buffers)
 
     async def _inspect(self) -> Inspected:
         member = next(member for member in self.members.values() if member.state is WorkerState.JOINED)
@@ -179,22 +178,6 @@ class ControlPlane:
         await self._until(lambda: self.inspected is not None)
         assert self.inspected is not None
         return self.inspected
-
-    def _share_prefixes(self, route: tuple[str, ...]) -> None:
-        """Tell a route's head how many parts may be kept, and which of an earlier life every stage still has."""
-        needs = self.kv_needs[route]
-        in_memory = prefix_capacity((need, self.budgets[name].prefix_bytes // 2) for name, need in needs.items())
-        on_disk = prefix_capacity((need, self._disk_bytes // 2) for need in needs.values())
-        kept = self._kept[route]
-        everywhere = set.intersection(*({key for key, _ in keys} for keys in kept.values()))
-        keys = [(key, length) for key, length in kept[route[0]] if key in everywhere]
-        message = KnownPrefix(
-            route=route,
-            capacity=max(in_memory, on_disk),
-            snapshots=any(need.snapshots for need in needs.values()),
-        )
-        lengths = array("i", [length for _, length in keys]).tobytes()
-        self.send(route[0], message, (b"".join(key for key, _ in keys), lengths))
 
     @property
     def _disk_bytes(self) -> int:
@@ -242,12 +225,20 @@ class ControlPlane:
                 ),
             )
 
-    def _budget(self, member: Member) -> WorkerBudget:
+    def _weights_bytes(self, stage: Stage) -> int:
         assert self.sizes is not None
+        return self.sizes.total if stage.holds_full_model else stage.weights_bytes
+
+    def _loading_text(self) -> str:
+        total = sum(map(self._weights_bytes, self.stages))
+        loaded = min(sum(member.loaded_bytes for member in self._planned()), total)
+        return f"loading the model: {loaded / 1e9:.1f} of {total / 1e9:.1f} GB"
+
+    def _budget(self, member: Member) -> WorkerBudget:
         stage = next(stage for stage in self.stages if stage.worker == member.name)
         return worker_budget(
             limit_bytes=member.memory_limit_bytes,
-            weights_bytes=self.sizes.total if stage.holds_full_model else stage.weights_bytes,
+            weights_bytes=self._weights_bytes(stage),
             prefix_limit=self._cache_settings.memory_limit,
             prefix=self._cache_settings.prefix,
         )
@@ -297,7 +288,7 @@ class ControlPlane:
                 self._changed.set()
             case LoadProgress(worker=name, loaded_bytes=loaded):
                 self.members[name].loaded_bytes = loaded
-                self._changed.set()
+                self._progress(self._loading_text())
             case Reused():
                 self._listening.reused(message)
             case Loaded():
@@ -311,11 +302,7 @@ class ControlPlane:
         member = self.members[message.worker]
         member.apply(WorkerEvent.LOADED)
         member.loaded_bytes = message.weights_bytes
-        for index, prefix in enumerate(message.prefixes):
-            raw, lengths = bytes(buffers[2 * index]), array("i", bytes(buffers[2 * index + 1]))
-            keys = [raw[start : start + KEY_BYTES] for start in range(0, len(raw), KEY_BYTES)]
-            self.kv_needs.setdefault(prefix.route, {})[message.worker] = prefix.needs
-            self._kept.setdefault(prefix.route, {})[message.worker] = list(zip(keys, lengths, strict=True))
+        self.kept.loaded(message, buffers)
         self._changed.set()
 
     @property

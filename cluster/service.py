@@ -15,18 +15,16 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
-import msgspec
-
 from cluster.admission import Admission
 from cluster.answer import Answer, Report
 from cluster.config import Settings
 from cluster.control import ControlPlane
 from cluster.errors import ApiError, BadRequest, TooLarge, Unavailable, UsageError
 from cluster.kv_budget import largest_excess, sequence_bytes
-from cluster.membership import WorkerState
 from cluster.prompts import Prompts
 from cluster.requests import Event, GenerationRequest, ModelInfo, Routed
 from cluster.routes import Routes
+from cluster.status import model_status, reuse_status, worker_status
 from cluster.wire import Cancel, ForgetConversation, Generate, PrefillProgress, Reused, SequenceFailed, Tokens
 from strategy.cache_use import MeasuredUse
 from strategy.selector import (
@@ -197,7 +195,7 @@ class GenerationService:
 
     def _cost(self, route: tuple[str, ...], num_tokens: int) -> dict[str, int]:
         """Bytes of caches by worker. Raises TooLarge where a worker could never hold them."""
-        needs = self._control.kv_needs[route]
+        needs = self._control.kept.needs[route]
         if excess := largest_excess(needs, self._control.budgets, num_tokens):
             worker, wanted, there = excess
             raise TooLarge(
@@ -244,55 +242,21 @@ class GenerationService:
         return {
             "state": self.state(),
             "api": self._api,
-            "model": {
-                "id": self._model.id,
-                "layers": self._model.layers,
-                "bytes": self._model.bytes,
-                "context_tokens": self._model.context_tokens,
-                "has_chat_template": self._model.has_chat_template,
-            },
+            "model": model_status(self._model),
             "mode": self._settings.use_distributed_inference,
             "policy": self._settings.policy,
             "coordinator": {"pid": self._pid},
-            "workers": [self._worker_status(stage.worker) for stage in self._control.stages],
+            "workers": [
+                worker_status(self._control.members[stage.worker], self._control.budgets[stage.worker])
+                for stage in self._control.stages
+            ],
             "requests": {
                 "running": self._admission.num_running,
                 "waiting": self._admission.num_waiting,
                 "finished": self._num_finished,
                 "failed": self._num_failed,
             },
-            "cache": {
-                "prompt_tokens": self._num_prompt_tokens,
-                "cached_tokens": self._num_cached_tokens,
-                "hit_rate": round(self._num_cached_tokens / self._num_prompt_tokens, 4)
-                if self._num_prompt_tokens
-                else 0.0,
-            },
-        }
-
-    def _worker_status(self, name: str) -> dict[str, Any]:
-        member = self._control.members[name]
-        beat = member.heartbeat
-        gone = member.state is WorkerState.LOST
-        return {
-            "name": name,
-            "host": "local",
-            "pid": member.pid,
-            "state": member.state,
-            "layers": [member.layers.start, member.layers.end] if member.layers else None,
-            "holds_full_model": member.holds_full_model and not gone,
-            "memory": {
-                "limit_bytes": member.memory_limit_bytes,
-                "weights_bytes": 0 if gone else member.loaded_bytes,
-                "kv_bytes": beat.kv_bytes if beat and not gone else 0,
-            },
-            "cache": {
-                "kv_budget_bytes": self._control.budgets[name].sequence_bytes,
-                "prefix_budget_bytes": self._control.budgets[name].prefix_bytes,
-                "prefix_bytes": beat.prefix_bytes if beat and not gone else 0,
-                "disk_bytes": beat.disk_bytes if beat and not gone else 0,
-            },
-            "load": msgspec.to_builtins(member.load),
+            "cache": reuse_status(self._num_prompt_tokens, self._num_cached_tokens),
         }
 
     def forget_conversation(self, conversation: str) -> None:

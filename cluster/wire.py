@@ -77,13 +77,15 @@ class Join(Message, frozen=True, kw_only=True):
 
 class Heartbeat(Message, frozen=True, kw_only=True):
     """Sent every 0.5 s. Bytes as MLX counts them. steps, rows and busy_s (seconds in steps) count from the start of the
-    process; queued: messages that wait for the compute thread; prefix_bytes, disk_bytes: kept of past sequences.
+    process; queued: messages that wait for the compute thread; prefix_bytes, disk_bytes: kept of past sequences;
+    shared_bytes: of prefix_bytes, what running sequences began with.
     """
 
     worker: str
     weights_bytes: int
     kv_bytes: int
     prefix_bytes: int
+    shared_bytes: int
     disk_bytes: int
     running: int
     queued: int
@@ -106,7 +108,7 @@ class Inspected(Message, frozen=True, kw_only=True):
 
 
 class LoadProgress(Message, frozen=True, kw_only=True):
-    """Weights read so far, in bytes."""
+    """Weights read so far, in bytes; sent after each layer."""
 
     worker: str
     loaded_bytes: int
@@ -211,8 +213,13 @@ class InspectModel(Message, frozen=True, kw_only=True):
     cache_dir: str
 
 
-class KvKind(msgspec.Struct, frozen=True, kw_only=True):
-    """The kind of KV cache and what it takes; see `workers.kv_cache`. None: the kind's default."""
+class KvSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """The kind of KV cache, a key of `workers.kv_cache.KINDS`; the rest is for the kinds that take it, None for their default.
+
+    bits: width of quantized keys and values; key_bits and value_bits win over it. group_size: numbers that share one
+    scale. max_tokens: of one sequence, prompt and answer together (static), or kept at most (rotating). keep: first
+    tokens that a rotating cache never forgets.
+    """
 
     kind: str = "dynamic"
     bits: int | None = None
@@ -228,7 +235,7 @@ class LoadStage(Message, frozen=True, kw_only=True):
 
     model_path: str
     cache_dir: str
-    kv: KvKind
+    kv: KvSettings
     prefix_memory_bytes: int
     prefix_disk_bytes: int
     stages: tuple[StagePlan, ...]

@@ -1,14 +1,16 @@
 """Parts of caches as files: written in the background, renamed into place, believed only when every check holds.
 
-A file is `KEY-CHECKSUM.safetensors` in a folder named after the signature (model, layers, dtype, kind of cache, version of
-this format), in mlx-lm's own prompt-cache layout. A file whose checksum is wrong, whose name or whose inner key does not
+A file is `KEY-CHECKSUM-TOKENS.safetensors` in a folder named after the model and the signature of everything else (layers,
+dtype, kind of cache, version of this format), in mlx-lm's own prompt-cache layout. A file whose checksum is wrong, whose name or whose inner key does not
 fit, or that mlx-lm cannot read is ignored, counted and removed. The least recently used files go first.
 """
 
 import hashlib
 import io
 import logging
+import os
 import queue
+import shutil
 import threading
 from collections import OrderedDict
 from pathlib import Path
@@ -41,6 +43,25 @@ def model_signature(path: Path) -> str:
     return digest.hexdigest()
 
 
+def remove_stale(root: Path, model: str, *, limit_bytes: int) -> None:
+    """Remove folders below `root` until all are within the limit: of other models first, least recently used first.
+
+    model: what the names of the folders in use begin with.
+    """
+    try:
+        folders = sorted(root.iterdir(), key=lambda folder: (folder.name.startswith(model), folder.stat().st_mtime))
+        sizes = {folder: sum(file.stat().st_size for file in folder.iterdir()) for folder in folders}
+    except OSError as error:  # another worker writes or removes at this moment, so it looks after the limit itself
+        log.info("left stale folders alone: %s", error)
+        return
+    excess = sum(sizes.values()) - limit_bytes
+    for folder, size in sizes.items():
+        if excess > 0 and size:
+            log.info("removed %s: together the folders are larger than the disk limit", folder.name)
+            shutil.rmtree(folder, ignore_errors=True)
+            excess -= size
+
+
 class DiskTier:
     """The files of one signature. limit_bytes: of all files together. Reads and `write` belong to the MLX thread."""
 
@@ -52,6 +73,7 @@ class DiskTier:
         self._tasks: queue.Queue[tuple[Path, bytes] | Path] = queue.Queue()
         self.num_ignored = 0
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.utime(folder)  # when it was opened last
         self._scan()
         threading.Thread(target=self._work, name="disk-tier", daemon=True).start()
 

@@ -36,6 +36,7 @@ from cluster.wire import (
     KnownPrefix,
     Loaded,
     LoadFailed,
+    LoadProgress,
     LoadStage,
     Message,
     OpenSequence,
@@ -201,7 +202,7 @@ class Engine:
         self._heads.clear()
         self._directories.clear()
         try:
-            self._stages = load_stages(self._name, message)
+            self._stages = load_stages(self._name, message, self._report_loaded)
         except TandemError as error:
             self._report(LoadFailed(worker=self._name, message=str(error)))
             return
@@ -213,6 +214,9 @@ class Engine:
         loaded = Loaded(worker=self._name, weights_bytes=self._stages.weights_bytes, prefixes=prefixes)
         kept = [self._stages.executors[prefix.route].prefixes.on_disk for prefix in prefixes]
         self._send(self._coordinator, loaded, [buffer for keys in kept for buffer in _packed(keys)])
+
+    def _report_loaded(self, num_bytes: int) -> None:
+        self._report(LoadProgress(worker=self._name, loaded_bytes=num_bytes))
 
     def _shutdown(self, _: Shutdown, __: tuple[Buffer, ...]) -> None:
         self._running = False
@@ -372,6 +376,7 @@ class Engine:
             weights_bytes=self._stages.weights_bytes,
             kv_bytes=sum(executor.kv_bytes for executor in self._stages.executors.values()),
             prefix_bytes=sum(executor.prefixes.num_bytes for executor in self._stages.executors.values()),
+            shared_bytes=sum(executor.shared_bytes for executor in self._stages.executors.values()),
             disk_bytes=sum(executor.prefixes.disk_bytes for executor in self._stages.executors.values()),
             running=sum(len(executor) for executor in self._stages.executors.values()),
             queued=self._arrivals.qsize(),

@@ -43,6 +43,7 @@ class _Sequence:
     cached: bool
     sampler: TokenSampler
     cache: StageCache | None  # None when uncached, or while merged into a slot
+    keys: Sequence[Key] = ()  # of the parts that it began with
 
 
 @dataclass
@@ -98,6 +99,11 @@ class StageExecutor:
         caches += [slot.cache for slot in self._slots.values()]
         return sum(cache.nbytes for cache in caches if cache is not None)
 
+    @property
+    def shared_bytes(self) -> int:
+        """Bytes of the kept parts that open sequences began with."""
+        return self.prefixes.bytes_of({key for sequence in self._sequences.values() for key in sequence.keys})
+
     def open(self, message: OpenSequence, keys: Sequence[Key]) -> None:
         """A sequence begins, with the parts of earlier ones named by `keys`.
 
@@ -110,7 +116,7 @@ class StageExecutor:
             log.warning("a kept prefix is lost: %s", error)
             return
         sampler = TokenSampler(message.sampling, message.seed, message.history)
-        self._sequences[message.sequence] = _Sequence(message.cached, sampler, cache)
+        self._sequences[message.sequence] = _Sequence(message.cached, sampler, cache, keys)
 
     def _kv_of(self, message: OpenSequence) -> KvSettings | None:
         if self._kv is None or self._kv.kind != "static":

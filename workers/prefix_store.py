@@ -8,7 +8,7 @@ everything up to `end`. All methods belong to the MLX thread.
 
 import copy
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +74,10 @@ class PrefixStore:
     def disk_bytes(self) -> int:
         """Bytes of files, those still being written included."""
         return self._disk.num_bytes if self._disk else 0
+
+    def bytes_of(self, keys: Iterable[Key]) -> int:
+        """Bytes that these parts take in memory."""
+        return sum(self._parts[key].num_bytes for key in keys if key in self._parts)
 
     def spill(self) -> bool:
         """Give one more part to the disk; False when it has all."""

@@ -119,13 +119,19 @@ class SplitModel:
         """Computes exactly the output of a pass (None: nothing but the caches) and the states of the caches."""
         mx.eval(list(arrays(output)), [] if cache is None else cache.states())
 
-    def warm_up(self, layers: Layers, kv: KvSettings | None = None) -> StageCache:
+    def warm_up(
+        self, layers: Layers, kv: KvSettings | None = None, read: Callable[[], None] = lambda: None
+    ) -> StageCache:
         """Reads from disk the weights which the range needs, and no others; returns the caches after one token.
+
+        read: called after each layer that was read.
 
         An architecture that looks at values while it runs (dbrx) reads the layers before the range as well.
         """
         start, stop = layers
-        mx.eval([layer.parameters() for layer in self.layers[start:stop]])
+        for layer in self.layers[start:stop]:
+            mx.eval(layer.parameters())
+            read()
         tokens = mx.zeros((1, 1), mx.int32)
         payload = None
         if start:

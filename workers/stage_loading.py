@@ -6,18 +6,18 @@ chunks cost here. On the MLX thread; sends nothing.
 
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
 import msgspec
 
 from cluster.errors import ModelError
-from cluster.wire import KeptPrefix, LoadStage
+from cluster.wire import KeptPrefix, KvSettings, LoadStage
 from strategy.chunking import ChunkCost
-from workers.disk_tier import DiskTier, model_signature, signature
+from workers.disk_tier import DiskTier, model_signature, remove_stale, signature
 from workers.executor import Stage, StageExecutor
 from workers.inspection import inspect
-from workers.kv_cache import KvSettings
 from workers.kv_memory import kv_needs
 from workers.prefix_store import PrefixStore
 from workers.split_model import Layers, SplitModel
@@ -54,8 +54,8 @@ class LoadedStages(msgspec.Struct, frozen=True, kw_only=True):
             executor.prefixes.flush()
 
 
-def load_stages(name: str, plan: LoadStage) -> LoadedStages:
-    """Load the stages of the worker `name`.
+def load_stages(name: str, plan: LoadStage, progress: Callable[[int], None]) -> LoadedStages:
+    """Load the stages of the worker `name`. progress: told the bytes read so far.
 
     Raises:
         ModelError: mlx-lm cannot use the model, or the model does not allow the kind of cache.
@@ -70,7 +70,7 @@ def load_stages(name: str, plan: LoadStage) -> LoadedStages:
     kv = _kv_settings(plan, model, list(routes.values()))
     executors, prefixes, chunk_costs = {}, [], {}
     for route, layers in routes.items():
-        needs = kv_needs(model.warm_up(layers, kv))
+        needs = kv_needs(model.warm_up(layers, kv, lambda: progress(mx.get_active_memory())))
         kept = _prefix_store(plan, model, layers, num_routes=len(routes), needs=needs)
         stage = Stage(layers, is_last=route[-1] == name)
         executors[route] = StageExecutor(model, stage, last_position_only=plan.last_position_only, prefixes=kept, kv=kv)
@@ -105,7 +105,7 @@ def _kv_settings(plan: LoadStage, model: SplitModel, ranges: list[Layers]) -> Kv
     """The plan's kind of cache, None for mlx-lm's own."""
     if plan.kv.kind == "dynamic":
         return None
-    kv = msgspec.convert(msgspec.to_builtins(plan.kv), KvSettings)
+    kv = plan.kv
     if kv.kind == "static":
         kv = msgspec.structs.replace(kv, max_tokens=_SOME_TOKENS)  # each sequence has its own
     for layers in ranges:
@@ -120,8 +120,10 @@ def _prefix_store(
     disk = None
     if plan.prefix_disk_bytes:
         content = model_signature(Path(plan.model_path))
-        folder = signature(model=content, layers=layers, kv=plan.kv, needs=needs)
-        disk = DiskTier(Path(plan.cache_dir) / "kv" / folder, limit_bytes=plan.prefix_disk_bytes // num_routes)
+        folder = f"{content}-{signature(layers=layers, kv=plan.kv, needs=needs)}"
+        root = Path(plan.cache_dir) / "kv"
+        disk = DiskTier(root / folder, limit_bytes=plan.prefix_disk_bytes // num_routes)
+        remove_stale(root, content, limit_bytes=plan.prefix_disk_bytes * len(plan.stages))
     return PrefixStore(model, layers, memory_bytes=plan.prefix_memory_bytes // num_routes, disk=disk)
 
 

@@ -19,6 +19,7 @@ def stopped_status(note: str | None = None) -> dict[str, Any]:
         "coordinator": {"pid": None},
         "workers": [],
         "requests": {"running": 0, "waiting": 0, "finished": 0, "failed": 0},
+        "cache": {"prompt_tokens": 0, "cached_tokens": 0, "hit_rate": 0.0},
     }
     return status if note is None else status | {"note": note}
 
@@ -43,7 +44,9 @@ def status_lines(status: dict[str, Any]) -> list[str]:
     if status["model"]["id"] is None:
         return lines
     requests = ", ".join(f"{count} {name}" for name, count in status["requests"].items() if isinstance(count, int))
-    return [*lines, *plan_lines(status), f"requests  {requests}"]
+    busy = [f"load    {worker['name']}: {_load_text(worker['load'])}" for worker in status["workers"]]
+    caches = [f"cache   {worker['name']}: {_cache_text(worker)}" for worker in status["workers"]]
+    return [*lines, *plan_lines(status), *busy, *caches, f"reused  {_reuse_text(status)}", f"requests  {requests}"]
 
 
 def print_status(status: dict[str, Any]) -> None:
@@ -115,6 +118,23 @@ def layers_text(layers: list[int] | None) -> str:
 def _worker_line(worker: dict[str, Any]) -> str:
     full = ", holds the full model" if worker["holds_full_model"] else ""
     return f"worker  {worker['name']} (pid {worker['pid']}, {worker['state']}): layers {layers_text(worker['layers'])}{full}"
+
+
+def _load_text(load: dict[str, Any]) -> str:
+    steps = f"{load['steps_per_s']:.1f} steps/s of {load['batch_size']:.1f} sequences"
+    return f"{load['busy_share']:.0%} busy, {steps}, {load['queue']} waiting"
+
+
+def _cache_text(worker: dict[str, Any]) -> str:
+    cache = worker["cache"]
+    running = f"{size_text(worker['memory']['kv_bytes'])} of {size_text(cache['kv_budget_bytes'])} in use"
+    kept = f"{size_text(cache['prefix_bytes'])} of {size_text(cache['prefix_budget_bytes'])} kept"
+    return f"{running}, {kept} ({size_text(cache['shared_bytes'])} shared), {size_text(cache['disk_bytes'])} on disk"
+
+
+def _reuse_text(status: dict[str, Any]) -> str:
+    cache = status["cache"]
+    return f"{cache['cached_tokens']:,} of {cache['prompt_tokens']:,} prompt tokens ({cache['hit_rate']:.0%})"
 
 
 def _lookup(resolved: Resolved, key: str) -> Any:

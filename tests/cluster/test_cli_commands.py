@@ -26,11 +26,20 @@ STATUS = {
             "state": "ready",
             "layers": [4 * index, 4 * index + 4],
             "holds_full_model": index == 0,
-            "memory": {"limit_bytes": 10**9, "weights_bytes": 5_750_000, "kv_bytes": 0},
+            "memory": {"limit_bytes": 10**9, "weights_bytes": 5_750_000, "kv_bytes": 1_500_000},
+            "cache": {
+                "kv_budget_bytes": 600_000_000,
+                "prefix_budget_bytes": 250_000_000,
+                "prefix_bytes": 3_000_000,
+                "shared_bytes": 64_000,
+                "disk_bytes": 2_000_000,
+            },
+            "load": {"busy_share": 0.43, "steps_per_s": 12.5, "batch_size": 2.25, "queue": 1},
         }
         for index in range(2)
     ],
     "requests": {"running": 0, "waiting": 0, "finished": 3, "failed": 0},
+    "cache": {"prompt_tokens": 1200, "cached_tokens": 300, "hit_rate": 0.25},
 }
 
 
@@ -238,6 +247,10 @@ def test_status_of_a_running_cluster(api, capsys):
     printed = capsys.readouterr().out
     assert "worker-0 (pid 4712, ready): layers 0-3, holds the full model" in printed
     assert "worker-1 (pid 4713, ready): layers 4-7\n" in printed
+    assert "worker-0: 43% busy, 12.5 steps/s of 2.2 sequences, 1 waiting\n" in printed
+    kept = "3.0 MB of 250.0 MB kept (64.0 KB shared), 2.0 MB on disk"
+    assert f"worker-1: 1.5 MB of 600.0 MB in use, {kept}\n" in printed
+    assert "300 of 1,200 prompt tokens (25%)" in printed
 
 
 def test_status_of_nothing_has_every_key(capsys):

@@ -10,6 +10,8 @@ from cluster.control import ControlPlane
 from cluster.errors import ModelError, TandemError
 from cluster.home import Home
 from cluster.membership import LOST_AFTER_S, WorkerEvent, WorkerState
+from cluster.model_files import ModelSizes
+from cluster.planner import Stage
 from cluster.wire import (
     PROTOCOL,
     Cancel,
@@ -17,6 +19,7 @@ from cluster.wire import (
     Heartbeat,
     Join,
     LoadFailed,
+    LoadProgress,
     Peer,
     Rejected,
     SequenceFailed,
@@ -116,6 +119,21 @@ def test_reports_of_this_plan_go_to_the_listener_and_older_ones_nowhere(played):
     played.receive(tokens, epoch=2)
     played.receive(SequenceFailed(sequence=1, message="?"), epoch=2)
     assert [name for name, _ in played.listener.heard] == ["tokens", "failed"]
+
+
+def test_bytes_read_so_far_are_told_while_the_model_loads(played):
+    played.ready("alpha", "beta")
+    control, told = played.control, []
+    control.sizes = ModelSizes(layers=(10**9, 10**9), embedding=0, head=0, tied=False)
+    control.stages = [
+        Stage(worker=name, start=at, end=at + 1, weights_bytes=10**9, holds_full_model=False)
+        for at, name in enumerate(("alpha", "beta"))
+    ]
+    control._progress = told.append
+    for worker, loaded_bytes in (("alpha", 5 * 10**8), ("beta", 7 * 10**8), ("alpha", 12 * 10**8)):
+        played.receive(LoadProgress(worker=worker, loaded_bytes=loaded_bytes))
+    amounts = ("0.5", "1.2", "1.9")
+    assert told == [f"loading the model: {amount} of 2.0 GB" for amount in amounts]
 
 
 def test_message_that_no_worker_sends_is_dropped(played):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from cluster.config import ApiSettings, ModelSettings, Settings, StrategySettings, WorkerSettings
 from cluster.errors import ApiError, BadRequest, QueueFull, TooLarge, Unavailable, UsageError
+from cluster.kept_prefixes import KeptPrefixes
 from cluster.kv_budget import WorkerBudget
 from cluster.membership import Member, WorkerEvent
 from cluster.model_files import ModelSizes
@@ -64,8 +65,9 @@ class FakeControl:
         ]
         needs = KvNeeds(fixed_bytes=0, growth=(KvGrowth(10, None),), snapshots=False)
         self.budgets = {name: WorkerBudget(prefix_bytes=0, sequence_bytes=room) for name in self.pipeline}
-        self.kv_needs = {self.pipeline: dict.fromkeys(self.pipeline, needs)}
-        self.kv_needs |= {(name,): {name: needs} for name in full}
+        self.kept = KeptPrefixes()
+        self.kept.needs[self.pipeline] = dict.fromkeys(self.pipeline, needs)
+        self.kept.needs |= {(name,): {name: needs} for name in full}
         self.members = {stage.worker: ready_member(stage) for stage in self.stages}
         self.listener = None
         self.sent = []

@@ -20,6 +20,7 @@ EXAMPLES: dict[int, wire.Message] = {
         running=3,
         queued=0,
         prefix_bytes=0,
+        shared_bytes=0,
         disk_bytes=0,
         steps=4,
         rows=5,
@@ -59,7 +60,7 @@ EXAMPLES: dict[int, wire.Message] = {
     23: wire.LoadStage(
         model_path="p",
         cache_dir="c",
-        kv=wire.KvKind(),
+        kv=wire.KvSettings(),
         prefix_memory_bytes=1,
         prefix_disk_bytes=2,
         stages=(STAGE,),

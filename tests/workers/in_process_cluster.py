@@ -20,10 +20,11 @@ from cluster.wire import (
     Inspected,
     InspectModel,
     KnownPrefix,
-    KvKind,
+    KvSettings,
     Layers,
     Loaded,
     LoadFailed,
+    LoadProgress,
     LoadStage,
     Message,
     PrefillProgress,
@@ -53,9 +54,9 @@ class InProcessCluster:
         chunk_tokens: int | None = None,
         prefix_capacity: int = 64,
         disk: bool = False,
-        kv: KvKind | None = None,
+        kv: KvSettings | None = None,
     ):
-        self._kv = kv or KvKind()
+        self._kv = kv or KvSettings()
         self._prefix_capacity = prefix_capacity
         self._disk = disk
         self.reused: dict[int, int] = {}
@@ -160,6 +161,11 @@ class InProcessCluster:
     def post(self, worker: str, message: Message, buffers: tuple[bytes, ...] = ()) -> None:
         """Hand one engine a message that did not come through the network."""
         self.engines[worker].post(Envelope(1, message, buffers))
+
+    @property
+    def load_progress(self) -> list[LoadProgress]:
+        """What all workers said while they loaded, in order."""
+        return [message for message in self._others if isinstance(message, LoadProgress)]
 
     # --- time
 

@@ -288,6 +288,14 @@ def test_inspection_reports_what_the_planner_needs(model, cache_dir):
     assert found.legal_cuts == (1, 2, 3, 4, 5)
 
 
+def test_loading_tells_how_far_it_is_after_each_layer(cluster):
+    for name in cluster.names:
+        told = [report.loaded_bytes for report in cluster.load_progress if report.worker == name]
+        assert len(told) >= 6 // len(cluster.names)
+        assert told == sorted(told)
+        assert told[0] < told[-1]
+
+
 def test_damaged_weights_fail_the_load_in_a_sentence(tmp_path, cache_dir):
     path = make_tiny_model("llama", tmp_path / "damaged")
     weights = path / "model.safetensors"

@@ -3,19 +3,19 @@
 import numpy as np
 import pytest
 
-from cluster.wire import KvKind
+from cluster.wire import KvSettings
 from tests.workers.in_process_cluster import InProcessCluster, alone
 from workers.zoo import make_tiny_model
 
 EXACT = [
-    KvKind(kind="static"),
-    KvKind(kind="paged"),
-    KvKind(kind="keys-only"),
-    KvKind(kind="rotating", max_tokens=1024),
+    KvSettings(kind="static"),
+    KvSettings(kind="paged"),
+    KvSettings(kind="keys-only"),
+    KvSettings(kind="rotating", max_tokens=1024),
 ]
 CLOSE = [
-    KvKind(kind="quantized", bits=8, group_size=32),
-    KvKind(kind="quantized", key_bits=8, value_bits=4, group_size=32),
+    KvSettings(kind="quantized", bits=8, group_size=32),
+    KvSettings(kind="quantized", key_bits=8, value_bits=4, group_size=32),
 ]
 
 
@@ -69,4 +69,4 @@ def test_quantized_caches_answer_the_same_again_when_reused(kv, model, tmp_path)
 def test_kind_that_the_model_does_not_allow_is_refused_with_the_reason(tmp_path):
     grouped = make_tiny_model("llama", tmp_path / "gqa", num_attention_heads=4, num_key_value_heads=2)
     with pytest.raises(AssertionError, match="keys-only"):
-        InProcessCluster(grouped, num_stages=2, cache_dir=tmp_path, kv=KvKind(kind="keys-only"))
+        InProcessCluster(grouped, num_stages=2, cache_dir=tmp_path, kv=KvSettings(kind="keys-only"))

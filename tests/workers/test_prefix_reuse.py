@@ -75,6 +75,20 @@ def test_retry_and_edited_last_message_reuse_what_is_unchanged(architecture, mod
     assert cluster.reused[retried] >= 2 * BLOCK_TOKENS
 
 
+def test_shared_bytes_are_those_that_a_running_request_began_with(models, cluster_of):
+    cluster = cluster_of("llama")
+    _, said = answered(cluster, text(1, 200), "distributed-cached", models["llama"])
+    number = cluster.generate(said, 50)
+    while len(cluster.tokens[number]) < 3:
+        cluster.turn()
+    for engine in cluster.engines.values():
+        stats = engine._measure()
+        assert 0 < stats.shared_bytes <= stats.prefix_bytes
+    cluster.cancel(number)
+    cluster.run()
+    assert [engine._measure().shared_bytes for engine in cluster.engines.values()] == [0, 0]
+
+
 def test_scopes_share_nothing(models, cluster_of):
     cluster = cluster_of("llama")
     answered(cluster, text(1, 200), "distributed-cached", models["llama"], scope="alice")

@@ -8,26 +8,10 @@ them. A kind is made for one model and is used on the thread that owns MLX.
 from collections.abc import Callable
 from typing import Any, Protocol
 
-import msgspec
 from mlx import nn
 from mlx_lm.models.cache import KVCache
 
-
-class KvSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """kind: a key of KINDS; the rest is for the kinds that take it, None for their default.
-
-    bits: width of quantized keys and values; key_bits and value_bits win over it. group_size: numbers that share one
-    scale. max_tokens: of one sequence, prompt and answer together (static), or kept at most (rotating). keep: first
-    tokens that a rotating cache never forgets.
-    """
-
-    kind: str = "dynamic"
-    bits: int | None = None
-    key_bits: int | None = None
-    value_bits: int | None = None
-    group_size: int | None = None
-    max_tokens: int | None = None
-    keep: int | None = None
+from cluster.wire import KvSettings
 
 
 class CacheFull(ValueError):
