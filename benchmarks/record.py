@@ -42,7 +42,7 @@ MEASUREMENTS = {
     "decode-4bit": Measurement("One stream over two stages, 4-bit", "decode", ("--model", "25m-4bit", "--rounds", "3")),
     "comparison": Measurement("Eight streams, 25M, bfloat16", "comparison", ("--rounds", "3")),
     "comparison-float32": Measurement(
-        "Eight streams, 25M, float32", "comparison", ("--model", "25m-float32", "--rounds", "2")
+        "Eight streams, 25M, float32", "comparison", ("--model", "25m-float32", "--rounds", "3")
     ),
     "comparison-4bit": Measurement("Eight streams, 25M, 4-bit", "comparison", ("--model", "25m-4bit", "--rounds", "2")),
     "comparison-160m": Measurement("Eight streams, 160M, float32", "comparison", ("--model", "160m-float32")),

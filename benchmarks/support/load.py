@@ -1,6 +1,7 @@
 """Rounds of load: some clients at a time, each asking again as soon as it is answered, and what the servers made of it."""
 
 import asyncio
+import itertools
 import time
 from collections.abc import Sequence
 
@@ -101,8 +102,10 @@ async def warm_up(target: Target, load: Load, maker: PromptMaker) -> None:
         raise RuntimeError(f"{target.name} at {target.url} does not serve: {found.errors[0]}")
 
 
-def add_rounds(report: Report, rounds: dict[str, list[Round]]) -> None:
-    """The table of all rounds taken together, and the ratios of the first side to each other one, round by round."""
+def add_rounds(report: Report, rounds: dict[str, list[Round]], *, num_ours: int = 1) -> None:
+    """The table of all rounds taken together, and the ratios of each of the first `num_ours` sides to the rest, round by
+    round.
+    """
     rows = []
     for name, of_name in rounds.items():
         ttft = summarize([value for found in of_name for value in found.ttft_s])
@@ -123,12 +126,12 @@ def add_rounds(report: Report, rounds: dict[str, list[Round]]) -> None:
         )
     columns = ["server", "tokens/s", "TTFT ms", "p99", "ITL ms", "p99", "coalesced", "errors", "client"]
     report.table("median of the rounds; TTFT and ITL over all requests", columns, rows)
-    first, *others = rounds
+    speeds = {name: [found.tokens_per_s for found in of_name] for name, of_name in rounds.items()}
     ratio_rows = []
-    for other in others:
-        found = paired_ratios([a.tokens_per_s for a in rounds[first]], [b.tokens_per_s for b in rounds[other]])
+    for name, other in itertools.product(list(rounds)[:num_ours], list(rounds)[num_ours:]):
+        found = paired_ratios(speeds[name], speeds[other])
         if found is not None:
-            ratio_rows.append([f"{first} / {other}", found.median, found.smallest, found.largest])
+            ratio_rows.append([f"{name} / {other}", found.median, found.smallest, found.largest])
     if ratio_rows:
         report.table("tokens/s, ratio round by round", ["ratio", "median", "smallest", "largest"], ratio_rows)
     report.data["rounds"] = {
