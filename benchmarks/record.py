@@ -35,12 +35,18 @@ class Measurement(msgspec.Struct, frozen=True):
 
 MEASUREMENTS = {
     "hop": Measurement("One hop between two stages", "hop"),
-    "decode": Measurement("One stream over two stages, float32", "decode"),
+    "decode": Measurement("One stream over two stages, 160M, float32", "decode"),
     "decode-bfloat16": Measurement(
-        "One stream over two stages, bfloat16", "decode", ("--model", "25m-bfloat16", "--rounds", "3")
+        "One stream over two stages, 160M, bfloat16",
+        "decode",
+        ("--model", "160m-bfloat16", "--rounds", "3", "--prompt-tokens", "512"),
     ),
-    "decode-4bit": Measurement("One stream over two stages, 4-bit", "decode", ("--model", "25m-4bit", "--rounds", "3")),
-    "comparison": Measurement("Eight streams, 25M, bfloat16", "comparison", ("--rounds", "3")),
+    "decode-4bit": Measurement(
+        "One stream over two stages, 160M, 4-bit",
+        "decode",
+        ("--model", "160m-4bit", "--rounds", "3", "--prompt-tokens", "512"),
+    ),
+    "comparison": Measurement("Eight streams, 25M, bfloat16", "comparison", ("--rounds", "5")),
     "comparison-float32": Measurement(
         "Eight streams, 25M, float32", "comparison", ("--model", "25m-float32", "--rounds", "3")
     ),
