@@ -28,7 +28,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     messages: chat messages (`role`, `content`) for the model's chat template; text: a raw prompt, no template;
     tokens: a raw prompt as token ids. max_tokens: None lets the coordinator take its default, cut to the context.
-    scope: requests of different scopes share no cached prefix. mode: an override of USE_DISTRIBUTED_INFERENCE ("auto" | "always" | "never"); strategy: a strategy name.
+    scope: requests of different scopes share no cached prefix. mode: an override of USE_DISTRIBUTED_INFERENCE
+    ("auto" | "always" | "never"); strategy: a strategy name.
     """
 
     messages: tuple[dict[str, str], ...] | None = None

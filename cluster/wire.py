@@ -214,9 +214,9 @@ class InspectModel(Message, frozen=True, kw_only=True):
 
 
 class KvSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """The kind of KV cache, a key of `workers.kv_cache.KINDS`; the rest is for the kinds that take it, None for their default.
+    """The kind of KV cache, a key of `workers.kv_cache.KINDS`, and for the kinds that take them its parameters.
 
-    bits: width of quantized keys and values; key_bits and value_bits win over it. group_size: numbers that share one
+    None is a kind's default. bits: width of quantized keys and values; key_bits and value_bits win over it. group_size: numbers that share one
     scale. max_tokens: of one sequence, prompt and answer together (static), or kept at most (rotating). keep: first
     tokens that a rotating cache never forgets.
     """
@@ -295,9 +295,9 @@ class Shutdown(Message, frozen=True, kw_only=True):
 class OpenSequence(Message, frozen=True, kw_only=True):
     """A sequence begins on a stage, before its first step.
 
-    max_length: the most tokens that it can come to. history: the last ids before the first sampled one, which penalties look at. Buffer 0: keys of the parts that
-    its cache begins with. Passed on from stage to stage, so
-    that it stays in front of the sequence's steps.
+    max_length: the most tokens that it can come to. history: the last ids before the first sampled one, which penalties
+    look at. Buffer 0: keys of the parts that its cache begins with. Passed on from stage to stage, so that it stays in
+    front of the sequence's steps.
     """
 
     sequence: int

@@ -1,8 +1,9 @@
 """Parts of caches as files: written in the background, renamed into place, believed only when every check holds.
 
-A file is `KEY-CHECKSUM-TOKENS.safetensors` in a folder named after the model and the signature of everything else (layers,
-dtype, kind of cache, version of this format), in mlx-lm's own prompt-cache layout. A file whose checksum is wrong, whose name or whose inner key does not
-fit, or that mlx-lm cannot read is ignored, counted and removed. The least recently used files go first.
+A file is `KEY-CHECKSUM-TOKENS.safetensors` in a folder named after the model and the signature of everything else
+(layers, dtype, kind of cache, version of this format), in mlx-lm's own prompt-cache layout. A file whose checksum is
+wrong, whose name or whose inner key does not fit, or that mlx-lm cannot read is ignored, counted and removed. The least
+recently used files go first.
 """
 
 import hashlib

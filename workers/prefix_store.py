@@ -1,9 +1,9 @@
 """What one stage keeps of past sequences, in memory and on disk, under the names that the head's directory gives.
 
-Owns the bytes; decides only what is in memory beside the disk: a part goes to disk when the worker has nothing else to do,
-or when it must leave memory. A part holds a copy of each distinct
-entry of a stage's cache: for a block, of just the tokens [start, end); for a snapshot (caches that cannot be cut), of
-everything up to `end`. All methods belong to the MLX thread.
+Owns the bytes; decides only what is in memory beside the disk: a part goes to disk when the worker has nothing else to
+do, or when it must leave memory. A part holds a copy of each distinct entry of a stage's cache: for a block, of just
+the tokens [start, end); for a snapshot (caches that cannot be cut), of everything up to `end`. All methods belong to the
+MLX thread.
 """
 
 import copy
