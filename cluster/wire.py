@@ -216,9 +216,9 @@ class InspectModel(Message, frozen=True, kw_only=True):
 class KvSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The kind of KV cache, a key of `workers.kv_cache.KINDS`, and for the kinds that take them its parameters.
 
-    None is a kind's default. bits: width of quantized keys and values; key_bits and value_bits win over it. group_size: numbers that share one
-    scale. max_tokens: of one sequence, prompt and answer together (static), or kept at most (rotating). keep: first
-    tokens that a rotating cache never forgets.
+    None is a kind's default. bits: width of quantized keys and values; key_bits and value_bits win over it. group_size:
+    numbers that share one scale. max_tokens: of one sequence, prompt and answer together (static), or kept at most
+    (rotating). keep: first tokens that a rotating cache never forgets.
     """
 
     kind: str = "dynamic"
