@@ -16,6 +16,9 @@ from dataclasses import dataclass
 MIN_TOKENS = 16
 # Beyond this, larger chunks gain nothing worth the wait of whoever comes in between.
 MAX_TOKENS = 512
+# Whoever comes in between waits for a chunk to end, so on a slow machine one takes no longer than this, unless half of it
+# is the fixed part.
+LONGEST_S = 2.0
 # Of one prompt; more, and the time between chunks outweighs a shorter way through the stages.
 MAX_CHUNKS = 32
 _SMOOTHING = 0.2
@@ -51,7 +54,7 @@ class ChunkCost:
 class ChunkSize:
     """The chunk size of one head. cost: measured at load; fixed_tokens: the user's choice, which wins over all."""
 
-    def __init__(self, *, num_stages: int, cost: ChunkCost | None, fixed_tokens: int | None):
+    def __init__(self, *, num_stages: int, cost: ChunkCost, fixed_tokens: int | None):
         self._num_stages = num_stages
         self._cost = cost
         self._fixed_tokens = fixed_tokens
@@ -71,10 +74,9 @@ class ChunkSize:
 
     def observe_chunk(self, start: int, tokens: int, seconds: float) -> None:
         """A chunk of tokens [start, start + tokens) took this long on the head's own stage."""
-        if self._cost is not None:
-            beyond_s = seconds - self._cost.fixed_s - tokens * self._cost.token_s
-            self._slope = _MEMORY * self._slope + beyond_s * tokens * start
-            self._spread = _MEMORY * self._spread + (tokens * start) ** 2
+        beyond_s = seconds - self._cost.fixed_s - tokens * self._cost.token_s
+        self._slope = _MEMORY * self._slope + beyond_s * tokens * start
+        self._spread = _MEMORY * self._spread + (tokens * start) ** 2
 
     @property
     def context_s(self) -> float:
@@ -89,14 +91,13 @@ class ChunkSize:
         """
         if self._fixed_tokens is not None:
             return self._fixed_tokens
-        if self._cost is None:
-            return MAX_TOKENS
         token_s = self._cost.token_s + computed_tokens * self.context_s
         best = float(MAX_TOKENS)
         if self._num_stages > 1:
             best = math.sqrt(prefill_tokens * self._cost.fixed_s / ((self._num_stages - 1) * token_s))
             best = max(best, prefill_tokens / MAX_CHUNKS)
+        affordable_s = max(LONGEST_S, 2 * self._cost.fixed_s)
         if num_decoding and self._decode_s is not None:
-            affordable_s = (num_decoding + 1) * self._decode_s - self._cost.fixed_s
-            best = min(best, affordable_s / token_s)
+            affordable_s = min(affordable_s, (num_decoding + 1) * self._decode_s)
+        best = min(best, (affordable_s - self._cost.fixed_s) / token_s)
         return max(MIN_TOKENS, min(MAX_TOKENS, int(best)))

@@ -233,7 +233,7 @@ class Engine:
                 route,
                 chunk_size=ChunkSize(
                     num_stages=len(route),
-                    cost=self._stages.chunk_costs.get(route),
+                    cost=self._stages.chunk_costs[route],
                     fixed_tokens=self._stages.fixed_chunk_tokens,
                 ),
                 max_rows=self._stages.max_rows,

@@ -4,6 +4,7 @@ Reads exactly the weights of the worker's layers, or of the full model where the
 chunks cost here. On the MLX thread; sends nothing.
 """
 
+import functools
 import logging
 import time
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from workers.split_model import Layers, SplitModel
 
 log = logging.getLogger(__name__)
 
-# Chunks tried at load, smallest first, until they took this long.
+# Chunks tried at load, smallest first: two, and more until they took this long.
 _TRIED_CHUNKS = (16, 32, 64, 128, 256, 512)
 _TRIED_CHUNKS_S = 0.4
 # Sequences whose caches are merged into one decode batch.
@@ -42,7 +43,7 @@ class LoadedStages(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     executors: dict[Route, StageExecutor] = {}
-    chunk_costs: dict[Route, ChunkCost | None] = {}
+    chunk_costs: dict[Route, ChunkCost] = {}
     prefixes: tuple[KeptPrefix, ...] = ()
     max_rows: int = 1
     fixed_chunk_tokens: int | None = None
@@ -76,7 +77,8 @@ def load_stages(name: str, plan: LoadStage, progress: Callable[[int], None]) -> 
         executors[route] = StageExecutor(model, stage, last_position_only=plan.last_position_only, prefixes=kept, kv=kv)
         prefixes.append(KeptPrefix(route=route, needs=needs))
         if route[0] == name:
-            chunk_costs[route] = _measure_chunks(model, layers)
+            chunk_costs[route] = chunk_cost(functools.partial(_measure_chunk, model, layers))
+            log.info("chunks of layers %s cost %s", layers, chunk_costs[route])
     mx.clear_cache()
     batches = plan.batches and (kv is None or model.kv_kind(kv.kind).batches(kv))
     return LoadedStages(
@@ -127,19 +129,20 @@ def _prefix_store(
     return PrefixStore(model, layers, memory_bytes=plan.prefix_memory_bytes // num_routes, disk=disk)
 
 
-def _measure_chunks(model: SplitModel, layers: Layers) -> ChunkCost | None:
-    """What chunks cost here, from a few short runs; None when even the smallest take too long to compare."""
+def chunk_cost(measure: Callable[[int], float]) -> ChunkCost:
+    """What chunks cost here, from a few short runs. measure: runs a chunk of so many tokens and gives its seconds."""
+    measure(_TRIED_CHUNKS[0])  # the first run of all is never like the others
     samples: list[tuple[int, float]] = []
-    begun = time.perf_counter()
-    for num_tokens in (_TRIED_CHUNKS[0], *_TRIED_CHUNKS):  # the first run of all is never like the others
-        tokens = mx.zeros((1, num_tokens), mx.int32)
-        cache = model.make_cache(layers)
-        started = time.perf_counter()
-        model.evaluate(model.forward(tokens, layers=layers, cache=cache, last_position_only=True), cache)
-        samples.append((num_tokens, time.perf_counter() - started))
-        if time.perf_counter() - begun > _TRIED_CHUNKS_S:
+    for num_tokens in _TRIED_CHUNKS:
+        samples.append((num_tokens, measure(num_tokens)))
+        if len(samples) > 1 and sum(seconds for _, seconds in samples) > _TRIED_CHUNKS_S:
             break
-    del samples[0]
-    cost = ChunkCost.fit(samples) if len(samples) > 1 else None
-    log.info("chunks of layers %s cost %s", layers, cost)
-    return cost
+    return ChunkCost.fit(samples)
+
+
+def _measure_chunk(model: SplitModel, layers: Layers, num_tokens: int) -> float:
+    tokens = mx.zeros((1, num_tokens), mx.int32)
+    cache = model.make_cache(layers)
+    started = time.perf_counter()
+    model.evaluate(model.forward(tokens, layers=layers, cache=cache, last_position_only=True), cache)
+    return time.perf_counter() - started

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from strategy.chunking import MAX_CHUNKS, MAX_TOKENS, MIN_TOKENS, ChunkCost, ChunkSize
+from strategy.chunking import LONGEST_S, MAX_CHUNKS, MAX_TOKENS, MIN_TOKENS, ChunkCost, ChunkSize
 
 COST = ChunkCost(0.004, 0.001)
 
@@ -33,6 +33,12 @@ def test_two_stages_take_the_chunk_that_is_fastest_in_total():
 def test_one_stage_takes_large_chunks_and_users_choice_wins():
     assert size(num_stages=1).tokens(3000, 0, num_decoding=0) == MAX_TOKENS
     assert size(fixed_tokens=77).tokens(3000, 0, num_decoding=1) == 77
+
+
+def test_on_a_slow_machine_a_chunk_ends_before_the_next_request_has_waited_long():
+    slow = ChunkCost(0.1, 0.03)
+    chosen = size(num_stages=1, cost=slow).tokens(3000, 0, num_decoding=0)
+    assert slow.fixed_s + chosen * slow.token_s == pytest.approx(LONGEST_S, rel=0.05)
 
 
 def test_chunk_costs_a_round_of_decode_steps_and_one_more_while_others_decode():

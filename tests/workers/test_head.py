@@ -4,7 +4,7 @@ import pytest
 
 from cluster.requests import Sampling
 from cluster.wire import CloseSequence, Generate, OpenSequence, PrefillProgress, SequenceFailed, Tokens, Update
-from strategy.chunking import ChunkSize
+from strategy.chunking import ChunkCost, ChunkSize
 from workers.head import HISTORY_TOKENS, PROGRESS_FROM_TOKENS, Head
 
 ROUTE = ("alpha", "beta")
@@ -18,7 +18,9 @@ class Played:
         self.forwarded, self.reported = [], []
         self.head = Head(
             ROUTE,
-            chunk_size=ChunkSize(num_stages=len(ROUTE), cost=None, fixed_tokens=chunk_tokens),
+            chunk_size=ChunkSize(
+                num_stages=len(ROUTE), cost=ChunkCost(fixed_s=0.01, token_s=0.001), fixed_tokens=chunk_tokens
+            ),
             max_rows=max_rows,
             prefixes=None,
             report=self.reported.append,
