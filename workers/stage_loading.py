@@ -130,14 +130,17 @@ def _prefix_store(
 
 
 def chunk_cost(measure: Callable[[int], float]) -> ChunkCost:
-    """What chunks cost here, from a few short runs. measure: runs a chunk of so many tokens and gives its seconds."""
+    """What chunks cost here, from a few short runs. measure: runs a chunk of so many tokens and gives its seconds.
+
+    Each size is tried twice, some time apart, and its faster run counts: other workers load at the same time.
+    """
     measure(_TRIED_CHUNKS[0])  # the first run of all is never like the others
-    samples: list[tuple[int, float]] = []
+    first: dict[int, float] = {}
     for num_tokens in _TRIED_CHUNKS:
-        samples.append((num_tokens, measure(num_tokens)))
-        if len(samples) > 1 and sum(seconds for _, seconds in samples) > _TRIED_CHUNKS_S:
+        first[num_tokens] = measure(num_tokens)
+        if len(first) > 1 and sum(first.values()) > _TRIED_CHUNKS_S:
             break
-    return ChunkCost.fit(samples)
+    return ChunkCost.fit([(num_tokens, min(seconds, measure(num_tokens))) for num_tokens, seconds in first.items()])
 
 
 def _measure_chunk(model: SplitModel, layers: Layers, num_tokens: int) -> float:
