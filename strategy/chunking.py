@@ -3,8 +3,8 @@
 A chunk of c tokens costs a stage `fixed_s + c * token_s`. A prompt of N tokens over S stages, its chunks following each
 other through the stages, takes (S - 1 + N / c) of these, which is least at c = sqrt(N * fixed_s / ((S - 1) * token_s)).
 Attention makes a token dearer the more of them lie before it, by an amount that is learned from the chunks that ran.
-While others decode, a chunk may cost as much as a step of each of their batches and one step more, so that their streams
-become slower but never stop.
+While others decode, a chunk may cost as much as a step of each of their batches and half a step more, so that their
+streams become slower but never stop.
 
 Pure: costs are told, never measured here.
 """
@@ -98,6 +98,6 @@ class ChunkSize:
             best = max(best, prefill_tokens / MAX_CHUNKS)
         affordable_s = max(LONGEST_S, 2 * self._cost.fixed_s)
         if num_decoding and self._decode_s is not None:
-            affordable_s = min(affordable_s, (num_decoding + 1) * self._decode_s)
+            affordable_s = min(affordable_s, (num_decoding + 0.5) * self._decode_s)
         best = min(best, (affordable_s - self._cost.fixed_s) / token_s)
         return max(MIN_TOKENS, min(MAX_TOKENS, int(best)))
