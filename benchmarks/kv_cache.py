@@ -170,7 +170,9 @@ def run(arguments: argparse.Namespace) -> Report:
         distributed = asyncio.run(measure_cluster(model, prompt, lengths, rounds, ends))
         lines += _add(report, "two stages", distributed)
         use = msgspec.structs.replace(use, distributed=_range(distributed))
-    report.fact("kept in", str(write_measured_use(machine.home(), model, use)))
+    home = machine.home()
+    kept = write_measured_use(home, model, use).relative_to(home.root)
+    report.fact("kept in", f"TANDEM_HOME/{kept.as_posix()}")
     report.figure = line_chart("Generation with and without a KV cache", "tokens generated", "seconds", lines)
     return report
 
