@@ -8,24 +8,17 @@ step. A thread of the class SCHED_BATCH waits until the other has handed over ev
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
 
 import mlx.core as mx
 
 
-def start_compute_thread() -> None:
-    """Have MLX start its thread, in the class SCHED_BATCH where there is one; before this thread uses MLX otherwise."""
-    with _new_threads_in_batch_class():
+def put_compute_thread_in_batch_class() -> None:
+    """Where there is SCHED_BATCH, have MLX start its thread in that class. Before this thread uses MLX otherwise."""
+    if sys.platform != "linux" or os.sched_getscheduler(0) != os.SCHED_OTHER:
+        return
+    with contextlib.suppress(OSError):  # some containers forbid it
+        os.sched_setscheduler(
+            0, os.SCHED_BATCH, os.sched_param(0)
+        )  # a new thread has the class of the one that starts it
         mx.eval(mx.zeros(1) + 1)
-
-
-@contextlib.contextmanager
-def _new_threads_in_batch_class() -> Iterator[None]:
-    if sys.platform == "linux" and os.sched_getscheduler(0) == os.SCHED_OTHER:
-        with contextlib.suppress(OSError):  # some containers forbid it
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-        yield
-        with contextlib.suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-    else:
-        yield
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))

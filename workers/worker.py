@@ -16,7 +16,7 @@ import msgspec
 
 from cluster.transport import ZmqInbox, ZmqOutbox
 from cluster.wire import PROTOCOL, Envelope, Join, Peer, Rejected, Shutdown, Welcome
-from workers.compute_thread import start_compute_thread
+from workers.compute_thread import put_compute_thread_in_batch_class
 from workers.engine import Engine
 from workers.trace import open_trace
 
@@ -50,7 +50,7 @@ class Worker:
 
     def run(self) -> None:
         """Join and work until told to stop."""
-        start_compute_thread()
+        put_compute_thread_in_batch_class()
         self._inbox.start()
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
         if self._options.supervised:

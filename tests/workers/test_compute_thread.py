@@ -6,9 +6,9 @@ import pytest
 
 CHILD = """
 import os, psutil
-from workers.compute_thread import start_compute_thread
+from workers.compute_thread import put_compute_thread_in_batch_class
 before = {thread.id for thread in psutil.Process().threads()}
-start_compute_thread()
+put_compute_thread_in_batch_class()
 import mlx.core as mx
 mx.eval(mx.zeros((64, 64)) @ mx.zeros((64, 64)))
 begun = {thread.id for thread in psutil.Process().threads()} - before
