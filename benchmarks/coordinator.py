@@ -26,7 +26,7 @@ from benchmarks.support.many_streams import Arrivals, read_streams
 from benchmarks.support.random_models import MARK, SIZES, ensure_model
 from benchmarks.support.reporting import Report, add_output_arguments
 from cluster.config import ApiSettings, ModelSettings, Settings, WorkerSettings
-from cluster.home import Home
+from protocol.home import Home
 
 MODEL = "25m-4bit"
 _PATIENCE_S = 60.0

@@ -19,7 +19,7 @@ from benchmarks.support.arithmetic import summarize, turns
 from benchmarks.support.figures import Bar, bar_chart
 from benchmarks.support.hop_ends import WAYS, Address, Link, make_link
 from benchmarks.support.reporting import Report, add_output_arguments
-from workers import payload
+from workers.model import payload
 
 # (what, tokens, width): bfloat16, so 8 KB and 4 MB.
 PAYLOADS = (("decode, 8 KB", 1, 4096), ("chunk, 4 MB", 512, 4096))

@@ -27,10 +27,10 @@ from benchmarks.support.figures import Line, line_chart
 from benchmarks.support.one_device import Generated, OneDevice
 from benchmarks.support.random_models import ensure_model, known_models
 from benchmarks.support.reporting import Report, add_output_arguments
-from cluster.cache_use import write_measured_use
 from cluster.config import BUNDLED_MODEL
-from cluster.model_files import read_config
-from cluster.processes import find_openblas, worker_environment
+from cluster.membership.local import find_openblas, worker_environment
+from cluster.planning.model_files import read_config
+from cluster.serving.cache_use import write_measured_use
 from strategy.cache_use import MeasuredUse, PayingRange, paying_range
 
 LENGTHS = (5, 10, 20, 30, 50, 80, 120, 200, 400)

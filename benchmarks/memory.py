@@ -17,7 +17,8 @@ from benchmarks.support.figures import Bar, bar_chart
 from benchmarks.support.prompts import PromptMaker
 from benchmarks.support.random_models import ensure_model, known_models
 from benchmarks.support.reporting import Report, add_output_arguments
-from cluster.model_files import ModelSizes, read_sizes
+from cluster.planning.model_files import read_sizes
+from strategy.partition import ModelSizes
 
 MAX_OVERHEAD_BYTES = 350e6
 # A limit for each worker, as a share of the model: above an even part with its headroom, below the whole.

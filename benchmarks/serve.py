@@ -21,7 +21,7 @@ from benchmarks.support.figures import Bar, bar_chart
 from benchmarks.support.load import Load, Round, add_rounds, run_in_turns
 from benchmarks.support.prompts import PromptMaker
 from benchmarks.support.reporting import Report, add_output_arguments
-from cluster.errors import TandemError
+from protocol.errors import TandemError
 
 DEFAULT_URL = "http://127.0.0.1:8420"
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 import msgspec
 from msgspec import Meta
 
-from cluster.errors import UsageError
+from protocol.errors import UsageError
 
 Mode = Literal["auto", "always", "never"]
 Policy = Literal["thresholds", "measured"]

@@ -20,17 +20,17 @@ from typing import Any
 
 import msgspec
 
-from cluster.cache_use import read_measured_use
+from cluster.api.app import build_app
+from cluster.api.server import bind, serve
 from cluster.config import Settings
-from cluster.control import ControlPlane
-from cluster.errors import TandemError
-from cluster.home import ClusterState, Home, ProcessIdentity
-from cluster.http.app import build_app
-from cluster.http.server import bind, serve
-from cluster.logs import configure_logging
-from cluster.model_files import check_weights, resolve_model
-from cluster.requests import Service
-from cluster.service import GenerationService
+from cluster.planning.control import ControlPlane
+from cluster.planning.model_files import check_weights, resolve_model
+from cluster.serving.cache_use import read_measured_use
+from cluster.serving.requests import Service
+from cluster.serving.service import GenerationService
+from protocol.errors import TandemError
+from protocol.home import ClusterState, Home, ProcessIdentity
+from protocol.logs import configure_logging
 
 log = logging.getLogger(__name__)
 
@@ -167,7 +167,7 @@ class Coordinator:
 
 def _load_prompts(model_path: Path) -> Any:
     # Importing the tokenizer takes a second, which the workers' own start hides.
-    from cluster.prompts import Prompts
+    from cluster.serving.prompts import Prompts
 
     return Prompts.load(model_path)
 

@@ -7,11 +7,11 @@ import signal
 import sys
 from pathlib import Path
 
-from cluster.errors import TandemError
-from cluster.home import Home
-from cluster.join_token import read_token
-from cluster.logs import configure_logging
-from cluster.wire import Peer
+from protocol.errors import TandemError
+from protocol.home import Home
+from protocol.join_token import read_token
+from protocol.logs import configure_logging
+from protocol.values import Peer
 
 
 def _arguments() -> argparse.Namespace:

@@ -14,11 +14,13 @@ from typing import TextIO
 
 import msgspec
 
-from cluster.transport import ZmqInbox, ZmqOutbox
-from cluster.wire import PROTOCOL, Envelope, Join, Peer, Rejected, Shutdown, Welcome
-from workers.compute_thread import put_compute_thread_in_batch_class
-from workers.engine import Engine
-from workers.trace import open_trace
+from protocol.codec import PROTOCOL, Envelope
+from protocol.messages import Join, Rejected, Shutdown, Welcome
+from protocol.transport import ZmqInbox, ZmqOutbox
+from protocol.values import Peer
+from workers.engine.compute_thread import put_compute_thread_in_batch_class
+from workers.engine.engine import Engine
+from workers.engine.trace import open_trace
 
 log = logging.getLogger(__name__)
 

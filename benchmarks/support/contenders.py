@@ -21,7 +21,7 @@ import psutil
 
 from benchmarks.support.client import Target, get_json
 from benchmarks.support.machine import CHECKOUT, blas_of, free_port, pin_each
-from cluster.processes import worker_environment
+from cluster.membership.local import worker_environment
 
 START_LIMIT_S = 180.0
 _END_GRACE_S = 5.0

@@ -4,10 +4,11 @@ import asyncio
 import sys
 from pathlib import Path
 
-from cluster import control, coordinator
-from cluster.home import Home
-from cluster.processes import WorkerProcess
-from cluster.wire import Peer
+from cluster import coordinator
+from cluster.membership.local import WorkerProcess
+from cluster.planning import control
+from protocol.home import Home
+from protocol.values import Peer
 
 
 class FakeWorkerProcess(WorkerProcess):

@@ -17,26 +17,25 @@ from pathlib import Path
 
 import msgspec
 
-from cluster.join_token import read_token
-from cluster.transport import ZmqInbox, ZmqOutbox
-from cluster.wire import (
-    PROTOCOL,
-    Envelope,
+from protocol.codec import PROTOCOL, Envelope
+from protocol.join_token import read_token
+from protocol.messages import (
     Generate,
     Heartbeat,
     Inspected,
     InspectModel,
     Join,
     KeptPrefix,
-    KvNeeds,
     Loaded,
     LoadStage,
     Message,
-    Peer,
     Shutdown,
     Tokens,
     Update,
 )
+from protocol.transport import ZmqInbox, ZmqOutbox
+from protocol.values import Peer, Route
+from strategy.memory import KvNeeds
 
 PACE_FILE = "pace.json"
 SENT_FILE = "sent.msgpack"
@@ -122,7 +121,7 @@ class FakeStages:
             self._send(self._inspected())
         elif isinstance(message, LoadStage):
             nothing = KvNeeds(fixed_bytes=0, growth=(), snapshots=False)
-            kept = (KeptPrefix(route=(self._name,), needs=nothing),)
+            kept = (KeptPrefix(route=Route((self._name,)), needs=nothing),)
             self._send(Loaded(worker=self._name, weights_bytes=0, prefixes=kept), (b"", b""))
         elif isinstance(message, Generate):
             self._waiting[message.sequence] = message

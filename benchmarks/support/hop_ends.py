@@ -14,9 +14,11 @@ import msgspec
 import numpy as np
 import zmq  # to measure what encryption costs: the transport has no way without it
 
-from cluster.transport import ZmqInbox, ZmqOutbox
-from cluster.wire import Envelope, Peer, Row, Step
-from workers import payload
+from protocol.codec import Envelope
+from protocol.messages import Row, Step
+from protocol.transport import ZmqInbox, ZmqOutbox
+from protocol.values import Peer, Route
+from workers.model import payload
 
 _LENGTH = struct.Struct(">Q")
 WAYS = ("tandem", "zeromq", "tcp")
@@ -61,7 +63,7 @@ class TandemLink:
         tokens = np.zeros((1, array.shape[1]), np.int32)
         step = Step(
             number=1,
-            route=("worker-0", "worker-1"),
+            route=Route(("worker-0", "worker-1")),
             slot=-1,
             cached=True,
             rows=(Row(1, 0, sample=False),),

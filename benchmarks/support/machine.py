@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from cluster.home import Home
+from protocol.home import Home
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 _BLAS_NAMES = ("openblas", "Accelerate", "mkl", "blis")

@@ -8,10 +8,10 @@ import mlx.core as mx
 import msgspec
 
 from benchmarks.support import machine
-from workers.inspection import inspect
+from workers.cache.stage_cache import StageCache
 from workers.kv_cache import KINDS, KvSettings
-from workers.split_model import SplitModel
-from workers.stage_cache import StageCache
+from workers.model.inspection import inspect
+from workers.model.split_model import SplitModel
 
 
 class Generated(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from benchmarks.support.machine import CHECKOUT, blas_of, pin
-from cluster.processes import worker_environment
+from cluster.membership.local import worker_environment
 
 _ANSWER_LIMIT_S = 600.0
 

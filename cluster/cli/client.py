@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from cluster.errors import TandemError
+from protocol.errors import TandemError
 
 _CONNECT_TIMEOUT_S = 5.0
 _STREAM_TIMEOUT_S = 900.0

@@ -14,9 +14,9 @@ import psutil
 
 from cluster.cli.session import Session
 from cluster.cli.showing import size_text
-from cluster.errors import TandemError
-from cluster.model_files import check_weights, read_config, weight_files
-from cluster.processes import find_openblas
+from cluster.membership.local import find_openblas
+from cluster.planning.model_files import check_weights, read_config, weight_files
+from protocol.errors import TandemError
 
 _IMPORT_LIMIT_S = 60.0
 

@@ -13,7 +13,7 @@ from cluster.cli.client import ApiRequestFailed, Client
 from cluster.cli.session import Session
 from cluster.cli.showing import explain_lines
 from cluster.config import mode_from_environment
-from cluster.errors import TandemError, UsageError
+from protocol.errors import TandemError, UsageError
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,8 +4,8 @@ import time
 from collections import deque
 from pathlib import Path
 
-from cluster.errors import TandemError, UsageError
-from cluster.home import Home
+from protocol.errors import TandemError, UsageError
+from protocol.home import Home
 
 _POLL_S = 0.25
 

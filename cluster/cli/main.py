@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cluster.errors import TandemError, UsageError
+from protocol.errors import TandemError, UsageError
 
 if TYPE_CHECKING:
     from cluster.cli.generating import Options
@@ -274,7 +274,7 @@ def worker(address: str, token: str, name: str | None) -> None:
     """Join this machine as a worker to a cluster elsewhere."""
     import platform
 
-    from cluster.processes import default_memory_limit, worker_environment
+    from cluster.membership.local import default_memory_limit, worker_environment
 
     session = _session()
     session.home.create()
@@ -315,7 +315,7 @@ def logs(name: str | None, num_lines: int, *, following: bool) -> None:
 def doctor(*, architectures: bool) -> None:
     """Check this machine: Python, MLX, BLAS, memory, model."""
     if architectures:
-        _become("workers.inspection", ["--all"], dict(os.environ))
+        _become("workers.model.inspection", ["--all"], dict(os.environ))
     from cluster.cli.doctor import examine
 
     num_problems = 0

@@ -17,8 +17,8 @@ from cluster.cli.starting import Started, Starter
 from cluster.cli.stopping import read_state
 from cluster.cli.terminal import Terminal
 from cluster.config import Flags, Resolved, Settings, load_settings
-from cluster.errors import TandemError
-from cluster.home import ClusterState, Home
+from protocol.errors import TandemError
+from protocol.home import ClusterState, Home
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 _READY_LIMIT_S = 600.0

@@ -20,8 +20,8 @@ import msgspec
 from cluster.cli.stopping import end_cluster, end_leftovers, read_state
 from cluster.cli.terminal import Terminal
 from cluster.config import Resolved
-from cluster.errors import TandemError
-from cluster.home import ClusterState, Home, ProcessIdentity
+from protocol.errors import TandemError
+from protocol.home import ClusterState, Home, ProcessIdentity
 
 COORDINATOR = (sys.executable, "-m", "cluster.coordinator")
 _LOCK_PATIENCE_S = 0.2

@@ -7,7 +7,7 @@ killed or hangs, is ended here. Only processes whose identity matches are ever s
 import contextlib
 
 from cluster.cli.terminal import Terminal
-from cluster.home import ClusterState, DamagedState, Home, ProcessIdentity
+from protocol.home import ClusterState, DamagedState, Home, ProcessIdentity
 
 DRAIN_LIMIT_S = 35.0
 _WORKER_GRACE_S = 3.0

@@ -16,8 +16,8 @@ from benchmarks.support.random_models import SIZES, num_parameters
 from benchmarks.support.random_models import configuration as model_configuration
 from benchmarks.support.reporting import Report, as_markdown
 from cluster.config import Flags, load_settings
-from cluster.wire import decode, encode
-from tests.cluster.tiny_tokenizer import write_tokenizer
+from protocol.codec import decode, encode
+from tests.support.tiny_tokenizer import write_tokenizer
 
 
 def test_prompts_have_exactly_the_tokens_asked_for(tmp_path):

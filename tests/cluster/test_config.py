@@ -13,7 +13,7 @@ from cluster.config import (
     mode_from_environment,
     parse_size,
 )
-from cluster.errors import UsageError
+from protocol.errors import UsageError
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 

@@ -4,7 +4,7 @@ from contextlib import closing
 
 import pytest
 
-from tests.integration.running_cluster import RunningCluster
+from tests.support.running_cluster import RunningCluster
 from workers.zoo import make_tiny_model
 
 

@@ -7,8 +7,8 @@ import httpx
 import openai
 import pytest
 
-from tests.integration.running_cluster import wait_until
-from tests.workers.in_process_cluster import alone
+from tests.support.in_process_cluster import alone
+from tests.support.running_cluster import wait_until
 
 END_ID = 1  # of the tiny models' tokenizer
 PROMPT = list(range(30, 60))

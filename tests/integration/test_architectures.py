@@ -6,8 +6,8 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from tests.integration.running_cluster import RunningCluster
-from tests.workers.in_process_cluster import alone
+from tests.support.in_process_cluster import alone
+from tests.support.running_cluster import RunningCluster
 from workers.zoo import make_tiny_model
 
 ARCHITECTURES = (

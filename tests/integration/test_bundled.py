@@ -7,8 +7,8 @@ from contextlib import closing
 import pytest
 from mlx_lm.utils import load_tokenizer
 
-from tests.integration.running_cluster import CHECKOUT, RunningCluster
-from tests.workers.in_process_cluster import alone
+from tests.support.in_process_cluster import alone
+from tests.support.running_cluster import CHECKOUT, RunningCluster
 
 MODEL = CHECKOUT / "models" / "tandem-demo"
 QUESTIONS = tomllib.loads((CHECKOUT / "models" / "questions.toml").read_text("utf-8"))["question"]

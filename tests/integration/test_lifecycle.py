@@ -13,8 +13,8 @@ import httpx
 import psutil
 import pytest
 
-from cluster.home import ClusterState, Home, ProcessIdentity
-from tests.integration.running_cluster import wait_until
+from protocol.home import ClusterState, Home, ProcessIdentity
+from tests.support.running_cluster import wait_until
 
 NOTICED_S = 3.0
 PROMPT = list(range(30, 60))
@@ -166,7 +166,7 @@ def test_terminated_coordinator_lets_a_running_request_finish(cluster, tiny_mode
 
 
 def test_foreground_cluster_ends_with_its_command(cluster, tiny_model):
-    from tests.integration.running_cluster import CHECKOUT, launcher
+    from tests.support.running_cluster import CHECKOUT, launcher
 
     process = subprocess.Popen(
         [*launcher(), "start", "--foreground", "--port", str(cluster.port), "--model", str(tiny_model)],

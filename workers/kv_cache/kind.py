@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from mlx import nn
 from mlx_lm.models.cache import KVCache
 
-from cluster.wire import KvSettings
+from protocol.values import KvSettings
 
 
 class CacheFull(ValueError):

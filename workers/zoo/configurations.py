@@ -18,7 +18,7 @@ from typing import Any
 import mlx_lm.models
 from mlx_lm.utils import MODEL_ARCHITECTURE_REMAPPING, MODEL_REMAPPING
 
-from cluster.errors import ModelError
+from protocol.errors import ModelError
 
 _NOT_ARCHITECTURES = frozenset({"base", "cache", "mla", "pipeline", "rope_utils", "ssm", "switch_layers"})
 

@@ -1,0 +1,164 @@
+"""The routes of the HTTP API and who may call them.
+
+Endpoints validate, ask the service, and give a response; every error, expected or not, leaves as an OpenAI error object.
+"""
+
+import hashlib
+import hmac
+from collections.abc import Awaitable, Callable, Collection
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from cluster.api.body import json_object
+from cluster.api.failures import error_response
+from cluster.api.generation import GenerationResponse
+from cluster.api.openai_requests import ApiRequest, parse_chat, parse_completion, parse_explain
+from cluster.api.openai_responses import model_object
+from cluster.serving.requests import ModelInfo, Service
+from protocol.errors import ApiError, NotFound, Unauthorized, Unavailable
+
+OPEN_PATHS = frozenset({"/health"})
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def build_app(
+    service: Service, *, api_key: str | None = None, model_ids: Collection[str] = (), scope_by_key: bool = False
+) -> Starlette:
+    """The ASGI application over `service`.
+
+    api_key: every path but /health then asks for it as a bearer token. model_ids: further names of the loaded model
+    (its directory and the directory's name), besides its id and "default". scope_by_key: requests with different keys
+    share no cached prefix.
+    """
+    endpoints = _Endpoints(service, frozenset(model_ids), scope_by_key=scope_by_key)
+    app = Starlette(
+        routes=[
+            Route("/v1/chat/completions", _guarded(endpoints.chat), methods=["POST"]),
+            Route("/v1/completions", _guarded(endpoints.completion), methods=["POST"]),
+            Route("/v1/explain", _guarded(endpoints.explain), methods=["POST"]),
+            Route("/v1/conversations/{conversation}", _guarded(endpoints.forget), methods=["DELETE"]),
+            Route("/v1/models", _guarded(endpoints.models), methods=["GET"]),
+            Route("/v1/models/{model_id:path}", _guarded(endpoints.model), methods=["GET"]),
+            Route("/health", _guarded(endpoints.health), methods=["GET"]),
+            Route("/status", _guarded(endpoints.status), methods=["GET"]),
+        ],
+        middleware=[Middleware(_BearerAuth, api_key=api_key)] if api_key is not None else [],
+        exception_handlers={HTTPException: _routing_error},
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+class _Endpoints:
+    """The endpoints, each a plain function of its request."""
+
+    def __init__(self, service: Service, model_ids: frozenset[str], *, scope_by_key: bool) -> None:
+        self._service = service
+        self._model_ids = model_ids | {"default"}
+        self._scope_by_key = scope_by_key
+
+    async def chat(self, request: Request) -> Response:
+        parsed = self._scoped(parse_chat(await json_object(request)), request)
+        return GenerationResponse(self._service, parsed, "chat", self._model(parsed).id)
+
+    async def completion(self, request: Request) -> Response:
+        parsed = self._scoped(parse_completion(await json_object(request)), request)
+        return GenerationResponse(self._service, parsed, "completion", self._model(parsed).id)
+
+    def _scoped(self, parsed: ApiRequest, request: Request) -> ApiRequest:
+        if not self._scope_by_key:
+            return parsed
+        scope = hashlib.blake2b(request.headers.get("authorization", "").encode(), digest_size=16).hexdigest()
+        return msgspec.structs.replace(parsed, generation=msgspec.structs.replace(parsed.generation, scope=scope))
+
+    async def forget(self, request: Request) -> Response:
+        conversation = request.path_params["conversation"]
+        self._service.forget_conversation(conversation)
+        return JSONResponse({"id": conversation, "object": "conversation", "deleted": True})
+
+    async def explain(self, request: Request) -> Response:
+        parsed = parse_explain(await json_object(request))
+        self._model(parsed)
+        return JSONResponse(await self._service.explain(parsed.generation))
+
+    async def models(self, _request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [model_object(model) for model in self._service.models()]})
+
+    async def model(self, request: Request) -> Response:
+        return JSONResponse(model_object(self._find(request.path_params["model_id"])))
+
+    async def health(self, _request: Request) -> Response:
+        state = self._service.state()
+        return JSONResponse({"state": state}, 200 if state == "ready" else 503)
+
+    async def status(self, _request: Request) -> Response:
+        return JSONResponse(self._service.status())
+
+    def _model(self, parsed: ApiRequest) -> ModelInfo:
+        return self._find("default" if parsed.model is None else parsed.model)
+
+    def _find(self, name: str) -> ModelInfo:
+        models = self._service.models()
+        if not models:
+            raise Unavailable("No model is loaded yet; try again when /health says ready.")
+        for model in models:
+            if name == model.id:
+                return model
+        if name in self._model_ids:
+            return models[0]
+        error = NotFound(
+            f"The model {name[:200]!r} is not loaded; this cluster serves {models[0].id!r}.", param="model"
+        )
+        error.code = "model_not_found"
+        raise error
+
+
+def _guarded(endpoint: Endpoint) -> Endpoint:
+    async def answer(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except ClientDisconnect:
+            return Response(status_code=400)  # nobody is there to read it
+        except Exception as error:  # noqa: BLE001 - the request's boundary: every error becomes a response
+            return error_response(error)
+
+    return answer
+
+
+async def _routing_error(request: Request, error: Exception) -> Response:
+    """Starlette's own errors: no such path, or a path that does not take this method."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 405:
+        api_error = ApiError(f"{request.url.path} does not take {request.method}.")
+        api_error.error_type, api_error.code = "invalid_request_error", "method_not_allowed"
+    else:
+        api_error = NotFound(f"There is no {request.url.path[:200]}.")
+    api_error.status = error.status_code
+    response = error_response(api_error)
+    response.headers.update(error.headers or {})
+    return response
+
+
+class _BearerAuth:
+    """Lets through what carries `Authorization: Bearer <api_key>`, and the open paths."""
+
+    def __init__(self, app: ASGIApp, api_key: str) -> None:
+        self._app = app
+        self._expected = b"Bearer " + api_key.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+            given = dict(scope["headers"]).get(b"authorization", b"")
+            if not hmac.compare_digest(given, self._expected):
+                error = Unauthorized("This cluster asks for an API key; send it as 'Authorization: Bearer KEY'.")
+                await error_response(error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)

@@ -1,0 +1,72 @@
+"""Reading a request's body: bounded in size and time, then strict JSON.
+
+A body over the limit is read to its end without being kept, because a client that is still sending does not see an
+answer that comes before it is done.
+"""
+
+import asyncio
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+
+from protocol.errors import ApiError, BadRequest, TooLarge
+
+BODY_LIMIT_BYTES = 16 * 2**20
+DISCARD_LIMIT_BYTES = 256 * 2**20
+BODY_TIMEOUT_S = 60.0
+
+
+async def json_object(request: Request) -> dict[str, Any]:
+    """The body as a JSON object. Raises BadRequest, TooLarge, or ClientDisconnect when the client went away."""
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            data = await _read(request)
+    except TimeoutError:
+        raise BadRequest(f"The body did not arrive within {BODY_TIMEOUT_S:.0f} seconds.") from None
+    return decode_object(data)
+
+
+def decode_object(data: bytes | bytearray) -> dict[str, Any]:
+    """JSON bytes as an object (of repeated names the last counts). Raises BadRequest."""
+    try:
+        value = msgspec.json.decode(data)
+    except UnicodeDecodeError as error:
+        raise BadRequest(f"The body is not valid UTF-8: {error.reason}.") from error
+    except RecursionError as error:
+        raise BadRequest("The body is not usable JSON: it is nested too deeply.") from error
+    except msgspec.DecodeError as error:
+        raise BadRequest(f"The body is not valid JSON: {error}.") from error
+    if type(value) is not dict:
+        raise BadRequest("The body must be a JSON object.")
+    return value
+
+
+async def _read(request: Request) -> bytearray:
+    too_large = _declared_length(request) > BODY_LIMIT_BYTES
+    if too_large and request.headers.get("expect", "").lower() == "100-continue":
+        raise _body_too_large()
+    data, discarded = bytearray(), 0
+    async for part in request.stream():
+        if not too_large and len(data) + len(part) <= BODY_LIMIT_BYTES:
+            data += part
+            continue
+        too_large = True
+        discarded += len(part)
+        data.clear()
+        if discarded > DISCARD_LIMIT_BYTES:
+            break
+    if too_large:
+        raise _body_too_large()
+    return data
+
+
+def _declared_length(request: Request) -> int:
+    value = request.headers.get("content-length", "0")
+    return int(value) if value.isdecimal() else 0
+
+
+def _body_too_large() -> ApiError:
+    error = TooLarge(f"The body is larger than {BODY_LIMIT_BYTES // 2**20} MB; send a shorter prompt.")
+    error.code = "request_too_large"
+    return error

@@ -1,0 +1,147 @@
+"""One generation as an ASGI response: the service's events out to the client, as a stream or as one object.
+
+The first event is awaited before any header goes out, so that an error gets its own status. The client is watched all
+the while, also when no token flows: when it goes away, the events are closed at once, which cancels the request.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from cluster.api.failures import as_api_error, error_response
+from cluster.api.openai_requests import ApiRequest
+from cluster.api.openai_responses import AnswerFormat, Kind, event, progress_comment
+from cluster.serving.requests import Delta, Event, Finished, Progress, Routed, Service
+
+logger = logging.getLogger(__name__)
+
+CLOSE_TIMEOUT_S = 5.0
+# In a request's scope: the server's own `send`, without what the framework wraps around it.
+DIRECT_SEND = "tandem.send"
+
+
+class GenerationResponse(Response):
+    """Runs `request` on `service` when awaited. kind: which of the two endpoints asks; model: the id to answer with."""
+
+    def __init__(self, service: Service, request: ApiRequest, kind: Kind, model: str) -> None:
+        super().__init__()
+        self._service = service
+        self._request = request
+        self._kind: Kind = kind
+        self._model = model
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await _until_disconnect(receive, self._answer(scope, receive, send))
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        events = self._service.generate(self._request.generation)
+        try:
+            response = await self._begin(events, scope, send)
+        except Exception as error:  # noqa: BLE001 - the request's boundary: every error becomes a response
+            response = error_response(error)
+        finally:
+            await _close(events)
+        if response is not None:
+            await response(scope, receive, send)
+
+    async def _begin(self, events: AsyncIterator[Event], scope: Scope, send: Send) -> Response | None:
+        """The response to send, or None when it was streamed. Raises what the service raises before the first byte."""
+        routed = await anext(events)
+        assert isinstance(routed, Routed), routed
+        answer = AnswerFormat(
+            self._kind,
+            routed,
+            model=self._model,
+            created=int(time.time()),
+            include_usage=self._request.include_usage,
+        )
+        headers = {"X-Tandem-Strategy": routed.strategy}
+        if self._request.stream:
+            await _start_stream(headers, send)
+            await _stream(events, answer, scope.get(DIRECT_SEND, send))
+            return None
+        return Response(await _collect(events, answer), 200, headers, "application/json")
+
+
+async def _collect(events: AsyncIterator[Event], answer: AnswerFormat) -> bytes:
+    texts: list[str] = []
+    async for item in events:
+        if isinstance(item, Delta):
+            texts.append(item.text)
+        elif isinstance(item, Finished):
+            return answer.whole("".join(texts), item)
+    raise EOFError("the service ended a request without Finished")
+
+
+async def _start_stream(headers: dict[str, str], send: Send) -> None:
+    raw_headers = [(name.lower().encode(), value.encode()) for name, value in (headers | _STREAM_HEADERS).items()]
+    await send({"type": "http.response.start", "status": 200, "headers": raw_headers})
+
+
+async def _stream(events: AsyncIterator[Event], answer: AnswerFormat, send: Send) -> None:
+    """A write for each event. An error goes out as an event, and the stream ends without its end mark."""
+    await _write(send, answer.opening())
+    try:
+        await _stream_events(events, answer, send)
+    except Exception as error:  # noqa: BLE001 - the request's boundary: every error becomes an event
+        await _write(send, event(as_api_error(error).body()), more=False)
+
+
+async def _stream_events(events: AsyncIterator[Event], answer: AnswerFormat, send: Send) -> None:
+    async for item in events:
+        if isinstance(item, Delta):
+            if item.text:
+                await _write(send, answer.text(item.text))
+        elif isinstance(item, Progress):
+            await _write(send, progress_comment(item))
+        elif isinstance(item, Finished):
+            await _write(send, answer.closing(item), more=False)
+            return
+    raise EOFError("the service ended a request without Finished")
+
+
+_STREAM_HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-cache",
+    "X-Accel-Buffering": "no",  # a proxy in between must not collect the stream
+}
+
+
+async def _write(send: Send, data: bytes, *, more: bool = True) -> None:
+    await send({"type": "http.response.body", "body": data, "more_body": more})
+
+
+async def _close(events: AsyncIterator[Event]) -> None:
+    """End the request on the workers, if it has not ended."""
+    aclose = getattr(events, "aclose", None)
+    if aclose is None:
+        return
+    try:
+        await asyncio.wait_for(aclose(), CLOSE_TIMEOUT_S)
+    except Exception:  # the request's boundary: a failing clean-up must not replace the answer
+        logger.exception("closing a request failed")
+
+
+async def _until_disconnect(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+    """Run `work` to its end, or cancel it as soon as the client goes away, and wait until it has cleaned up."""
+    working = asyncio.create_task(work)
+    watching = asyncio.create_task(_disconnected(receive))
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        watching.cancel()
+        working.cancel()
+        results = await asyncio.gather(working, return_exceptions=True)
+    for error in results:
+        if isinstance(error, Exception):
+            raise error
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

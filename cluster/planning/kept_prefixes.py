@@ -1,0 +1,48 @@
+"""What the stages of each route keep of past sequences and what running ones need there, as they said after loading.
+
+Decides which parts a route's head may count on: those that every stage of the route still has. Sends nothing.
+"""
+
+from collections.abc import Mapping
+
+from protocol.messages import KnownPrefix, Loaded
+from protocol.values import Buffer, Route, pack_ids, pack_keys, unpack_ids, unpack_keys
+from strategy.memory import KvNeeds, WorkerBudget, prefix_capacity
+from strategy.prefix import Key
+
+
+class KeptPrefixes:
+    """needs: by route, then worker."""
+
+    def __init__(self) -> None:
+        self.needs: dict[Route, dict[str, KvNeeds]] = {}
+        self._keys: dict[Route, dict[str, list[tuple[Key, int]]]] = {}
+
+    def __repr__(self) -> str:
+        return f"KeptPrefixes({len(self.needs)} routes)"
+
+    def loaded(self, message: Loaded, buffers: tuple[Buffer, ...]) -> None:
+        """A worker loaded its stages; `buffers` as `Loaded` says."""
+        for index, prefix in enumerate(message.prefixes):
+            keys, lengths = unpack_keys(buffers[2 * index]), unpack_ids(buffers[2 * index + 1])
+            self.needs.setdefault(prefix.route, {})[message.worker] = prefix.needs
+            self._keys.setdefault(prefix.route, {})[message.worker] = list(zip(keys, lengths, strict=True))
+
+    def known(
+        self, route: Route, budgets: Mapping[str, WorkerBudget], disk_bytes: int
+    ) -> tuple[KnownPrefix, tuple[bytes, bytes]]:
+        """For a route's head: how many parts may be kept, and which of an earlier life every stage still has.
+
+        disk_bytes: what one worker may keep on disk. A worker shares its room among at most two routes.
+        """
+        needs, keys = self.needs[route], self._keys[route]
+        in_memory = prefix_capacity((need, budgets[name].prefix_bytes // 2) for name, need in needs.items())
+        on_disk = prefix_capacity((need, disk_bytes // 2) for need in needs.values())
+        everywhere = set.intersection(*({key for key, _ in of_worker} for of_worker in keys.values()))
+        kept = [(key, length) for key, length in keys[route.head] if key in everywhere]
+        message = KnownPrefix(
+            route=route,
+            capacity=max(in_memory, on_disk),
+            snapshots=any(need.snapshots for need in needs.values()),
+        )
+        return message, (pack_keys([key for key, _ in kept]), pack_ids(length for _, length in kept))

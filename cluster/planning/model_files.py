@@ -1,0 +1,119 @@
+"""What a model directory says of itself without loading it: files, sizes per layer, damage.
+
+Reads `config.json` and the headers of the safetensors files; never a tensor. The safetensors format: 8 bytes of header
+length (little endian), a JSON header with each tensor's `data_offsets`, then the data.
+"""
+
+import json
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+from protocol.errors import ModelError, UsageError
+from strategy.partition import ModelSizes
+
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
+_EMBEDDING = re.compile(r"(?:^|\.)(?:embed_tokens|wte|word_embeddings|embeddings?|tok_embeddings|embed_in)\.")
+_MAX_HEADER_BYTES = 100 << 20
+_HUB_PATTERNS = ["*.json", "model*.safetensors", "*.py", "tokenizer.model", "*.tiktoken", "*.txt", "*.jsonl", "*.jinja"]
+
+
+def resolve_model(location: str) -> Path:
+    """The directory of a model: `location` itself, or a hub id's snapshot, downloaded where it is not there yet.
+
+    Raises:
+        UsageError: it does not exist or is no directory.
+        ModelError: config.json or weights are missing, or the hub does not give it.
+    """
+    path = Path(location)
+    if not path.is_absolute():
+        path = _snapshot(location)
+    if not path.is_dir():
+        raise UsageError(
+            f"the model directory {path} does not exist; give --model a directory in the Hugging Face layout"
+        )
+    read_config(path)
+    if not weight_files(path):
+        raise ModelError(f"{path} has no model*.safetensors file; download the weights or convert them with mlx_lm")
+    return path
+
+
+def _snapshot(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=_HUB_PATTERNS))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise ModelError(
+            f"the model {hub_id} cannot be had from the hub ({str(error).splitlines()[0]}); "
+            "give --model a directory, or check the name and the network"
+        ) from None
+
+
+def check_weights(path: Path) -> None:
+    """Read the header of every weight file. Raises ModelError for the first damaged one."""
+    for file in weight_files(path):
+        read_header(file)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The model's config.json. Raises ModelError when it is missing or no JSON object."""
+    try:
+        config = json.loads((path / "config.json").read_bytes())
+    except FileNotFoundError:
+        raise ModelError(f"{path} has no config.json, so it is no model directory") from None
+    except (ValueError, OSError) as error:
+        raise ModelError(f"{path / 'config.json'} cannot be read as JSON: {error}") from None
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise ModelError(f"{path / 'config.json'} names no model_type")
+    return config
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The safetensors files that mlx-lm loads, in order of their names."""
+    return sorted(path.glob("model*.safetensors"))
+
+
+def read_header(file: Path) -> dict[str, dict[str, Any]]:
+    """Tensor name to its header entry. Raises ModelError for a damaged or truncated file."""
+    try:
+        with file.open("rb") as stream:
+            prefix = stream.read(8)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else _MAX_HEADER_BYTES + 1
+            if length > _MAX_HEADER_BYTES:
+                raise ModelError(f"{file} is damaged: it has no safetensors header; download it again")
+            header = json.loads(stream.read(length))
+            header.pop("__metadata__", None)
+            needed = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        raise ModelError(f"{file} is damaged: its safetensors header cannot be read; download it again") from None
+    except OSError as error:
+        raise ModelError(f"{file} cannot be read: {error.strerror}") from None
+    size = file.stat().st_size
+    if size < needed:
+        raise ModelError(f"{file} is truncated: {size:,} of {needed:,} bytes are there; download it again")
+    return header
+
+
+def read_sizes(path: Path, num_layers: int) -> ModelSizes:
+    """Bytes per layer, embedding and the rest, from the headers of all weight files.
+
+    Tensors of layers beyond `num_layers` (multi-token prediction heads, which mlx-lm drops) are not counted.
+    Raises ModelError for damaged files.
+    """
+    layers, embedding, head, tied = [0] * num_layers, 0, 0, True
+    for file in weight_files(path):
+        for name, entry in read_header(file).items():
+            start, end = entry["data_offsets"]
+            if match := _LAYER.search(name):
+                index = int(match.group(1))
+                if index < num_layers:
+                    layers[index] += end - start
+            elif _EMBEDDING.search(name):
+                embedding += end - start
+            else:
+                head += end - start
+                tied = tied and not name.startswith(("lm_head.", "output.", "embed_out."))
+    return ModelSizes(layers=tuple(layers), embedding=embedding, head=head, tied=tied)

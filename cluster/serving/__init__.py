@@ -1,0 +1,1 @@
+"""Requests: how they are routed, admitted, answered and counted."""

@@ -1,0 +1,86 @@
+"""One answer as it grows: what the head reports of a sequence, turned into the events that the API sends.
+
+Owns the token ids, the text and the times of one request; `now` (seconds of one clock) is an argument. Knows nothing of
+workers or HTTP.
+"""
+
+from collections.abc import Iterable
+
+from cluster.serving.prompts import TextStream
+from cluster.serving.requests import Delta, Event, Finished, Progress
+from protocol.messages import PrefillProgress, Reused, Update
+
+Report = Update | PrefillProgress | Reused
+
+
+class Answer:
+    """stream: the detokenizer of this request; arrival: when the request came."""
+
+    def __init__(self, stream: TextStream, *, prompt_tokens: int, arrival: float):
+        self._stream = stream
+        self._prompt_tokens = prompt_tokens
+        self._arrival = arrival
+        self._first_at: float | None = None
+        self._last_at = arrival
+        self._token_ids: list[int] = []
+        self._num_generated = 0
+        self._cached_tokens = 0
+        self._finish_reason: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Answer({len(self._token_ids)} tokens, {self._finish_reason})"
+
+    @property
+    def is_finished(self) -> bool:
+        return self._finish_reason is not None
+
+    def take(self, reports: Iterable[Report], now: float) -> list[Event]:
+        """The events that `reports` amount to; several updates give one Delta. The last event may be Finished."""
+        events: list[Event] = []
+        tokens: list[int] = []
+        reason: str | None = None
+        for report in reports:
+            if isinstance(report, Reused):
+                self._cached_tokens = report.num_tokens
+            elif isinstance(report, PrefillProgress):
+                events.append(Progress(processed=report.processed, total=report.total))
+            else:
+                tokens += report.tokens
+                reason = reason or report.finish_reason
+        if tokens or reason:
+            events += self._grow(tokens, reason, now)
+        return events
+
+    def _grow(self, tokens: list[int], reason: str | None, now: float) -> list[Event]:
+        self._first_at = self._first_at or now
+        self._last_at = now
+        self._num_generated += len(tokens)
+        if reason == "stop" and tokens:
+            tokens = tokens[:-1]  # the end token is no text
+        num_before = self._stream.num_tokens
+        text, stopped = self._stream.push(tuple(tokens))
+        if stopped:
+            self._num_generated = self._stream.num_tokens
+            tokens = tokens[: self._num_generated - num_before]
+            reason = "stop"
+        elif reason is not None:
+            text += self._stream.finish()
+            reason = "stop" if self._stream.stopped else reason
+        self._token_ids += tokens
+        self._finish_reason = reason
+        events: list[Event] = [Delta(text=text, token_ids=tuple(tokens))] if text or tokens else []
+        return events if reason is None else [*events, self._finished(reason)]
+
+    def _finished(self, reason: str) -> Finished:
+        assert self._first_at is not None
+        decode_s = self._last_at - self._first_at
+        several = self._num_generated > 1 and decode_s > 0
+        return Finished(
+            finish_reason=reason,
+            token_ids=tuple(self._token_ids),
+            prompt_tokens=self._prompt_tokens,
+            completion_tokens=self._num_generated,
+            cached_tokens=self._cached_tokens,
+            ttft_s=self._first_at - self._arrival,
+            decode_tokens_per_s=(self._num_generated - 1) / decode_s if several else None,
+        )

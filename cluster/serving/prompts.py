@@ -1,0 +1,208 @@
+"""Text to token ids and back: the model's tokenizer, its chat template, and streaming text with stop strings.
+
+Owns everything that the coordinator knows of a tokenizer. Knows nothing of HTTP, routes or workers. A prompt becomes
+exactly the ids that mlx-lm makes of the same input. All functions are plain and synchronous: `encode` of a long prompt
+takes a while, so the coordinator calls it in a thread (calls are serialized here). A `TextStream` belongs to one
+request and is cheap enough for the event loop.
+"""
+
+import threading
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, Self
+
+from jinja2.exceptions import TemplateError
+from mlx_lm.tokenizer_utils import StreamingDetokenizer, TokenizerWrapper
+from mlx_lm.utils import load_config, load_tokenizer
+
+from cluster.serving.requests import GenerationRequest
+from protocol.errors import BadRequest, ModelError
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "*.tiktoken",
+    "tokenization_*.py",
+)
+
+# What a chat template (a program that comes with the model) raises when it will not take the messages.
+TEMPLATE_ERRORS = (TemplateError, ValueError, TypeError, LookupError, AttributeError, AssertionError, RuntimeError)
+
+
+class Prompts:
+    """The tokenizer of one model.
+
+    vocabulary_size: rows of the model's embedding; every id that `encode` returns lies below it.
+    """
+
+    def __init__(self, tokenizer: TokenizerWrapper, vocabulary_size: int) -> None:
+        self._tokenizer = tokenizer
+        self._encoding = threading.Lock()
+        self.vocabulary_size = vocabulary_size
+        self.has_chat_template: bool = tokenizer.has_chat_template
+        self.eos_token_ids: frozenset[int] = frozenset(tokenizer.eos_token_ids)
+
+    @classmethod
+    def load(cls, model_path: Path) -> Self:
+        """Read the tokenizer of a model directory as mlx-lm does. Raises ModelError when there is none or it is broken."""
+        try:
+            config = dict(load_config(model_path))
+        except (OSError, ValueError, TypeError) as error:
+            raise ModelError(f"{model_path} has no readable config.json: {_in_one_line(error)}") from error
+        if not any(file for pattern in TOKENIZER_FILES for file in model_path.glob(pattern)):
+            raise ModelError(f"{model_path} has no tokenizer; put the model's tokenizer.json beside its config.json.")
+        try:
+            tokenizer = load_tokenizer(
+                model_path, {"trust_remote_code": False}, eos_token_ids=config.get("eos_token_id")
+            )
+        except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
+            raise ModelError(f"The tokenizer in {model_path} cannot be read: {_in_one_line(error)}") from error
+        return cls(tokenizer, _vocabulary_size(config, tokenizer))
+
+    def encode(self, request: GenerationRequest) -> tuple[int, ...]:
+        """The token ids of a request's prompt, at least one.
+
+        Raises BadRequest for an empty prompt, a model without chat template, a template that refuses the messages, and
+        token ids (in the prompt or in logit_bias) outside the vocabulary.
+        """
+        self._require_known(request.sampling.logit_bias or (), "logit_bias")
+        if request.messages is not None:
+            ids, param = self._encode_chat(request.messages), "messages"
+        elif request.text is not None:
+            ids, param = self._encode_text(request.text), "prompt"
+        else:
+            ids, param = request.tokens or (), "prompt"
+        if not ids:
+            raise BadRequest("The prompt is empty; send some text.", param=param)
+        self._require_known(ids, param)
+        return ids
+
+    def stream(self, stop: tuple[str, ...] = ()) -> "TextStream":
+        """A fresh detokenizer for one answer, which ends at the first of the `stop` strings."""
+        return TextStream(self._tokenizer.detokenizer, stop)
+
+    def _encode_chat(self, messages: tuple[dict[str, str], ...]) -> tuple[int, ...]:
+        if not self.has_chat_template:
+            raise BadRequest(
+                "This model has no chat template; use /v1/completions, or --raw on the command line.", param="messages"
+            )
+        if not any(message["content"].strip() for message in messages):
+            raise BadRequest("The prompt is empty; send some text.", param="messages")
+        with self._encoding:
+            try:
+                text = self._tokenizer.apply_chat_template(
+                    [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
+                )
+            except TEMPLATE_ERRORS as error:
+                raise BadRequest(
+                    f"The model's chat template refuses these messages: {_in_one_line(error)}", param="messages"
+                ) from error
+            return tuple(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def _encode_text(self, text: str) -> tuple[int, ...]:
+        if not text:
+            return ()
+        bos = self._tokenizer.bos_token
+        with self._encoding:
+            return tuple(self._tokenizer.encode(text, add_special_tokens=bos is None or not text.startswith(bos)))
+
+    def _require_known(self, ids: Collection[int], param: str) -> None:
+        """MLX checks no bounds, so an id without an embedding must not reach a worker."""
+        for token in (min(ids, default=0), max(ids, default=0)):
+            if not 0 <= token < self.vocabulary_size:
+                raise BadRequest(
+                    f"Token id {token} in {param} is outside the model's vocabulary of {self.vocabulary_size}.",
+                    param=param,
+                )
+
+    def __repr__(self) -> str:
+        return f"<Prompts vocabulary={self.vocabulary_size} chat_template={self.has_chat_template}>"
+
+
+class TextStream:
+    """Turns the token ids of one answer into text as they come.
+
+    The text never contains a stop string: what may be the beginning of one is held back until that is decided. How the
+    ids are cut into pushes makes no difference to the text. num_tokens counts the ids used, up to and including the one
+    that completed a stop string.
+    """
+
+    def __init__(self, detokenizer: StreamingDetokenizer, stop: tuple[str, ...] = ()) -> None:
+        self._detokenizer = detokenizer
+        self._stop = stop
+        self._held = ""
+        self.stopped = False
+        self.num_tokens = 0
+
+    def push(self, token_ids: tuple[int, ...]) -> tuple[str, bool]:
+        """New text that `token_ids` settled, and whether a stop string ended the answer (further ids are ignored)."""
+        if len(token_ids) == 1 and not self._stop:  # nearly every call
+            self.num_tokens += 1
+            self._add(token_ids[0])
+            return self._detokenizer.last_segment, False
+        texts = []
+        for token in token_ids:
+            if self.stopped:
+                break
+            self.num_tokens += 1
+            self._add(token)
+            texts.append(self._settle(self._detokenizer.last_segment))
+        return "".join(texts), self.stopped
+
+    def finish(self) -> str:
+        """The rest of the text, once no more ids come. Empty after a stop string."""
+        if self.stopped:
+            return ""
+        try:
+            self._detokenizer.finalize()
+        except KeyError:  # mlx-lm's byte-level detokenizer: a token outside its alphabet beside an unfinished character
+            return self._held
+        text = self._settle(self._detokenizer.last_segment)
+        rest, self._held = self._held, ""
+        return text + rest
+
+    def _add(self, token: int) -> None:
+        try:
+            self._detokenizer.add_token(token)
+        except (LookupError, TypeError):  # an id of the model's padded vocabulary that the tokenizer has no text for
+            return
+
+    def _settle(self, segment: str) -> str:
+        """Take new text in; return what can be shown now."""
+        if not self._stop:
+            return segment
+        text = self._held + segment
+        ends = [(at + len(stop), at) for stop in self._stop if (at := text.find(stop)) >= 0]
+        if ends:
+            # The one that is complete first, so that how the text was cut into segments makes no difference.
+            self.stopped, self._held = True, ""
+            return text[: min(ends)[1]]
+        cut = len(text) - max(_overlap(text, stop) for stop in self._stop)
+        self._held = text[cut:]
+        return text[:cut]
+
+    def __repr__(self) -> str:
+        return f"<TextStream tokens={self.num_tokens} held={len(self._held)} stopped={self.stopped}>"
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that begins `stop` (and is shorter than it)."""
+    at = text.find(stop[0], max(0, len(text) - len(stop) + 1))
+    while at >= 0:
+        if stop.startswith(text[at:]):
+            return len(text) - at
+        at = text.find(stop[0], at + 1)
+    return 0
+
+
+def _vocabulary_size(config: dict[str, Any], tokenizer: TokenizerWrapper) -> int:
+    for part in (config, config.get("text_config")):
+        if isinstance(part, dict) and isinstance(part.get("vocab_size"), int):
+            return int(part["vocab_size"])
+    return len(tokenizer)
+
+
+def _in_one_line(error: Exception, limit: int = 300) -> str:
+    return " ".join(str(error).split())[:limit] or type(error).__name__

@@ -1,0 +1,109 @@
+"""One generation request as the HTTP layer hands it to the coordinator, and the events that come back.
+
+Owns the types between HTTP and coordinator and nothing else: no OpenAI field names, no wire format, no tokenizer.
+"""
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+import msgspec
+
+from protocol.values import Sampling
+
+
+class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A validated request. Exactly one of `messages`, `text` and `tokens` is given.
+
+    messages: chat messages (`role`, `content`) for the model's chat template; text: a raw prompt, no template;
+    tokens: a raw prompt as token ids. max_tokens: None lets the coordinator take its default, cut to the context.
+    scope: requests of different scopes share no cached prefix. mode: an override of USE_DISTRIBUTED_INFERENCE
+    ("auto" | "always" | "never"); strategy: a strategy name.
+    """
+
+    messages: tuple[dict[str, str], ...] | None = None
+    text: str | None = None
+    tokens: tuple[int, ...] | None = None
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    sampling: Sampling = Sampling()
+    mode: str | None = None
+    strategy: str | None = None
+    conversation: str | None = None
+    scope: str = ""
+
+
+class Routed(msgspec.Struct, frozen=True, kw_only=True):
+    """First event of a request: it was accepted, and this is how it will run."""
+
+    request_id: str
+    strategy: str
+    reason: str
+    workers: tuple[str, ...]
+    prompt_tokens: int
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """Prefill of a long prompt: `processed` of `total` prompt tokens are read."""
+
+    processed: int
+    total: int
+
+
+class Delta(msgspec.Struct, frozen=True, kw_only=True):
+    """New text (may be empty while a stop string or a character is incomplete) and the token ids behind it."""
+
+    text: str
+    token_ids: tuple[int, ...]
+
+
+class Finished(msgspec.Struct, frozen=True, kw_only=True):
+    """Last event of a request that ended well.
+
+    finish_reason: "stop" (end token or stop string) or "length". completion_tokens counts generated tokens, the end
+    token included as mlx-lm counts it; `token_ids` are the generated ids without the end token. ttft_s: seconds from
+    arrival to the first token; decode_tokens_per_s: rate after the first token, None for fewer than two tokens.
+    cached_tokens: prompt tokens whose KV was already there.
+    """
+
+    finish_reason: str
+    token_ids: tuple[int, ...]
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+    ttft_s: float
+    decode_tokens_per_s: float | None
+
+
+Event = Routed | Progress | Delta | Finished
+
+
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What the API says of the model. context_tokens: prompt and answer together; created: Unix seconds."""
+
+    id: str
+    layers: int
+    bytes: int
+    context_tokens: int
+    has_chat_template: bool
+    created: int
+
+
+class Service(Protocol):
+    """What HTTP needs of the coordinator. Methods raise `ApiError`s; all run on one asyncio loop.
+
+    `generate` yields Routed first, then Progress and Delta in order, then one Finished; an error ends it as a raised
+    ApiError at any point. Errors of the request itself (400, 404, 413, 429, 503) are raised before Routed. Closing the
+    iterator early (`aclose`) cancels the request on the workers.
+    """
+
+    def generate(self, request: GenerationRequest) -> AsyncIterator[Event]: ...
+
+    async def explain(self, request: GenerationRequest) -> dict: ...
+
+    def forget_conversation(self, conversation: str) -> None: ...
+
+    def status(self) -> dict: ...
+
+    def state(self) -> str: ...
+
+    def models(self) -> tuple[ModelInfo, ...]: ...

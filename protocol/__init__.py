@@ -1,0 +1,1 @@
+"""What every process of a cluster agrees on: values, messages, their bytes and the sockets they travel on."""

@@ -1,0 +1,31 @@
+"""The join token: what admits a worker. It carries the coordinator's public key and a secret.
+
+Text form: base64url of the key's 40 characters of Z85 (which would need quoting in a shell) and 16 random bytes.
+"""
+
+import base64
+import binascii
+import secrets
+
+from protocol.errors import UsageError
+
+_KEY_CHARACTERS = 40
+_SECRET_BYTES = 16
+
+
+def make_token(public_key: str) -> tuple[str, str]:
+    """A new token for a coordinator's public key (Z85 text), and its secret part (hex)."""
+    secret = secrets.token_bytes(_SECRET_BYTES)
+    return base64.urlsafe_b64encode(public_key.encode() + secret).decode().rstrip("="), secret.hex()
+
+
+def read_token(token: str) -> tuple[str, str]:
+    """The public key and the secret of a token. Raises UsageError when it is none."""
+    try:
+        raw = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
+        key, secret = raw[:_KEY_CHARACTERS].decode("ascii"), raw[_KEY_CHARACTERS:]
+    except (binascii.Error, ValueError):
+        key, secret = "", b""
+    if len(secret) != _SECRET_BYTES:
+        raise UsageError("the token is not one that a coordinator printed; copy it whole")
+    return key, secret.hex()

@@ -1,0 +1,72 @@
+"""A request between the coordinator and the head of its route."""
+
+import msgspec
+
+from protocol.messages.message import Message
+from protocol.values import Route, Sampling
+
+
+class Generate(Message, frozen=True, kw_only=True):
+    """Start a sequence on the head that receives this. Prompt ids are buffer 0 (int32).
+
+    route: names of the workers in stage order; one name means that worker's full model. scope: sequences of different
+    scopes share no prefix; conversation: whose prefix to hold on to.
+    """
+
+    sequence: int
+    route: Route
+    cached: bool
+    max_tokens: int
+    end_tokens: tuple[int, ...]
+    sampling: Sampling
+    seed: int
+    scope: str = ""
+    conversation: str | None = None
+
+
+class Cancel(Message, frozen=True, kw_only=True):
+    """Stop computing for a sequence. Unknown sequences are ignored: it may just have ended."""
+
+    sequence: int
+
+
+class ForgetConversation(Message, frozen=True, kw_only=True):
+    """A conversation was deleted: what only it had is given back."""
+
+    conversation: str
+
+
+class Update(msgspec.Struct, frozen=True, array_like=True):
+    """New token ids of one sequence; finish_reason "stop" or "length" ends it."""
+
+    sequence: int
+    tokens: tuple[int, ...]
+    finish_reason: str | None = None
+
+
+class Tokens(Message, frozen=True, kw_only=True):
+    """What one step of a head produced."""
+
+    updates: tuple[Update, ...]
+
+
+class PrefillProgress(Message, frozen=True, kw_only=True):
+    """Prompt tokens of a sequence that the pipeline has taken in."""
+
+    sequence: int
+    processed: int
+    total: int
+
+
+class Reused(Message, frozen=True, kw_only=True):
+    """A sequence began with `num_tokens` of its prompt already in the caches."""
+
+    sequence: int
+    num_tokens: int
+
+
+class SequenceFailed(Message, frozen=True, kw_only=True):
+    """A sequence cannot go on; `message` is one sentence for the user."""
+
+    sequence: int
+    message: str

@@ -1,0 +1,86 @@
+"""What the stages of a route tell each other; the coordinator sees none of it."""
+
+from typing import Any
+
+import msgspec
+
+from protocol.messages.message import Message
+from protocol.values import Route, Sampling
+
+
+class OpenSequence(Message, frozen=True, kw_only=True):
+    """A sequence begins on a stage, before its first step.
+
+    max_length: the most tokens that it can come to. history: the last ids before the first sampled one, which penalties
+    look at. Buffer 0: keys of the parts that its cache begins with. Passed on from stage to stage, so that it stays in
+    front of the sequence's steps.
+    """
+
+    sequence: int
+    route: Route
+    cached: bool
+    sampling: Sampling
+    seed: int
+    history: tuple[int, ...]
+    max_length: int
+
+
+class CloseSequence(Message, frozen=True, kw_only=True):
+    """A sequence ended; its cache is freed. Passed on like OpenSequence."""
+
+    sequence: int
+    route: Route
+
+
+class KeepPrefix(Message, frozen=True, kw_only=True):
+    """Keep parts of a running sequence's cache: spans of tokens, keys in buffer 0. Passed on like OpenSequence."""
+
+    sequence: int
+    route: Route
+    spans: tuple[tuple[int, int], ...]
+
+
+class DropPrefix(Message, frozen=True, kw_only=True):
+    """Forget the parts whose keys are in buffer 0. Passed on like OpenSequence."""
+
+    route: Route
+
+
+class Row(msgspec.Struct, frozen=True, array_like=True):
+    """One sequence's part in a step: `position` of its first token, and whether its last token is sampled from."""
+
+    sequence: int
+    position: int
+    sample: bool
+
+
+class Step(Message, frozen=True, kw_only=True):
+    """One micro-batch on its way through the stages of `route`. Token ids (rows x tokens, int32) are buffer 0.
+
+    slot: the batch whose merged cache the rows share; payload: structure of the hidden states (see workers.payload),
+    its arrays in the buffers after the first.
+    """
+
+    number: int
+    route: Route
+    slot: int
+    cached: bool
+    rows: tuple[Row, ...]
+    num_tokens: int
+    payload: Any = None
+
+
+class Sampled(Message, frozen=True, kw_only=True):
+    """The last stage's answer to the head: one id for each row that asked to be sampled, in row order."""
+
+    number: int
+    route: Route
+    tokens: tuple[int, ...]
+
+
+class StepFailed(Message, frozen=True, kw_only=True):
+    """A stage could not run a step; every row of it fails with `message`."""
+
+    number: int
+    route: Route
+    message: str

@@ -1,0 +1,90 @@
+"""The values that every process of a cluster means the same by: ranges, routes, peers, sampling, kinds of cache.
+
+Owns their types, and the one place where ids and keys become raw buffers and back. Knows nothing of messages or sockets.
+"""
+
+from array import array
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from strategy.prefix import KEY_BYTES, Key
+from strategy.vocabulary import LayerRange, Route
+
+Buffer = bytes | memoryview
+
+__all__ = [
+    "Buffer",
+    "KvSettings",
+    "LayerRange",
+    "Peer",
+    "Route",
+    "Sampling",
+    "pack_ids",
+    "pack_keys",
+    "unpack_ids",
+    "unpack_keys",
+]
+
+
+class Peer(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a process receives: a ZeroMQ endpoint and its CURVE public key (Z85 text)."""
+
+    endpoint: str
+    public_key: str
+
+
+class KvSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """The kind of KV cache, a key of `workers.kv_cache.KINDS`, and for the kinds that take them its parameters.
+
+    None is a kind's default. bits: width of quantized keys and values; key_bits and value_bits win over it. group_size:
+    numbers that share one scale. max_tokens: of one sequence, prompt and answer together (static), or kept at most
+    (rotating). keep: first tokens that a rotating cache never forgets.
+    """
+
+    kind: str = "dynamic"
+    bits: int | None = None
+    key_bits: int | None = None
+    value_bits: int | None = None
+    group_size: int | None = None
+    max_tokens: int | None = None
+    keep: int | None = None
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How the next token is chosen, in mlx-lm's terms (`mlx_lm.sample_utils`). Temperature 0 is greedy."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[int, float] | None = None
+
+
+def pack_ids(ids: Iterable[int]) -> bytes:
+    """Token ids or counts as a buffer of int32, little endian as on every machine that MLX runs on."""
+    return array("i", ids).tobytes()
+
+
+def unpack_ids(buffer: Buffer) -> list[int]:
+    """The ids of `pack_ids`. Raises ValueError for a buffer that is no whole number of them."""
+    ids = array("i")
+    ids.frombytes(buffer)
+    return ids.tolist()
+
+
+def pack_keys(keys: Sequence[Key]) -> bytes:
+    """Keys of prefixes as one buffer, KEY_BYTES each."""
+    return b"".join(keys)
+
+
+def unpack_keys(buffer: Buffer) -> tuple[Key, ...]:
+    """The keys of `pack_keys`. Raises ValueError for a buffer that is no whole number of them."""
+    raw = bytes(buffer)
+    if len(raw) % KEY_BYTES:
+        raise ValueError(f"{len(raw)} bytes are no keys of {KEY_BYTES}")
+    return tuple(raw[start : start + KEY_BYTES] for start in range(0, len(raw), KEY_BYTES))

@@ -1,0 +1,89 @@
+"""The memory of caches: what a request needs on each worker, what there is, and how many parts of past sequences fit.
+
+Pure arithmetic over what the workers reported after loading. Everything that a cache may take is planned here: weights,
+running sequences and kept prefixes together never exceed a worker's limit.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from strategy.prefix import BLOCK_TOKENS
+from strategy.scheduling import PADDING_SHARE
+
+# mlx-lm's caches grow by so many tokens at a time.
+GROWTH_TOKENS = 256
+# Of what weights leave of a worker's limit: kept prefixes by default, and activations.
+PREFIX_SHARE = 0.25
+ACTIVATION_SHARE = 0.1
+DEFAULT_DISK_BYTES = 4_000_000_000
+# A snapshot is as large as its sequence is long; this many tokens are assumed when counting how many fit.
+SNAPSHOT_TOKENS = 2048
+
+
+class KvGrowth(msgspec.Struct, frozen=True, array_like=True):
+    """Caches that take `token_bytes` for each token, up to `max_tokens` (None: without end)."""
+
+    token_bytes: int
+    max_tokens: int | None
+
+
+class KvNeeds(msgspec.Struct, frozen=True, kw_only=True):
+    """What the caches of one sequence take on one stage. snapshots: they cannot be cut at any token."""
+
+    fixed_bytes: int
+    growth: tuple[KvGrowth, ...]
+    snapshots: bool
+
+
+class WorkerBudget(msgspec.Struct, frozen=True, kw_only=True):
+    """One worker's memory in bytes: for kept prefixes (all its routes together) and for running sequences."""
+
+    prefix_bytes: int
+    sequence_bytes: int
+
+
+def worker_budget(*, limit_bytes: int, weights_bytes: int, prefix_limit: int | None, prefix: bool) -> WorkerBudget:
+    """How a worker's memory beyond its weights is divided. prefix_limit: the user's, None for the default share.
+
+    Sequences in one batch are padded, so that they take more than they need; what that can come to is left free.
+    """
+    free = max(limit_bytes - weights_bytes, 0)
+    wanted = int(free * PREFIX_SHARE) if prefix_limit is None else prefix_limit
+    prefix_bytes = min(wanted, free // 2) if prefix else 0
+    return WorkerBudget(
+        prefix_bytes=prefix_bytes,
+        sequence_bytes=max(int((free * (1 - ACTIVATION_SHARE) - prefix_bytes) / (1 + PADDING_SHARE)), 0),
+    )
+
+
+def sequence_bytes(needs: KvNeeds, num_tokens: int) -> int:
+    """What the caches of a sequence of `num_tokens` take on a stage."""
+    grown = -(-num_tokens // GROWTH_TOKENS) * GROWTH_TOKENS
+    return needs.fixed_bytes + sum(
+        growth.token_bytes * (grown if growth.max_tokens is None else min(grown, growth.max_tokens))
+        for growth in needs.growth
+    )
+
+
+def part_bytes(needs: KvNeeds) -> int:
+    """What one kept part takes on a stage: a block, or a snapshot of assumed length."""
+    if needs.snapshots:
+        return max(sequence_bytes(needs, SNAPSHOT_TOKENS), 1)
+    return max(sum(growth.token_bytes for growth in needs.growth) * BLOCK_TOKENS, 1)
+
+
+def prefix_capacity(stages: Iterable[tuple[KvNeeds, int]]) -> int:
+    """How many parts every stage of a route has room for, from each stage's needs and bytes."""
+    return min(room // part_bytes(needs) for needs, room in stages)
+
+
+def largest_excess(
+    needs: Mapping[str, KvNeeds], budgets: Mapping[str, WorkerBudget], num_tokens: int
+) -> tuple[str, int, int] | None:
+    """The first worker on which a sequence can never fit: its name, bytes needed, bytes there. None when it fits."""
+    for worker, need in needs.items():
+        wanted, there = sequence_bytes(need, num_tokens), budgets[worker].sequence_bytes
+        if wanted > there:
+            return worker, wanted, there
+    return None

@@ -1,0 +1,227 @@
+"""What the API answers when the service does its part: OpenAI's objects, chunks and headers."""
+
+import pytest
+
+from cluster.serving.requests import Delta
+from protocol.errors import BadRequest, QueueFull, TandemError, TooLarge, Unavailable
+from tests.support.fake_service import ANSWER, FINISHED, ROUTED, FakeService, ask, chat, completion, sse_events
+
+USAGE = {
+    "prompt_tokens": 7,
+    "completion_tokens": 3,
+    "total_tokens": 10,
+    "prompt_tokens_details": {"cached_tokens": 4},
+}
+TANDEM = {
+    "strategy": "distributed-no-cache",
+    "reason": "short",
+    "workers": ["alpha", "beta"],
+    "ttft_s": 0.25,
+    "decode_tokens_per_s": 40.0,
+    "token_ids": [5, 6],
+}
+
+
+def test_chat_answers_with_a_chat_completion():
+    response = chat(FakeService())
+    body = response.json()
+    assert response.status_code == 200
+    assert response.headers["x-tandem-strategy"] == "distributed-no-cache"
+    assert body.pop("created") > 1_600_000_000
+    assert body == {
+        "id": "chatcmpl-r1",
+        "object": "chat.completion",
+        "model": "tiny",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": 'Hello "wörld"\n', "refusal": None},
+                "logprobs": None,
+                "finish_reason": "stop",
+            }
+        ],
+        "usage": USAGE,
+        "tandem": TANDEM,
+    }
+
+
+def test_completion_answers_with_a_text_completion():
+    body = completion(FakeService()).json()
+    assert (body["id"], body["object"]) == ("cmpl-r1", "text_completion")
+    assert body["choices"] == [{"index": 0, "text": 'Hello "wörld"\n', "logprobs": None, "finish_reason": "stop"}]
+    assert (body["usage"], body["tandem"]) == (USAGE, TANDEM)
+
+
+def test_chat_stream_gives_role_then_text_then_finish_reason_then_done():
+    response = chat(FakeService(), stream=True)
+    events = sse_events(response.text)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert response.headers["x-tandem-strategy"] == "distributed-no-cache"
+    assert [(item["choices"][0]["delta"], item["choices"][0]["finish_reason"]) for item in events] == [
+        ({"role": "assistant", "content": ""}, None),
+        ({"content": "Hello"}, None),
+        ({"content": ' "wörld"\n'}, None),
+        ({}, "stop"),
+    ]
+    assert {(item["id"], item["object"], item["model"]) for item in events} == {
+        ("chatcmpl-r1", "chat.completion.chunk", "tiny")
+    }
+    assert not any("usage" in item for item in events)
+    assert response.text.endswith("data: [DONE]\n\n")
+
+
+def test_completion_stream_gives_text_then_finish_reason():
+    events = sse_events(completion(FakeService(), stream=True).text)
+    assert [(item["choices"][0]["text"], item["choices"][0]["finish_reason"]) for item in events] == [
+        ("Hello", None),
+        (' "wörld"\n', None),
+        ("", "stop"),
+    ]
+    assert {item["object"] for item in events} == {"text_completion"}
+
+
+def test_stream_with_usage_ends_with_a_chunk_that_says_usage_and_route():
+    events = sse_events(chat(FakeService(), stream=True, stream_options={"include_usage": True}).text)
+    assert all(item["usage"] is None for item in events[:-1])
+    assert (events[-1]["choices"], events[-1]["usage"], events[-1]["tandem"]) == ([], USAGE, TANDEM)
+
+
+def test_prefill_progress_goes_out_as_a_comment():
+    assert "\n\n: prefill 4/7\n\n" in chat(FakeService(), stream=True).text
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (BadRequest("no", param="messages"), 400, "invalid_value"),
+        (TooLarge("too long"), 413, "context_length_exceeded"),
+        (QueueFull("full", retry_after_s=3), 429, "queue_full"),
+        (Unavailable("lost"), 503, "unavailable"),
+        (TandemError("odd"), 500, "internal_error"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_error_before_the_first_event_has_its_own_status(error, status, code, stream):
+    response = chat(FakeService(error), stream=stream)
+    assert response.status_code == status
+    assert response.json()["error"] == {
+        "message": str(error),
+        "type": response.json()["error"]["type"],
+        "param": getattr(error, "param", None),
+        "code": code,
+    }
+
+
+def test_full_queue_says_when_to_come_back():
+    assert chat(FakeService(QueueFull("full", retry_after_s=3))).headers["retry-after"] == "3"
+
+
+def test_error_in_the_middle_of_a_stream_is_an_event_and_the_last_one():
+    text = chat(FakeService(ROUTED, Delta(text="Hel", token_ids=(1,)), Unavailable("lost")), stream=True).text
+    assert sse_events(text)[-1]["error"] == {
+        "message": "lost",
+        "type": "service_unavailable",
+        "param": None,
+        "code": "unavailable",
+    }
+    assert "[DONE]" not in text
+
+
+def test_error_in_the_middle_of_an_unstreamed_answer_has_its_status():
+    assert chat(FakeService(ROUTED, Delta(text="Hel", token_ids=(1,)), Unavailable("lost"))).status_code == 503
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_bug_is_logged_and_not_shown(stream, caplog):
+    response = chat(FakeService(ROUTED, ZeroDivisionError("secret")), stream=stream)
+    error = sse_events(response.text)[-1]["error"] if stream else response.json()["error"]
+    assert (error["code"], error["type"]) == ("internal_error", "server_error")
+    assert "secret" not in response.text
+    assert "Traceback" not in response.text
+    assert "secret" in caplog.text
+
+
+def test_service_that_ends_without_finished_is_an_error():
+    assert chat(FakeService(ROUTED)).status_code == 500
+    assert "error" in sse_events(chat(FakeService(ROUTED), stream=True).text)[-1]
+
+
+def test_events_are_closed_after_every_answer():
+    for script in (ANSWER, (ROUTED, Unavailable("lost")), (ROUTED, FINISHED, Delta(text="late", token_ids=()))):
+        service = FakeService(*script)
+        chat(service)
+        assert service.closed.is_set()
+
+
+def test_models_are_listed_and_found():
+    service = FakeService()
+    tiny = {"id": "tiny", "object": "model", "created": 1_700_000_000, "owned_by": "tandem"}
+    assert ask(service, "GET", "/v1/models").json() == {"object": "list", "data": [tiny]}
+    assert ask(service, "GET", "/v1/models/tiny").json() == tiny
+    assert ask(service, "GET", "/v1/models/none").json()["error"]["code"] == "model_not_found"
+
+
+@pytest.mark.parametrize("name", ["tiny", "default", "/models/tiny-chat", "tiny-chat"])
+def test_model_answers_to_its_id_default_directory_and_basename(name):
+    names = ["/models/tiny-chat", "tiny-chat"]
+    body = {"model": name, "prompt": "hi"}
+    response = ask(FakeService(), "POST", "/v1/completions", body, model_ids=names)
+    assert (response.status_code, response.json()["model"]) == (200, "tiny")
+
+
+def test_other_models_are_not_found():
+    response = chat(FakeService(), model="gpt-4")
+    assert response.status_code == 404
+    assert response.json()["error"]["code"] == "model_not_found"
+    assert response.json()["error"]["param"] == "model"
+
+
+def test_no_model_yet_is_unavailable():
+    assert chat(FakeService(models=())).status_code == 503
+
+
+def test_health_is_200_only_when_ready():
+    ready, starting = ask(FakeService(), "GET", "/health"), ask(FakeService(state="starting"), "GET", "/health")
+    assert (ready.status_code, ready.json()) == (200, {"state": "ready"})
+    assert (starting.status_code, starting.json()) == (503, {"state": "starting"})
+
+
+def test_status_is_the_service_s():
+    assert ask(FakeService(), "GET", "/status").json() == {"state": "ready", "workers": []}
+
+
+def test_explain_takes_chat_and_raw_prompts_and_generates_nothing():
+    for body in ({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}, {"prompt": "hi", "max_tokens": 5}):
+        service = FakeService()
+        response = ask(service, "POST", "/v1/explain", body)
+        assert response.json() == {"strategy": "single-device-cached", "candidates": []}
+        assert service.requests[0].max_tokens == 5
+    both = {"messages": [{"role": "user", "content": "hi"}], "prompt": "hi"}
+    assert ask(FakeService(), "POST", "/v1/explain", both).status_code == 400
+
+
+def test_unknown_paths_and_wrong_methods_are_error_objects():
+    missing, wrong = ask(FakeService(), "GET", "/v2/nothing"), ask(FakeService(), "GET", "/v1/chat/completions")
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "not_found")
+    assert (wrong.status_code, wrong.json()["error"]["code"]) == (405, "method_not_allowed")
+    assert wrong.headers["allow"] == "POST"
+
+
+@pytest.mark.parametrize("header", [None, "Bearer wrong", "secret", "Bearer ", "Bearer s\u00e9cret"])
+def test_key_is_asked_for_where_one_is_set(header):
+    headers = {} if header is None else {"Authorization": header.encode("latin-1")}
+    response = ask(FakeService(), "GET", "/v1/models", headers=headers, api_key="secret")
+    assert (response.status_code, response.json()["error"]["code"]) == (401, "invalid_api_key")
+
+
+def test_right_key_lets_in_and_health_needs_none():
+    headers = {"Authorization": "Bearer secret"}
+    assert ask(FakeService(), "GET", "/status", headers=headers, api_key="secret").status_code == 200
+    assert ask(FakeService(), "GET", "/health", api_key="secret").status_code == 200
+
+
+def test_stream_carries_odd_text_exactly_and_on_one_line():
+    odd = 'a"\\\n\r\x00\x85\u2028\u2029\ue000é😀</script>'
+    text = completion(FakeService(ROUTED, Delta(text=odd, token_ids=(1,)), FINISHED), stream=True).text
+    first = text.splitlines()[0]
+    assert sse_events(first + "\n\n")[0]["choices"][0]["text"] == odd

@@ -1,0 +1,323 @@
+"""What the API takes and what it refuses, each refusal naming its field."""
+
+import asyncio
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster.api import body as body_module
+from cluster.api.body import decode_object
+from cluster.api.openai_requests import _CHAT, _COMPLETION, parse_chat, parse_completion
+from protocol.errors import BadRequest
+from protocol.values import Sampling
+from tests.support.fake_service import FakeService, ask, chat, completion
+
+USER = [{"role": "user", "content": "hi"}]
+
+
+def refused(response, param):
+    error = response.json()["error"]
+    assert response.status_code == 400, response.text
+    assert (error["type"], error["param"]) == ("invalid_request_error", param), error
+    assert error["message"].endswith((".", "?"))
+    return error["message"]
+
+
+def test_every_parameter_reaches_the_request():
+    request = parse_chat(
+        {
+            "model": "tiny",
+            "messages": USER,
+            "max_completion_tokens": 9,
+            "temperature": 1,
+            "top_p": 0.5,
+            "top_k": 3,
+            "min_p": 0.1,
+            "seed": -1,
+            "stop": ["a", "b"],
+            "repetition_penalty": 1.1,
+            "presence_penalty": -2,
+            "frequency_penalty": 2.0,
+            "logit_bias": {"42": -100, "7": 0.5},
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "strategy": "distributed-no-cache",
+            "use_distributed_inference": "always",
+            "conversation": "c1",
+        }
+    )
+    generation = request.generation
+    assert (request.model, request.stream, request.include_usage) == ("tiny", True, True)
+    assert (generation.messages, generation.max_tokens, generation.stop) == (tuple(USER), 9, ("a", "b"))
+    assert (generation.strategy, generation.mode) == ("distributed-no-cache", "always")
+    assert generation.conversation == "c1"
+    assert generation.sampling == Sampling(
+        temperature=1.0,
+        top_p=0.5,
+        top_k=3,
+        min_p=0.1,
+        seed=2**64 - 1,
+        repetition_penalty=1.1,
+        presence_penalty=-2.0,
+        frequency_penalty=2.0,
+        logit_bias={42: -100.0, 7: 0.5},
+    )
+
+
+def test_absent_and_null_parameters_are_defaults():
+    bare = parse_chat({"messages": USER})
+    assert bare.generation.sampling == Sampling()
+    assert bare.generation.max_tokens is None
+    names = set(_CHAT) - {"messages"}
+    assert parse_chat({"messages": USER} | dict.fromkeys(names)) == bare
+
+
+NEUTRAL = {
+    "n": 1,
+    "logprobs": False,
+    "top_logprobs": 0,
+    "tools": [],
+    "tool_choice": "none",
+    "parallel_tool_calls": True,
+    "functions": [],
+    "function_call": "none",
+    "response_format": {"type": "text"},
+    "modalities": ["text"],
+    "logit_bias": {},
+    "stop": [],
+    "user": "me",
+    "metadata": {"k": "v"},
+    "store": False,
+    "service_tier": "auto",
+    "safety_identifier": "x",
+    "prompt_cache_key": "x",
+}
+
+
+@pytest.mark.parametrize("name", NEUTRAL)
+def test_values_that_ask_for_nothing_are_accepted(name):
+    assert parse_chat({"messages": USER, name: NEUTRAL[name]}) == parse_chat({"messages": USER})
+
+
+def test_completion_values_that_ask_for_nothing_are_accepted():
+    neutral = {"echo": False, "suffix": "", "best_of": 1, "logprobs": None, "n": 1}
+    assert parse_completion({"prompt": "x"} | neutral) == parse_completion({"prompt": "x"})
+
+
+BAD_VALUES = [
+    *[("max_tokens", value) for value in (0, -1, 2**31, 10**30, 1.5, "10", True, [])],
+    *[("max_completion_tokens", value) for value in (0, "a")],
+    *[("temperature", value) for value in ("warm", -0.1, 2.1, True, [], {}, 10**400)],
+    *[("top_p", value) for value in (0, 1.01, "a")],
+    *[("top_k", value) for value in (-1, 0.5)],
+    *[("min_p", value) for value in (-0.1, 1.1)],
+    *[("seed", value) for value in (2**64, -(2**63) - 1, 1.5, "1")],
+    *[("stop", value) for value in ("", [""], [1], ["a"] * 17, {}, 5, "a" * 1025)],
+    *[("repetition_penalty", value) for value in (0, -1, "a")],
+    *[("presence_penalty", value) for value in (-2.1, "a")],
+    *[("frequency_penalty", value) for value in (2.1, "a")],
+    *[("logit_bias", value) for value in ([], {"a": 1}, {"-1": 1}, {"1" * 30: 1})],
+    *[("stream", value) for value in (1, "true")],
+    *[("stream_options", value) for value in ([], {"include_usage": True})],
+    *[("strategy", value) for value in ("fast", "", 1)],
+    *[("use_distributed_inference", value) for value in ("sometimes", True)],
+    *[("conversation", value) for value in ("", "x" * 129, 1)],
+    *[("model", value) for value in (1, "", [])],
+    *[("n", value) for value in (2, 0, True)],
+    *[("store", value) for value in (True, 0)],
+    ("service_tier", "flex"),
+    ("user", 1),
+    ("metadata", "x"),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD_VALUES)
+def test_wrong_values_are_refused_by_name(name, value):
+    with pytest.raises(BadRequest) as caught:
+        parse_chat({"messages": USER, name: value})
+    assert caught.value.param == name
+    if name != "max_completion_tokens":
+        with pytest.raises(BadRequest) as caught:
+            parse_completion({"prompt": "x", name: value})
+        assert caught.value.param == name
+
+
+UNSUPPORTED = {
+    "logprobs": True,
+    "top_logprobs": 3,
+    "tools": [{"type": "function"}],
+    "tool_choice": "auto",
+    "functions": [{}],
+    "function_call": "auto",
+    "response_format": {"type": "json_object"},
+    "modalities": ["text", "audio"],
+    "audio": {"voice": "x"},
+    "prediction": {},
+    "reasoning_effort": "high",
+    "verbosity": "low",
+    "web_search_options": {},
+}
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_what_is_understood_but_not_supported_is_refused(name):
+    message = refused(chat(FakeService(), **{name: UNSUPPORTED[name]}), name)
+    assert "support" in message
+
+
+@pytest.mark.parametrize(("name", "value"), [("logprobs", 1), ("echo", True), ("suffix", "x"), ("best_of", 2)])
+def test_unsupported_completion_parameters_are_refused(name, value):
+    refused(completion(FakeService(), **{name: value}), name)
+
+
+def test_a_misspelt_field_is_refused_with_the_nearest_known_one():
+    assert "did you mean max_tokens?" in refused(chat(FakeService(), max_token=5), "max_token")
+    assert "did you mean" not in refused(chat(FakeService(), zzzz=5), "zzzz")
+    refused(completion(FakeService(), messages=USER), "messages")
+
+
+BAD_MESSAGES = [
+    ([], "messages"),
+    ("hi", "messages"),
+    ({}, "messages"),
+    (["hi"], "messages[0]"),
+    ([{}], "messages[0].role"),
+    ([{"role": "user"}], "messages[0].content"),
+    ([{"role": "user", "content": None}], "messages[0].content"),
+    ([{"role": "user", "content": 5}], "messages[0].content"),
+    ([{"role": "tool", "content": "x", "tool_call_id": "1"}], "messages[0].role"),
+    ([{"role": "tool", "content": "x"}], "messages[0].role"),
+    ([{"role": "robot", "content": "x"}], "messages[0].role"),
+    ([*USER, {"role": "assistant", "content": "x", "tool_calls": [{}]}], "messages[1].tool_calls"),
+    ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}], "messages[0].content[0].type"),
+    ([{"role": "user", "content": ["x"]}], "messages[0].content[0]"),
+    ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0].text"),
+    ([{"role": "user", "content": [{"type": "text", "text": "x", "size": 1}]}], "messages[0].content[0].size"),
+    ([{"role": "user", "content": "x", "nmae": "y"}], "messages[0].nmae"),
+]
+
+
+@pytest.mark.parametrize(("messages", "param"), BAD_MESSAGES)
+def test_bad_messages_are_refused_by_place(messages, param):
+    refused(chat(FakeService(), messages=messages), param)
+
+
+def test_messages_are_flattened_and_developer_is_system():
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    echoed = {"role": "assistant", "content": None, "refusal": None, "tool_calls": None, "annotations": []}
+    request = parse_chat({"messages": [{"role": "developer", "content": parts}, echoed, *USER]})
+    assert request.generation.messages == (
+        {"role": "system", "content": "ab"},
+        {"role": "assistant", "content": ""},
+        USER[0],
+    )
+
+
+def test_prompts_are_text_or_token_ids_and_one_at_a_time():
+    assert parse_completion({"prompt": "x"}).generation.text == "x"
+    assert parse_completion({"prompt": ["x"]}).generation.text == "x"
+    assert parse_completion({"prompt": [1, 2]}).generation.tokens == (1, 2)
+    assert parse_completion({"prompt": [[1, 2]]}).generation.tokens == (1, 2)
+
+
+@pytest.mark.parametrize("prompt", ["", [], [""], [[]], ["a", "b"], [[1], [2]], 5, {}, True])
+def test_bad_prompts_are_refused(prompt):
+    refused(completion(FakeService(), prompt=prompt), "prompt")
+
+
+@pytest.mark.parametrize("prompt", [[1, "a"], [1, -1], [1, 2**31], [1, 1.5], [1, True]])
+def test_bad_token_ids_are_refused_by_place(prompt):
+    refused(completion(FakeService(), prompt=prompt), "prompt[1]")
+
+
+def test_missing_prompts_are_refused():
+    refused(ask(FakeService(), "POST", "/v1/chat/completions", {}), "messages")
+    refused(ask(FakeService(), "POST", "/v1/completions", {}), "prompt")
+
+
+def test_two_token_limits_must_agree():
+    with pytest.raises(BadRequest):
+        parse_chat({"messages": USER, "max_tokens": 5, "max_completion_tokens": 6})
+    agreeing = parse_chat({"messages": USER, "max_tokens": 5, "max_completion_tokens": 5})
+    assert agreeing.generation.max_tokens == 5
+
+
+BAD_BODIES = [
+    b"",
+    b"nonsense",
+    b"[]",
+    b'"text"',
+    b"5",
+    b'{"messages"',
+    b"\xff\xfe",
+    b'{"prompt": "\xff"}',
+    b'{"prompt": "\\ud800"}',
+    b'{"temperature": NaN}',
+    b'{"temperature": Infinity}',
+    b'{"temperature": 1e999}',
+    b'{"max_tokens": 1' + b"0" * 5000 + b"}",
+    b'{"a":' * 50_000,
+]
+
+
+@pytest.mark.parametrize("content", BAD_BODIES, ids=lambda content: repr(content[:30]))
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/explain"])
+def test_bodies_that_are_not_json_objects_are_refused(content, path):
+    refused(ask(FakeService(), "POST", path, content=content), None)
+
+
+def test_of_repeated_names_the_last_counts():
+    assert decode_object(b'{"a": 1, "a": 2}') == {"a": 2}
+
+
+def _parts(count):
+    async def parts():
+        for _ in range(count):
+            yield b" " * 2**16
+
+    return parts()
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_large_body_is_refused_without_being_kept(declared, monkeypatch):
+    monkeypatch.setattr(body_module, "BODY_LIMIT_BYTES", 2**20)
+    headers = {"Content-Length": str(2**22)} if declared else {}
+    response = ask(FakeService(), "POST", "/v1/completions", content=_parts(2**6), headers=headers)
+    assert (response.status_code, response.json()["error"]["code"]) == (413, "request_too_large")
+
+
+def test_body_that_never_ends_arrival_is_given_up(monkeypatch):
+    monkeypatch.setattr(body_module, "BODY_TIMEOUT_S", 0.01)
+
+    async def stalled():
+        yield b"{"
+        await asyncio.Event().wait()
+
+    response = ask(FakeService(), "POST", "/v1/completions", content=stalled())
+    assert "did not arrive" in refused(response, None)
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10)
+JSON = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner))
+KNOWN = st.sampled_from(sorted({*_CHAT, *_COMPLETION}))
+MESSAGES = st.lists(
+    st.dictionaries(st.sampled_from(["role", "content", "name", "tool_calls", "x"]), JSON | st.just("user")), max_size=3
+)
+BODIES = st.dictionaries(KNOWN | st.text(max_size=8), JSON, max_size=5) | st.fixed_dictionaries(
+    {"messages": MESSAGES | st.just(USER)}, optional={"prompt": JSON, "stop": JSON, "logit_bias": JSON, "model": JSON}
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(BODIES | JSON, st.sampled_from(["/v1/chat/completions", "/v1/completions", "/v1/explain"]))
+def test_no_json_makes_the_server_fail(body, path):
+    response = ask(FakeService(), "POST", path, body)
+    assert response.status_code < 500, response.text
+    assert response.status_code == 200 or set(response.json()["error"]) == {"message", "type", "param", "code"}
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=60))
+def test_no_bytes_make_the_server_fail(content):
+    assert ask(FakeService(), "POST", "/v1/completions", content=content).status_code in (200, 400)

@@ -1,0 +1,314 @@
+"""The commands against a fake API: what they send, what they print where, and how they fail."""
+
+import io
+import json
+import os
+import signal
+
+import pytest
+
+from cluster.cli.main import main
+from protocol.home import ClusterState, Home, ProcessIdentity
+from tests.support.fake_api import FakeApi, chat_piece, event
+
+STATUS = {
+    "state": "ready",
+    "api": "http://127.0.0.1:1",
+    "model": {"id": "tandem-demo", "layers": 8, "bytes": 11_500_000, "has_chat_template": True},
+    "mode": "auto",
+    "policy": "thresholds",
+    "coordinator": {"pid": 4711},
+    "workers": [
+        {
+            "name": f"worker-{index}",
+            "host": "local",
+            "pid": 4712 + index,
+            "state": "ready",
+            "layers": [4 * index, 4 * index + 4],
+            "holds_full_model": index == 0,
+            "memory": {"limit_bytes": 10**9, "weights_bytes": 5_750_000, "kv_bytes": 1_500_000},
+            "cache": {
+                "kv_budget_bytes": 600_000_000,
+                "prefix_budget_bytes": 250_000_000,
+                "prefix_bytes": 3_000_000,
+                "shared_bytes": 64_000,
+                "disk_bytes": 2_000_000,
+            },
+            "load": {"busy_share": 0.43, "steps_per_s": 12.5, "batch_size": 2.25, "queue": 1},
+        }
+        for index in range(2)
+    ],
+    "requests": {"running": 0, "waiting": 0, "finished": 3, "failed": 0},
+    "cache": {"prompt_tokens": 1200, "cached_tokens": 300, "hit_rate": 0.25},
+}
+
+
+@pytest.fixture(autouse=True)
+def surroundings(tmp_path, monkeypatch):
+    for variable in ("USE_DISTRIBUTED_INFERENCE", "TANDEM_STRATEGY_POLICY", "TANDEM_API_KEY", "TANDEM_PORT"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("TANDEM_HOME", str(tmp_path / "home"))
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def home(tmp_path):
+    home = Home(tmp_path / "home")
+    home.create()
+    return home
+
+
+@pytest.fixture
+def api(home):
+    """A cluster that seems to run: the state names this test's own process as its coordinator."""
+    api = FakeApi(STATUS)
+    me = ProcessIdentity.of(os.getpid())
+    home.write_state(ClusterState(coordinator=me, api=api.url, port=1, started_at=1.0))
+    yield api
+    api.close()
+
+
+def failure(capsys, *arguments) -> tuple[int, str]:
+    """Exit code and the one sentence on stderr; nothing on stdout, no traceback."""
+    code = main(arguments)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1, printed.err
+    assert "Traceback" not in printed.err
+    return code, printed.err
+
+
+def test_prompt_streams_the_text_and_nothing_else_to_stdout(api, capsys):
+    assert main(["prompt", "hello"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == "Héllo\n"
+    assert printed.err == ""
+    path, body = api.asked[0]
+    assert path == "/v1/chat/completions"
+    assert body == {
+        "messages": [{"role": "user", "content": "hello"}],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+
+
+def test_prompt_options_go_into_the_request(api, monkeypatch):
+    monkeypatch.setenv("USE_DISTRIBUTED_INFERENCE", "always")
+    options = ["--max-tokens", "7", "--temperature", "0.5", "--seed", "3"]
+    assert main(["prompt", "x", *options, "--strategy", "distributed-cached", "--conversation", "c1"]) == 0
+    body = api.asked[0][1]
+    assert (body["max_tokens"], body["temperature"], body["seed"]) == (7, 0.5, 3)
+    assert (body["strategy"], body["conversation"]) == ("distributed-cached", "c1")
+    assert body["use_distributed_inference"] == "always"
+
+
+def test_prompt_json_is_one_object_with_the_documented_keys(api, capsys):
+    assert main(["prompt", "x", "--json"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1
+    assert json.loads(printed) == {
+        "text": "Héllo",
+        "token_ids": [5, 6],
+        "strategy": "distributed-no-cache",
+        "reason": "short enough",
+        "prompt_tokens": 9,
+        "completion_tokens": 2,
+        "finish_reason": "stop",
+        "ttft_s": 0.25,
+        "decode_tokens_per_s": 12.5,
+        "workers": ["worker-0", "worker-1"],
+    }
+
+
+def test_raw_prompt_and_models_without_a_template_use_completions(api, capsys):
+    assert main(["prompt", "x", "--raw"]) == 0
+    assert api.asked[-1][0] == "/v1/completions"
+    assert api.asked[-1][1]["prompt"] == "x"
+    model = STATUS["model"] | {"has_chat_template": False}
+    api.answers["/status"] = (200, json.dumps(STATUS | {"model": model}).encode())
+    assert main(["prompt", "y"]) == 0
+    assert api.asked[-1][0] == "/v1/completions"
+    assert capsys.readouterr().out == "raw\nraw\n"
+
+
+class _Stdin:
+    def __init__(self, content: bytes):
+        self.buffer = io.BytesIO(content)
+
+
+def test_dash_reads_standard_input(api, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", _Stdin("naïve\n".encode()))
+    assert main(["prompt", "-"]) == 0
+    assert api.asked[0][1]["messages"][0]["content"] == "naïve\n"
+    monkeypatch.setattr("sys.stdin", _Stdin(b"\xff\xfe"))
+    capsys.readouterr()
+    code, sentence = failure(capsys, "prompt", "-")
+    assert code == 2
+    assert "UTF-8" in sentence
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["prompt", ""], "empty"),
+        (["prompt", " \n"], "empty"),
+        (["prompt", "\udcff"], "UTF-8"),
+        (["prompt", "x", "--max-tokens", "0"], "--max-tokens"),
+        (["prompt", "x", "--max-tokens", "-3"], "--max-tokens"),
+        (["prompt", "x", "--temperature", "hot"], "--temperature"),
+        (["prompt", "x", "--temperature", "nan"], "finite"),
+        (["prompt", "x", "--temperature", "-1"], "--temperature"),
+        (["prompt", "x", "--strategy", "magic"], "tensor-parallel"),
+        (["prompt", "x", "--nonsense"], "--nonsense"),
+        (["prompt"], "TEXT"),
+        (["promt", "x"], "'prompt'"),
+        (["start", "--workers", "0"], "--workers"),
+        (["start", "--port", "70000"], "--port"),
+        (["start", "--config", "/no/such.toml"], "/no/such.toml"),
+        (["bench", "nothing"], "nothing"),
+        (["test"], "./launch.sh test"),
+    ],
+)
+def test_wrong_usage_is_one_sentence_and_exit_code_2(capsys, arguments, words):
+    code, sentence = failure(capsys, *arguments)
+    assert code == 2
+    assert words in sentence
+
+
+@pytest.mark.parametrize("command", ["prompt", "explain", "start"])
+def test_unknown_mode_is_refused_by_every_command_that_reads_it(api, capsys, monkeypatch, command):
+    monkeypatch.setenv("USE_DISTRIBUTED_INFERENCE", "maybe")
+    code, sentence = failure(capsys, command, *([] if command == "start" else ["x"]))
+    assert code == 2
+    assert "'maybe'" in sentence
+    assert "auto, always or never" in sentence
+
+
+@pytest.mark.parametrize(("status", "code"), [(400, 2), (404, 2), (413, 2), (401, 1), (429, 1), (500, 1), (503, 1)])
+def test_errors_of_the_api_are_passed_on(api, capsys, status, code):
+    error = {"error": {"message": "The prompt has 9000 tokens.", "type": "t", "param": None, "code": "c"}}
+    api.answers["/v1/chat/completions"] = (status, json.dumps(error).encode())
+    assert failure(capsys, "prompt", "x") == (code, "tandem: The prompt has 9000 tokens.\n")
+
+
+def test_error_in_the_middle_of_a_stream_fails(api, capsys):
+    api.answers["/v1/chat/completions"] = (200, chat_piece("ab") + event({"error": {"message": "worker-1 was lost"}}))
+    assert main(["prompt", "x"]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == "ab"
+    assert "worker-1 was lost" in printed.err
+
+
+def test_stream_that_breaks_off_fails(api, capsys):
+    api.answers["/v1/chat/completions"] = (200, chat_piece("ab"))
+    assert main(["prompt", "x", "--json"]) == 1
+    assert "broke off" in capsys.readouterr().err
+
+
+def test_key_comes_from_the_environment(api, monkeypatch):
+    monkeypatch.setenv("TANDEM_API_KEY", "k1")
+    main(["prompt", "x"])
+    assert api.headers[-1]["Authorization"] == "Bearer k1"
+
+
+def test_explain_prints_the_choice(api, capsys):
+    choice = {
+        "strategy": "single-device-cached",
+        "reason": "182 prompt tokens are more than 100",
+        "prompt_tokens": 182,
+        "max_tokens": 50,
+        "candidates": [
+            {
+                "strategy": "tensor-parallel",
+                "feasible": False,
+                "why_not": "not built",
+                "predicted_ttft_s": None,
+                "predicted_total_s": None,
+            }
+        ],
+    }
+    api.answers["/v1/explain"] = (200, json.dumps(choice).encode())
+    assert main(["explain", "x", "--max-tokens", "50", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == choice
+    assert api.asked[0] == ("/v1/explain", {"messages": [{"role": "user", "content": "x"}], "max_tokens": 50})
+    assert main(["explain", "x"]) == 0
+    printed = capsys.readouterr().out
+    assert "182 prompt tokens are more than 100" in printed
+    assert "not possible: not built" in printed
+
+
+def test_status_of_a_running_cluster(api, capsys):
+    assert main(["status", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == STATUS
+    assert main(["status"]) == 0
+    printed = capsys.readouterr().out
+    assert "worker-0 (pid 4712, ready): layers 0-3, holds the full model" in printed
+    assert "worker-1 (pid 4713, ready): layers 4-7\n" in printed
+    assert "worker-0: 43% busy, 12.5 steps/s of 2.2 sequences, 1 waiting\n" in printed
+    kept = "3.0 MB of 250.0 MB kept (64.0 KB shared), 2.0 MB on disk"
+    assert f"worker-1: 1.5 MB of 600.0 MB in use, {kept}\n" in printed
+    assert "300 of 1,200 prompt tokens (25%)" in printed
+
+
+def test_status_of_nothing_has_every_key(capsys):
+    assert main(["status", "--json"]) == 0
+    status = json.loads(capsys.readouterr().out)
+    assert set(status) == set(STATUS)
+    assert status["state"] == "stopped"
+    assert main(["stop"]) == 0
+    assert capsys.readouterr().out == "Nothing is running.\n"
+
+
+def test_status_after_the_coordinator_died_says_so(home, capsys):
+    gone = ProcessIdentity(pid=os.getpid(), create_time=1.0)
+    home.write_state(ClusterState(coordinator=gone, api="http://127.0.0.1:1", port=1, started_at=1.0))
+    assert main(["status", "--json"]) == 0
+    status = json.loads(capsys.readouterr().out)
+    assert status["state"] == "stopped"
+    assert "died" in status["note"]
+
+
+def test_start_of_a_running_cluster_says_so(api, capsys):
+    assert main(["start"]) == 0
+    assert f"Already running at {api.url}" in capsys.readouterr().out
+
+
+def test_chat_keeps_the_conversation_and_forgets_it_on_clear(api, monkeypatch, capsys):
+    lines = iter(["hi", "", "more", "/clear", "anew", "/exit", "never"])
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    assert main(["chat"]) == 0
+    contents = [[message["content"] for message in body["messages"]] for _, body in api.asked]
+    assert contents == [["hi"], ["hi", "Héllo", "more"], ["anew"]]
+    conversations = [body["conversation"] for _, body in api.asked]
+    assert conversations[0] == conversations[1] != conversations[2]
+    assert capsys.readouterr().out == "Héllo\n" * 3
+
+
+def test_config_shows_values_and_origins_but_no_key(monkeypatch, capsys):
+    monkeypatch.setenv("TANDEM_API_KEY", "secret-key")
+    assert main(["config", "--port", "9000"]) == 0
+    printed = capsys.readouterr().out
+    assert "secret-key" not in printed
+    assert any(line.split() == ["api.port", "=", "9000", "#", "--port"] for line in printed.splitlines())
+
+
+def test_logs_show_the_ends_and_name_what_exists(home, capsys):
+    code, sentence = failure(capsys, "logs")
+    assert (code, "no logs" in sentence) == (1, True)
+    (home.logs / "coordinator.log").write_text("".join(f"line {number}\n" for number in range(30)))
+    assert main(["logs", "coordinator", "-n", "2"]) == 0
+    assert capsys.readouterr().out == "line 28\nline 29\n"
+    code, sentence = failure(capsys, "logs", "worker-9")
+    assert code == 2
+    assert "coordinator" in sentence
+
+
+def test_json_answer_without_tandem_is_not_taken_for_ours(api, capsys):
+    api.answers["/v1/chat/completions"] = (200, chat_piece("ab", "stop") + b"data: [DONE]\n\n")
+    code, sentence = failure(capsys, "prompt", "x", "--json")
+    assert code == 1
+    assert "usage" in sentence

@@ -1,0 +1,196 @@
+"""Prompts: the ids that mlx-lm makes, plain refusals, and streamed text with stop strings."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mlx_lm.utils import load_tokenizer
+
+from cluster.serving.prompts import Prompts
+from cluster.serving.requests import GenerationRequest
+from protocol.errors import BadRequest, ModelError
+from protocol.values import Sampling
+from tests.support.tiny_tokenizer import write_tokenizer
+
+USER = {"role": "user", "content": "the cat"}
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return write_tokenizer(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def prompts(directory):
+    return Prompts.load(directory)
+
+
+@pytest.fixture(scope="module")
+def mlx_lm_tokenizer(directory):
+    return load_tokenizer(directory)
+
+
+def encode(prompts, **fields):
+    return prompts.encode(GenerationRequest(**fields))
+
+
+def refusal(prompts, **fields):
+    with pytest.raises(BadRequest) as caught:
+        encode(prompts, **fields)
+    return caught.value
+
+
+def test_chat_becomes_the_ids_of_mlx_lm(prompts, mlx_lm_tokenizer):
+    messages = [{"role": "system", "content": "a pipeline"}, USER]
+    expected = mlx_lm_tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+    assert encode(prompts, messages=tuple(messages)) == tuple(expected)
+
+
+def test_raw_text_becomes_the_ids_of_mlx_lm_with_one_start_token(prompts, mlx_lm_tokenizer):
+    plain = encode(prompts, text="the mat")
+    assert plain == tuple(mlx_lm_tokenizer.encode("the mat"))
+    assert plain[0] == mlx_lm_tokenizer.bos_token_id
+    assert encode(prompts, text="<s>the mat") == plain
+
+
+def test_token_ids_stay_as_they_are(prompts):
+    assert encode(prompts, tokens=(9, 8, 7)) == (9, 8, 7)
+
+
+def test_facts_of_the_model_are_known(prompts, mlx_lm_tokenizer):
+    assert prompts.has_chat_template
+    assert prompts.vocabulary_size == 400
+    assert prompts.eos_token_ids == {mlx_lm_tokenizer.eos_token_id, 3}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"text": ""}, "prompt"),
+        ({"tokens": ()}, "prompt"),
+        ({"messages": ({"role": "user", "content": " \n"},)}, "messages"),
+    ],
+)
+def test_empty_prompts_are_refused(prompts, fields, param):
+    error = refusal(prompts, **fields)
+    assert (error.param, "empty" in str(error)) == (param, True)
+
+
+@pytest.mark.parametrize("token", [400, 2**40, -1])
+def test_ids_outside_the_vocabulary_are_refused(prompts, token):
+    assert refusal(prompts, tokens=(5, token)).param == "prompt"
+    assert refusal(prompts, tokens=(5,), sampling=Sampling(logit_bias={token: 1.0})).param == "logit_bias"
+
+
+def test_text_the_embedding_has_no_row_for_is_refused(tmp_path):
+    prompts = Prompts.load(write_tokenizer(tmp_path, vocabulary=50))
+    assert refusal(prompts, text="the cat").param == "prompt"
+
+
+def test_template_that_refuses_says_why(prompts):
+    error = refusal(prompts, messages=(USER, {"role": "system", "content": "x"}))
+    assert "Only the first message may be system" in str(error)
+    assert error.param == "messages"
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ nothing.at.all }}", "{% if %}", "{{ 1 + messages[0].content }}", "{{ messages[9].x.y }}"]
+)
+def test_broken_template_is_a_refusal_not_a_crash(tmp_path, template):
+    prompts = Prompts.load(write_tokenizer(tmp_path, template=template))
+    assert refusal(prompts, messages=(USER,)).param == "messages"
+
+
+def test_model_without_chat_template_points_to_raw_prompts(tmp_path):
+    prompts = Prompts.load(write_tokenizer(tmp_path, template=None))
+    assert not prompts.has_chat_template
+    assert "--raw" in str(refusal(prompts, messages=(USER,)))
+    assert encode(prompts, text="the cat")
+
+
+def test_missing_and_broken_tokenizers_are_model_errors(tmp_path):
+    with pytest.raises(ModelError, match=r"config\.json"):
+        Prompts.load(tmp_path / "nowhere")
+    directory = write_tokenizer(tmp_path / "model")
+    whole = (directory / "tokenizer.json").read_bytes()
+    for content in (whole[: len(whole) // 2], b"{}", b"\xff\xfe", b"[1]", json.dumps({"model": 5}).encode()):
+        (directory / "tokenizer.json").write_bytes(content)
+        with pytest.raises(ModelError) as caught:
+            Prompts.load(directory)
+        assert "\n" not in str(caught.value)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (directory / name).unlink()
+    with pytest.raises(ModelError, match="has no tokenizer"):
+        Prompts.load(directory)
+
+
+def streamed(prompts, pushes, stop=()):
+    stream = prompts.stream(stop)
+    text = "".join(stream.push(tuple(ids))[0] for ids in pushes)
+    return text + stream.finish(), stream
+
+
+def whole_text(prompts, ids):
+    return streamed(prompts, [ids])[0]
+
+
+def test_streamed_text_is_mlx_lm_s(prompts, mlx_lm_tokenizer):
+    ids = mlx_lm_tokenizer.encode("the cat, 日本語 😀 sat\n", add_special_tokens=False)
+    detokenizer = mlx_lm_tokenizer.detokenizer
+    for token in ids:
+        detokenizer.add_token(token)
+    detokenizer.finalize()
+    assert whole_text(prompts, ids) == detokenizer.text == "the cat, 日本語 😀 sat\n"
+
+
+def test_stop_string_ends_the_answer_and_is_not_shown(prompts, mlx_lm_tokenizer):
+    ids = mlx_lm_tokenizer.encode("the cat sat on the mat", add_special_tokens=False)
+    text, stream = streamed(prompts, [ids], (" on", "mat"))
+    assert (text, stream.stopped) == ("the cat sat", True)
+    assert 0 < stream.num_tokens < len(ids)
+    assert (stream.push(tuple(ids)), stream.finish()) == (("", True), "")
+
+
+def test_beginning_of_a_stop_string_is_held_back_until_decided(prompts, mlx_lm_tokenizer):
+    stream = prompts.stream(("abX",))
+    ids = mlx_lm_tokenizer.encode("zabY", add_special_tokens=False)
+    shown = [stream.push((token,))[0] for token in ids]
+    assert shown == ["z", "", "", "abY"]
+
+
+def test_streams_of_two_requests_do_not_mix(prompts, mlx_lm_tokenizer):
+    one, two = prompts.stream(), prompts.stream()
+    ids = mlx_lm_tokenizer.encode("the cat", add_special_tokens=False)
+    for token in ids:
+        assert one.push((token,)) == two.push((token,))
+
+
+@pytest.mark.parametrize("token", [399, 10_000])
+def test_ids_of_a_padded_vocabulary_do_not_break_the_stream(prompts, token):
+    assert streamed(prompts, [[token, 40, token]])[1].num_tokens == 3
+
+
+IDS = st.lists(st.integers(0, 330), max_size=30)
+STOPS = st.lists(st.text("abte h\n,😀", min_size=1, max_size=4), max_size=3).map(tuple)
+
+
+@settings(max_examples=200, deadline=None)
+@given(ids=IDS, stop=STOPS, data=st.data())
+def test_how_ids_are_cut_into_pushes_makes_no_difference(prompts, ids, stop, data):
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(ids)), max_size=6)))
+    pushes = [ids[a:b] for a, b in zip([0, *cuts], [*cuts, len(ids)], strict=True)]
+    (text, stream), (whole, at_once) = streamed(prompts, pushes, stop), streamed(prompts, [ids], stop)
+    assert (text, stream.stopped, stream.num_tokens) == (whole, at_once.stopped, at_once.num_tokens)
+
+
+@settings(max_examples=200, deadline=None)
+@given(ids=IDS, stop=STOPS)
+def test_text_has_no_stop_string_and_nothing_else_is_lost(prompts, ids, stop):
+    everything = whole_text(prompts, ids)
+    text, stream = streamed(prompts, [[token] for token in ids], stop)
+    assert not any(item in text for item in stop)
+    assert everything.startswith(text)
+    assert stream.stopped == any(item in everything for item in stop)
+    if not stream.stopped:
+        assert text == everything

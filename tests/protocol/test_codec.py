@@ -1,0 +1,145 @@
+"""Bytes on the wire: a golden message of each kind, and nothing but WireError from anything else."""
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol import codec, messages
+from protocol.errors import WireError
+from protocol.values import KvSettings, LayerRange, Peer, Route, Sampling
+from strategy.memory import KvGrowth, KvNeeds
+
+PEER = Peer(endpoint="tcp://127.0.0.1:5000", public_key="k" * 40)
+STAGE = messages.StagePlan(worker="w", peer=PEER, layers=LayerRange(0, 4), holds_full_model=True)
+EXAMPLES: dict[int, messages.Message] = {
+    1: messages.Join(protocol=1, secret="s", name="w", host="h", pid=7, peer=PEER, memory_limit_bytes=9),
+    2: messages.Heartbeat(
+        worker="w",
+        weights_bytes=1,
+        kv_bytes=2,
+        running=3,
+        queued=0,
+        prefix_bytes=0,
+        shared_bytes=0,
+        disk_bytes=0,
+        steps=4,
+        rows=5,
+        busy_s=0.5,
+    ),
+    3: messages.Inspected(
+        worker="w",
+        architecture="llama",
+        num_layers=2,
+        legal_cuts=(1,),
+        why_not=None,
+        batches=True,
+        last_position_only=True,
+        context_tokens=None,
+    ),
+    4: messages.LoadProgress(worker="w", loaded_bytes=5),
+    5: messages.Loaded(
+        worker="w",
+        weights_bytes=5,
+        prefixes=(
+            messages.KeptPrefix(
+                route=Route(("w",)),
+                needs=KvNeeds(fixed_bytes=1, growth=(KvGrowth(2, None), KvGrowth(3, 4)), snapshots=False),
+            ),
+        ),
+    ),
+    6: messages.LoadFailed(worker="w", message="m"),
+    7: messages.Tokens(updates=(messages.Update(1, (2, 3), "stop"), messages.Update(2, (4,)))),
+    8: messages.PrefillProgress(sequence=1, processed=2, total=3),
+    9: messages.SequenceFailed(sequence=1, message="m"),
+    10: messages.Reused(sequence=1, num_tokens=64),
+    20: messages.Welcome(coordinator="c"),
+    21: messages.Rejected(reason="r"),
+    22: messages.InspectModel(model_path="p", cache_dir="c"),
+    23: messages.LoadStage(
+        model_path="p",
+        cache_dir="c",
+        kv=KvSettings(),
+        prefix_memory_bytes=1,
+        prefix_disk_bytes=2,
+        stages=(STAGE,),
+        last_position_only=True,
+        batches=True,
+        prefill_chunk_tokens=None,
+    ),
+    24: messages.Generate(
+        sequence=1,
+        route=Route(("w",)),
+        cached=True,
+        max_tokens=5,
+        end_tokens=(0,),
+        sampling=Sampling(temperature=0.5, logit_bias={3: 1.5}),
+        seed=9,
+    ),
+    25: messages.Cancel(sequence=1),
+    26: messages.Shutdown(),
+    27: messages.KnownPrefix(route=Route(("w",)), capacity=4, snapshots=True),
+    28: messages.ForgetConversation(conversation="c"),
+    40: messages.OpenSequence(
+        sequence=1, route=Route(("w",)), cached=False, sampling=Sampling(), seed=1, history=(1, 2), max_length=9
+    ),
+    41: messages.CloseSequence(sequence=1, route=Route(("w",))),
+    42: messages.Step(
+        number=1,
+        route=Route(("a", "b")),
+        slot=0,
+        cached=True,
+        rows=(messages.Row(1, 0, True),),
+        num_tokens=1,
+        payload=["a", 0],
+    ),
+    43: messages.Sampled(number=1, route=Route(("a",)), tokens=(5,)),
+    44: messages.StepFailed(number=1, route=Route(("a",)), message="m"),
+    45: messages.KeepPrefix(sequence=1, route=Route(("a", "b")), spans=((0, 64),)),
+    46: messages.DropPrefix(route=Route(("a", "b"))),
+}
+GOLDEN = {
+    8: "83a873657175656e636501a970726f63657373656402a5746f74616c03",
+    7: "81a7757064617465739293019202 03a473746f7093029104c0".replace(" ", ""),
+    43: "83a66e756d62657201a5726f7574659191a161a6746f6b656e739105",
+}
+
+
+def test_every_kind_has_an_example():
+    assert set(EXAMPLES) == set(codec.KINDS)
+
+
+@pytest.mark.parametrize("number", EXAMPLES)
+def test_every_kind_survives_the_wire_with_its_epoch_and_buffers(number):
+    frames = codec.encode(3, EXAMPLES[number], [b"raw"])
+    envelope = codec.decode([bytes(frame) for frame in frames])
+    assert envelope == codec.Envelope(3, EXAMPLES[number], (b"raw",))
+
+
+@pytest.mark.parametrize("number", GOLDEN)
+def test_bytes_are_those_that_other_versions_expect(number):
+    prefix, header = codec.encode(258, EXAMPLES[number])
+    assert prefix.hex() == f"0000000000000102{number:04x}"
+    assert header.hex() == GOLDEN[number]
+
+
+@given(st.lists(st.binary(max_size=64), max_size=4))
+def test_arbitrary_frames_never_raise_anything_but_wire_error(frames):
+    try:
+        codec.decode(frames)
+    except WireError:
+        pass
+
+
+@given(st.sampled_from(sorted(codec.KINDS)), st.recursive(st.none() | st.integers(-9, 9) | st.text(), st.lists))
+def test_wrong_fields_of_any_kind_are_wire_errors(number, fields):
+    frames = [b"\0" * 8 + number.to_bytes(2, "big"), msgpack.packb({"sequence": fields, "updates": fields})]
+    try:
+        codec.decode(frames)
+    except WireError:
+        pass
+
+
+def test_header_beyond_the_limit_is_refused_before_it_is_read():
+    with pytest.raises(WireError, match="oversized"):
+        codec.decode([b"\0" * 10, b"\xc0" * (codec.MAX_HEADER_BYTES + 1)])

@@ -1,0 +1,41 @@
+"""The token that admits a worker."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.errors import UsageError
+from protocol.join_token import make_token, read_token
+
+KEY = "rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7"
+
+
+def test_token_gives_back_key_and_secret():
+    token, secret = make_token(KEY)
+    assert read_token(token) == (KEY, secret)
+
+
+def test_token_needs_no_quoting_in_a_shell():
+    token, _ = make_token(KEY)
+    assert all(character.isalnum() or character in "-_" for character in token)
+
+
+def test_every_token_has_its_own_secret():
+    assert make_token(KEY)[1] != make_token(KEY)[1]
+
+
+@pytest.mark.parametrize("change", [lambda t: "", lambda t: t[:-3], lambda t: t + "AAAA", lambda t: "ü" + t[1:]])
+def test_damaged_token_is_refused_in_a_sentence(change):
+    token, _ = make_token(KEY)
+    with pytest.raises(UsageError, match="copy it whole"):
+        read_token(change(token))
+
+
+@given(st.text(max_size=120))
+def test_any_text_is_a_token_or_a_usage_error(text):
+    try:
+        key, secret = read_token(text)
+    except UsageError:
+        return
+    assert len(key) == 40
+    assert len(secret) == 32

@@ -1,0 +1,99 @@
+"""Run as a process of its own: splits tiny models and prints one JSON line for each.
+
+MLX checks no bounds, so a wrong configuration can end the process or take all memory: never in the test process.
+"""
+
+import json
+import resource
+import sys
+import tempfile
+from pathlib import Path
+
+import mlx.core as mx
+from mlx.utils import tree_map
+
+from workers import zoo
+from workers.model import payload
+from workers.model.inspection import inspect_config
+from workers.model.split_model import SplitModel
+
+MEMORY_BYTES = 8 << 30
+WITHOUT_CACHE = [[[7, 3, 250, 19, 66, 5, 88, 41, 9, 120, 13, 2], [4, 71, 18, 9, 201, 33, 6, 54, 90, 12, 5, 77]]]
+WITH_CACHE = [[[7, 3, 250, 19, 66, 5, 88, 41, 9, 120, 13, 2]], [[31, 8, 77, 45, 6]], [[9]], [[14]]]
+
+
+def main(cases):
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    for case in cases:
+        with tempfile.TemporaryDirectory() as directory:
+            print(json.dumps({"case": case} | outcome(case, Path(directory))), flush=True)
+
+
+def outcome(case, directory):
+    """`case` is an architecture, or an architecture, a colon and what is special: "4bit" or "tied"."""
+    architecture, _, special = case.partition(":")
+    overrides = {"tie_word_embeddings": True} if special == "tied" else {}
+    try:
+        config = zoo.tiny_config(architecture, **overrides)
+        found = inspect_config(config)
+        if found.why_not is not None:
+            return {"refused": found.why_not}
+        zoo.make_tiny_model(architecture, directory, bits=4 if special == "4bit" else None, **overrides)
+    except Exception as error:  # noqa: BLE001  reported to the test
+        return {"refused": str(error)}
+    try:
+        cuts = found.legal_cuts
+        wrong = differences(directory, found, (cuts[len(cuts) // 2],))
+        wrong += differences(directory, found, (cuts[0], cuts[-1])) if len(cuts) > 1 else []
+    except Exception as error:  # noqa: BLE001  reported to the test
+        return {"wrong": [f"{type(error).__name__}: {error}"]}
+    return {"wrong": wrong, "cuts": len(cuts), "layers": found.num_layers}
+
+
+def differences(directory, found, cuts):
+    bounds = list(zip((0, *cuts), (*cuts, found.num_layers), strict=True))
+    stages = [(stage(directory, layers, found), layers) for layers in bounds]
+    whole = SplitModel.load(directory)
+    wrong = []
+    for cached, passes in ((False, WITHOUT_CACHE), (True, WITH_CACHE)):
+        expected = run([(whole, (0, whole.num_layers))], passes, cached)
+        found_logits = run(stages, passes, cached)
+        for number, (want, got) in enumerate(zip(expected, found_logits, strict=True)):
+            if mx.any(mx.isnan(want)).item() or not mx.array_equal(want, got).item():
+                wrong.append(f"cuts {cuts}, {'with' if cached else 'without'} cache, pass {number}")
+    return wrong
+
+
+def run(stages, passes, cached):
+    caches = [model.make_cache(layers) if cached else None for model, layers in stages]
+    logits = []
+    for ids in passes:
+        carried, tokens = None, mx.array(ids, mx.int32)
+        for (model, layers), cache in zip(stages, caches, strict=True):
+            carried = model.forward(tokens, layers=layers, cache=cache, payload=carried)
+            model.evaluate(carried, cache)
+            if layers[1] < model.num_layers:
+                spec, buffers = payload.encode(carried)
+                carried = payload.decode(json.loads(json.dumps(spec)), [bytes(buffer) for buffer in buffers])
+        logits.append(carried)
+    return logits
+
+
+def stage(directory, layers, found):
+    """A model with NaN in every weight of the layers (and of the head) that the stage does not own."""
+    split = SplitModel.load(directory)
+    split.unused = found.unused
+    foreign = split.layers[: layers[0]] + split.layers[layers[1] :]
+    if layers[1] < split.num_layers:
+        foreign += [module for name, module in split.model.named_modules() if name.endswith("lm_head")]
+    for module in foreign:
+        module.update(tree_map(not_a_number, module.parameters()))
+    return split
+
+
+def not_a_number(weight):
+    return mx.full(weight.shape, mx.nan, weight.dtype) if mx.issubdtype(weight.dtype, mx.floating) else weight
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,107 @@
+"""A Service whose answers a test writes down, and ways to ask the app over it in process."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+
+from cluster.api import build_app
+from cluster.serving.requests import Delta, Event, Finished, GenerationRequest, ModelInfo, Progress, Routed
+
+MODEL = ModelInfo(id="tiny", layers=8, bytes=1000, context_tokens=512, has_chat_template=True, created=1_700_000_000)
+ROUTED = Routed(
+    request_id="r1", strategy="distributed-no-cache", reason="short", workers=("alpha", "beta"), prompt_tokens=7
+)
+FINISHED = Finished(
+    finish_reason="stop",
+    token_ids=(5, 6),
+    prompt_tokens=7,
+    completion_tokens=3,
+    cached_tokens=4,
+    ttft_s=0.25,
+    decode_tokens_per_s=40.0,
+)
+ANSWER: tuple[Event | Exception, ...] = (
+    ROUTED,
+    Progress(processed=4, total=7),
+    Delta(text="Hello", token_ids=(5,)),
+    Delta(text="", token_ids=()),
+    Delta(text=' "wörld"\n', token_ids=(6,)),
+    FINISHED,
+)
+
+
+class FakeService:
+    """Plays `script`: events are yielded, exceptions raised, and Ellipsis waits for ever."""
+
+    def __init__(self, *script: Any, state: str = "ready", models: tuple[ModelInfo, ...] = (MODEL,)):
+        self.script = script or ANSWER
+        self.requests: list[GenerationRequest] = []
+        self.waiting = asyncio.Event()
+        self.closed = asyncio.Event()
+        self._state = state
+        self._models = models
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
+        self.requests.append(request)
+        try:
+            for item in self.script:
+                if isinstance(item, BaseException):
+                    raise item
+                if item is ...:
+                    self.waiting.set()
+                    await asyncio.Event().wait()
+                yield item
+        finally:
+            self.closed.set()
+
+    async def explain(self, request: GenerationRequest) -> dict:
+        self.requests.append(request)
+        return {"strategy": "single-device-cached", "candidates": []}
+
+    def status(self) -> dict:
+        return {"state": self._state, "workers": []}
+
+    def state(self) -> str:
+        return self._state
+
+    def models(self) -> tuple[ModelInfo, ...]:
+        return self._models
+
+
+def ask(
+    service: FakeService,
+    method: str,
+    path: str,
+    body: Any = None,
+    *,
+    content: Any = None,
+    headers: dict[str, str] | None = None,
+    **app_options: Any,
+) -> httpx.Response:
+    """One request to the app in process. `body` goes as JSON; `content` as it is."""
+    if body is not None:
+        content = json.dumps(body).encode()
+
+    async def run() -> httpx.Response:
+        transport = httpx.ASGITransport(build_app(service, **app_options))
+        async with httpx.AsyncClient(transport=transport, base_url="http://tandem") as client:
+            return await client.request(method, path, content=content, headers=headers)
+
+    return asyncio.run(run())
+
+
+def chat(service: FakeService, **fields: Any) -> httpx.Response:
+    return ask(service, "POST", "/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}]} | fields)
+
+
+def completion(service: FakeService, **fields: Any) -> httpx.Response:
+    return ask(service, "POST", "/v1/completions", {"prompt": "hi"} | fields)
+
+
+def sse_events(text: str) -> list[dict[str, Any]]:
+    """The JSON events of a stream, without comments and end mark."""
+    lines = [block.removeprefix("data: ") for block in text.split("\n\n") if block.startswith("data: ")]
+    return [json.loads(line) for line in lines if line != "[DONE]"]

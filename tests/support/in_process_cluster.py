@@ -1,0 +1,260 @@
+"""Several engines in one process and one thread, joined without sockets: a whole route that a test can step through."""
+
+from collections import Counter
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+from mlx_lm.generate import generate_step
+from mlx_lm.sample_utils import make_logits_processors
+from mlx_lm.utils import load_model
+
+from protocol.codec import Envelope
+from protocol.messages import (
+    Cancel,
+    Generate,
+    Inspected,
+    InspectModel,
+    KnownPrefix,
+    Loaded,
+    LoadFailed,
+    LoadProgress,
+    LoadStage,
+    Message,
+    PrefillProgress,
+    Reused,
+    SequenceFailed,
+    StagePlan,
+    Tokens,
+)
+from protocol.transport import InProcessNetwork
+from protocol.values import KvSettings, LayerRange, Sampling
+from strategy.vocabulary import Route
+from workers.engine.engine import Engine
+
+MAX_TURNS = 100_000
+PREFIX_BYTES = 64 << 20
+
+
+class InProcessCluster:
+    """`num_stages` engines that hold the layers of one model evenly; the first also holds the full model.
+
+    What the heads report is in `tokens`, `finish_reasons`, `failures` and `progress`, by sequence.
+    """
+
+    def __init__(
+        self,
+        model_path: Path,
+        *,
+        num_stages: int,
+        cache_dir: Path,
+        chunk_tokens: int | None = None,
+        prefix_capacity: int = 64,
+        disk: bool = False,
+        kv: KvSettings | None = None,
+    ):
+        self._kv = kv or KvSettings()
+        self._prefix_capacity = prefix_capacity
+        self._disk = disk
+        self.reused: dict[int, int] = {}
+        self.network = InProcessNetwork()
+        coordinator = self.network.inbox("coordinator", self._receive)
+        self.names = tuple(f"worker-{index}" for index in range(num_stages))
+        self.engines = {name: Engine(name, coordinator, self.network) for name in self.names}
+        self.peers = {name: self.network.inbox(name, engine.post) for name, engine in self.engines.items()}
+        self._others: list[Message] = []
+        self._num_sequences = 0
+        self.tokens: dict[int, list[int]] = {}
+        self.finish_reasons: dict[int, str] = {}
+        self.failures: dict[int, str] = {}
+        self.progress: dict[int, list[int]] = {}
+        self.num_reports: Counter[int] = Counter()
+        self._load(model_path, cache_dir, chunk_tokens)
+
+    # --- what a coordinator does
+
+    def _load(self, model_path: Path, cache_dir: Path, chunk_tokens: int | None) -> None:
+        self._send(self.names[0], InspectModel(model_path=str(model_path), cache_dir=str(cache_dir)))
+        found = self._awaited(Inspected, 1)[0]
+        cuts = _even_cuts(found.num_layers, found.legal_cuts, len(self.names))
+        stages = tuple(
+            StagePlan(
+                worker=name,
+                peer=self.peers[name],
+                layers=LayerRange(start, end),
+                holds_full_model=name == self.names[0],
+            )
+            for name, start, end in zip(self.names, (0, *cuts), (*cuts, found.num_layers), strict=True)
+        )
+        plan = LoadStage(
+            model_path=str(model_path),
+            cache_dir=str(cache_dir),
+            kv=self._kv,
+            prefix_memory_bytes=PREFIX_BYTES,
+            prefix_disk_bytes=PREFIX_BYTES if self._disk else 0,
+            stages=stages,
+            last_position_only=found.last_position_only,
+            batches=found.batches,
+            prefill_chunk_tokens=chunk_tokens,
+        )
+        for name in self.names:
+            self._send(name, plan)
+        loaded = self._awaited(Loaded, len(self.names))
+        if self._prefix_capacity:
+            snapshots = any(prefix.needs.snapshots for message in loaded for prefix in message.prefixes)
+            for route in {Route(self.names), Route(self.names[:1])}:
+                known = KnownPrefix(route=route, capacity=self._prefix_capacity, snapshots=snapshots)
+                kept = dict(self.engines[route.head]._stages.executors[route].prefixes.on_disk)
+                for name in route:
+                    there = {key for key, _ in self.engines[name]._stages.executors[route].prefixes.on_disk}
+                    kept = {key: length for key, length in kept.items() if key in there}
+                lengths = np.array(list(kept.values()), np.int32).tobytes()
+                self._send(route.head, known, (b"".join(kept), lengths))
+            self.run()
+
+    def _awaited(self, kind: type[Message], count: int) -> list:
+        self.run()
+        failed = [message for message in self._others if isinstance(message, LoadFailed)]
+        assert not failed, failed
+        found = [message for message in self._others if isinstance(message, kind)]
+        assert len(found) == count
+        return found
+
+    def _send(self, worker: str, message: Message, buffers: tuple[bytes, ...] = ()) -> None:
+        self.network.send(self.peers[worker], 1, message, buffers)
+
+    def generate(
+        self,
+        prompt: list[int],
+        max_tokens: int,
+        *,
+        strategy: str = "distributed-cached",
+        sampling: Sampling | None = None,
+        end_tokens: tuple[int, ...] = (),
+        scope: str = "",
+        conversation: str | None = None,
+    ) -> int:
+        """Start a request; returns its sequence number."""
+        self._num_sequences += 1
+        number = self._num_sequences
+        sampling = sampling or Sampling()
+        route = Route(self.names[:1] if strategy == "single-device-cached" else self.names)
+        message = Generate(
+            sequence=number,
+            route=route,
+            cached=strategy != "distributed-no-cache",
+            max_tokens=max_tokens,
+            end_tokens=end_tokens,
+            sampling=sampling,
+            seed=sampling.seed or 0,
+            scope=scope,
+            conversation=conversation,
+        )
+        self.tokens[number] = []
+        self._send(route.head, message, (np.array(prompt, np.int32).tobytes(),))
+        return number
+
+    def cancel(self, sequence: int) -> None:
+        """As when a client leaves."""
+        self._send(self.names[0], Cancel(sequence=sequence))
+
+    def post(self, worker: str, message: Message, buffers: tuple[bytes, ...] = ()) -> None:
+        """Hand one engine a message that did not come through the network."""
+        self.engines[worker].post(Envelope(1, message, buffers))
+
+    @property
+    def load_progress(self) -> list[LoadProgress]:
+        """What all workers said while they loaded, in order."""
+        return [message for message in self._others if isinstance(message, LoadProgress)]
+
+    # --- time
+
+    def turn(self) -> bool:
+        """Deliver what is under way and let each engine take one turn; whether anything happened."""
+        delivered = self.network.run() > 0
+        worked = [engine.turn() for engine in self.engines.values()]
+        return delivered or any(worked)
+
+    def run(self) -> None:
+        """Turn until nothing is left to do."""
+        for _ in range(MAX_TURNS):
+            if not self.turn():
+                return
+        raise AssertionError("the cluster does not come to rest")
+
+    # --- what became of it
+
+    def _receive(self, envelope: Envelope) -> None:
+        match envelope.message:
+            case Tokens(updates=updates):
+                for update in updates:
+                    assert update.sequence not in self.finish_reasons, "tokens after the end"
+                    self.tokens[update.sequence] += update.tokens
+                    self.num_reports[update.sequence] += 1
+                    if update.finish_reason is not None:
+                        self.finish_reasons[update.sequence] = update.finish_reason
+            case SequenceFailed(sequence=sequence, message=message):
+                self.failures[sequence] = message
+            case Reused(sequence=sequence, num_tokens=num_tokens):
+                self.reused[sequence] = num_tokens
+            case PrefillProgress(sequence=sequence, processed=processed):
+                self.progress.setdefault(sequence, []).append(processed)
+            case message:
+                self._others.append(message)
+
+    def settle_disk(self) -> None:
+        """Return when everything kept is on disk."""
+        for engine in self.engines.values():
+            for executor in engine._stages.executors.values():
+                executor.prefixes.flush()
+
+    def assert_nothing_is_left(self) -> None:
+        """No sequence, no cache, no step in flight, on any engine."""
+        for engine in self.engines.values():
+            stats = engine._measure()
+            assert (stats.running, stats.kv_bytes) == (0, 0), stats
+            assert all(not executor._slots for executor in engine._stages.executors.values())
+            for head in engine._heads.values():
+                assert (len(head), len(head._in_flight), len(head._schedule)) == (0, 0, 0), head
+
+
+def _even_cuts(num_layers: int, legal: tuple[int, ...], num_stages: int) -> tuple[int, ...]:
+    cuts: list[int] = []
+    for stage in range(1, num_stages):
+        wanted = num_layers * stage / num_stages
+        cuts.append(min((cut for cut in legal if cut not in cuts), key=lambda cut: abs(cut - wanted)))
+    return tuple(sorted(cuts))
+
+
+@cache
+def _alone(model_path: Path):
+    return load_model(model_path)[0]
+
+
+def alone(
+    model_path: Path,
+    prompt: list[int],
+    max_tokens: int,
+    sampling: Sampling | None = None,
+    end_tokens: tuple[int, ...] = (),
+) -> list[int]:
+    """The greedy ids that mlx-lm gives by itself, the end token included."""
+    sampling = sampling or Sampling()
+    processors = make_logits_processors(
+        logit_bias=sampling.logit_bias,
+        repetition_penalty=sampling.repetition_penalty,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+    )
+    found: list[int] = []
+    steps = generate_step(
+        mx.array(prompt), _alone(model_path), max_tokens=max_tokens, logits_processors=processors or None
+    )
+    with suppress(StopIteration):
+        while len(found) < max_tokens:
+            found.append(int(next(steps)[0]))
+            if found[-1] in end_tokens:
+                break
+    return found

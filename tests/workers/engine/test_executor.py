@@ -1,0 +1,184 @@
+"""The caches of one worker: merged into slots, taken apart again, and gone when their sequences are."""
+
+import numpy as np
+import pytest
+
+from protocol.messages import OpenSequence, Row, Step
+from protocol.values import Route, Sampling
+from strategy.scheduling import NO_SLOT
+from workers.cache.prefix_store import PrefixStore
+from workers.engine.executor import Stage, StageExecutor, UnknownSequence
+from workers.model.split_model import SplitModel
+from workers.zoo import make_tiny_model
+
+ROUTE = Route(("alpha",))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return SplitModel.load(make_tiny_model("llama", tmp_path_factory.mktemp("models") / "llama"))
+
+
+class Played:
+    """An executor of the whole model, and what each sequence has seen so far."""
+
+    def __init__(self, model):
+        layers = (0, model.num_layers)
+        prefixes = PrefixStore(model, layers, memory_bytes=1 << 20, disk=None)
+        stage = Stage(layers, is_last=True)
+        self.executor = StageExecutor(model, stage, last_position_only=True, prefixes=prefixes)
+        self.tokens = {}
+        self._number = 0
+
+    def open(self, sequence, prompt, *, cached=True):
+        """Open a sequence and prefill all of its prompt but the last token."""
+        self.executor.open(
+            OpenSequence(
+                sequence=sequence,
+                route=ROUTE,
+                cached=cached,
+                sampling=Sampling(),
+                seed=0,
+                history=tuple(prompt),
+                max_length=len(prompt) + 50,
+            ),
+            (),
+        )
+        self.tokens[sequence] = list(prompt)
+        if cached and len(prompt) > 1:
+            self._run(NO_SLOT, [Row(sequence, 0, sample=False)], [prompt[:-1]])
+
+    def decode(self, slot, *sequences):
+        """One token more for each of `sequences`, as one batch."""
+        rows = [Row(sequence, len(self.tokens[sequence]) - 1, sample=True) for sequence in sequences]
+        found = self._run(slot, rows, [self.tokens[sequence][-1:] for sequence in sequences])
+        for sequence, token in zip(sequences, found, strict=True):
+            self.tokens[sequence].append(token)
+
+    def _run(self, slot, rows, ids):
+        self._number += 1
+        step = Step(number=self._number, route=ROUTE, slot=slot, cached=True, rows=tuple(rows), num_tokens=len(ids[0]))
+        return self.executor.finish(self.executor.launch(step, np.array(ids, np.int32), None))
+
+
+PROMPTS = {sequence: list(range(30 * sequence, 30 * sequence + 3 * sequence)) for sequence in (1, 2, 3, 4)}
+
+
+@pytest.fixture
+def played(model):
+    played = Played(model)
+    for sequence, prompt in PROMPTS.items():
+        played.open(sequence, prompt)
+    return played
+
+
+@pytest.fixture(scope="module")
+def expected(model):
+    """Eight tokens of each sequence alone."""
+    alone = {}
+    for sequence, prompt in PROMPTS.items():
+        played = Played(model)
+        played.open(sequence, prompt)
+        for _ in range(8):
+            played.decode(0, sequence)
+        alone[sequence] = played.tokens[sequence]
+    return alone
+
+
+def assert_as_alone(played, expected):
+    for sequence, tokens in played.tokens.items():
+        assert tokens == expected[sequence][: len(tokens)], sequence
+
+
+def test_rows_of_a_batch_get_what_they_would_get_alone(played, expected):
+    for _ in range(8):
+        played.decode(0, 1, 2, 3, 4)
+    assert_as_alone(played, expected)
+
+
+def test_sequence_that_joins_a_running_batch_gets_what_it_would_get_alone(played, expected):
+    played.decode(0, 1, 2)
+    played.decode(0, 1, 2, 3)
+    played.decode(0, 1, 2, 3, 4)
+    assert_as_alone(played, expected)
+
+
+def test_sequence_that_moves_to_another_slot_takes_its_cache_along(played, expected):
+    played.decode(0, 1, 2, 3)
+    played.decode(1, 4)
+    played.decode(0, 1, 2)
+    played.decode(1, 4, 3)
+    played.decode(0, 1, 2)
+    played.decode(1, 4, 3)
+    assert_as_alone(played, expected)
+
+
+def test_sequence_may_move_before_its_old_slot_runs_again(played, expected):
+    played.decode(0, 1, 2, 3)
+    played.decode(1, 4)
+    played.decode(1, 4, 3)
+    played.decode(0, 1, 2)
+    assert_as_alone(played, expected)
+
+
+def test_rows_that_ended_leave_the_batch(played, expected):
+    played.decode(0, 1, 2, 3, 4)
+    played.executor.close(2)
+    played.executor.close(3)
+    played.decode(0, 1, 4)
+    assert_as_alone(played, expected)
+
+
+def test_caches_are_gone_with_their_sequences(played):
+    played.decode(0, 1, 2)
+    played.decode(1, 3, 4)
+    assert played.executor.kv_bytes > 0
+    for sequence in PROMPTS:
+        played.executor.close(sequence)
+    assert (len(played.executor), played.executor.kv_bytes) == (0, 0)
+
+
+def test_cache_of_ended_rows_is_gone_also_when_another_moved_out_of_their_slot(played):
+    played.decode(0, 1, 2, 3)
+    played.decode(1, 4)
+    played.executor.close(1)
+    played.executor.close(2)
+    played.decode(1, 4, 3)
+    for sequence in (3, 4):
+        played.executor.close(sequence)
+    assert played.executor.kv_bytes == 0
+
+
+def test_slot_is_as_good_as_new_after_all_of_its_sequences_ended(played, expected):
+    played.decode(0, 1, 2)
+    played.executor.close(1)
+    played.executor.close(2)
+    played.decode(0, 3, 4)
+    played.decode(0, 3, 4)
+    assert_as_alone(played, expected)
+
+
+def test_closing_twice_or_an_unknown_sequence_is_harmless(played):
+    played.executor.close(1)
+    played.executor.close(1)
+    played.executor.close(99)
+
+
+def test_step_of_a_sequence_that_is_not_open_is_refused(played):
+    played.executor.close(1)
+    with pytest.raises(UnknownSequence, match="sequence 1"):
+        played.decode(0, 1, 2)
+
+
+def test_refused_step_leaves_the_other_sequences_usable(played, expected):
+    played.decode(0, 2, 3)
+    with pytest.raises(UnknownSequence):
+        played._run(0, [Row(2, 7, sample=True), Row(99, 0, sample=True)], [[1], [1]])
+    played.decode(0, 2, 3)
+    assert_as_alone(played, expected)
+
+
+def test_uncached_sequence_keeps_no_cache(model):
+    played = Played(model)
+    played.open(1, PROMPTS[4], cached=False)
+    assert played.executor.kv_bytes == 0

@@ -1,0 +1,192 @@
+"""The head of a route: what it opens, issues, reports and closes, with nobody computing."""
+
+import pytest
+
+from protocol.messages import CloseSequence, Generate, OpenSequence, PrefillProgress, SequenceFailed, Tokens, Update
+from protocol.values import Route, Sampling
+from strategy.chunking import ChunkCost, ChunkSize
+from workers.engine.head import HISTORY_TOKENS, PROGRESS_FROM_TOKENS, Head
+
+ROUTE = Route(("alpha", "beta"))
+END = 2
+
+
+class Played:
+    """A head whose steps the test answers. `forwarded` went down the route, `reported` to the coordinator."""
+
+    def __init__(self, *, chunk_tokens=16, max_rows=8):
+        self.forwarded, self.reported = [], []
+        self.head = Head(
+            ROUTE,
+            chunk_size=ChunkSize(
+                num_stages=len(ROUTE), cost=ChunkCost(fixed_s=0.01, token_s=0.001), fixed_tokens=chunk_tokens
+            ),
+            max_rows=max_rows,
+            prefixes=None,
+            report=self.reported.append,
+            forward=lambda message, keys=(): self.forwarded.append(message),
+        )
+
+    def begin(self, sequence, prompt, *, max_tokens=5, cached=True, end_tokens=(END,), **sampling):
+        self.head.begin(
+            Generate(
+                sequence=sequence,
+                route=ROUTE,
+                cached=cached,
+                max_tokens=max_tokens,
+                end_tokens=end_tokens,
+                sampling=Sampling(**sampling),
+                seed=7,
+            ),
+            list(prompt),
+        )
+
+    def issue(self):
+        """The next step and its ids; there must be one."""
+        issued = self.head.next_step()
+        assert issued is not None
+        return issued
+
+    def answer(self, *tokens):
+        """Issue the next step and answer it at once."""
+        step, ids = self.issue()
+        self.head.sampled(step.number, tokens)
+        return step, ids
+
+    def updates(self):
+        return [update for message in self.reported if isinstance(message, Tokens) for update in message.updates]
+
+
+@pytest.fixture
+def played():
+    return Played()
+
+
+def test_sequence_is_opened_down_the_route_before_its_first_step(played):
+    played.begin(1, range(10, 10 + 3 * HISTORY_TOKENS), temperature=0.5)
+    (opened,) = played.forwarded
+    assert isinstance(opened, OpenSequence)
+    assert (opened.sequence, opened.route, opened.cached, opened.seed) == (1, ROUTE, True, 7)
+    assert opened.sampling == Sampling(temperature=0.5)
+    assert len(opened.history) == HISTORY_TOKENS
+    assert opened.history[-1] == 10 + 3 * HISTORY_TOKENS - 1
+
+
+def test_prompt_but_its_last_token_is_prefilled_in_chunks_without_sampling(played):
+    played.begin(1, range(100, 140))
+    chunks = [played.answer() for _ in range(3)]
+    assert [ids.tolist() for _, ids in chunks] == [
+        [list(range(100, 116))],
+        [list(range(116, 132))],
+        [list(range(132, 139))],
+    ]
+    assert [(row.position, row.sample) for step, _ in chunks for row in step.rows] == [
+        (0, False),
+        (16, False),
+        (32, False),
+    ]
+    step, ids = played.issue()
+    assert ids.tolist() == [[139]]
+    assert (step.rows[0].position, step.rows[0].sample) == (39, True)
+
+
+def test_sampled_token_is_reported_and_fed_to_the_next_step(played):
+    played.begin(1, [5])
+    played.answer(77)
+    assert played.updates() == [Update(1, (77,), None)]
+    step, ids = played.issue()
+    assert ids.tolist() == [[77]]
+    assert step.rows[0].position == 1
+
+
+def test_uncached_sequence_sends_everything_again_with_each_token(played):
+    played.begin(1, [5, 6], cached=False)
+    played.answer(77)
+    step, ids = played.answer(78)
+    assert (ids.tolist(), step.cached) == ([[5, 6, 77]], False)
+
+
+def test_end_token_closes_the_sequence_and_is_reported_as_stop(played):
+    played.begin(1, [5])
+    played.answer(END)
+    assert played.updates() == [Update(1, (END,), "stop")]
+    assert played.forwarded[-1] == CloseSequence(sequence=1, route=ROUTE)
+    assert played.head.next_step() is None
+    assert len(played.head) == 0
+
+
+def test_last_token_allowed_closes_the_sequence_as_length(played):
+    played.begin(1, [5], max_tokens=2)
+    played.answer(70)
+    played.answer(71)
+    assert [update.finish_reason for update in played.updates()] == [None, "length"]
+    assert isinstance(played.forwarded[-1], CloseSequence)
+
+
+def test_end_token_as_last_token_allowed_counts_as_stop(played):
+    played.begin(1, [5], max_tokens=1)
+    played.answer(END)
+    assert played.updates()[0].finish_reason == "stop"
+
+
+def test_cancelled_sequence_is_closed_and_the_answer_in_flight_is_dropped(played):
+    played.begin(1, [5])
+    step, _ = played.issue()
+    played.head.cancel(1)
+    assert played.forwarded[-1] == CloseSequence(sequence=1, route=ROUTE)
+    played.head.sampled(step.number, (77,))
+    assert played.reported == []
+    assert played.head.next_step() is None
+
+
+def test_cancel_of_an_unknown_or_ended_sequence_does_nothing(played):
+    played.begin(1, [5])
+    played.answer(END)
+    count = len(played.forwarded)
+    played.head.cancel(1)
+    played.head.cancel(99)
+    assert len(played.forwarded) == count
+
+
+def test_cancel_in_the_middle_of_a_prefill_issues_no_further_chunk(played):
+    played.begin(1, range(100))
+    step, _ = played.issue()
+    played.head.cancel(1)
+    assert played.head.next_step() is None
+    played.head.sampled(step.number, ())
+    assert played.reported == []
+
+
+def test_failed_step_fails_each_of_its_rows_and_no_other_sequence(played):
+    for sequence in range(1, 5):  # two slots of two
+        played.begin(sequence, [5])
+    failing, _ = played.issue()
+    going_on, _ = played.issue()
+    played.head.failed(failing.number, "beta: no memory")
+    failed = [message for message in played.reported if isinstance(message, SequenceFailed)]
+    assert [message.sequence for message in failed] == [row.sequence for row in failing.rows]
+    assert {message.message for message in failed} == {"beta: no memory"}
+    played.head.sampled(going_on.number, (70, 71))
+    assert [update.sequence for update in played.updates()] == [row.sequence for row in going_on.rows]
+    assert len(played.head) == 2
+
+
+def test_progress_of_a_long_prompt_only_is_reported():
+    for length, expected in [(PROGRESS_FROM_TOKENS, 0), (PROGRESS_FROM_TOKENS + 1, 2)]:
+        played = Played(chunk_tokens=PROGRESS_FROM_TOKENS - 1)
+        played.begin(1, range(length))
+        while (step := played.issue()[0]).slot < 0:
+            played.head.sampled(step.number, ())
+        progress = [message for message in played.reported if isinstance(message, PrefillProgress)]
+        assert len(progress) == expected
+        if expected:
+            assert (progress[-1].processed, progress[-1].total) == (length - 1, length)
+
+
+def test_several_rows_of_a_step_are_reported_in_one_message(played):
+    for sequence in range(1, 5):
+        played.begin(sequence, [5])
+    step, _ = played.issue()
+    played.head.sampled(step.number, (70, 71))
+    assert len(played.reported) == 1
+    assert [update.tokens for update in played.updates()] == [(70,), (71,)]

@@ -1,0 +1,1 @@
+"""The compute thread: heads that schedule, stages that run steps, and the loop that serves both."""

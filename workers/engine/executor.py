@@ -1,0 +1,257 @@
+"""Runs steps on one worker: the caches and samplers of the sequences that pass through it.
+
+Owns, per sequence, its cache of the worker's layers (alone, or merged with others into a slot's batch) and, on the last
+stage, its sampler. Does what arrives in the order it arrives; decides nothing. All on the MLX thread.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import msgspec
+import numpy as np
+
+from protocol.messages import KeepPrefix, OpenSequence, Row, Step
+from protocol.values import LayerRange
+from strategy.prefix import Key
+from strategy.scheduling import NO_SLOT
+from workers.cache.prefix_store import PrefixLost, PrefixStore
+from workers.cache.stage_cache import StageCache
+from workers.engine.sampling import TokenSampler, sample_rows
+from workers.kv_cache import KvSettings
+from workers.model.payload import arrays as payload_arrays
+from workers.model.split_model import SplitModel
+
+log = logging.getLogger(__name__)
+
+
+class UnknownSequence(Exception):
+    """A step names a sequence that was never opened here or is closed."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """This worker's place in a route. layers: half open."""
+
+    layers: LayerRange
+    is_last: bool
+
+
+@dataclass
+class _Sequence:
+    cached: bool
+    sampler: TokenSampler
+    cache: StageCache | None  # None when uncached, or while merged into a slot
+    keys: Sequence[Key] = ()  # of the parts that it began with
+
+
+@dataclass
+class _Slot:
+    rows: list[int] = field(default_factory=list)
+    cache: StageCache | None = None
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A step whose computation has begun.
+
+    output: payload, or the ids being sampled; None when nothing is asked for. awaited: what is there when it is done.
+    """
+
+    step: Step
+    output: Any
+    awaited: Any
+    samplers: tuple[TokenSampler, ...]
+
+
+class StageExecutor:
+    """The compute side of one route on one worker."""
+
+    def __init__(
+        self,
+        model: SplitModel,
+        stage: Stage,
+        *,
+        last_position_only: bool,
+        prefixes: PrefixStore,
+        kv: KvSettings | None = None,
+    ):
+        self._model = model
+        self._stage = stage
+        self._last_position_only = last_position_only
+        self.prefixes = prefixes
+        self._kv = kv
+        self._sequences: dict[int, _Sequence] = {}
+        self._slots: dict[int, _Slot] = {}
+        self._last_sampled: dict[int, mx.array] = {}  # by slot, for steps that run ahead
+
+    def __repr__(self) -> str:
+        return f"StageExecutor({self._stage.layers}, {len(self._sequences)} sequences)"
+
+    def __len__(self) -> int:
+        return len(self._sequences)
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of all caches here."""
+        caches = [sequence.cache for sequence in self._sequences.values()]
+        caches += [slot.cache for slot in self._slots.values()]
+        return sum(cache.nbytes for cache in caches if cache is not None)
+
+    @property
+    def shared_bytes(self) -> int:
+        """Bytes of the kept parts that open sequences began with."""
+        return self.prefixes.bytes_of({key for sequence in self._sequences.values() for key in sequence.keys})
+
+    def open(self, message: OpenSequence, keys: Sequence[Key]) -> None:
+        """A sequence begins, with the parts of earlier ones named by `keys`.
+
+        Where a part turns out to be lost the sequence stays unknown here, so that its first step fails and the head
+        begins it anew.
+        """
+        try:
+            cache = self.prefixes.begin(keys, self._kv_of(message)) if message.cached else None
+        except PrefixLost as error:
+            log.warning("a kept prefix is lost: %s", error)
+            return
+        sampler = TokenSampler(message.sampling, message.seed, message.history)
+        self._sequences[message.sequence] = _Sequence(message.cached, sampler, cache, keys)
+
+    def _kv_of(self, message: OpenSequence) -> KvSettings | None:
+        if self._kv is None or self._kv.kind != "static":
+            return self._kv
+        # A step that runs ahead of an answer's end writes one token more.
+        return msgspec.structs.replace(self._kv, max_tokens=message.max_length + 1)
+
+    def keep(self, message: KeepPrefix, keys: Sequence[Key]) -> None:
+        """Keep parts of a sequence's cache for later ones."""
+        if message.sequence in self._sequences:
+            self.prefixes.keep(self._read_only_cache(message.sequence), message.spans, keys)
+
+    def close(self, sequence: int) -> None:
+        """A sequence ended; its row leaves its slot when the slot runs next, or now if it was the last."""
+        self._sequences.pop(sequence, None)
+        for number, slot in list(self._slots.items()):
+            if not self._has_open(slot):
+                del self._slots[number]
+
+    def launch(self, step: Step, tokens: np.ndarray, payload: Any) -> Launched:
+        """Begin to compute a step; tokens (rows, N) int32, payload from the stage before or None on the first.
+
+        Raises:
+            UnknownSequence: see there.
+        """
+        if missing := [row.sequence for row in step.rows if row.sequence not in self._sequences]:
+            raise UnknownSequence(f"sequence {missing[0]} is not open on this worker")
+        cache = self._cache_of(step) if step.cached else None
+        sampling = self._stage.is_last and any(row.sample for row in step.rows)
+        inputs = self._last_sampled[step.slot][:, None] if tokens[0, -1] < 0 else mx.array(tokens)
+        output = self._model.forward(
+            inputs,
+            layers=self._stage.layers,
+            cache=cache,
+            payload=payload,
+            last_position_only=sampling and self._last_position_only,
+        )
+        samplers: tuple[TokenSampler, ...] = ()
+        if sampling:
+            output, samplers = self._sample(output[:, -1, :], step)
+        elif self._stage.is_last:
+            output = None
+        self._model.begin_evaluation(output, cache)
+        awaited = output if output is not None or cache is None else cache.states()
+        return Launched(step, output, awaited, samplers)
+
+    def finish(self, launched: Launched) -> Any:
+        """Wait for a step. The payload for the next stage or, on the last stage, the sampled ids in row order."""
+        # Not mx.eval: on the CPU it waits for everything that was launched since, too.
+        for array in payload_arrays(launched.awaited):
+            memoryview(array)  # type: ignore[arg-type]
+            break
+        if not self._stage.is_last:
+            return launched.output
+        if launched.output is None:
+            return []
+        ids = np.array(launched.output).tolist()
+        for sampler, token in zip(launched.samplers, ids, strict=True):
+            sampler.accept(token)
+        return ids
+
+    def _sample(self, logits: mx.array, step: Step) -> tuple[mx.array, tuple[TokenSampler, ...]]:
+        wanted = [index for index, row in enumerate(step.rows) if row.sample]
+        if len(wanted) < len(step.rows):
+            logits = logits[mx.array(wanted)]
+        samplers = [self._sequences[step.rows[index].sequence].sampler for index in wanted]
+        positions = [step.rows[index].position + step.num_tokens for index in wanted]
+        sampled = sample_rows(samplers, logits, positions)
+        if step.slot != NO_SLOT:
+            self._last_sampled[step.slot] = sampled
+        return sampled, tuple(samplers)
+
+    def _cache_of(self, step: Step) -> StageCache:
+        if step.slot == NO_SLOT or (len(step.rows) == 1 and step.slot not in self._slots):
+            sequence = self._sequences[step.rows[0].sequence]
+            sequence.cache = self._own_cache(step.rows[0].sequence)
+            return sequence.cache
+        slot = self._slots.setdefault(step.slot, _Slot())
+        self._arrange(slot, step.rows)
+        assert slot.cache is not None
+        return slot.cache
+
+    def _own_cache(self, sequence: int) -> StageCache:
+        """The cache of one sequence alone; taken out of its slot's batch where it is in one."""
+        own = self._sequences[sequence].cache
+        if own is not None:
+            return own
+        slot = next(slot for slot in self._slots.values() if sequence in slot.rows)
+        assert slot.cache is not None
+        index = slot.rows.index(sequence)
+        own = slot.cache.extract(index)
+        del slot.rows[index]
+        if self._has_open(slot):
+            slot.cache.filter([other for other in range(len(slot.rows) + 1) if other != index])
+        else:  # it may not run again for long: who ended must not keep memory until then
+            slot.rows, slot.cache = [], None
+        return own
+
+    def _read_only_cache(self, sequence: int) -> StageCache:
+        """The cache of one sequence, to copy from before the next step; it stays where it is."""
+        own = self._sequences[sequence].cache
+        if own is not None:
+            return own
+        slot = next(slot for slot in self._slots.values() if sequence in slot.rows)
+        assert slot.cache is not None
+        return slot.cache.view(slot.rows.index(sequence))
+
+    def _has_open(self, slot: _Slot) -> bool:
+        return any(row in self._sequences for row in slot.rows)
+
+    def _arrange(self, slot: _Slot, rows: tuple[Row, ...]) -> None:
+        """Bring the slot's merged cache to exactly `rows`: drop who left, append who came with a cache of its own."""
+        wanted = [row.sequence for row in rows]
+        if slot.rows == wanted:
+            return
+        for sequence in [row for row in slot.rows if row in self._sequences and row not in wanted]:
+            self._sequences[sequence].cache = self._own_cache(sequence)  # on its way to another slot
+        keep = [index for index, sequence in enumerate(slot.rows) if sequence in wanted]
+        if slot.cache is not None and not keep:
+            slot.cache = None
+        elif slot.cache is not None and len(keep) < len(slot.rows):
+            slot.cache.filter(keep)
+        kept = [slot.rows[index] for index in keep]
+        newcomers = wanted[len(kept) :]
+        assert wanted == kept + newcomers, "rows keep their order; newcomers come last"
+        if newcomers:
+            slot.cache = self._joined(slot.cache, newcomers)
+        slot.rows = wanted
+
+    def _joined(self, cache: StageCache | None, newcomers: list[int]) -> StageCache:
+        merged = StageCache.merge([self._own_cache(sequence) for sequence in newcomers])
+        for sequence in newcomers:
+            self._sequences[sequence].cache = None
+        if cache is None:
+            return merged
+        cache.extend(merged)
+        return cache

@@ -1,0 +1,88 @@
+"""From logits to the next token of one sequence, by mlx-lm's samplers and logits processors.
+
+The PRNG key of a token is derived from (seed, position), so that a resumed or re-batched request samples what it would
+have sampled alone.
+"""
+
+import mlx.core as mx
+from mlx_lm.sample_utils import Sampler, make_logits_processors, make_sampler
+
+from protocol.values import Sampling
+
+# How far back penalties look: mlx-lm's own default.
+PENALTY_CONTEXT_TOKENS = 20
+
+
+class TokenSampler:
+    """Samples the tokens of one sequence in order; remembers the recent ones for penalties."""
+
+    def __init__(self, sampling: Sampling, seed: int, history: tuple[int, ...]):
+        self._sampling = sampling
+        self._seed = seed
+        self._history = list(history[-PENALTY_CONTEXT_TOKENS:])
+        self._processors = make_logits_processors(
+            logit_bias=sampling.logit_bias,
+            repetition_penalty=sampling.repetition_penalty,
+            repetition_context_size=PENALTY_CONTEXT_TOKENS,
+            presence_penalty=sampling.presence_penalty,
+            presence_context_size=PENALTY_CONTEXT_TOKENS,
+            frequency_penalty=sampling.frequency_penalty,
+            frequency_context_size=PENALTY_CONTEXT_TOKENS,
+        )
+        self._sampler: Sampler | None = None
+
+    @property
+    def is_plain_greedy(self) -> bool:
+        """Whether the token is the largest logit and nothing else, so that rows can share one argmax."""
+        return self._sampling.temperature == 0 and not self._processors
+
+    def sample(self, logits: mx.array, position: int) -> mx.array:
+        """The token for `position` (its index in prompt and answer together) from logits (1, V); shape (1,), lazy."""
+        if self._processors:
+            tokens = mx.array(self._history)
+            for processor in self._processors:
+                logits = processor(tokens, logits)
+        if self._sampler is None:
+            self._sampler = self._make_sampler(logits.shape[-1])
+        if self._sampling.temperature > 0:
+            mx.random.seed(mix(self._seed, position))
+        return self._sampler(_logprobs(logits))
+
+    def accept(self, token: int) -> None:
+        """The sampled token's id is known."""
+        self._history.append(token)
+        del self._history[:-PENALTY_CONTEXT_TOKENS]
+
+    def _make_sampler(self, vocabulary_size: int) -> Sampler:
+        sampling = self._sampling
+        return make_sampler(
+            temp=sampling.temperature,
+            top_p=sampling.top_p if sampling.top_p < 1 else 0.0,
+            min_p=sampling.min_p,
+            top_k=sampling.top_k if sampling.top_k < vocabulary_size else 0,
+        )
+
+
+def _logprobs(logits: mx.array) -> mx.array:
+    """Normalized as mlx-lm does it even for greedy: in 16 bits the rounding decides between near-equal logits."""
+    return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+
+
+def mix(seed: int, position: int) -> int:
+    """A 64-bit PRNG seed for one position: the finalizer of SplitMix64 (Steele, Lea and Flood, 2014)."""
+    mask = (1 << 64) - 1
+    z = (seed + (position + 1) * 0x9E3779B97F4A7C15) & mask
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    return z ^ (z >> 31)
+
+
+def sample_rows(samplers: list[TokenSampler], logits: mx.array, positions: list[int]) -> mx.array:
+    """One token per row from logits (B, V), each row by its own sampler; shape (B,), lazy."""
+    if all(sampler.is_plain_greedy for sampler in samplers):
+        return mx.argmax(_logprobs(logits), axis=-1)
+    rows = [
+        sampler.sample(logits[row : row + 1], position)
+        for row, (sampler, position) in enumerate(zip(samplers, positions, strict=True))
+    ]
+    return mx.concatenate(rows)

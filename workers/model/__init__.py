@@ -1,0 +1,1 @@
+"""One model: how it is opened, inspected, cut into ranges of layers, and loaded."""

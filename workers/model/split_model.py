@@ -1,0 +1,307 @@
+"""Runs any contiguous range of layers of any mlx-lm model, bit for bit as the whole model would.
+
+Owns the redirection of layer calls. The module tree stays whole and lazily loaded and the model's own code runs on every
+stage; only the calls of the layer objects are redirected: layers before the range hand on what the previous stage sent,
+layers after it hand on what the last layer of the range returned. What nobody asks for is never computed, and its
+weights are never read. Belongs to one thread, as all of MLX does here.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import mlx.core as mx
+from mlx import nn
+from mlx_lm.models.cache import make_prompt_cache
+
+from protocol.errors import ModelError
+from protocol.values import LayerRange
+from workers.cache.stage_cache import StageCache
+from workers.kv_cache import KINDS, Kind, KvSettings
+from workers.model import loading
+from workers.model.payload import Carried, Payload, arrays, like, map_arrays
+
+Part = tuple[str | int, ...]
+
+
+class CannotSplit(ModelError):
+    """The architecture does not run its layers one after the other, so no range of them can run alone."""
+
+
+class SplitModel:
+    """A whole mlx-lm module tree, lazily loaded, whose layer calls can be redirected to any contiguous range.
+
+    model: usable as mlx-lm made it, also while this object holds it. unused: for each cut (the first layer after it),
+    the parts of a payload that nobody reads there; they are sent as None.
+    """
+
+    def __init__(self, model: nn.Module, unused: dict[int, tuple[Part, ...]] | None = None):
+        self.model = model
+        self.layers: list[nn.Module] = list(model.layers)
+        self.num_layers = len(self.layers)
+        self.unused = unused or {}
+        self._switch = _Switch()
+        self._owner_of_entry: tuple[int | None, ...] | None = None
+        self._kinds: dict[str, Kind] = {}
+        _redirect(self.layers, self._switch)
+
+    def __repr__(self) -> str:
+        return f"SplitModel({type(self.model).__module__}, {self.num_layers} layers)"
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """The model in a directory of the Hugging Face layout; no weight is read yet.
+
+        Raises ModelError with one sentence when mlx-lm cannot use the directory.
+        """
+        return cls(loading.load(path))
+
+    def make_cache(self, layers: LayerRange, kv: KvSettings | None = None) -> StageCache:
+        """Empty caches for one sequence, real for the given layers. kv: None is mlx-lm's default.
+
+        Raises ValueError when the model or the settings do not allow the kind; `kv_kind(...).why_not` says so before.
+        """
+        if layers != (0, self.num_layers) and self._owner_of_entry is None:
+            self._owner_of_entry = self._find_owners(make_prompt_cache(self.model))
+        entries = make_prompt_cache(self.model)
+        kind = None if kv is None else self.kv_kind(kv.kind)
+        made = entries if kind is None or kv is None else kind.make(entries, kv)
+        if layers == (0, self.num_layers):
+            cache = StageCache(made, tuple(range(len(made))))
+        else:
+            assert self._owner_of_entry is not None
+            stand_ins = made if kind is not None and kind.shapes_masks else entries
+            cache = StageCache.of(stand_ins, self._owner_of_entry, layers)
+            for index in cache.owned:
+                cache.entries[index] = made[index]
+        cache.renew = partial(self.make_cache, layers, kv)
+        return cache
+
+    def kv_kind(self, name: str) -> Kind:
+        """A kind of cache for this model. Raises ModelError for a name that is none."""
+        if name not in KINDS:
+            raise ModelError(f"There is no kind of KV cache {name!r}; there are: {', '.join(KINDS)}.")
+        if name not in self._kinds:
+            self._kinds[name] = KINDS[name](self.model)
+        return self._kinds[name]
+
+    def forward(
+        self,
+        tokens: mx.array,
+        *,
+        layers: LayerRange,
+        cache: StageCache | None,
+        payload: Payload = None,
+        last_position_only: bool = False,
+    ) -> Payload:
+        """One pass of tokens (batch, n), real ids on every stage, through a half-open range of layers.
+
+        payload: what the previous stage's pass returned; None for the range that starts at 0. Returns the payload for
+        the next stage or, when the range ends with the last layer, logits (batch, n, vocabulary); with
+        `last_position_only` (batch, 1, vocabulary), which skips the rest of the projection where the architecture
+        allows. Nothing is evaluated. Raises CannotSplit for an architecture that cannot run this range alone.
+        """
+        entries = None if cache is None else cache.entries
+        if layers == (0, self.num_layers) and not last_position_only:
+            return self.model(tokens, cache=entries)
+        current = _Pass(self.layers, layers, tokens.shape, cache, payload, last_position_only=last_position_only)
+        logits = self._run(current, tokens, entries)
+        if layers[1] == self.num_layers:
+            return logits[:, -1:, :] if last_position_only and logits.shape[1] > 1 else logits
+        return map_arrays(mx.contiguous, without(current.output, self.unused.get(layers[1], ())))
+
+    def begin_evaluation(self, output: Payload, cache: StageCache | None) -> None:
+        """As `evaluate`, without waiting for the end."""
+        mx.async_eval(list(arrays(output)), [] if cache is None else cache.states())
+
+    def evaluate(self, output: Payload, cache: StageCache | None) -> None:
+        """Computes exactly the output of a pass (None: nothing but the caches) and the states of the caches."""
+        mx.eval(list(arrays(output)), [] if cache is None else cache.states())
+
+    def warm_up(
+        self, layers: LayerRange, kv: KvSettings | None = None, read: Callable[[], None] = lambda: None
+    ) -> StageCache:
+        """Reads from disk the weights which the range needs, and no others; returns the caches after one token.
+
+        read: called after each layer that was read.
+
+        An architecture that looks at values while it runs (dbrx) reads the layers before the range as well.
+        """
+        start, stop = layers
+        for layer in self.layers[start:stop]:
+            mx.eval(layer.parameters())
+            read()
+        tokens = mx.zeros((1, 1), mx.int32)
+        payload = None
+        if start:
+            before = LayerRange(0, start)
+            made = self.forward(tokens, layers=before, cache=self.make_cache(before))
+            payload = map_arrays(lambda array: mx.zeros(array.shape, array.dtype), made)
+        cache = self.make_cache(layers, kv)
+        self.evaluate(self.forward(tokens, layers=layers, cache=cache, payload=payload), cache)
+        return cache
+
+    def _run(self, current: "_Pass", tokens: mx.array, entries: list[Any] | None) -> mx.array:
+        self._switch.current = current
+        try:
+            logits = self.model(tokens, cache=entries)
+        finally:
+            self._switch.current = None
+        current.check_complete()
+        return logits
+
+    def _find_owners(self, entries: list[Any]) -> tuple[int | None, ...]:
+        """For each cache entry the layer that first gets it (nearly always the one with the same index) or None."""
+        if len(entries) == self.num_layers:
+            return tuple(range(self.num_layers))
+        watch = _Watch(self.layers, entries)
+        self._run(watch, mx.zeros((1, 1), mx.int32), entries)
+        return tuple(watch.owners)
+
+
+class _Switch:
+    """Which pass the layers' calls belong to; None leaves the model as mlx-lm made it."""
+
+    __slots__ = ("current",)
+
+    def __init__(self) -> None:
+        self.current: _Pass | None = None
+
+
+class _Pass:
+    """One redirected pass: counts the layers' calls and says what each returns."""
+
+    def __init__(
+        self,
+        layers: list[nn.Module],
+        bounds: LayerRange,
+        shape: tuple[int, ...],
+        cache: StageCache | None = None,
+        payload: Payload = None,
+        *,
+        last_position_only: bool = False,
+    ):
+        self._layers = layers
+        self._start, self._stop = bounds
+        self._shape = shape
+        self._cache = cache
+        self._calls = 0
+        self._received = payload.output if isinstance(payload, Carried) else payload
+        self._changes = payload.changes if isinstance(payload, Carried) else {}
+        self._before = _first_only(self._received)
+        self._dicts: dict[str | int, dict[Any, Any]] = {}
+        self._last_position_only = last_position_only
+        self.output: Payload = None
+
+    def call(self, run: Callable[..., Any], layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the call of a layer returns. Always new array objects: some models write into what they get."""
+        index = self._calls
+        self._calls += 1
+        if index >= len(self._layers) or self._layers[index] is not layer:
+            raise CannotSplit("It calls its layers in another order than once each, first to last.")
+        if index == 0:
+            self._dicts = {key: dict(value) for key, value in _dicts(args, kwargs)}
+        if self._start <= index < self._stop:
+            output = run(layer, *args, **kwargs)
+            return self._leave(output, args, kwargs) if index == self._stop - 1 else output
+        if self._cache is not None:
+            self._cache.pass_over(index, self._shape)
+        if index >= self._stop:
+            return _fresh(self.output.output if isinstance(self.output, Carried) else self.output)
+        if index < self._start - 1:
+            return _fresh(self._before)
+        for key, value in _dicts(args, kwargs):
+            value.update(_fresh(self._changes.get(key, {})))
+        return _fresh(self._received)
+
+    def check_complete(self) -> None:
+        if self._calls != len(self._layers):
+            raise CannotSplit(f"It calls {self._calls} layers in a pass instead of {len(self._layers)}.")
+
+    def _leave(self, output: Payload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Payload:
+        if self._stop == len(self._layers):
+            is_hidden = isinstance(output, mx.array) and output.ndim == 3 and output.shape[:2] == self._shape
+            return output[:, -1:, :] if self._last_position_only and is_hidden else output
+        changes = {key: self._changed(key, value) for key, value in _dicts(args, kwargs)}
+        self.output = _fresh(Carried(output, changes) if any(changes.values()) else output)
+        return output
+
+    def _changed(self, key: str | int, value: dict[Any, Any]) -> dict[Any, Any]:
+        before = self._dicts.get(key, {})
+        return {name: item for name, item in value.items() if name not in before or before[name] is not item}
+
+
+class _Watch(_Pass):
+    """A pass of every layer that notes which cache entry each one gets."""
+
+    def __init__(self, layers: list[nn.Module], entries: list[Any]):
+        super().__init__(layers, LayerRange(0, len(layers)), (1, 1))
+        self._index_of = {id(entry): index for index, entry in enumerate(entries)}
+        self.owners: list[int | None] = [None] * len(entries)
+
+    def call(self, run: Callable[..., Any], layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        for value in (*args, *kwargs.values()):
+            entry = self._index_of.pop(id(value), None)
+            if entry is not None:
+                self.owners[entry] = self._calls
+        return super().call(run, layer, args, kwargs)
+
+
+def without(payload: Payload, paths: tuple[Part, ...]) -> Payload:
+    """The payload with None in place of the parts at the given paths (indices and names, outermost first)."""
+    for path in paths:
+        payload = _replaced(payload, path)
+    return payload
+
+
+def _replaced(payload: Payload, path: Part) -> Payload:
+    if not path:
+        return None
+    head, *rest = path
+    if isinstance(payload, dict):
+        return {**payload, head: _replaced(payload[head], tuple(rest))} if head in payload else payload
+    if isinstance(payload, tuple | list):
+        items = [_replaced(item, tuple(rest)) if index == head else item for index, item in enumerate(payload)]
+        return like(payload, items)
+    return payload
+
+
+def _fresh(payload: Payload) -> Payload:
+    return mx.stop_gradient(payload) if isinstance(payload, mx.array) else map_arrays(mx.stop_gradient, payload)
+
+
+def _first_only(payload: Payload) -> Payload:
+    """The shape of a layer's return value with only its first array, so that an illegal read of the rest fails."""
+    if isinstance(payload, tuple | list) and payload:
+        return type(payload)([_first_only(payload[0]), *[None] * (len(payload) - 1)])
+    return payload
+
+
+def _dicts(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[str | int, dict[Any, Any]]]:
+    """The dicts among a call's arguments, by position or name: layers of some models leave values in them."""
+    given: list[tuple[str | int, Any]] = [*enumerate(args), *kwargs.items()]
+    return [(key, value) for key, value in given if type(value) is dict]
+
+
+def _redirect(layers: list[nn.Module], switch: _Switch) -> None:
+    """Turns each layer into an instance of a subclass of its own class, whose call asks the current pass."""
+    classes: dict[type, type] = {}
+    for layer in layers:
+        kind = type(layer)
+        if kind not in classes.values():
+            if kind not in classes:
+                classes[kind] = _redirected(kind, switch)
+            layer.__class__ = classes[kind]
+
+
+def _redirected(kind: type[nn.Module], switch: _Switch) -> type[nn.Module]:
+    run = kind.__call__
+
+    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        current = switch.current
+        if current is None:
+            return run(self, *args, **kwargs)
+        return current.call(run, self, args, kwargs)
+
+    return type(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__})
