@@ -1,8 +1,9 @@
 """The bytes of every message, and the one place where bytes become a typed value.
 
-A message on the wire is `[prefix | header | raw buffer ...]`: the prefix is the epoch (unsigned 64 bits, big endian)
-and the kind (unsigned 16 bits); the header is msgpack of the struct's fields; tensors travel only as raw buffers. A
-message of an older epoch than the receiver's plan is dropped by the receiver. Nothing is ever unpickled. Whatever does
+A message on the wire is `[prefix | header | raw buffer ...]`: the prefix is the epoch (unsigned 64 bits, big endian), the
+kind (16 bits), the sender's place among the plan's workers (16 bits) and its number on that link (32 bits; 0 for what is
+not numbered); the header is msgpack of the struct's fields; tensors travel only as raw buffers. A message of another epoch
+than the receiver's is dropped by the receiver. Nothing is ever unpickled. Whatever does
 not decode within the limits raises `WireError` and nothing else.
 """
 
@@ -15,6 +16,7 @@ import msgspec
 
 from protocol.errors import WireError
 from protocol.messages import (
+    Beat,
     Cancel,
     CloseSequence,
     DropPrefix,
@@ -26,6 +28,7 @@ from protocol.messages import (
     Join,
     KeepPrefix,
     KnownPrefix,
+    LinkLost,
     Loaded,
     LoadFailed,
     LoadProgress,
@@ -33,6 +36,8 @@ from protocol.messages import (
     Message,
     OpenSequence,
     PrefillProgress,
+    Prepared,
+    PrepareStage,
     Rejected,
     Reused,
     Sampled,
@@ -40,6 +45,7 @@ from protocol.messages import (
     Shutdown,
     Step,
     StepFailed,
+    StepOverdue,
     Tokens,
     Welcome,
 )
@@ -56,7 +62,7 @@ _LIMITS: dict[str, Any] = {
     "max_map_len": 1 << 16,
     "max_ext_len": 0,
 }
-_PREFIX = struct.Struct(">QH")
+_PREFIX = struct.Struct(">QHHI")
 _header = msgspec.msgpack.Encoder()  # msgpack's own packer allocates a megabyte for each message
 
 # Numbers are never reused for another meaning.
@@ -71,6 +77,9 @@ KINDS: dict[int, type[Message]] = {
     8: PrefillProgress,
     9: SequenceFailed,
     10: Reused,
+    11: Prepared,
+    12: LinkLost,
+    13: StepOverdue,
     20: Welcome,
     21: Rejected,
     22: InspectModel,
@@ -80,6 +89,8 @@ KINDS: dict[int, type[Message]] = {
     26: Shutdown,
     27: KnownPrefix,
     28: ForgetConversation,
+    29: Beat,
+    30: PrepareStage,
     40: OpenSequence,
     41: CloseSequence,
     42: Step,
@@ -92,16 +103,23 @@ _NUMBERS = {kind: number for number, kind in KINDS.items()}
 
 
 class Envelope(msgspec.Struct, frozen=True):
-    """A decoded message with the epoch it was sent in and its raw buffers."""
+    """A decoded message with the epoch it was sent in and its raw buffers.
+
+    number: of the message on its link from the `sender`-th worker of the plan, from 1; 0 where links do not count.
+    """
 
     epoch: int
     message: Message
     buffers: tuple[Buffer, ...] = ()
+    sender: int = 0
+    number: int = 0
 
 
-def encode(epoch: int, message: Message, buffers: Sequence[Buffer] = ()) -> list[Buffer]:
+def encode(
+    epoch: int, message: Message, buffers: Sequence[Buffer] = (), *, sender: int = 0, number: int = 0
+) -> list[Buffer]:
     """The frames of one message. Buffers are passed through, never copied."""
-    return [_PREFIX.pack(epoch, _NUMBERS[type(message)]), _header.encode(message), *buffers]
+    return [_PREFIX.pack(epoch, _NUMBERS[type(message)], sender, number), _header.encode(message), *buffers]
 
 
 def decode(frames: Sequence[Buffer]) -> Envelope:
@@ -115,13 +133,13 @@ def decode(frames: Sequence[Buffer]) -> Envelope:
     prefix, header, *buffers = frames
     if len(prefix) != _PREFIX.size or len(header) > MAX_HEADER_BYTES:
         raise WireError("a message with a malformed prefix or an oversized header")
-    epoch, number = _PREFIX.unpack(prefix)
-    kind = KINDS.get(number)
+    epoch, kind_number, sender, number = _PREFIX.unpack(prefix)
+    kind = KINDS.get(kind_number)
     if kind is None:
-        raise WireError(f"a message of unknown kind {number}")
+        raise WireError(f"a message of unknown kind {kind_number}")
     try:
         fields = msgpack.unpackb(header, **_LIMITS)
         message = msgspec.convert(fields, kind)
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
         raise WireError(f"a {kind.__name__} message that does not decode: {error}") from error
-    return Envelope(epoch, message, tuple(buffers))
+    return Envelope(epoch, message, tuple(buffers), sender, number)

@@ -102,6 +102,7 @@ class Home:
         self.logs = root / "logs"
         self.cache = root / "cache"
         self.keys = root / "keys"
+        self._models_file = root / "models.json"
 
     def __repr__(self) -> str:
         return f"Home({str(self.root)!r})"
@@ -125,6 +126,21 @@ class Home:
             raise TandemError(
                 f"{self.root} cannot be used for Tandem's state ({error.strerror}); set TANDEM_HOME to another folder"
             ) from None
+
+    def model_place(self, digest: str) -> Path | None:
+        """Where this machine keeps the model of that digest; None when it is not known here."""
+        place = self._model_places().get(digest)
+        return None if place is None else Path(place)
+
+    def remember_model(self, digest: str, path: Path) -> None:
+        """This machine keeps the model of that digest in `path`."""
+        self.write_private(self._models_file, msgspec.json.encode(self._model_places() | {digest: str(path)}))
+
+    def _model_places(self) -> dict[str, str]:
+        try:
+            return msgspec.json.decode(self._models_file.read_bytes(), type=dict[str, str])
+        except (OSError, msgspec.DecodeError):
+            return {}
 
     def read_state(self) -> ClusterState | None:
         """The cluster that was started here, or None.

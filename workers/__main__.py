@@ -46,6 +46,7 @@ def main() -> int:
         secret=secret,
         memory_limit_bytes=arguments.memory_limit,
         supervised=arguments.supervised,
+        home=Home(Path(arguments.home)),
     )
     try:
         Worker(options).run()

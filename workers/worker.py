@@ -10,17 +10,18 @@ import os
 import socket
 import sys
 import threading
+from dataclasses import dataclass
 from typing import TextIO
 
-import msgspec
-
 from protocol.codec import PROTOCOL, Envelope
+from protocol.home import Home
 from protocol.messages import Join, Rejected, Shutdown, Welcome
 from protocol.transport import ZmqInbox, ZmqOutbox
 from protocol.values import Peer
 from workers.engine.compute_thread import put_compute_thread_in_batch_class
 from workers.engine.engine import Engine
 from workers.engine.trace import open_trace
+from workers.model.shelf import ModelShelf
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,8 @@ HEARTBEAT_S = 0.5
 _EXIT_GRACE_S = 3.0
 
 
-class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, kw_only=True)
+class WorkerOptions:
     """coordinator: its inbox; secret: the token's secret part; supervised: standard input is the coordinator's pipe."""
 
     name: str
@@ -36,6 +38,7 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     secret: str
     memory_limit_bytes: int
     supervised: bool
+    home: Home
 
 
 class Worker:
@@ -43,7 +46,13 @@ class Worker:
 
     def __init__(self, options: WorkerOptions):
         self._options = options
-        self._engine = Engine(options.name, options.coordinator, ZmqOutbox(), open_trace(os.environ, options.name))
+        self._engine = Engine(
+            options.name,
+            options.coordinator,
+            ZmqOutbox(),
+            ModelShelf(options.home, options.home.cache),
+            open_trace(os.environ, options.name),
+        )
         self._inbox = ZmqInbox(self._deliver)
         self._stopping = threading.Event()
 
@@ -92,6 +101,7 @@ class Worker:
             host=socket.gethostname(),
             pid=os.getpid(),
             peer=self._inbox.peer,
+            data=self._inbox.peer,
             memory_limit_bytes=options.memory_limit_bytes,
         )
         if not options.supervised:

@@ -88,6 +88,7 @@ class FakeStages:
             host=socket.gethostname(),
             pid=os.getpid(),
             peer=self._inbox.peer,
+            data=self._inbox.peer,
             memory_limit_bytes=1 << 40,
         )
         self._send(join)

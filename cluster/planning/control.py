@@ -40,6 +40,7 @@ from protocol.messages import (
     Tokens,
     Welcome,
 )
+from protocol.model_digest import model_digest
 from protocol.transport import ZmqInbox, ZmqOutbox
 from protocol.values import Buffer, KvSettings, LayerRange, Route
 from strategy.memory import DEFAULT_DISK_BYTES, WorkerBudget, worker_budget
@@ -114,6 +115,7 @@ class ControlPlane:
         self._outbox = ZmqOutbox()
         self._inbox: ZmqInbox | None = None
         self._secret = ""
+        self._digest = ""
         self._changed = asyncio.Event()
         self._failure: TandemError | None = None
         self._progress: Callable[[str], None] = lambda _: None
@@ -150,6 +152,8 @@ class ControlPlane:
         Raises:
             TandemError: a worker ended, the model cannot be used, or no plan fits.
         """
+        self._digest = model_digest(self._model_path)
+        self._home.remember_model(self._digest, self._model_path)
         progress("waiting for the workers")
         await self._until(lambda: any(member.state is WorkerState.JOINED for member in self.members.values()))
         self.inspected = await self._inspect()
@@ -179,7 +183,7 @@ class ControlPlane:
 
     async def _inspect(self) -> Inspected:
         member = next(member for member in self.members.values() if member.state is WorkerState.JOINED)
-        self.send(member.name, InspectModel(model_path=str(self._model_path), cache_dir=str(self._home.cache)))
+        self.send(member.name, InspectModel(model=self._digest))
         await self._until(lambda: self.inspected is not None)
         assert self.inspected is not None
         return self.inspected
@@ -207,7 +211,7 @@ class ControlPlane:
             stage_plans.append(
                 StagePlan(
                     worker=member.name,
-                    peer=member.join.peer,
+                    peer=member.join.data,
                     layers=member.layers,
                     holds_full_model=member.holds_full_model,
                 )
@@ -218,8 +222,8 @@ class ControlPlane:
             self.send(
                 member.name,
                 LoadStage(
-                    model_path=str(self._model_path),
-                    cache_dir=str(self._home.cache),
+                    model=self._digest,
+                    pipeline=self.pipeline,
                     kv=self._kv,
                     prefix_memory_bytes=self.budgets[member.name].prefix_bytes,
                     prefix_disk_bytes=self._disk_bytes,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import msgspec
 
-from cluster.planning.model_files import weight_files
 from protocol.home import Home
+from protocol.model_digest import model_digest
 from strategy.cache_use import MeasuredUse
 
 
@@ -32,7 +32,6 @@ def _file(home: Home, model: Path) -> Path:
 
 
 def _signature(model: Path) -> str:
-    """Changes with the model's configuration, the sizes of its weight files and the machine. Reads no weights."""
-    parts = [(model / "config.json").read_bytes(), platform.node().encode(), platform.machine().encode()]
-    parts += [f"{file.name} {file.stat().st_size}".encode() for file in weight_files(model)]
-    return hashlib.blake2b(b"\0".join(parts), digest_size=12).hexdigest()
+    """Changes with the model and the machine."""
+    parts = (model_digest(model), platform.node(), platform.machine())
+    return hashlib.blake2b("\0".join(parts).encode(), digest_size=12).hexdigest()

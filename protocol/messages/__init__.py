@@ -10,7 +10,7 @@ from protocol.messages.generating import (
     Tokens,
     Update,
 )
-from protocol.messages.joining import Heartbeat, Join, Rejected, Shutdown, Welcome
+from protocol.messages.joining import Beat, Heartbeat, Join, LinkLost, Rejected, Shutdown, StepOverdue, Welcome
 from protocol.messages.loading import (
     Inspected,
     InspectModel,
@@ -20,6 +20,8 @@ from protocol.messages.loading import (
     LoadFailed,
     LoadProgress,
     LoadStage,
+    Prepared,
+    PrepareStage,
     StagePlan,
 )
 from protocol.messages.message import Message
@@ -35,6 +37,7 @@ from protocol.messages.stages import (
 )
 
 __all__ = [
+    "Beat",
     "Cancel",
     "CloseSequence",
     "DropPrefix",
@@ -47,6 +50,7 @@ __all__ = [
     "KeepPrefix",
     "KeptPrefix",
     "KnownPrefix",
+    "LinkLost",
     "LoadFailed",
     "LoadProgress",
     "LoadStage",
@@ -54,6 +58,8 @@ __all__ = [
     "Message",
     "OpenSequence",
     "PrefillProgress",
+    "PrepareStage",
+    "Prepared",
     "Rejected",
     "Reused",
     "Row",
@@ -63,6 +69,7 @@ __all__ = [
     "StagePlan",
     "Step",
     "StepFailed",
+    "StepOverdue",
     "Tokens",
     "Update",
     "Welcome",

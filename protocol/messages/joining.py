@@ -1,11 +1,15 @@
 """A worker and its cluster: how it is admitted, that it lives, and that it ends."""
 
 from protocol.messages.message import Message
-from protocol.values import Peer
+from protocol.values import LayerRange, Peer, Route
 
 
 class Join(Message, frozen=True, kw_only=True):
-    """A worker asks to be admitted. `secret` proves that it was given the cluster's token."""
+    """A worker asks to be admitted, or to be taken back after it lost the coordinator or was given up.
+
+    secret: proves that it was given the cluster's token; peer: where the coordinator reaches it; data: where other workers
+    do; model, held: the digest of the model that it has open and the layers whose weights it has read.
+    """
 
     protocol: int
     secret: str
@@ -13,7 +17,10 @@ class Join(Message, frozen=True, kw_only=True):
     host: str
     pid: int
     peer: Peer
+    data: Peer
     memory_limit_bytes: int
+    model: str | None = None
+    held: tuple[LayerRange, ...] = ()
 
 
 class Welcome(Message, frozen=True, kw_only=True):
@@ -31,7 +38,9 @@ class Rejected(Message, frozen=True, kw_only=True):
 class Heartbeat(Message, frozen=True, kw_only=True):
     """Sent every 0.5 s. Bytes as MLX counts them. steps, rows and busy_s (seconds in steps) count from the start of the
     process; queued: messages that wait for the compute thread; prefix_bytes, disk_bytes: kept of past sequences;
-    shared_bytes: of prefix_bytes, what running sequences began with.
+    shared_bytes: of prefix_bytes, what running sequences began with; read_bytes: weights read since the process began.
+    oldest_step_s: for how long the compute thread has been at what it does now, None when it is idle; overdue_s: how long
+    that may take at most before the worker counts as hung.
     """
 
     worker: str
@@ -45,7 +54,33 @@ class Heartbeat(Message, frozen=True, kw_only=True):
     steps: int
     rows: int
     busy_s: float
+    read_bytes: int = 0
+    oldest_step_s: float | None = None
+    overdue_s: float = 0.0
 
 
 class Shutdown(Message, frozen=True, kw_only=True):
     """End the process now."""
+
+
+class Beat(Message, frozen=True, kw_only=True):
+    """The coordinator lives; sent every 0.5 s in the epoch in force. A worker that is not among `members` joins anew."""
+
+    members: tuple[str, ...]
+
+
+class LinkLost(Message, frozen=True, kw_only=True):
+    """What `worker` sends to `peer` may be lost from now on: the connection closed, or a number is missing."""
+
+    worker: str
+    peer: str
+    why: str
+
+
+class StepOverdue(Message, frozen=True, kw_only=True):
+    """A head waits for a step for longer than it ever should."""
+
+    worker: str
+    route: Route
+    number: int
+    seconds: float

@@ -10,8 +10,7 @@ from strategy.memory import KvNeeds
 class InspectModel(Message, frozen=True, kw_only=True):
     """Find out how the model's architecture can be cut."""
 
-    model_path: str
-    cache_dir: str
+    model: str
 
 
 class Inspected(Message, frozen=True, kw_only=True):
@@ -25,6 +24,7 @@ class Inspected(Message, frozen=True, kw_only=True):
     batches: bool
     last_position_only: bool
     context_tokens: int | None
+    uncached_in_caches: bool = False
 
 
 class StagePlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,17 +37,24 @@ class StagePlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LoadStage(Message, frozen=True, kw_only=True):
-    """Load one stage of the plan whose epoch the message carries; `stages` is the whole plan in order."""
+    """The plan whose epoch the message carries: load what of it is missing here. The only message that raises an epoch.
 
-    model_path: str
-    cache_dir: str
+    model: its digest; stages: every worker of the plan in order; pipeline: the route through all of them, None where the
+    model cannot be cut; uncached_in_caches: passes without a KV cache run in caches that are thrown away, since the model
+    computes something else without any; kv_copies: to how many neighbours finished KV blocks are copied.
+    """
+
+    model: str
     kv: KvSettings
     prefix_memory_bytes: int
     prefix_disk_bytes: int
     stages: tuple[StagePlan, ...]
+    pipeline: Route | None
     last_position_only: bool
     batches: bool
     prefill_chunk_tokens: int | None
+    uncached_in_caches: bool = False
+    kv_copies: int = 0
 
 
 class LoadProgress(Message, frozen=True, kw_only=True):
@@ -65,14 +72,15 @@ class KeptPrefix(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Loaded(Message, frozen=True, kw_only=True):
-    """The stage (and the full model where planned) is in memory and has run once.
+    """The stage (and the full model where planned) is in memory and has run once; `read_bytes` of it were read for this plan.
 
-    Buffers: for each of `prefixes` the keys that survived on disk (16 bytes each, least recently used first) and their
+    Buffers: for each of `prefixes` the keys that are there, in memory or on disk (16 bytes each, least recently used first) and their
     numbers of tokens (int32).
     """
 
     worker: str
     weights_bytes: int
+    read_bytes: int = 0
     prefixes: tuple[KeptPrefix, ...] = ()
 
 
@@ -84,7 +92,7 @@ class LoadFailed(Message, frozen=True, kw_only=True):
 
 
 class KnownPrefix(Message, frozen=True, kw_only=True):
-    """For the head of a route: what every stage of it still has from an earlier life, and how many parts to keep.
+    """For the head of a route: what every stage of it still has from before, and how many parts to keep.
 
     Buffers: keys and numbers of tokens as in Loaded.
     """
@@ -92,3 +100,18 @@ class KnownPrefix(Message, frozen=True, kw_only=True):
     route: Route
     capacity: int
     snapshots: bool
+
+
+class PrepareStage(Message, frozen=True, kw_only=True):
+    """Read these weights in advance of a plan; nothing else changes, and what runs goes on."""
+
+    model: str
+    layers: LayerRange
+
+
+class Prepared(Message, frozen=True, kw_only=True):
+    """The weights of PrepareStage are in memory."""
+
+    worker: str
+    layers: LayerRange
+    read_bytes: int

@@ -13,7 +13,7 @@ from strategy.memory import KvGrowth, KvNeeds
 PEER = Peer(endpoint="tcp://127.0.0.1:5000", public_key="k" * 40)
 STAGE = messages.StagePlan(worker="w", peer=PEER, layers=LayerRange(0, 4), holds_full_model=True)
 EXAMPLES: dict[int, messages.Message] = {
-    1: messages.Join(protocol=1, secret="s", name="w", host="h", pid=7, peer=PEER, memory_limit_bytes=9),
+    1: messages.Join(protocol=1, secret="s", name="w", host="h", pid=7, peer=PEER, data=PEER, memory_limit_bytes=9),
     2: messages.Heartbeat(
         worker="w",
         weights_bytes=1,
@@ -53,12 +53,15 @@ EXAMPLES: dict[int, messages.Message] = {
     8: messages.PrefillProgress(sequence=1, processed=2, total=3),
     9: messages.SequenceFailed(sequence=1, message="m"),
     10: messages.Reused(sequence=1, num_tokens=64),
+    11: messages.Prepared(worker="w", layers=LayerRange(0, 4), read_bytes=7),
+    12: messages.LinkLost(worker="w", peer="v", why="closed"),
+    13: messages.StepOverdue(worker="w", route=Route(("w", "v")), number=3, seconds=5.5),
     20: messages.Welcome(coordinator="c"),
     21: messages.Rejected(reason="r"),
-    22: messages.InspectModel(model_path="p", cache_dir="c"),
+    22: messages.InspectModel(model="d"),
     23: messages.LoadStage(
-        model_path="p",
-        cache_dir="c",
+        model="d",
+        pipeline=Route(("w",)),
         kv=KvSettings(),
         prefix_memory_bytes=1,
         prefix_disk_bytes=2,
@@ -80,6 +83,8 @@ EXAMPLES: dict[int, messages.Message] = {
     26: messages.Shutdown(),
     27: messages.KnownPrefix(route=Route(("w",)), capacity=4, snapshots=True),
     28: messages.ForgetConversation(conversation="c"),
+    29: messages.Beat(members=("w", "v")),
+    30: messages.PrepareStage(model="d", layers=LayerRange(0, 4)),
     40: messages.OpenSequence(
         sequence=1, route=Route(("w",)), cached=False, sampling=Sampling(), seed=1, history=(1, 2), max_length=9
     ),
@@ -111,15 +116,15 @@ def test_every_kind_has_an_example():
 
 @pytest.mark.parametrize("number", EXAMPLES)
 def test_every_kind_survives_the_wire_with_its_epoch_and_buffers(number):
-    frames = codec.encode(3, EXAMPLES[number], [b"raw"])
+    frames = codec.encode(3, EXAMPLES[number], [b"raw"], sender=2, number=9)
     envelope = codec.decode([bytes(frame) for frame in frames])
-    assert envelope == codec.Envelope(3, EXAMPLES[number], (b"raw",))
+    assert envelope == codec.Envelope(3, EXAMPLES[number], (b"raw",), 2, 9)
 
 
 @pytest.mark.parametrize("number", GOLDEN)
 def test_bytes_are_those_that_other_versions_expect(number):
     prefix, header = codec.encode(258, EXAMPLES[number])
-    assert prefix.hex() == f"0000000000000102{number:04x}"
+    assert prefix.hex() == f"0000000000000102{number:04x}000000000000"
     assert header.hex() == GOLDEN[number]
 
 
@@ -133,7 +138,7 @@ def test_arbitrary_frames_never_raise_anything_but_wire_error(frames):
 
 @given(st.sampled_from(sorted(codec.KINDS)), st.recursive(st.none() | st.integers(-9, 9) | st.text(), st.lists))
 def test_wrong_fields_of_any_kind_are_wire_errors(number, fields):
-    frames = [b"\0" * 8 + number.to_bytes(2, "big"), msgpack.packb({"sequence": fields, "updates": fields})]
+    frames = [b"\0" * 8 + number.to_bytes(2, "big") + b"\0" * 6, msgpack.packb({"sequence": fields, "updates": fields})]
     try:
         codec.decode(frames)
     except WireError:
@@ -142,4 +147,4 @@ def test_wrong_fields_of_any_kind_are_wire_errors(number, fields):
 
 def test_header_beyond_the_limit_is_refused_before_it_is_read():
     with pytest.raises(WireError, match="oversized"):
-        codec.decode([b"\0" * 10, b"\xc0" * (codec.MAX_HEADER_BYTES + 1)])
+        codec.decode([b"\0" * 16, b"\xc0" * (codec.MAX_HEADER_BYTES + 1)])

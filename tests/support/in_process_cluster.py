@@ -33,9 +33,25 @@ from protocol.transport import InProcessNetwork
 from protocol.values import KvSettings, LayerRange, Sampling
 from strategy.vocabulary import Route
 from workers.engine.engine import Engine
+from workers.model.shelf import ModelShelf
 
 MAX_TURNS = 100_000
+MODEL = "the model"
 PREFIX_BYTES = 64 << 20
+
+
+class OneModel:
+    """Knows where every model is: in one place."""
+
+    def __init__(self, path):
+        self._path = path
+
+    def model_place(self, digest):
+        return self._path
+
+
+def shelf_of(model_path, cache_dir):
+    return ModelShelf(OneModel(model_path), cache_dir)
 
 
 class InProcessCluster:
@@ -62,7 +78,9 @@ class InProcessCluster:
         self.network = InProcessNetwork()
         coordinator = self.network.inbox("coordinator", self._receive)
         self.names = tuple(f"worker-{index}" for index in range(num_stages))
-        self.engines = {name: Engine(name, coordinator, self.network) for name in self.names}
+        self.engines = {
+            name: Engine(name, coordinator, self.network, shelf_of(model_path, cache_dir)) for name in self.names
+        }
         self.peers = {name: self.network.inbox(name, engine.post) for name, engine in self.engines.items()}
         self._others: list[Message] = []
         self._num_sequences = 0
@@ -76,7 +94,7 @@ class InProcessCluster:
     # --- what a coordinator does
 
     def _load(self, model_path: Path, cache_dir: Path, chunk_tokens: int | None) -> None:
-        self._send(self.names[0], InspectModel(model_path=str(model_path), cache_dir=str(cache_dir)))
+        self._send(self.names[0], InspectModel(model=MODEL))
         found = self._awaited(Inspected, 1)[0]
         cuts = _even_cuts(found.num_layers, found.legal_cuts, len(self.names))
         stages = tuple(
@@ -89,8 +107,8 @@ class InProcessCluster:
             for name, start, end in zip(self.names, (0, *cuts), (*cuts, found.num_layers), strict=True)
         )
         plan = LoadStage(
-            model_path=str(model_path),
-            cache_dir=str(cache_dir),
+            model=MODEL,
+            pipeline=Route(self.names),
             kv=self._kv,
             prefix_memory_bytes=PREFIX_BYTES,
             prefix_disk_bytes=PREFIX_BYTES if self._disk else 0,

@@ -35,15 +35,6 @@ def signature(**parts: object) -> str:
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
 
-def model_signature(path: Path) -> str:
-    """Changes when the model's files do: its configuration, and the names, sizes and times of its weights."""
-    digest = hashlib.blake2b((path / "config.json").read_bytes(), digest_size=16)
-    for file in sorted(path.glob("*.safetensors")):
-        status = file.stat()
-        digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
-
-
 def remove_stale(root: Path, model: str, *, limit_bytes: int) -> None:
     """Remove folders below `root` until all are within the limit: of other models first, least recently used first.
 

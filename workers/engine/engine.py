@@ -12,7 +12,6 @@ import queue
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -53,6 +52,7 @@ from workers.engine.head import Head
 from workers.engine.trace import Tracer
 from workers.model import payload
 from workers.model.inspection import inspect
+from workers.model.shelf import ModelShelf
 from workers.model.stage_loading import LoadedStages, load_stages
 
 log = logging.getLogger(__name__)
@@ -75,10 +75,11 @@ class _Pending:
 class Engine:
     """See the module. `coordinator` is where reports go; `name` is this worker's name in plans."""
 
-    def __init__(self, name: str, coordinator: Peer, outbox: Sender, tracer: Tracer | None = None):
+    def __init__(self, name: str, coordinator: Peer, outbox: Sender, shelf: ModelShelf, tracer: Tracer | None = None):
         self._name = name
         self._coordinator = coordinator
         self._outbox = outbox
+        self._shelf = shelf
         self._tracer = tracer
         self._arrivals: queue.SimpleQueue[Envelope] = queue.SimpleQueue()
         self._epoch = 0
@@ -177,7 +178,7 @@ class Engine:
 
     def _inspect(self, message: InspectModel, _: tuple[Buffer, ...]) -> None:
         try:
-            found = inspect(Path(message.model_path), Path(message.cache_dir))
+            found = inspect(self._shelf.place(message.model), self._shelf.cache)
         except TandemError as error:
             self._report(LoadFailed(worker=self._name, message=str(error)))
             return
@@ -200,7 +201,7 @@ class Engine:
         self._heads.clear()
         self._directories.clear()
         try:
-            self._stages = load_stages(self._name, message, self._report_loaded)
+            self._stages = load_stages(self._name, message, self._shelf, self._report_loaded)
         except TandemError as error:
             self._report(LoadFailed(worker=self._name, message=str(error)))
             return

@@ -8,20 +8,21 @@ import functools
 import logging
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import mlx.core as mx
 import msgspec
 
 from protocol.errors import ModelError
 from protocol.messages import KeptPrefix, LoadStage
+from protocol.model_digest import model_digest
 from protocol.values import KvSettings, LayerRange, Route
 from strategy.chunking import ChunkCost
-from workers.cache.disk_tier import DiskTier, model_signature, remove_stale, signature
+from workers.cache.disk_tier import DiskTier, remove_stale, signature
 from workers.cache.kv_memory import kv_needs
 from workers.cache.prefix_store import PrefixStore
 from workers.engine.executor import Stage, StageExecutor
 from workers.model.inspection import inspect
+from workers.model.shelf import ModelShelf
 from workers.model.split_model import SplitModel
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class LoadedStages(msgspec.Struct, frozen=True, kw_only=True):
             executor.prefixes.flush()
 
 
-def load_stages(name: str, plan: LoadStage, progress: Callable[[int], None]) -> LoadedStages:
+def load_stages(name: str, plan: LoadStage, shelf: ModelShelf, progress: Callable[[int], None]) -> LoadedStages:
     """Load the stages of the worker `name`. progress: told the bytes read so far.
 
     Raises:
@@ -63,15 +64,15 @@ def load_stages(name: str, plan: LoadStage, progress: Callable[[int], None]) -> 
     """
     if mx.metal.is_available():  # keep weights resident on the GPU, as mlx-lm does while it generates
         mx.set_wired_limit(int(mx.device_info()["max_recommended_working_set_size"]))
-    path = Path(plan.model_path)
+    path = shelf.place(plan.model)
     model = SplitModel.load(path)
-    model.unused = inspect(path, Path(plan.cache_dir)).unused
+    model.unused = inspect(path, shelf.cache).unused
     routes = _routes_through(name, plan, model.num_layers)
     kv = _kv_settings(plan, model, list(routes.values()))
     executors, prefixes, chunk_costs = {}, [], {}
     for route, layers in routes.items():
         needs = kv_needs(model.warm_up(layers, kv, lambda: progress(mx.get_active_memory())))
-        kept = _prefix_store(plan, model, layers, num_routes=len(routes), needs=needs)
+        kept = _prefix_store(plan, shelf, model, layers, num_routes=len(routes), needs=needs)
         stage = Stage(layers, is_last=route.last == name)
         executors[route] = StageExecutor(model, stage, last_position_only=plan.last_position_only, prefixes=kept, kv=kv)
         prefixes.append(KeptPrefix(route=route, needs=needs))
@@ -95,8 +96,7 @@ def _routes_through(name: str, plan: LoadStage, num_layers: int) -> dict[Route, 
     full model.
     """
     own = next(stage for stage in plan.stages if stage.worker == name)
-    pipeline = Route(tuple(stage.worker for stage in plan.stages))
-    routes = {pipeline: own.layers}
+    routes = {} if plan.pipeline is None else {plan.pipeline: own.layers}
     if own.holds_full_model:
         routes[Route((name,))] = LayerRange(0, num_layers)
     return routes
@@ -116,13 +116,13 @@ def _kv_settings(plan: LoadStage, model: SplitModel, ranges: list[LayerRange]) -
 
 
 def _prefix_store(
-    plan: LoadStage, model: SplitModel, layers: LayerRange, *, num_routes: int, needs: msgspec.Struct
+    plan: LoadStage, shelf: ModelShelf, model: SplitModel, layers: LayerRange, *, num_routes: int, needs: msgspec.Struct
 ) -> PrefixStore:
     disk = None
     if plan.prefix_disk_bytes:
-        content = model_signature(Path(plan.model_path))
+        content = model_digest(shelf.place(plan.model), with_times=True)
         folder = f"{content}-{signature(layers=layers, kv=plan.kv, needs=needs)}"
-        root = Path(plan.cache_dir) / "kv"
+        root = shelf.cache / "kv"
         disk = DiskTier(root / folder, limit_bytes=plan.prefix_disk_bytes // num_routes)
         remove_stale(root, content, limit_bytes=plan.prefix_disk_bytes * len(plan.stages))
     return PrefixStore(model, layers, memory_bytes=plan.prefix_memory_bytes // num_routes, disk=disk)

@@ -27,7 +27,9 @@ def member_in(state: WorkerState) -> Member:
 
 def join(pid: int = 7) -> Join:
     peer = Peer(endpoint="tcp://127.0.0.1:1", public_key="k" * 40)
-    return Join(protocol=1, secret="s", name="worker-0", host="here", pid=pid, peer=peer, memory_limit_bytes=1000)
+    return Join(
+        protocol=1, secret="s", name="worker-0", host="here", pid=pid, peer=peer, data=peer, memory_limit_bytes=1000
+    )
 
 
 @pytest.mark.parametrize(("state", "event"), [pair for pair in EVERY_PAIR if pair in TRANSITIONS])

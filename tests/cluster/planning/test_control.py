@@ -72,7 +72,16 @@ class Played:
 
     def join(self, name, **changes):
         peer = Peer(endpoint=f"tcp://{name}", public_key="k" * 40)
-        join = Join(protocol=PROTOCOL, secret=SECRET, name=name, host="here", pid=7, peer=peer, memory_limit_bytes=1000)
+        join = Join(
+            protocol=PROTOCOL,
+            secret=SECRET,
+            name=name,
+            host="here",
+            pid=7,
+            peer=peer,
+            data=peer,
+            memory_limit_bytes=1000,
+        )
         self.receive(msgspec.structs.replace(join, **changes))
 
     def sent_to(self, name):

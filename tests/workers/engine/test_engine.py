@@ -10,7 +10,7 @@ from protocol.codec import Envelope
 from protocol.messages import Cancel, Generate, Heartbeat, Inspected, InspectModel, LoadFailed, Sampled, Shutdown, Step
 from protocol.transport import InProcessNetwork
 from strategy.vocabulary import Route
-from tests.support.in_process_cluster import InProcessCluster, alone
+from tests.support.in_process_cluster import MODEL, InProcessCluster, alone, shelf_of
 from workers.engine.engine import Engine
 from workers.zoo import make_tiny_model
 
@@ -244,16 +244,16 @@ def test_heartbeat_counts_weights_caches_and_steps(cluster):
     cluster.run()
 
 
-def engine_alone():
+def engine_alone(path, cache_dir):
     network, reports = InProcessNetwork(), []
     coordinator = network.inbox("coordinator", lambda envelope: reports.append(envelope.message))
-    return Engine("worker-0", coordinator, network), network, reports
+    return Engine("worker-0", coordinator, network, shelf_of(path, cache_dir)), network, reports
 
 
-def ask(message):
-    """What an engine that has nothing loaded reports to one message."""
-    engine, network, reports = engine_alone()
-    engine.post(Envelope(1, message))
+def ask(path, cache_dir):
+    """What an engine that has nothing loaded reports when it is to inspect the model in `path`."""
+    engine, network, reports = engine_alone(path, cache_dir)
+    engine.post(Envelope(1, InspectModel(model=MODEL)))
     while engine.turn():
         pass
     network.run()
@@ -262,20 +262,20 @@ def ask(message):
 
 def test_architecture_that_mlx_lm_lacks_is_said_to_be_the_reason(tmp_path, cache_dir):
     (tmp_path / "config.json").write_text('{"model_type": "no_such_architecture"}')
-    (found,) = ask(InspectModel(model_path=str(tmp_path), cache_dir=str(cache_dir)))
+    (found,) = ask(tmp_path, cache_dir)
     assert found.legal_cuts == ()
     assert "no_such_architecture" in found.why_not
     assert "\n" not in found.why_not
 
 
 def test_directory_without_configuration_fails_the_inspection(tmp_path, cache_dir):
-    (failed,) = ask(InspectModel(model_path=str(tmp_path), cache_dir=str(cache_dir)))
+    (failed,) = ask(tmp_path, cache_dir)
     assert isinstance(failed, LoadFailed)
     assert "config.json" in failed.message
 
 
 def test_inspection_reports_what_the_planner_needs(model, cache_dir):
-    (found,) = ask(InspectModel(model_path=str(model), cache_dir=str(cache_dir)))
+    (found,) = ask(model, cache_dir)
     assert isinstance(found, Inspected)
     assert (found.architecture, found.num_layers, found.why_not) == ("llama", 6, None)
     assert found.legal_cuts == (1, 2, 3, 4, 5)
