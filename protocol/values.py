@@ -12,8 +12,11 @@ from strategy.prefix import KEY_BYTES, Key
 from strategy.vocabulary import LayerRange, Route
 
 Buffer = bytes | memoryview
+# The coordinator's place among the senders of numbered messages; workers have their index in the plan.
+COORDINATOR = 0xFFFF
 
 __all__ = [
+    "COORDINATOR",
     "Buffer",
     "KvSettings",
     "LayerRange",

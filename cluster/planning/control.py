@@ -1,27 +1,31 @@
-"""The control plane's view of the workers: admits them, has the model inspected and loaded, notices who is gone.
+"""The control plane: what roster and deployment decide, done. Hears workers, starts them, sends plans, tells serving.
 
-Owns members, their processes, the plan and its epoch. Knows nothing of HTTP or of requests beyond handing their
-messages on through `Listener`. Everything runs on one asyncio loop; only the inbox's thread is elsewhere.
+Owns nothing but the order of things; who is there is the roster's, which plan is wanted the deployment's, what a plan
+says the assembly's. Knows nothing of HTTP or requests beyond `Listener`. Everything runs on one asyncio loop.
 """
 
 import asyncio
 import logging
-import os
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from cluster.config import Settings
-from cluster.membership.local import WorkerProcess, default_memory_limit
-from cluster.membership.roster import IllegalEvent, Member, WorkerEvent, WorkerState
-from cluster.planning.kept_prefixes import KeptPrefixes
-from cluster.planning.model_files import read_sizes
-from protocol.codec import PROTOCOL, Envelope
+from cluster.membership import roster as membership
+from cluster.membership.launcher import Launcher
+from cluster.membership.mailbox import Mailbox
+from cluster.membership.roster import Member, Roster, WorkerEvent, WorkerState
+from cluster.planning import deployment as planning
+from cluster.planning.assembly import Assembly, Part
+from cluster.planning.deployment import Candidate, Deployment
+from cluster.planning.events import EventLog
+from cluster.planning.known_model import KnownModel
+from cluster.planning.plan import Loss, Plan
+from cluster.planning.starting import Starting
+from protocol.codec import Envelope
 from protocol.errors import ModelError, TandemError, UsageError
-from protocol.home import Home
-from protocol.join_token import make_token
 from protocol.messages import (
+    Beat,
     Heartbeat,
     Inspected,
     InspectModel,
@@ -29,33 +33,36 @@ from protocol.messages import (
     Loaded,
     LoadFailed,
     LoadProgress,
-    LoadStage,
+    LinkLost,
     Message,
+    Prepared,
+    PrepareStage,
     PrefillProgress,
     Rejected,
     Reused,
     SequenceFailed,
     Shutdown,
-    StagePlan,
+    StepOverdue,
     Tokens,
     Welcome,
 )
-from protocol.model_digest import model_digest
-from protocol.transport import ZmqInbox, ZmqOutbox
-from protocol.values import Buffer, KvSettings, LayerRange, Route
-from strategy.memory import DEFAULT_DISK_BYTES, WorkerBudget, worker_budget
-from strategy.partition import ModelSizes, Node, NoPlan, Stage, fits, full_model_shortage, partition
+from protocol.values import Buffer, LayerRange
 
 log = logging.getLogger(__name__)
 
-_JOIN_TIMEOUT_S = 60.0
-_CHECK_EVERY_S = 0.25
+CHECK_EVERY_S = 0.25
+BEAT_EVERY_S = 0.5
 # A check that comes later than this after its time finds heartbeats that nobody has read yet.
 _HELD_UP_S = 0.5
+# A connection closes a moment before its process has ended; which of the two it was makes a difference.
+_ENDING_S = 0.05
 
 
 class Listener(Protocol):
-    """Who learns of the fate of sequences."""
+    """Who learns of the fate of sequences and plans."""
+
+    @property
+    def is_idle(self) -> bool: ...
 
     def tokens(self, message: Tokens) -> None: ...
 
@@ -65,226 +72,131 @@ class Listener(Protocol):
 
     def reused(self, message: Reused) -> None: ...
 
-    def worker_lost(self, worker: str) -> None: ...
+    def plan_ended(self, loss: Loss) -> None: ...
 
-
-def _chunk_tokens(environment: Mapping[str, str]) -> int | None:
-    """TANDEM_PREFILL_CHUNK, or None to let each head choose by measured cost. Raises UsageError."""
-    text = environment.get("TANDEM_PREFILL_CHUNK")
-    if text is None:
-        return None
-    if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"TANDEM_PREFILL_CHUNK must be a whole number of tokens of at least 1, not {text!r}")
-    return int(text)
+    def plan_began(self, plan: Plan) -> None: ...
 
 
 class ControlPlane:
-    """See the module. After `start` every member is ready and `stages` covers the model."""
+    """See the module."""
 
-    def __init__(self, settings: Settings, model_path: Path, home: Home, checkout: Path):
-        self._model_path = model_path
-        self._home = home
-        self._checkout = checkout
-        num_workers = len(settings.workers)
-        self.members = {
-            worker.name: Member(
-                worker.name,
-                memory_limit_bytes=worker.memory_limit or default_memory_limit(num_workers),
-                manual_layers=None if worker.layers is None else LayerRange(*worker.layers),
-            )
-            for worker in settings.workers
-        }
+    def __init__(
+        self,
+        settings: Settings,
+        model: KnownModel,
+        *,
+        mailbox: Mailbox,
+        launcher: Launcher,
+        roster: Roster,
+        deployment: Deployment,
+        now: Callable[[], float],
+    ):
+        self._settings = settings
+        self._model = model
+        self._mailbox = mailbox
+        self._launcher = launcher
+        self.roster = roster
+        self._deployment = deployment
+        self._now = now
+        self._assembly: Assembly | None = None
+        self.plan: Plan | None = None
         self.listener: Listener | None = None
-        self.processes: dict[str, WorkerProcess] = {}
-        self.stages: list[Stage] = []
-        self.sizes: ModelSizes | None = None
-        self.inspected: Inspected | None = None
-        self.epoch = 0
-        self.kept = KeptPrefixes()
-        self.budgets: dict[str, WorkerBudget] = {}
-        self._cache_settings = settings.cache
-        self._kv = KvSettings(
-            kind=settings.kv_cache.kind,
-            bits=settings.kv_cache.bits,
-            key_bits=settings.kv_cache.key_bits,
-            value_bits=settings.kv_cache.value_bits,
-            group_size=settings.kv_cache.group_size,
-            max_tokens=settings.kv_cache.max_tokens,
-            keep=settings.kv_cache.keep,
-        )
-        self._outbox = ZmqOutbox()
-        self._inbox: ZmqInbox | None = None
-        self._secret = ""
-        self._digest = ""
-        self._changed = asyncio.Event()
-        self._failure: TandemError | None = None
-        self._progress: Callable[[str], None] = lambda _: None
-        self._watchdog: asyncio.Task[None] | None = None
-        self._stopping = False
+        self.starting = Starting()
+        self.events = EventLog()
 
     def __repr__(self) -> str:
-        return f"ControlPlane(epoch {self.epoch}, {list(self.members.values())})"
-
-    # --- starting
-
-    async def spawn(self) -> None:
-        """Start this machine's workers; they join by themselves. Raises OSError."""
-        loop = asyncio.get_running_loop()
-        self._inbox = ZmqInbox(lambda envelope: loop.call_soon_threadsafe(self._receive, envelope))
-        self._inbox.start()
-        token, self._secret = make_token(self._inbox.peer.public_key)
-        for member in self.members.values():
-            process = await WorkerProcess.start(
-                member.name,
-                home=self._home,
-                checkout=self._checkout,
-                coordinator=self._inbox.peer,
-                token=token,
-                memory_limit_bytes=member.memory_limit_bytes,
-            )
-            self.processes[member.name] = process
-            process.watch(lambda status, name=member.name: self._process_ended(name, status))  # type: ignore[misc]
-        self._watchdog = asyncio.create_task(self._watch_heartbeats())
-
-    async def load(self, progress: Callable[[str], None]) -> None:
-        """Wait for the workers, plan, and load the model onto them.
-
-        Raises:
-            TandemError: a worker ended, the model cannot be used, or no plan fits.
-        """
-        self._digest = model_digest(self._model_path)
-        self._home.remember_model(self._digest, self._model_path)
-        progress("waiting for the workers")
-        await self._until(lambda: any(member.state is WorkerState.JOINED for member in self.members.values()))
-        self.inspected = await self._inspect()
-        self.sizes = read_sizes(self._model_path, self.inspected.num_layers)
-        nodes = [
-            Node(name=member.name, memory_limit_bytes=member.memory_limit_bytes, layers=member.manual_layers)
-            for member in self.members.values()
-        ]
-        self.stages = self._partition(self.sizes, nodes, self.inspected)
-        await self._until(lambda: all(member.state is WorkerState.JOINED for member in self.members.values()))
-        self._send_plan()
-        self._progress = progress
-        progress(self._loading_text())
-        await self._until(lambda: all(member.is_ready for member in self._planned()))
-        if self._cache_settings.prefix:
-            for route in self.kept.needs:
-                message, buffers = self.kept.known(route, self.budgets, self._disk_bytes)
-                self.send(route.head, message, buffers)
-
-    @staticmethod
-    def _partition(sizes: ModelSizes, nodes: list[Node], inspected: Inspected) -> list[Stage]:
-        try:
-            found = partition(sizes, nodes, inspected.legal_cuts, why_not=inspected.why_not)
-        except NoPlan as error:
-            raise (UsageError if error.settings_at_fault else ModelError)(str(error)) from None
-        return list(found.stages) if found.pipeline else list(found.stages[:1])
-
-    async def _inspect(self) -> Inspected:
-        member = next(member for member in self.members.values() if member.state is WorkerState.JOINED)
-        self.send(member.name, InspectModel(model=self._digest))
-        await self._until(lambda: self.inspected is not None)
-        assert self.inspected is not None
-        return self.inspected
+        return f"ControlPlane(epoch {self._mailbox.epoch}, {self._deployment})"
 
     @property
-    def _disk_bytes(self) -> int:
-        """What one worker may keep on disk."""
-        limit = self._cache_settings.disk_limit
-        if not self._cache_settings.prefix:
-            return 0
-        return DEFAULT_DISK_BYTES if limit is None else limit
+    def epoch(self) -> int:
+        """The number of the plan in force or on its way."""
+        return self._mailbox.epoch
 
-    def _planned(self) -> list[Member]:
-        return [self.members[stage.worker] for stage in self.stages]
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Workers that should be there and are not part of the plan in force."""
+        planned = self.plan.workers if self.plan is not None else ()
+        return tuple(name for name in self.roster.members if name not in planned)
 
-    def _send_plan(self) -> None:
-        assert self.inspected is not None
-        self.epoch += 1
-        stage_plans = []
-        for stage in self.stages:
-            member = self.members[stage.worker]
-            member.layers = stage.layers
-            member.holds_full_model = stage.holds_full_model
-            assert member.join is not None
-            stage_plans.append(
-                StagePlan(
-                    worker=member.name,
-                    peer=member.join.data,
-                    layers=member.layers,
-                    holds_full_model=member.holds_full_model,
-                )
-            )
-        for member in self._planned():
-            member.apply(WorkerEvent.LOAD)
-            self.budgets[member.name] = self._budget(member)
-            self.send(
-                member.name,
-                LoadStage(
-                    model=self._digest,
-                    pipeline=self.pipeline,
-                    kv=self._kv,
-                    prefix_memory_bytes=self.budgets[member.name].prefix_bytes,
-                    prefix_disk_bytes=self._disk_bytes,
-                    stages=tuple(stage_plans),
-                    last_position_only=self.inspected.last_position_only,
-                    batches=self.inspected.batches,
-                    prefill_chunk_tokens=_chunk_tokens(os.environ),
-                ),
-            )
+    # --- living
 
-    def _weights_bytes(self, stage: Stage) -> int:
-        assert self.sizes is not None
-        return self.sizes.total if stage.holds_full_model else stage.weights_bytes
+    def open(self) -> None:
+        """Begin to hear workers. They are started, or adopted, through `launch` and `adopt` of the launcher."""
+        self._mailbox.open(self._receive, self._closed)
+        self._launcher.ended = self._process_ended
 
-    def _loading_text(self) -> str:
-        total = sum(map(self._weights_bytes, self.stages))
-        loaded = min(sum(member.loaded_bytes for member in self._planned()), total)
-        return f"loading the model: {loaded / 1e9:.1f} of {total / 1e9:.1f} GB"
+    async def launch(self, name: str) -> None:
+        """Start a worker's process; it joins by itself. Raises OSError."""
+        self.roster.expect(name, membership.JOIN_WITHIN_S, self._now())
+        limit_bytes = self.roster.members[name].memory_limit_bytes
+        await self._launcher.start(name, coordinator=self._mailbox.peer, memory_limit_bytes=limit_bytes)
 
-    def _budget(self, member: Member) -> WorkerBudget:
-        stage = next(stage for stage in self.stages if stage.worker == member.name)
-        return worker_budget(
-            limit_bytes=member.memory_limit_bytes,
-            weights_bytes=self._weights_bytes(stage),
-            prefix_limit=self._cache_settings.memory_limit,
-            prefix=self._cache_settings.prefix,
-        )
+    async def run(self) -> None:
+        """Beat, and look after what is due, until cancelled."""
+        checked_at = beaten_at = self._now()
+        while True:
+            await asyncio.sleep(CHECK_EVERY_S)
+            now = self._now()
+            if now - checked_at - CHECK_EVERY_S > _HELD_UP_S:
+                self.roster.excuse(now - checked_at - CHECK_EVERY_S, now)
+            checked_at = now
+            if now - beaten_at >= BEAT_EVERY_S:
+                beaten_at = now
+                self._beat()
+            self._perform_all(self.roster.tick(now))
+            self._plan_all(self._deployment.tick(now, is_idle=self._is_idle))
 
-    async def _until(self, condition: Callable[[], bool]) -> None:
-        """Wait until `condition` holds. Raises what went wrong in the meantime.
+    def _beat(self) -> None:
+        there = tuple(member.name for member in self.roster.there)
+        for name in there:
+            self._mailbox.tell(name, Beat(members=there))
 
-        A worker that joined may take as long as it needs: its heartbeats tell whether it lives.
-        """
-        while not condition():
-            if self._failure is not None:
-                raise self._failure
-            self._changed.clear()
-            try:
-                await asyncio.wait_for(self._changed.wait(), _JOIN_TIMEOUT_S)
-            except TimeoutError:
-                late = [member.name for member in self.members.values() if member.state is WorkerState.STARTING]
-                if late:
-                    raise TandemError(
-                        f"{', '.join(late)} did not join within {_JOIN_TIMEOUT_S:.0f} s; see ./launch.sh logs"
-                    ) from None
-        if self._failure is not None:
-            raise self._failure
+    @property
+    def _is_idle(self) -> bool:
+        return self.listener is None or self.listener.is_idle
+
+    def send(self, worker: str, message: Message, buffers: tuple[bytes, ...] = ()) -> None:
+        """Say something of the plan in force; nothing happens where there is none or the worker is not in it."""
+        if self.plan is not None and worker in self.plan.workers:
+            self._mailbox.send(worker, message, buffers)
+
+    def mend(self) -> list[str]:
+        """Start every worker that is not there, also those left out; returns their names."""
+        return self.roster.mend(self._now())
+
+    async def stop(self) -> None:
+        """End every worker; returns when their processes are gone."""
+        self._deployment.stop()
+        for member in self.roster.members.values():
+            self._mailbox.tell(member.name, Shutdown())
+            if not member.is_there:
+                self._launcher.kill(member.name)  # it cannot be told
+            member.apply(WorkerEvent.STOP)
+        await self._launcher.end()
+        self._mailbox.close()
 
     # --- what arrives
 
     def _receive(self, envelope: Envelope) -> None:
-        message = envelope.message
-        if isinstance(message, Join):
-            self._admit(message)
-        elif isinstance(message, Heartbeat):
-            if member := self.members.get(message.worker):
-                member.beat(message, time.monotonic())
-        elif envelope.epoch == self.epoch:
-            self._of_this_epoch(message, envelope.buffers)
+        match envelope.message:
+            case Join() as join:
+                self._perform_all(self.roster.joined(join, self._now()))
+            case Heartbeat() as beat:
+                self.roster.beat(beat, self._now())
+            case Inspected() as found:
+                self._inspected(found)
+            case Prepared(worker=name, layers=layers):
+                self.roster.members[name].held += (layers,)
+                self._plan_all(self._deployment.prepared(name, self._now(), is_idle=self._is_idle))
+            case LoadFailed() as failed if envelope.epoch == self.epoch or self._model.facts is None:
+                self._load_failed(failed)
+            case LinkLost(worker=name, peer=peer, why=why) if envelope.epoch == self.epoch:
+                self._suspect(f"the link from {name} to {peer} is lost: {why}")
+            case message:
+                if self._mailbox.accepts(envelope):
+                    self._of_the_plan(message, envelope.buffers)
 
-    def _of_this_epoch(self, message: Message, buffers: tuple[Buffer, ...]) -> None:
+    def _of_the_plan(self, message: Message, buffers: tuple[Buffer, ...]) -> None:
         match message:
             case Tokens():
                 self._listening.tokens(message)
@@ -292,132 +204,199 @@ class ControlPlane:
                 self._listening.progress(message)
             case SequenceFailed():
                 self._listening.failed(message)
-            case Inspected():
-                self.inspected = message
-                self._changed.set()
-            case LoadProgress(worker=name, loaded_bytes=loaded):
-                self.members[name].loaded_bytes = loaded
-                self._progress(self._loading_text())
             case Reused():
                 self._listening.reused(message)
+            case LoadProgress(worker=name, loaded_bytes=loaded) if self._assembly is not None:
+                self.starting.tell(self._assembly.progress(name, loaded))
             case Loaded():
                 self._loaded(message, buffers)
-            case LoadFailed(message=text):
-                self._fail(ModelError(text))
+            case StepOverdue(worker=name, route=route, seconds=seconds):
+                self._overdue(f"a step of {name} on {route} takes longer than {seconds:.1f} s")
             case _:
                 log.warning("dropped an unexpected %s", type(message).__name__)
-
-    def _loaded(self, message: Loaded, buffers: tuple[Buffer, ...]) -> None:
-        member = self.members[message.worker]
-        member.apply(WorkerEvent.LOADED)
-        member.loaded_bytes = message.weights_bytes
-        self.kept.loaded(message, buffers)
-        self._changed.set()
 
     @property
     def _listening(self) -> Listener:
         assert self.listener is not None
         return self.listener
 
-    def _admit(self, join: Join) -> None:
-        member = self.members.get(join.name)
+    def _inspected(self, found: Inspected) -> None:
         try:
-            if join.secret != self._secret or join.protocol != PROTOCOL or member is None:
-                raise IllegalEvent("a wrong token, another version of Tandem, or a name that is not in the plan")
-            member.admit(join, time.monotonic())
-        except IllegalEvent as error:
-            log.warning("rejected worker %s: %s", join.name, error)
-            self._outbox.send(join.peer, self.epoch, Rejected(reason=str(error)))
+            facts = self._model.inspected(found)
+        except TandemError as error:
+            self.starting.fail(error)
             return
-        self.send(join.name, Welcome(coordinator=join.name))
-        self._changed.set()
+        self._plan_all(self._deployment.inspected(found, facts.sizes, self._now()))
 
-    # --- losing workers
-
-    def _process_ended(self, name: str, status: int) -> None:
-        if not self._stopping:
-            log.error("worker %s ended with status %d", name, status)
-            self._lose(name, f"worker {name} ended unexpectedly (status {status}); see ./launch.sh logs")
-
-    async def _watch_heartbeats(self) -> None:
-        checked_at = time.monotonic()
-        while True:
-            await asyncio.sleep(_CHECK_EVERY_S)
-            now = time.monotonic()
-            held_up_s = now - checked_at - _CHECK_EVERY_S
-            checked_at = now
-            self._check_heartbeats(now, held_up_s)
-
-    def _check_heartbeats(self, now: float, held_up_s: float) -> None:
-        """Lose who is silent. held_up_s: for how long this process did not run, and so did not hear anybody."""
-        for member in self.members.values():
-            if held_up_s > _HELD_UP_S:
-                member.excuse(held_up_s, now)
-            elif member.is_overdue(now):
-                log.error("worker %s is silent", member.name)
-                self._lose(member.name, f"worker {member.name} does not answer; see ./launch.sh logs")
-
-    def _lose(self, name: str, message: str) -> None:
-        member = self.members[name]
-        if member.state in (WorkerState.LOST, WorkerState.STOPPED):
+    def _loaded(self, message: Loaded, buffers: tuple[Buffer, ...]) -> None:
+        assert self._assembly is not None
+        member = self.roster.members[message.worker]
+        if member.state is not WorkerState.LOADING:
             return
-        member.apply(WorkerEvent.LOSE)
-        if member.join is not None:
-            self._outbox.forget(member.join.peer)
-        if process := self.processes.get(name):
-            process.kill()  # a silent one may still hold its memory
-        self._fail(TandemError(message))
+        member.apply(WorkerEvent.LOADED)
+        member.held = self._assembly.held(message.worker)
+        self._assembly.loaded(message, buffers)
+        if message.read_bytes:
+            log.info("%s read %d bytes of weights", message.worker, message.read_bytes)
+        self._plan_all(self._deployment.loaded(message.worker, self._now()))
+
+    def _load_failed(self, failed: LoadFailed) -> None:
+        """A worker cannot load: at the start that is the end, later it is as if the worker had died."""
+        log.error("%s: %s", failed.worker, failed.message)
+        if not self._deployment.has_served:
+            self.starting.fail(ModelError(failed.message))
+            return
+        self.events.add(f"refused {failed.worker}: {failed.message}")
+        self._launcher.kill(failed.worker)
+
+    # --- what breaks
+
+    def _process_ended(self, name: str, status: int | None) -> None:
+        log.error("worker %s ended with status %s", name, status)
+        self._perform_all(self.roster.process_ended(name, status, self._now()))
+
+    def _closed(self, worker: str, why: str) -> None:
+        """A connection to a worker closed; that its process ended is known a moment later."""
+        epoch = self.epoch
+
+        def still_closed() -> None:
+            if self.epoch == epoch and self.roster.members[worker].is_there:
+                log.warning("%s: %s", worker, why)
+                self._perform_all(self.roster.closed(worker, self._now()))
+
+        if self.roster.members[worker].is_there:
+            asyncio.get_running_loop().call_later(_ENDING_S, still_closed)
+
+    def _suspect(self, sentence: str) -> None:
+        """A link between workers broke, unless one of them turns out to have ended."""
+        epoch = self.epoch
+
+        def still_broken() -> None:
+            if self.epoch == epoch:
+                log.warning("%s", sentence)
+                self._plan_all(self._deployment.broken(sentence, self._now()))
+
+        asyncio.get_running_loop().call_later(_ENDING_S, still_broken)
+
+    def _overdue(self, sentence: str) -> None:
+        """Somebody may be stuck, who is lost then; else a link must have lost the step."""
+        now = self._now()
+        self._perform_all(self.roster.tick(now))
+        log.warning("%s", sentence)
+        self._plan_all(self._deployment.broken(sentence, now))
+
+    # --- what roster and deployment want
+
+    def _perform_all(self, actions: Sequence[membership.Action]) -> None:
+        for action in actions:
+            self._perform(action)
+
+    def _perform(self, action: membership.Action) -> None:
+        match action:
+            case membership.Admitted(name=name):
+                self._admit(self.roster.members[name])
+            case membership.Refused(peer=peer, reason=reason):
+                log.warning("refused a worker: %s", reason)
+                self._mailbox.answer(peer, Rejected(reason=reason))
+            case membership.Lost(name=name, sentence=sentence, died=died):
+                self._lose(name, sentence, died=died)
+            case membership.Kill(name=name):
+                self._launcher.kill(name)
+            case membership.Start(name=name):
+                log.info("starting %s again", name)
+                self.starting.keep(asyncio.ensure_future(self._launch_again(name)))
+
+    async def _launch_again(self, name: str) -> None:
+        try:
+            await self.launch(name)
+        except OSError as error:
+            log.error("%s cannot be started: %s", name, error)  # noqa: TRY400
+            self._process_ended(name, None)
+
+    def _admit(self, member: Member) -> None:
+        assert member.join is not None
+        self._mailbox.know(member.name, member.join.peer)
+        self._mailbox.tell(member.name, Welcome(coordinator=member.name))
+        member.held = member.join.held if member.join.model == self._model.digest else ()
+        self.events.add(f"joined {member.name}")
+        loss = Loss(workers=(), sentence=f"worker {member.name} lost the coordinator and came back")
+        self._plan_all(self._deployment.changed(self._candidates(), self._now(), loss, member.name))
+        self._beat()
+
+    def _lose(self, name: str, sentence: str, *, died: bool) -> None:
+        log.error("%s", sentence)
+        self.events.add(f"lost {name}: {sentence}")
+        self._mailbox.forget(name)
+        if not self._deployment.has_served:
+            self.starting.fail(TandemError(sentence))
+            return
+        loss = Loss(workers=(name,) if died else (), sentence=sentence)
+        self._plan_all(self._deployment.changed(self._candidates(), self._now(), loss, name))
+
+    def _candidates(self) -> dict[str, Candidate]:
+        return {
+            member.name: Candidate(
+                name=member.name,
+                memory_limit_bytes=member.memory_limit_bytes,
+                layers=member.manual_layers,
+                held=member.held,
+                deaths=self.roster.deaths(member.name, self._now()),
+            )
+            for member in self.roster.there
+        }
+
+    def _plan_all(self, actions: Sequence[planning.Action]) -> None:
+        for action in actions:
+            self._plan(action)
+
+    def _plan(self, action: planning.Action) -> None:
+        match action:
+            case planning.Inspect(worker=name):
+                self._mailbox.tell(name, InspectModel(model=self._model.digest))
+            case planning.Prepare(worker=name, layers=layers):
+                self._mailbox.tell(name, PrepareStage(model=self._model.digest, layers=layers))
+            case planning.Load(partition=found):
+                self._load(found)
+            case planning.Begin():
+                self._begin()
+            case planning.End(loss=loss):
+                self._end(loss)
+            case planning.Refuse(reason=reason, settings_at_fault=settings_at_fault):
+                if not self._deployment.has_served:
+                    self.starting.fail((UsageError if settings_at_fault else ModelError)(reason))
+
+    def _load(self, found: planning.Partition) -> None:
+        assert self._model.facts is not None
+        for member in self.roster.there:
+            if member.state is not WorkerState.JOINED:
+                member.apply(WorkerEvent.RELEASE)
+        parts = {}
+        for stage in found.stages:
+            member = self.roster.members[stage.worker]
+            member.apply(WorkerEvent.LOAD)
+            assert member.join is not None
+            parts[stage.worker] = Part(member.memory_limit_bytes, member.join.data)
+        epoch = self._mailbox.begin_epoch(tuple(parts))
+        self._assembly = Assembly(epoch, self._model.facts, found, parts, self._settings)
+        self.events.add(f"replanned, epoch {epoch & 0xFFFFFFFF}: {_described(found)}")
+        for worker, message in self._assembly.messages().items():
+            self._mailbox.send(worker, message)
+
+    def _begin(self) -> None:
+        assert self._assembly is not None
+        plan = self._assembly.plan()
+        for route, (message, buffers) in self._assembly.known_prefixes().items():
+            self._mailbox.send(route.head, message, buffers)
+        self.plan = plan
         if self.listener is not None:
-            self.listener.worker_lost(name)
+            self.listener.plan_began(plan)
+        self.starting.succeed()
 
-    def _fail(self, error: TandemError) -> None:
-        """Ends a start in progress; without meaning afterwards."""
-        self._failure = self._failure or error
-        self._changed.set()
+    def _end(self, loss: Loss) -> None:
+        self.plan = None
+        if self.listener is not None:
+            self.listener.plan_ended(loss)
 
-    # --- using the workers
 
-    def send(self, worker: str, message: Message, buffers: tuple[bytes, ...] = ()) -> None:
-        """Queue a message to a joined worker; nothing happens when it is gone."""
-        member = self.members[worker]
-        if member.join is not None and member.state not in (WorkerState.LOST, WorkerState.STOPPED):
-            self._outbox.send(member.join.peer, self.epoch, message, buffers)
-
-    @property
-    def pipeline(self) -> Route:
-        """The workers in stage order."""
-        return Route(tuple(stage.worker for stage in self.stages))
-
-    @property
-    def lost(self) -> list[str]:
-        """Planned workers that are gone."""
-        return [member.name for member in self._planned() if member.state is WorkerState.LOST]
-
-    @property
-    def full_model_holders(self) -> list[Member]:
-        """Ready workers that can serve a request alone."""
-        return [member for member in self._planned() if member.holds_full_model and member.is_ready]
-
-    def shortage(self) -> str | None:
-        """Why no worker of the plan holds the full model, with figures; None when some does."""
-        assert self.sizes is not None
-        nodes = [Node(name=member.name, memory_limit_bytes=member.memory_limit_bytes) for member in self._planned()]
-        return None if any(fits(self.sizes, node) for node in nodes) else full_model_shortage(self.sizes, nodes)
-
-    # --- stopping
-
-    async def stop(self) -> None:
-        """End every worker; returns when their processes are gone."""
-        self._stopping = True
-        for name, member in self.members.items():
-            self.send(name, Shutdown())
-            if member.join is None and (process := self.processes.get(name)):
-                process.kill()  # it is still starting and cannot be told
-        await asyncio.gather(*(process.end() for process in self.processes.values()))
-        for member in self.members.values():
-            member.apply(WorkerEvent.STOP)
-        if self._watchdog is not None:
-            self._watchdog.cancel()
-        self._outbox.close()
-        if self._inbox is not None:
-            await asyncio.to_thread(self._inbox.close)
+def _described(found: planning.Partition) -> str:
+    return ", ".join(f"{stage.worker} layers {stage.layers.start}-{stage.layers.end - 1}" for stage in found.stages)

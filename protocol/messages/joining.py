@@ -8,7 +8,8 @@ class Join(Message, frozen=True, kw_only=True):
     """A worker asks to be admitted, or to be taken back after it lost the coordinator or was given up.
 
     secret: proves that it was given the cluster's token; peer: where the coordinator reaches it; data: where other workers
-    do; model, held: the digest of the model that it has open and the layers whose weights it has read.
+    do; model, held: the digest of the model that it has open and the layers whose weights it has read; num_losses: how
+    often it lost the coordinator, so that a Join that was only sent again is known as such.
     """
 
     protocol: int
@@ -21,6 +22,7 @@ class Join(Message, frozen=True, kw_only=True):
     memory_limit_bytes: int
     model: str | None = None
     held: tuple[LayerRange, ...] = ()
+    num_losses: int = 0
 
 
 class Welcome(Message, frozen=True, kw_only=True):

@@ -1,0 +1,335 @@
+"""From workers that are there to a plan that serves, and from that to the next: what is wanted is compared with what is
+seen, so that replanning after a loss is the same code as the start.
+
+Events in, actions out; `now` (seconds of a monotonic clock) is an argument. Sends nothing and loads nothing. The rules:
+
+1. The first plan needs every worker of the configuration; later ones take whoever is there. After a restart of the
+   coordinator, workers that may still come back are waited for.
+2. A plan ends at once when a worker of it is lost or begins anew, when a link of it breaks, or when a step is overdue.
+   The next one is made from who is there then, and reads only what is missing.
+3. A newcomer first reads its part of the plan to come while the plan in force goes on serving. The plan is replaced when
+   nothing runs, `SETTLE_S` after the last newcomer, at the latest `PATIENCE_S` after that; who dies often settles longer.
+4. Every plan has an epoch of its own, higher than all before.
+"""
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+
+import msgspec
+
+from cluster.planning.plan import Loss
+from protocol.messages import Inspected
+from protocol.values import LayerRange
+from strategy.partition import ModelSizes, Node, NoPlan, Partition, Stage, partition, partition_of_survivors
+
+SETTLE_S = 2.0
+PATIENCE_S = 30.0
+_LONGEST_SETTLE_S = 60.0
+
+
+class DeploymentState(StrEnum):
+    """FORMING: waits for workers; INSPECTING: one of them looks at the model; LOADING: a plan is sent; SERVING: it is in force."""
+
+    FORMING = "forming"
+    INSPECTING = "inspecting"
+    LOADING = "loading"
+    SERVING = "serving"
+    STOPPED = "stopped"
+
+
+class DeploymentEvent(StrEnum):
+    """What moves a deployment on. BREAK: the plan, or the worker that inspects, is lost."""
+
+    INSPECT = "inspect"
+    INSPECTED = "inspected"
+    LOAD = "load"
+    LOADED = "loaded"
+    BREAK = "break"
+    STOP = "stop"
+
+
+class IllegalStep(Exception):
+    """The event does not belong to the deployment's state."""
+
+
+_S, _E = DeploymentState, DeploymentEvent
+TRANSITIONS: dict[tuple[DeploymentState, DeploymentEvent], DeploymentState] = {
+    (_S.FORMING, _E.INSPECT): _S.INSPECTING,
+    (_S.FORMING, _E.LOAD): _S.LOADING,
+    (_S.FORMING, _E.STOP): _S.STOPPED,
+    (_S.INSPECTING, _E.INSPECTED): _S.FORMING,
+    (_S.INSPECTING, _E.BREAK): _S.FORMING,
+    (_S.INSPECTING, _E.STOP): _S.STOPPED,
+    (_S.LOADING, _E.LOADED): _S.SERVING,
+    (_S.LOADING, _E.BREAK): _S.FORMING,
+    (_S.LOADING, _E.STOP): _S.STOPPED,
+    (_S.SERVING, _E.BREAK): _S.FORMING,
+    (_S.SERVING, _E.STOP): _S.STOPPED,
+}
+
+
+class Candidate(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker that is there. held: layers whose weights it has; deaths: how often it died lately."""
+
+    name: str
+    memory_limit_bytes: int
+    layers: LayerRange | None = None
+    held: tuple[LayerRange, ...] = ()
+    deaths: int = 0
+
+
+class Inspect(msgspec.Struct, frozen=True):
+    """Have a worker inspect the model."""
+
+    worker: str
+
+
+class Load(msgspec.Struct, frozen=True):
+    """Send every worker of the partition its part, in a new epoch; others are released."""
+
+    partition: Partition
+
+
+class Prepare(msgspec.Struct, frozen=True):
+    """Have a worker that serves nothing read weights in advance."""
+
+    worker: str
+    layers: LayerRange
+
+
+class Begin(msgspec.Struct, frozen=True):
+    """Every worker has its part: the plan is in force."""
+
+
+class End(msgspec.Struct, frozen=True):
+    """The plan that was in force is no more."""
+
+    loss: Loss
+
+
+class Refuse(msgspec.Struct, frozen=True):
+    """No plan is possible with what is there; `settings_at_fault` as in NoPlan."""
+
+    reason: str
+    settings_at_fault: bool
+
+
+Action = Inspect | Load | Prepare | Begin | End | Refuse
+
+
+class Deployment:
+    """The plans of one model, one after another. kv_copies: neighbours that have copies of each worker's KV."""
+
+    def __init__(self, *, wanted: Sequence[str], kv_copies: int = 0, waits_until: float | None = None):
+        """waits_until: None for a first start, which needs all of `wanted`; else until when to wait for them."""
+        self._wanted = tuple(wanted)
+        self._kv_copies = kv_copies
+        self._waits_until = waits_until
+        self._is_first = waits_until is None
+        self.state = DeploymentState.FORMING
+        self._there: Mapping[str, Candidate] = {}
+        self._inspected: Inspected | None = None
+        self._sizes: ModelSizes | None = None
+        self._inspector: str | None = None
+        self._current: Partition | None = None
+        self._awaited: frozenset[str] = frozenset()
+        self._next = _Upcoming()
+
+    def __repr__(self) -> str:
+        return f"Deployment({self.state}, {len(self._there)} of {len(self._wanted)} workers)"
+
+    @property
+    def has_served(self) -> bool:
+        """Whether a plan was ever in force; until then whatever goes wrong ends the start."""
+        return not self._is_first
+
+    # --- events
+
+    def changed(self, there: Mapping[str, Candidate], now: float, lost: Loss | None = None, gone: str = "") -> list[Action]:
+        """Who is there now, in the order of the configuration. gone: who was lost or began anew since, as `lost` says."""
+        self._there = there
+        if self.state is _S.STOPPED:
+            return []
+        if self.state is _S.INSPECTING and (gone == self._inspector or self._inspector not in there):
+            self._apply(_E.BREAK)
+        if lost is not None and self._holds(gone):
+            return [*self._break(lost), *self.tick(now)]
+        return self.tick(now)
+
+    def _holds(self, worker: str) -> bool:
+        """Whether the plan in force, or on its way, has a part on that worker."""
+        if self._current is None or self.state not in (_S.LOADING, _S.SERVING):
+            return False
+        return any(stage.worker == worker for stage in self._current.stages)
+
+    def inspected(self, found: Inspected, sizes: ModelSizes, now: float) -> list[Action]:
+        """A worker inspected the model; late answers mean nothing."""
+        if self.state is not _S.INSPECTING:
+            return []
+        self._inspected, self._sizes = found, sizes
+        self._apply(_E.INSPECTED)
+        return self.tick(now)
+
+    def loaded(self, worker: str, now: float) -> list[Action]:
+        """A worker has its part of the plan that was sent last."""
+        self._awaited -= {worker}
+        if self.state is not _S.LOADING or self._awaited:
+            return []
+        self._apply(_E.LOADED)
+        self._is_first = False
+        return [Begin(), *self.tick(now)]
+
+    def prepared(self, worker: str, now: float, *, is_idle: bool) -> list[Action]:
+        """A newcomer read what it will need."""
+        self._next.preparing -= {worker}
+        return self.tick(now, is_idle=is_idle)
+
+    def broken(self, sentence: str, now: float) -> list[Action]:
+        """A link of the plan lost something, or a step is overdue: the same workers begin a new epoch."""
+        if self.state not in (_S.LOADING, _S.SERVING):
+            return []
+        return [*self._break(Loss(workers=(), sentence=sentence)), *self.tick(now)]
+
+    def stop(self) -> None:
+        """Nothing more is planned."""
+        if self.state is not _S.STOPPED:
+            self._apply(_E.STOP)
+
+    def tick(self, now: float, *, is_idle: bool = False) -> list[Action]:
+        """What is due by now. is_idle: no request runs."""
+        if self.state is _S.FORMING:
+            return self._form(now)
+        if self.state is _S.SERVING:
+            return self._improve(now, is_idle=is_idle)
+        return []
+
+    # --- decisions
+
+    def _form(self, now: float) -> list[Action]:
+        if not self._there:
+            return []
+        if self._inspected is None or self._sizes is None:
+            self._inspector = next(iter(self._there))
+            self._apply(_E.INSPECT)
+            return [Inspect(self._inspector)]
+        missing = [name for name in self._wanted if name not in self._there]
+        if missing and (self._is_first or (self._waits_until is not None and now < self._waits_until)):
+            return []
+        try:
+            found = self._partition(balanced=self._is_first)
+        except NoPlan as error:
+            return [Refuse(str(error), error.settings_at_fault)]
+        return self._load(found)
+
+    def _improve(self, now: float, *, is_idle: bool) -> list[Action]:
+        """Whether those who came since the plan was made are worth a new one, and when."""
+        assert self._current is not None
+        members = {stage.worker for stage in self._current.stages}
+        newcomers = [worker for worker in self._there.values() if worker.name not in members]
+        if not newcomers:
+            self._next = _Upcoming()
+            return []
+        names = tuple(worker.name for worker in newcomers)
+        if names != self._next.newcomers:
+            return self._prepare(newcomers, names, now)
+        due = now >= self._next.settled_at and (is_idle or now >= self._next.settled_at + PATIENCE_S)
+        if self._next.partition is None or self._next.preparing or not due:
+            return []
+        found = self._next.partition
+        ended = self._break(Loss(workers=(), sentence=f"{', '.join(names)} joined the plan"))
+        return [*ended, *self._load(found)]
+
+    def _prepare(self, newcomers: Sequence[Candidate], names: tuple[str, ...], now: float) -> list[Action]:
+        settle_s = max(min(SETTLE_S * 2 ** max(worker.deaths - 1, 0), _LONGEST_SETTLE_S) for worker in newcomers)
+        self._next = _Upcoming(newcomers=names, settled_at=now + settle_s)
+        try:
+            found = self._partition(balanced=True)
+        except NoPlan:  # the newcomers do not help; the plan in force stays
+            return []
+        if {stage.worker for stage in found.stages} == {stage.worker for stage in (self._current or found).stages}:
+            return []
+        self._next.partition = found
+        actions: list[Action] = []
+        for stage in found.stages:
+            if stage.worker in names:
+                self._next.preparing |= {stage.worker}
+                actions.append(Prepare(stage.worker, self._wanted_layers(stage)))
+        return actions
+
+    def _wanted_layers(self, stage: Stage) -> LayerRange:
+        assert self._sizes is not None
+        return LayerRange(0, len(self._sizes.layers)) if stage.holds_full_model else stage.layers
+
+    def _partition(self, *, balanced: bool) -> Partition:
+        """Raises NoPlan. Later than the first plan, workers that cannot all be given a part do without the smallest."""
+        assert self._inspected is not None
+        assert self._sizes is not None
+        nodes = [self._node(worker) for worker in self._there.values()]
+        is_complete = len(nodes) == len(self._wanted)
+        if not is_complete:
+            nodes = [msgspec.structs.replace(node, layers=None) for node in nodes]
+        balanced = balanced or any(node.layers is not None for node in nodes)
+        split = partition if balanced else partition_of_survivors
+        while True:
+            try:
+                return split(self._sizes, nodes, self._inspected.legal_cuts, why_not=self._inspected.why_not)
+            except NoPlan:
+                if self._is_first or len(nodes) == 1:
+                    raise
+                nodes.remove(min(nodes, key=lambda node: node.memory_limit_bytes))
+
+    def _node(self, worker: Candidate) -> Node:
+        return Node(
+            name=worker.name,
+            memory_limit_bytes=worker.memory_limit_bytes,
+            layers=worker.layers,
+            held=worker.held,
+            copies=self._copies(worker.name),
+        )
+
+    def _copies(self, name: str) -> tuple[LayerRange, ...]:
+        """Layers whose KV a worker has: its own, and those of whoever hands it copies."""
+        if not self._kv_copies or self._current is None:
+            return ()
+        stages = self._current.stages
+        return tuple(
+            stage.layers
+            for index, stage in enumerate(stages)
+            if name in (stage.worker, copy_holder(stages, index))
+        )
+
+    def _load(self, found: Partition) -> list[Action]:
+        self._current = found
+        self._awaited = frozenset(stage.worker for stage in found.stages)
+        self._next = _Upcoming()
+        self._apply(_E.LOAD)
+        return [Load(found)]
+
+    def _break(self, loss: Loss) -> list[Action]:
+        was_serving = self.state is _S.SERVING
+        self._apply(_E.BREAK)
+        return [End(loss)] if was_serving else []
+
+    def _apply(self, event: DeploymentEvent) -> None:
+        following = TRANSITIONS.get((self.state, event))
+        if following is None:
+            raise IllegalStep(f"a deployment that is {self.state} cannot {event}")
+        self.state = following
+
+
+class _Upcoming(msgspec.Struct):
+    """The plan that newcomers are being made ready for. preparing: who still reads."""
+
+    newcomers: tuple[str, ...] = ()
+    settled_at: float = 0.0
+    partition: Partition | None = None
+    preparing: frozenset[str] = frozenset()
+
+
+def copy_holder(stages: Sequence[Stage], index: int) -> str | None:
+    """Who is given copies of a stage's KV: the next of the ring that can take the stage's layers over, which is the one
+    behind it, and for the last stage the one before it; None for a single stage.
+    """
+    if len(stages) < 2:
+        return None
+    return stages[index + 1 if index + 1 < len(stages) else index - 1].worker
