@@ -27,9 +27,7 @@ class Part(NamedTuple):
 class Assembly:
     """See the module. parts: by worker, everyone that the partition names."""
 
-    def __init__(
-        self, epoch: int, model: ModelFacts, found: Partition, parts: Mapping[str, Part], settings: Settings
-    ):
+    def __init__(self, epoch: int, model: ModelFacts, found: Partition, parts: Mapping[str, Part], settings: Settings):
         self.epoch = epoch
         self._model = model
         self._partition = found

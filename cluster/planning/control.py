@@ -7,7 +7,6 @@ says the assembly's. Knows nothing of HTTP or requests beyond `Listener`. Everyt
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Protocol
 
 from cluster.config import Settings
@@ -30,14 +29,14 @@ from protocol.messages import (
     Inspected,
     InspectModel,
     Join,
+    LinkLost,
     Loaded,
     LoadFailed,
     LoadProgress,
-    LinkLost,
     Message,
+    PrefillProgress,
     Prepared,
     PrepareStage,
-    PrefillProgress,
     Rejected,
     Reused,
     SequenceFailed,
@@ -46,7 +45,7 @@ from protocol.messages import (
     Tokens,
     Welcome,
 )
-from protocol.values import Buffer, LayerRange
+from protocol.values import Buffer
 
 log = logging.getLogger(__name__)
 
@@ -310,7 +309,7 @@ class ControlPlane:
         try:
             await self.launch(name)
         except OSError as error:
-            log.error("%s cannot be started: %s", name, error)  # noqa: TRY400
+            log.error("%s cannot be started: %s", name, error)
             self._process_ended(name, None)
 
     def _admit(self, member: Member) -> None:

@@ -145,7 +145,9 @@ class Deployment:
 
     # --- events
 
-    def changed(self, there: Mapping[str, Candidate], now: float, lost: Loss | None = None, gone: str = "") -> list[Action]:
+    def changed(
+        self, there: Mapping[str, Candidate], now: float, lost: Loss | None = None, gone: str = ""
+    ) -> list[Action]:
         """Who is there now, in the order of the configuration. gone: who was lost or began anew since, as `lost` says."""
         self._there = there
         if self.state is _S.STOPPED:
@@ -293,9 +295,7 @@ class Deployment:
             return ()
         stages = self._current.stages
         return tuple(
-            stage.layers
-            for index, stage in enumerate(stages)
-            if name in (stage.worker, copy_holder(stages, index))
+            stage.layers for index, stage in enumerate(stages) if name in (stage.worker, copy_holder(stages, index))
         )
 
     def _load(self, found: Partition) -> list[Action]:

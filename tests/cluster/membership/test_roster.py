@@ -1,104 +1,182 @@
-"""The lifecycle of a worker as the coordinator sees it."""
+"""Who is there, who is lost when, and who is started again: every event in every state, by a manual clock."""
 
+import msgspec
 import pytest
 
-from cluster.membership.roster import LOST_AFTER_S, TRANSITIONS, IllegalEvent, Member, WorkerEvent, WorkerState
-from protocol.messages import Join
+from cluster.membership.restarts import Restarts
+from cluster.membership.roster import (
+    JOIN_WITHIN_S,
+    LOST_AFTER_S,
+    RETURN_WITHIN_S,
+    TRANSITIONS,
+    Admitted,
+    IllegalEvent,
+    Kill,
+    Load,
+    Lost,
+    Member,
+    Refused,
+    Roster,
+    Start,
+    WorkerEvent,
+    WorkerState,
+)
+from protocol.codec import PROTOCOL
+from protocol.messages import Heartbeat, Join
 from protocol.values import Peer
 
-PATHS = {
-    WorkerState.STARTING: (),
-    WorkerState.JOINED: (WorkerEvent.JOIN,),
-    WorkerState.LOADING: (WorkerEvent.JOIN, WorkerEvent.LOAD),
-    WorkerState.READY: (WorkerEvent.JOIN, WorkerEvent.LOAD, WorkerEvent.LOADED),
-    WorkerState.LOST: (WorkerEvent.LOSE,),
-    WorkerState.STOPPED: (WorkerEvent.STOP,),
-}
-EVERY_PAIR = [(state, event) for state in WorkerState for event in WorkerEvent]
+SECRET = "a secret"
+S = WorkerState
 
 
-def member_in(state: WorkerState) -> Member:
-    member = Member("worker-0", memory_limit_bytes=1000)
-    for event in PATHS[state]:
-        member.apply(event)
-    assert member.state is state
-    return member
+def join(name="alpha", **changes):
+    peer = Peer(endpoint=f"tcp://{name}", public_key="k" * 40)
+    given = {"protocol": PROTOCOL, "secret": SECRET, "name": name, "host": "here", "pid": 7, "peer": peer, "data": peer}
+    return Join(**given | {"memory_limit_bytes": 1000} | changes)
 
 
-def join(pid: int = 7) -> Join:
-    peer = Peer(endpoint="tcp://127.0.0.1:1", public_key="k" * 40)
-    return Join(
-        protocol=1, secret="s", name="worker-0", host="here", pid=pid, peer=peer, data=peer, memory_limit_bytes=1000
-    )
+def beat(name="alpha", **counts):
+    return Heartbeat(**dict.fromkeys(Heartbeat.__struct_fields__, 0) | {"worker": name, "oldest_step_s": None} | counts)
 
 
-@pytest.mark.parametrize(("state", "event"), [pair for pair in EVERY_PAIR if pair in TRANSITIONS])
-def test_legal_event_moves_on(state, event):
-    member = member_in(state)
-    member.apply(event)
-    assert member.state is TRANSITIONS[state, event]
+@pytest.fixture
+def roster():
+    members = [Member(name, memory_limit_bytes=1000) for name in ("alpha", "beta")]
+    return Roster(members, secret=SECRET, restarts=Restarts())
 
 
-@pytest.mark.parametrize(("state", "event"), [pair for pair in EVERY_PAIR if pair not in TRANSITIONS])
-def test_illegal_event_raises_and_leaves_the_state(state, event):
-    member = member_in(state)
-    with pytest.raises(IllegalEvent, match=f"worker-0 is {state} and cannot {event}"):
-        member.apply(event)
-    assert member.state is state
+def ready(roster, *names, now=0.0):
+    for name in names:
+        roster.joined(join(name), now)
+        for event in (WorkerEvent.LOAD, WorkerEvent.LOADED):
+            roster.members[name].apply(event)
 
 
+@pytest.mark.parametrize("event", WorkerEvent)
 @pytest.mark.parametrize("state", WorkerState)
-def test_every_worker_can_be_lost_or_stopped_whatever_its_state(state):
-    for event in (WorkerEvent.LOSE, WorkerEvent.STOP):
-        member_in(state).apply(event)
-
-
-def test_stopped_worker_never_comes_back():
-    assert {target for (state, _), target in TRANSITIONS.items() if state is WorkerState.STOPPED} == {
-        WorkerState.STOPPED
-    }
-
-
-def test_second_join_under_a_name_is_refused_and_the_first_stays():
-    member = Member("worker-0", memory_limit_bytes=1000)
-    member.admit(join(pid=7), now=0.0)
-    with pytest.raises(IllegalEvent):
-        member.admit(join(pid=8), now=1.0)
-    assert member.pid == 7
-
-
-def test_worker_that_has_not_joined_is_never_overdue():
-    assert not member_in(WorkerState.STARTING).is_overdue(now=1e9)
-
-
-@pytest.mark.parametrize("state", [WorkerState.JOINED, WorkerState.LOADING, WorkerState.READY])
-def test_silent_worker_is_overdue_after_the_limit_and_not_before(state):
-    member = Member("worker-0", memory_limit_bytes=1000)
-    member.admit(join(), now=10.0)
-    for event in PATHS[state][1:]:
+def test_every_event_in_every_state_moves_on_by_the_table_or_changes_nothing(state, event):
+    member = Member("alpha", memory_limit_bytes=1)
+    member.state = state
+    if (state, event) in TRANSITIONS:
         member.apply(event)
-    assert not member.is_overdue(now=10.0 + LOST_AFTER_S)
-    assert member.is_overdue(now=10.1 + LOST_AFTER_S)
+        assert member.state is TRANSITIONS[state, event]
+    else:
+        with pytest.raises(IllegalEvent, match=f"is {state} and cannot {event}"):
+            member.apply(event)
+        assert member.state is state
 
 
-@pytest.mark.parametrize("event", [WorkerEvent.LOSE, WorkerEvent.STOP])
-def test_worker_that_is_gone_is_not_overdue_again(event):
-    member = Member("worker-0", memory_limit_bytes=1000)
-    member.admit(join(), now=0.0)
-    member.apply(event)
-    assert not member.is_overdue(now=1e9)
+def test_expected_worker_is_admitted(roster):
+    assert roster.joined(join(), 0) == [Admitted("alpha")]
+    assert [member.name for member in roster.there] == ["alpha"]
+    assert roster.missing == ("beta",)
 
 
-def test_time_in_which_nobody_listened_does_not_count_as_silence():
-    member = Member("worker-0", memory_limit_bytes=1000)
-    member.admit(join(), now=0.0)
-    member.excuse(60.0, now=60.25)
-    assert not member.is_overdue(now=60.25)
-    assert member.is_overdue(now=60.25 + LOST_AFTER_S)
+@pytest.mark.parametrize("changes", [{"secret": "a guess"}, {"protocol": PROTOCOL + 1}, {"name": "gamma"}])
+def test_worker_with_a_wrong_token_version_or_name_is_refused(roster, changes):
+    (action,) = roster.joined(join(**{"name": "alpha"} | changes), 0)
+    assert isinstance(action, Refused)
+    assert not roster.there
 
 
-def test_excuse_never_reaches_into_the_future():
-    member = Member("worker-0", memory_limit_bytes=1000)
-    member.admit(join(), now=60.0)
-    member.excuse(60.0, now=60.25)
-    assert member.is_overdue(now=60.5 + LOST_AFTER_S)
+def test_second_worker_under_a_name_is_refused_where_it_is_and_the_first_stays(roster):
+    roster.joined(join(), 0)
+    intruder = Peer(endpoint="tcp://intruder", public_key="k" * 40)
+    assert roster.joined(join(pid=8, peer=intruder), 1) == [Refused(intruder, "alpha is there already")]
+    assert roster.members["alpha"].join.pid == 7
+
+
+def test_join_that_was_only_sent_again_changes_nothing_and_one_after_a_loss_begins_anew(roster):
+    ready(roster, "alpha")
+    assert roster.joined(join(), 1) == []
+    assert roster.members["alpha"].state is S.READY
+    assert roster.joined(join(num_losses=1), 2) == [Admitted("alpha")]
+    assert roster.members["alpha"].state is S.JOINED
+
+
+def test_silent_worker_is_lost_once_and_its_process_ended(roster):
+    ready(roster, "alpha", "beta")
+    roster.beat(beat("alpha"), LOST_AFTER_S)
+    assert roster.tick(LOST_AFTER_S) == []
+    lost, kill = roster.tick(LOST_AFTER_S + 0.1)
+    assert (lost.name, lost.died, kill) == ("beta", True, Kill("beta"))
+    assert "does not answer" in lost.sentence
+    assert roster.tick(LOST_AFTER_S + 0.2) == []
+
+
+def test_nobody_is_lost_because_nobody_listened(roster):
+    ready(roster, "alpha")
+    roster.excuse(60, 60)
+    assert roster.tick(60) == []
+
+
+def test_worker_that_beats_but_is_stuck_in_a_step_is_lost(roster):
+    ready(roster, "alpha")
+    roster.beat(beat("alpha", oldest_step_s=4.9, overdue_s=5.0), 1)
+    assert roster.tick(1) == []
+    lost, kill = roster.tick(1.25)  # what it was in then it still is
+    assert (lost.name, kill) == ("alpha", Kill("alpha"))
+    assert "stuck in a step for 5.2 s" in lost.sentence
+
+
+def test_worker_that_loads_may_take_as_long_as_it_needs(roster):
+    roster.joined(join(), 0)
+    roster.members["alpha"].apply(WorkerEvent.LOAD)
+    roster.beat(beat("alpha", oldest_step_s=500.0, overdue_s=5.0), 1)
+    assert roster.tick(1) == []
+
+
+def test_ended_process_is_started_again_with_growing_waits_and_then_left_out(roster):
+    now, waits = 0.0, []
+    for _ in range(5):
+        roster.joined(join(num_losses=0), now)
+        (lost,) = roster.process_ended("alpha", -9, now)
+        assert isinstance(lost, Lost)
+        assert "status -9" in lost.sentence
+        died_at = now
+        while now < died_at + 100 and not (actions := roster.tick(now)):
+            now += 0.25
+        waits.append(now - died_at if actions else None)
+    assert waits == [1.0, 2.0, 4.0, 8.0, None]
+    assert roster.left_out == {"alpha"}
+    assert roster.mend(now) == ["alpha"]
+    assert roster.tick(now) == [Start("alpha")]
+    assert not roster.left_out
+
+
+def test_closed_connection_is_a_loss_that_may_come_back(roster):
+    ready(roster, "alpha")
+    (lost,) = roster.closed("alpha", 1)
+    assert not lost.died
+    assert roster.closed("alpha", 1) == []
+    assert roster.joined(join(num_losses=1), 1.5) == [Admitted("alpha")]
+    assert roster.tick(1 + RETURN_WITHIN_S + 0.1) == []
+
+
+def test_closed_connection_that_does_not_come_back_ends_the_process(roster):
+    ready(roster, "alpha")
+    roster.closed("alpha", 1)
+    assert roster.tick(1 + RETURN_WITHIN_S) == []
+    assert roster.tick(1 + RETURN_WITHIN_S + 0.1) == [Kill("alpha")]
+
+
+def test_process_that_never_joins_is_ended(roster):
+    roster.expect("alpha", JOIN_WITHIN_S, 0)
+    assert roster.tick(JOIN_WITHIN_S) == []
+    assert roster.tick(JOIN_WITHIN_S + 1) == [Kill("alpha")]
+
+
+def test_heartbeat_of_a_stranger_or_of_who_was_given_up_means_nothing(roster):
+    roster.beat(beat("gamma"), 0)
+    ready(roster, "alpha")
+    roster.process_ended("alpha", 1, 0)
+    roster.beat(beat("alpha"), 1)
+    assert roster.members["alpha"].heartbeat is None
+
+
+def test_load_is_counted_between_two_heartbeats():
+    earlier = beat(steps=10, rows=20, busy_s=1.0)
+    later = msgspec.structs.replace(earlier, steps=30, rows=80, busy_s=1.25, queued=3)
+    expected = Load(busy_share=0.5, steps_per_s=40.0, batch_size=3.0, queue=3)
+    assert Load.between(earlier, later, 0.5) == expected
+    assert Load.between(later, earlier, 0.5) == Load()
