@@ -1,38 +1,47 @@
-"""When a worker that died is started again. Pure; `now` is an argument."""
+"""When a process that died is started again. Pure: `now` (seconds of a monotonic clock) is an argument.
 
-_FIRST_DELAY_S = 1.0
-_LONGEST_DELAY_S = 60.0
-_DEATHS = 5
-_WITHIN_S = 300.0
+The rule: the first death of a while is answered after a second, each further one after twice the time of the one
+before, up to a minute; five deaths within five minutes, and it is left out until somebody forgives it.
+"""
+
+FIRST_DELAY_S = 1.0
+LONGEST_DELAY_S = 60.0
+MANY_DEATHS = 5
+WINDOW_S = 300.0
 
 
 class Restarts:
-    """Deaths of the last five minutes by worker: each doubles the wait, the fifth is the last."""
+    """The deaths of each process, by its name."""
 
     def __init__(self) -> None:
         self._deaths: dict[str, list[float]] = {}
         self._left_out: set[str] = set()
 
     def __repr__(self) -> str:
-        return f"Restarts(left out: {sorted(self._left_out)})"
+        return f"Restarts(left out: {', '.join(sorted(self._left_out)) or 'none'})"
 
     def died(self, name: str, now: float) -> float | None:
-        """Seconds until it shall be started again; None when it is left out from now on."""
-        deaths = [at for at in self._deaths.get(name, ()) if now - at < _WITHIN_S]
-        self._deaths[name] = [*deaths, now]
-        if len(deaths) + 1 >= _DEATHS:
+        """It died. When to start it again (a time as `now`), or None: it is left out."""
+        deaths = self._deaths.setdefault(name, [])
+        if deaths and now - deaths[-1] > WINDOW_S:
+            deaths.clear()  # it lived long enough to begin anew
+        deaths.append(now)
+        if sum(now - death <= WINDOW_S for death in deaths) >= MANY_DEATHS:
             self._left_out.add(name)
+        if name in self._left_out:
             return None
-        return float(min(_FIRST_DELAY_S * 2 ** len(deaths), _LONGEST_DELAY_S))
+        return now + min(FIRST_DELAY_S * 2 ** (len(deaths) - 1), LONGEST_DELAY_S)
 
     def recent(self, name: str, now: float) -> int:
-        """How often it died in the last five minutes."""
-        return sum(now - at < _WITHIN_S for at in self._deaths.get(name, ()))
-
-    def is_left_out(self, name: str) -> bool:
-        return name in self._left_out
+        """How often it died within the last five minutes."""
+        return sum(now - death <= WINDOW_S for death in self._deaths.get(name, ()))
 
     def forgive(self, name: str) -> None:
-        """Somebody asked for it: its deaths no longer count."""
+        """Forget its deaths: it may be started again."""
         self._deaths.pop(name, None)
         self._left_out.discard(name)
+
+    @property
+    def left_out(self) -> frozenset[str]:
+        """Who is not started again by itself."""
+        return frozenset(self._left_out)

@@ -11,6 +11,7 @@ import msgspec
 
 from cluster.membership.restarts import Restarts
 from protocol.codec import PROTOCOL
+from protocol.join_token import make_token
 from protocol.messages import Heartbeat, Join
 from protocol.values import LayerRange, Peer
 
@@ -233,14 +234,14 @@ class Roster:
     def process_ended(self, name: str, status: int | None, now: float) -> list[Action]:
         """A worker's process is gone; it is started again after a while, unless it died too often."""
         member = self.members[name]
-        if member.state is WorkerState.STOPPED:
+        if member.state is WorkerState.STOPPED or name in self._start_at:
             return []
         how = "" if status is None else f" (status {status})"
         actions = self._lose(member, f"worker {name} ended unexpectedly{how}; see ./launch.sh logs", died=True)
         member.due_at = None
-        delay_s = self._restarts.died(name, now)
-        if delay_s is not None:
-            self._start_at[name] = now + delay_s
+        start_at = self._restarts.died(name, now)
+        if start_at is not None:
+            self._start_at[name] = start_at
         return actions
 
     def closed(self, name: str, now: float) -> list[Action]:
@@ -292,6 +293,10 @@ class Roster:
         """Workers that should be there and are not."""
         return tuple(member.name for member in self.members.values() if not member.is_there)
 
+    def token(self, public_key: str) -> str:
+        """What lets a worker in at the coordinator with this key."""
+        return make_token(public_key, self._secret)
+
     def deaths(self, name: str, now: float) -> int:
         """How often a worker died lately."""
         return self._restarts.recent(name, now)
@@ -299,7 +304,7 @@ class Roster:
     @property
     def left_out(self) -> frozenset[str]:
         """Workers that died too often to be started again."""
-        return frozenset(name for name in self.members if self._restarts.is_left_out(name))
+        return self._restarts.left_out
 
     def _lose(self, member: Member, sentence: str, *, died: bool) -> list[Action]:
         if member.state in (WorkerState.LOST, WorkerState.STOPPED):

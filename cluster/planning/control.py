@@ -9,9 +9,8 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from cluster.config import Settings
 from cluster.membership import roster as membership
-from cluster.membership.launcher import Launcher
+from cluster.membership.local import Launcher
 from cluster.membership.mailbox import Mailbox
 from cluster.membership.roster import Member, Roster, WorkerEvent, WorkerState
 from cluster.planning import deployment as planning
@@ -22,6 +21,7 @@ from cluster.planning.known_model import KnownModel
 from cluster.planning.plan import Loss, Plan
 from cluster.planning.starting import Starting
 from protocol.codec import Envelope
+from protocol.home import ProcessIdentity
 from protocol.errors import ModelError, TandemError, UsageError
 from protocol.messages import (
     Beat,
@@ -81,7 +81,6 @@ class ControlPlane:
 
     def __init__(
         self,
-        settings: Settings,
         model: KnownModel,
         *,
         mailbox: Mailbox,
@@ -90,7 +89,6 @@ class ControlPlane:
         deployment: Deployment,
         now: Callable[[], float],
     ):
-        self._settings = settings
         self._model = model
         self._mailbox = mailbox
         self._launcher = launcher
@@ -102,6 +100,7 @@ class ControlPlane:
         self.listener: Listener | None = None
         self.starting = Starting()
         self.events = EventLog()
+        self._launching: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
         return f"ControlPlane(epoch {self._mailbox.epoch}, {self._deployment})"
@@ -120,15 +119,24 @@ class ControlPlane:
     # --- living
 
     def open(self) -> None:
-        """Begin to hear workers. They are started, or adopted, through `launch` and `adopt` of the launcher."""
+        """Begin to hear workers; `launch` and `adopt` say which there will be."""
         self._mailbox.open(self._receive, self._closed)
         self._launcher.ended = self._process_ended
 
     async def launch(self, name: str) -> None:
         """Start a worker's process; it joins by itself. Raises OSError."""
         self.roster.expect(name, membership.JOIN_WITHIN_S, self._now())
-        limit_bytes = self.roster.members[name].memory_limit_bytes
-        await self._launcher.start(name, coordinator=self._mailbox.peer, memory_limit_bytes=limit_bytes)
+        await self._launcher.start(
+            name,
+            coordinator=self._mailbox.peer,
+            token=self.roster.token(self._mailbox.peer.public_key),
+            memory_limit_bytes=self.roster.members[name].memory_limit_bytes,
+        )
+
+    def adopt(self, name: str, process: ProcessIdentity) -> None:
+        """A worker of an earlier coordinator lives; it will join again by itself."""
+        self.roster.expect(name, membership.REJOIN_WITHIN_S, self._now())
+        self._launcher.adopt(name, process)
 
     async def run(self) -> None:
         """Beat, and look after what is due, until cancelled."""
@@ -259,9 +267,13 @@ class ControlPlane:
         epoch = self.epoch
 
         def still_closed() -> None:
-            if self.epoch == epoch and self.roster.members[worker].is_there:
-                log.warning("%s: %s", worker, why)
-                self._perform_all(self.roster.closed(worker, self._now()))
+            if self.epoch != epoch or not self.roster.members[worker].is_there:
+                return
+            if self._launcher.has_ended(worker):
+                self._process_ended(worker, None)
+                return
+            log.warning("%s: %s", worker, why)
+            self._perform_all(self.roster.closed(worker, self._now()))
 
         if self.roster.members[worker].is_there:
             asyncio.get_running_loop().call_later(_ENDING_S, still_closed)
@@ -303,7 +315,9 @@ class ControlPlane:
                 self._launcher.kill(name)
             case membership.Start(name=name):
                 log.info("starting %s again", name)
-                self.starting.keep(asyncio.ensure_future(self._launch_again(name)))
+                task = asyncio.create_task(self._launch_again(name))
+                self._launching.add(task)
+                task.add_done_callback(self._launching.discard)
 
     async def _launch_again(self, name: str) -> None:
         try:
@@ -365,7 +379,6 @@ class ControlPlane:
                     self.starting.fail((UsageError if settings_at_fault else ModelError)(reason))
 
     def _load(self, found: planning.Partition) -> None:
-        assert self._model.facts is not None
         for member in self.roster.there:
             if member.state is not WorkerState.JOINED:
                 member.apply(WorkerEvent.RELEASE)
@@ -376,7 +389,7 @@ class ControlPlane:
             assert member.join is not None
             parts[stage.worker] = Part(member.memory_limit_bytes, member.join.data)
         epoch = self._mailbox.begin_epoch(tuple(parts))
-        self._assembly = Assembly(epoch, self._model.facts, found, parts, self._settings)
+        self._assembly = self._model.assemble(epoch, found, parts)
         self.events.add(f"replanned, epoch {epoch & 0xFFFFFFFF}: {_described(found)}")
         for worker, message in self._assembly.messages().items():
             self._mailbox.send(worker, message)

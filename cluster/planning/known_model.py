@@ -1,17 +1,22 @@
-"""The model that a cluster serves: where it lies, its names, and what was found out about it."""
+"""The model that a cluster serves: where it lies, its names, what was found out about it, and plans made of that."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
+from cluster.config import Settings
+from cluster.planning.assembly import Assembly, Part
 from cluster.planning.model_files import read_sizes
 from cluster.planning.plan import ModelFacts
 from protocol.messages import Inspected
+from strategy.partition import Partition
 
 
 class KnownModel:
     """path: its directory here; digest: its name between processes. facts: None until it was inspected."""
 
-    def __init__(self, path: Path, digest: str):
+    def __init__(self, path: Path, digest: str, settings: Settings):
         self.path = path
+        self._settings = settings
         self.digest = digest
         self.facts: ModelFacts | None = None
 
@@ -23,3 +28,8 @@ class KnownModel:
         sizes = read_sizes(self.path, found.num_layers)
         self.facts = ModelFacts(id=self.path.name, digest=self.digest, sizes=sizes, inspected=found)
         return self.facts
+
+    def assemble(self, epoch: int, found: Partition, parts: Mapping[str, Part]) -> Assembly:
+        """A plan of this model on its way. Only once it was inspected."""
+        assert self.facts is not None
+        return Assembly(epoch, self.facts, found, parts, self._settings)
