@@ -1,253 +1,489 @@
-"""Whom the control plane admits, what it believes, and when it gives a worker up; without processes or sockets."""
+"""What the control plane does with what roster and deployment decide; a played mailbox and launcher, a virtual clock."""
 
 import asyncio
+import functools
 
-import msgspec
 import pytest
 
 from cluster.config import ModelSettings, Settings, WorkerSettings
-from cluster.membership.roster import LOST_AFTER_S, WorkerEvent, WorkerState
-from cluster.planning.control import ControlPlane
+from cluster.membership.restarts import Restarts
+from cluster.membership.roster import LOST_AFTER_S, Member, Roster, WorkerState
+from cluster.planning.control import BEAT_EVERY_S, ControlPlane
+from cluster.planning.deployment import SETTLE_S, Deployment
+from cluster.planning.known_model import KnownModel
 from protocol.codec import PROTOCOL, Envelope
-from protocol.errors import ModelError, TandemError
-from protocol.home import Home
+from protocol.errors import ModelError, TandemError, UsageError
 from protocol.messages import (
+    Beat,
     Cancel,
     Heartbeat,
+    Inspected,
+    InspectModel,
     Join,
+    KeptPrefix,
+    KnownPrefix,
+    LinkLost,
+    Loaded,
     LoadFailed,
-    LoadProgress,
+    LoadStage,
+    Prepared,
+    PrepareStage,
     Rejected,
     SequenceFailed,
     Shutdown,
+    StepOverdue,
     Tokens,
     Update,
     Welcome,
 )
-from protocol.values import Peer
-from strategy.partition import ModelSizes, Stage
-from strategy.vocabulary import LayerRange
+from protocol.values import Peer, Route
+from strategy.memory import KvNeeds
+from tests.support.virtual_time import run_in_virtual_time
+from workers.zoo import make_tiny_model
 
-SECRET = "a secret"
+SECRET = "ab" * 16
+NUM_LAYERS = 8
+NOTHING = KvNeeds(fixed_bytes=0, growth=(), snapshots=False)
 
 
-class FakeOutbox:
+def peer_of(name):
+    return Peer(endpoint=f"tcp://{name}", public_key=f"{name:k<40}")
+
+
+class PlayedMailbox:
+    peer = peer_of("coordinator")
+
     def __init__(self):
-        self.sent = []
-        self.forgotten = []
+        self.epoch = 0
+        self.told, self.sent, self.answered = [], [], []
+        self.known = {}
 
-    def send(self, peer, epoch, message, buffers=()):
-        self.sent.append((peer.endpoint, message))
+    def open(self, deliver, closed):
+        self.deliver, self.closed = deliver, closed
 
-    def forget(self, peer):
-        self.forgotten.append(peer.endpoint)
+    def know(self, worker, peer):
+        self.known[worker] = peer
+
+    def forget(self, worker):
+        self.known.pop(worker, None)
+
+    def tell(self, worker, message):
+        if worker in self.known:
+            self.told.append((worker, message))
+
+    def answer(self, peer, message):
+        self.answered.append((peer.endpoint, message))
+
+    def begin_epoch(self, workers):
+        self.epoch += 1
+        self.planned = workers
+        return self.epoch
+
+    def send(self, worker, message, buffers=()):
+        self.sent.append((self.epoch, worker, message))
+
+    def accepts(self, envelope):
+        return envelope.epoch == self.epoch
 
     def close(self):
-        pass
+        self.known.clear()
 
 
-class FakeListener:
+class PlayedLauncher:
+    def __init__(self):
+        self.started, self.killed, self.dead = [], [], set()
+
+    async def start(self, name, *, coordinator, token, memory_limit_bytes):
+        self.started.append(name)
+        self.dead.discard(name)
+
+    def adopt(self, name, process):
+        self.started.append(("adopted", name))
+
+    def has_ended(self, name):
+        return name in self.dead
+
+    def kill(self, name):
+        self.killed.append(name)
+
+    async def end(self):
+        self.dead.update(self.started)
+
+    def die(self, name, status=-9):
+        self.dead.add(name)
+        self.ended(name, status)
+
+
+class Heard:
+    """A listener that remembers."""
+
+    is_idle = True
+
     def __init__(self):
         self.heard = []
 
     def __getattr__(self, name):
-        return lambda message: self.heard.append((name, message))
+        return lambda value: self.heard.append((name, value))
+
+    def names(self):
+        return [name for name, _ in self.heard]
 
 
 class Played:
-    """A control plane of two workers whose messages the test sends."""
+    """A control plane whose workers the test plays; they join, inspect and load as told unless `mute`."""
 
-    def __init__(self, root):
+    def __init__(self, path, *names, room=10**9, **options):
         settings = Settings(
-            model=ModelSettings(path="/model"),
-            workers=(WorkerSettings(name="alpha"), WorkerSettings(name="beta", memory_limit=500)),
+            model=ModelSettings(path=str(path)), workers=tuple(WorkerSettings(name=name) for name in names)
         )
-        self.control = ControlPlane(settings, root / "model", Home(root), root)
-        self.control._secret = SECRET
-        self.control._outbox = self.outbox = FakeOutbox()
-        self.control.listener = self.listener = FakeListener()
+        self.mailbox, self.launcher, self.heard = PlayedMailbox(), PlayedLauncher(), Heard()
+        roster = Roster(
+            [Member(name, memory_limit_bytes=room) for name in names], secret=SECRET, restarts=Restarts()
+        )
+        self.control = ControlPlane(
+            KnownModel(path, "digest", settings),
+            mailbox=self.mailbox,
+            launcher=self.launcher,
+            roster=roster,
+            deployment=Deployment(wanted=names, **options),
+            now=asyncio.get_running_loop().time,
+        )
+        self.control.listener = self.heard
+        self.control.open()
+        self.mute = set()
+        self._seen = 0
+        self._losses = dict.fromkeys(names, 0)
+        self._tasks = [asyncio.create_task(self.control.run()), asyncio.create_task(self._play())]
 
-    def receive(self, message, epoch=0):
-        self.control._receive(Envelope(epoch, message))
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *_):
+        for task in self._tasks:
+            task.cancel()
+
+    def receive(self, message, epoch=None, buffers=()):
+        self.mailbox.deliver(Envelope(self.mailbox.epoch if epoch is None else epoch, message, buffers))
 
     def join(self, name, **changes):
-        peer = Peer(endpoint=f"tcp://{name}", public_key="k" * 40)
-        join = Join(
-            protocol=PROTOCOL,
-            secret=SECRET,
-            name=name,
-            host="here",
-            pid=7,
-            peer=peer,
-            data=peer,
-            memory_limit_bytes=1000,
-        )
-        self.receive(msgspec.structs.replace(join, **changes))
+        self.mute.discard(name)
+        peer = peer_of(name)
+        given = {"protocol": PROTOCOL, "secret": SECRET, "name": name, "host": "here", "pid": 7, "peer": peer}
+        self.receive(Join(**given | {"data": peer, "memory_limit_bytes": 1} | changes), 0)
 
-    def sent_to(self, name):
-        return [message for endpoint, message in self.outbox.sent if endpoint == f"tcp://{name}"]
+    def come_back(self, name):
+        self._losses[name] += 1
+        self.join(name, num_losses=self._losses[name])
 
-    def ready(self, *names):
-        for name in names:
+    async def _play(self):
+        while True:
+            await asyncio.sleep(0.1)
+            for name in self.control.roster.members:
+                if name not in self.mute and self.control.roster.members[name].is_there:
+                    self.receive(heartbeat(name), 0)
+            told, self._told = self.mailbox.told, []
+            self.mailbox.told = []
+            for name, message in told:
+                self._answer(name, message)
+            for epoch, name, message in self.mailbox.sent[self._seen :]:
+                if isinstance(message, LoadStage) and name not in self.mute and epoch == self.mailbox.epoch:
+                    self.receive(loaded(name, message), epoch, (b"", b"") * num_routes(name, message))
+            self._seen = len(self.mailbox.sent)
+
+    def _answer(self, name, message):
+        if name in self.mute:
+            return
+        if isinstance(message, InspectModel):
+            self.receive(inspected(name))
+        elif isinstance(message, PrepareStage):
+            self.receive(Prepared(worker=name, layers=message.layers, read_bytes=1))
+
+    async def ready(self):
+        for name in self.control.roster.members:
             self.join(name)
-            for event in (WorkerEvent.LOAD, WorkerEvent.LOADED):
-                self.control.members[name].apply(event)
+        await asyncio.wait_for(self.control.starting.ended(), 10)
+
+    async def until(self, condition, limit_s=60):
+        async with asyncio.timeout(limit_s):
+            while not condition():
+                await asyncio.sleep(0.05)
+
+
+def heartbeat(name, **counts):
+    return Heartbeat(**dict.fromkeys(Heartbeat.__struct_fields__, 0) | {"worker": name, "oldest_step_s": None} | counts)
+
+
+def inspected(name):
+    return Inspected(
+        worker=name,
+        architecture="llama",
+        num_layers=NUM_LAYERS,
+        legal_cuts=tuple(range(1, NUM_LAYERS)),
+        why_not=None,
+        batches=True,
+        last_position_only=True,
+        context_tokens=4096,
+    )
+
+
+def routes(name, plan):
+    found = [plan.pipeline] if plan.pipeline else []
+    return list(dict.fromkeys([*found, *(Route((s.worker,)) for s in plan.stages if s.worker == name and s.holds_full_model)]))
+
+
+def num_routes(name, plan):
+    return len(routes(name, plan))
+
+
+def loaded(name, plan):
+    kept = tuple(KeptPrefix(route=route, needs=NOTHING) for route in routes(name, plan))
+    return Loaded(worker=name, weights_bytes=5, prefixes=kept)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return make_tiny_model("llama", tmp_path_factory.mktemp("models") / "llama", num_hidden_layers=NUM_LAYERS)
 
 
 @pytest.fixture
-def played(tmp_path):
-    return Played(tmp_path)
+def played(model):
+    """Runs a scenario with a control plane of two workers, of others when their names are given."""
+
+    def run(scenario, *names, **options):
+        async def main():
+            async with Played(model, *(names or ("alpha", "beta")), **options) as subject:
+                await scenario(subject)
+
+        run_in_virtual_time(main())
+
+    return run
 
 
-def test_expected_worker_is_welcomed(played):
-    played.join("alpha")
-    assert played.control.members["alpha"].state is WorkerState.JOINED
-    assert isinstance(played.sent_to("alpha")[0], Welcome)
+def scenario(*names, **options):
+    """The test is a coroutine over a control plane of these workers."""
+
+    def wrap(test):
+        @functools.wraps(test, assigned=("__name__", "__doc__"))
+        def run(played):
+            played(test, *names, **options)
+
+        return run
+
+    return wrap
 
 
-@pytest.mark.parametrize("changes", [{"secret": "a guess"}, {"protocol": PROTOCOL + 1}, {"name": "gamma"}])
-def test_worker_with_a_wrong_token_version_or_name_is_rejected(played, changes):
-    played.join(**{"name": "alpha"} | changes)
-    assert {member.state for member in played.control.members.values()} == {WorkerState.STARTING}
-    ((_, answer),) = played.outbox.sent
-    assert isinstance(answer, Rejected)
+@scenario()
+async def test_workers_are_welcomed_planned_and_their_heads_told_what_is_kept(subject):
+    await subject.ready()
+    plan = subject.control.plan
+    assert [(stage.worker, stage.layers) for stage in plan.stages] == [("alpha", (0, 4)), ("beta", (4, 8))]
+    assert plan.pipeline == Route(("alpha", "beta"))
+    assert plan.holders == ("alpha", "beta")
+    assert subject.heard.heard == [("plan_began", plan)]
+    known = {message.route for _, _, message in subject.mailbox.sent if isinstance(message, KnownPrefix)}
+    assert known == {Route(("alpha", "beta")), Route(("alpha",)), Route(("beta",))}
 
 
-def test_second_worker_under_a_name_is_rejected_where_it_is_and_the_first_stays(played):
-    played.join("alpha")
-    played.join("alpha", pid=8, peer=Peer(endpoint="tcp://intruder", public_key="k" * 40))
-    assert played.control.members["alpha"].pid == 7
-    assert isinstance(played.sent_to("intruder")[0], Rejected)
+@scenario()
+async def test_stranger_is_rejected_where_it_is(subject):
+    subject.join("gamma", secret="a guess")
+    assert [(at, type(message)) for at, message in subject.mailbox.answered] == [("tcp://gamma", Rejected)]
 
 
-def test_reports_of_this_plan_go_to_the_listener_and_older_ones_nowhere(played):
-    played.control.epoch = 2
+@scenario()
+async def test_everybody_hears_twice_a_second_who_is_there(subject):
+    subject.mute = {"alpha", "beta"}
+    subject.join("alpha")
+    subject.join("beta")
+    beats = []
+    for _ in range(4):
+        await asyncio.sleep(BEAT_EVERY_S)
+        beats += [message for name, message in subject.mailbox.told if name == "alpha" and isinstance(message, Beat)]
+        subject.receive(heartbeat("alpha"), 0)
+        subject.receive(heartbeat("beta"), 0)
+        subject.mailbox.told = []
+    assert beats
+    assert beats[-1] == Beat(members=("alpha", "beta"))
+
+
+@scenario()
+async def test_reports_of_this_plan_go_to_the_listener_and_older_ones_nowhere(subject):
+    await subject.ready()
+    subject.heard.heard.clear()
     tokens = Tokens(updates=(Update(1, (5,), None),))
-    played.receive(tokens, epoch=1)
-    played.receive(tokens, epoch=2)
-    played.receive(SequenceFailed(sequence=1, message="?"), epoch=2)
-    assert [name for name, _ in played.listener.heard] == ["tokens", "failed"]
+    subject.receive(tokens, epoch=0)
+    subject.receive(tokens)
+    subject.receive(SequenceFailed(sequence=1, message="?"))
+    subject.receive(Cancel(sequence=1))
+    assert subject.heard.names() == ["tokens", "failed"]
 
 
-def test_bytes_read_so_far_are_told_while_the_model_loads(played):
-    played.ready("alpha", "beta")
-    control, told = played.control, []
-    control.sizes = ModelSizes(layers=(10**9, 10**9), embedding=0, head=0, tied=False)
-    control.stages = [
-        Stage(worker=name, layers=LayerRange(at, at + 1), weights_bytes=10**9, holds_full_model=False)
-        for at, name in enumerate(("alpha", "beta"))
+@scenario()
+async def test_killed_worker_ends_the_plan_and_the_survivor_has_the_next(subject):
+    await subject.ready()
+    subject.launcher.die("beta")
+    name, loss = subject.heard.heard[-1]
+    assert (name, loss.workers) == ("plan_ended", ("beta",))
+    assert subject.control.plan is None
+    await subject.until(lambda: subject.control.plan)
+    assert subject.control.plan.workers == ("alpha",)
+    assert subject.control.plan.epoch > 1
+    assert subject.control.missing == ("beta",)
+
+
+@scenario()
+async def test_worker_that_died_is_started_again_and_taken_in_when_it_is_quiet(subject):
+    await subject.ready()
+    subject.launcher.die("beta")
+    await subject.until(lambda: "beta" in subject.launcher.started)
+    subject.heard.is_idle = False
+    subject.come_back("beta")
+    await asyncio.sleep(2 * SETTLE_S)
+    assert subject.control.plan.workers == ("alpha",)
+    subject.heard.is_idle = True
+    await subject.until(lambda: subject.control.plan and subject.control.plan.workers == ("alpha", "beta"))
+    what = [event.what.split()[0] for event in subject.control.events.latest]
+    assert what == ["joined", "joined", "replanned,", "lost", "replanned,", "joined", "replanned,"]
+
+
+@scenario()
+async def test_silent_worker_is_killed_and_its_requests_go_on_elsewhere(subject):
+    await subject.ready()
+    subject.mute = {"beta"}
+    await asyncio.sleep(LOST_AFTER_S + 1)
+    assert subject.launcher.killed == ["beta"]
+    assert subject.control.plan.workers == ("alpha",)
+
+
+@scenario()
+async def test_lost_link_begins_a_new_epoch_with_the_same_workers_and_nobody_died(subject):
+    await subject.ready()
+    subject.receive(LinkLost(worker="alpha", peer="beta", why="closed"))
+    await subject.until(lambda: subject.control.plan and subject.control.epoch == 2)
+    (loss,) = [value for name, value in subject.heard.heard if name == "plan_ended"]
+    assert loss.workers == ()
+    assert subject.control.plan.workers == ("alpha", "beta")
+
+
+@scenario()
+async def test_link_that_broke_because_a_worker_died_counts_as_its_death(subject):
+    await subject.ready()
+    subject.receive(LinkLost(worker="alpha", peer="beta", why="closed"))
+    subject.launcher.die("beta")
+    (loss,) = [value for name, value in subject.heard.heard if name == "plan_ended"]
+    assert loss.workers == ("beta",)
+
+
+@scenario()
+async def test_closed_connection_of_a_living_worker_is_no_death_and_it_comes_back(subject):
+    await subject.ready()
+    subject.mailbox.closed("beta", "the connection closed")
+    await subject.until(lambda: subject.control.plan and subject.control.plan.workers == ("alpha",))
+    subject.come_back("beta")
+    await subject.until(lambda: subject.control.plan and subject.control.plan.workers == ("alpha", "beta"))
+    assert subject.launcher.killed == []
+    assert all(value.workers == () for name, value in subject.heard.heard if name == "plan_ended")
+
+
+@scenario()
+async def test_closed_connection_of_a_process_that_ended_is_its_death(subject):
+    await subject.ready()
+    subject.launcher.dead.add("beta")
+    subject.mailbox.closed("beta", "the connection closed")
+    await subject.until(lambda: "plan_ended" in subject.heard.names())
+    assert subject.heard.heard[1][1].workers == ("beta",)
+
+
+@scenario()
+async def test_overdue_step_of_which_nobody_is_stuck_begins_a_new_epoch(subject):
+    await subject.ready()
+    subject.receive(StepOverdue(worker="alpha", route=Route(("alpha", "beta")), number=3, seconds=6.0))
+    await subject.until(lambda: subject.control.plan and subject.control.epoch == 2)
+    assert subject.control.plan.workers == ("alpha", "beta")
+
+
+@scenario()
+async def test_overdue_step_is_blamed_on_who_is_stuck(subject):
+    await subject.ready()
+    subject.mute = {"beta"}
+    subject.receive(heartbeat("beta", oldest_step_s=5.5, overdue_s=5.0), 0)
+    subject.receive(StepOverdue(worker="alpha", route=Route(("alpha", "beta")), number=3, seconds=6.0))
+    await subject.until(lambda: subject.control.plan and subject.control.plan.workers == ("alpha",))
+    assert subject.launcher.killed == ["beta"]
+
+
+@scenario()
+async def test_nothing_is_sent_to_who_is_not_in_the_plan(subject):
+    await subject.ready()
+    subject.launcher.die("beta")
+    count = len(subject.mailbox.sent)
+    subject.control.send("beta", Cancel(sequence=1))
+    assert len(subject.mailbox.sent) == count
+
+
+@scenario()
+async def test_failed_load_ends_the_start_with_its_sentence(subject):
+    subject.join("alpha")
+    subject.receive(LoadFailed(worker="alpha", message="the model is damaged"))
+    with pytest.raises(ModelError, match="the model is damaged"):
+        await subject.control.starting.ended()
+
+
+@scenario()
+async def test_worker_that_ends_during_the_start_ends_it(subject):
+    subject.join("alpha")
+    subject.launcher.die("beta", 1)
+    with pytest.raises(TandemError, match="worker beta ended unexpectedly"):
+        await subject.control.starting.ended()
+
+
+@scenario("alpha", "beta", room=10)
+async def test_start_that_cannot_be_planned_says_why(subject):
+    subject.join("alpha")
+    subject.join("beta")
+    with pytest.raises(UsageError, match="do not fit"):
+        await subject.control.starting.ended()
+
+
+@scenario()
+async def test_mend_starts_who_is_missing(subject):
+    await subject.ready()
+    for _ in range(5):
+        subject.launcher.die("beta")
+        await subject.until(lambda: subject.control.plan)
+        if subject.control.roster.left_out:
+            break
+        await subject.until(lambda: subject.control.roster.members["beta"].state is WorkerState.JOINING)
+        subject.come_back("beta")
+        await subject.until(lambda: subject.control.plan and "beta" in subject.control.plan.workers, 200)
+    assert subject.control.roster.left_out == {"beta"}
+    assert subject.control.mend() == ["beta"]
+    await subject.until(lambda: subject.control.roster.members["beta"].state is WorkerState.JOINING)
+
+
+@scenario()
+async def test_stop_tells_every_worker_and_is_the_end_of_all(subject):
+    await subject.ready()
+    subject.mailbox.told = []
+    await subject.control.stop()
+    assert [(name, message) for name, message in subject.mailbox.told if isinstance(message, Shutdown)] == [
+        ("alpha", Shutdown()),
+        ("beta", Shutdown()),
     ]
-    control._progress = told.append
-    for worker, loaded_bytes in (("alpha", 5 * 10**8), ("beta", 7 * 10**8), ("alpha", 12 * 10**8)):
-        played.receive(LoadProgress(worker=worker, loaded_bytes=loaded_bytes))
-    amounts = ("0.5", "1.2", "1.9")
-    assert told == [f"loading the model: {amount} of 2.0 GB" for amount in amounts]
+    assert {member.state for member in subject.control.roster.members.values()} == {WorkerState.STOPPED}
 
 
-def test_message_that_no_worker_sends_is_dropped(played):
-    played.receive(Cancel(sequence=1))
-    assert played.listener.heard == []
+@scenario()
+async def test_stop_does_not_wait_for_a_worker_that_is_still_starting(subject):
+    subject.join("alpha")
+    await subject.control.stop()
+    assert subject.launcher.killed == ["beta"]
 
 
-def test_heartbeat_of_a_stranger_is_ignored(played):
-    beat = Heartbeat(**dict.fromkeys(Heartbeat.__struct_fields__, 0) | {"worker": "gamma"})
-    played.receive(beat)
-    assert all(member.heartbeat is None for member in played.control.members.values())
+@scenario("alpha", "beta", waits_until=1e9)
+async def test_worker_that_outlived_its_coordinator_is_welcomed_with_what_it_holds(subject):
+    subject.join("alpha", model="digest", held=((0, 8),))
+    assert subject.control.roster.members["alpha"].held == ((0, 8),)
+    assert isinstance(subject.mailbox.told[0][1], Welcome)
 
 
-def test_silent_worker_is_lost_once_and_its_requests_are_told(played):
-    played.ready("alpha", "beta")
-    now = played.control.members["beta"]._last_seen + LOST_AFTER_S + 1
-    played.control.members["alpha"]._last_seen = now
-    played.control._check_heartbeats(now, held_up_s=0.0)
-    played.control._check_heartbeats(now + 1, held_up_s=0.0)
-    assert played.control.members["beta"].state is WorkerState.LOST
-    assert played.listener.heard == [("worker_lost", "beta")]
-    assert played.outbox.forgotten == ["tcp://beta"]
-
-
-def test_nobody_is_lost_because_the_coordinator_itself_was_held_up(played):
-    played.ready("alpha", "beta")
-    now = played.control.members["beta"]._last_seen + 60
-    played.control._check_heartbeats(now, held_up_s=59.75)
-    assert played.control.members["beta"].state is WorkerState.READY
-    played.control._check_heartbeats(now + LOST_AFTER_S, held_up_s=0.0)
-    assert played.control.members["beta"].state is WorkerState.LOST
-
-
-def test_ended_process_loses_its_worker_at_once(played):
-    played.ready("alpha", "beta")
-    played.control._process_ended("alpha", -9)
-    assert played.listener.heard == [("worker_lost", "alpha")]
-
-
-def test_nothing_is_sent_to_a_lost_worker(played):
-    played.ready("alpha", "beta")
-    played.control._process_ended("alpha", -9)
-    count = len(played.sent_to("alpha"))
-    played.control.send("alpha", Cancel(sequence=1))
-    assert len(played.sent_to("alpha")) == count
-
-
-def test_failed_load_ends_the_wait_with_its_sentence(played):
-    async def scenario():
-        waiting = asyncio.create_task(played.control._until(lambda: False))
-        await asyncio.sleep(0)
-        played.join("alpha")
-        played.receive(LoadFailed(worker="alpha", message="the model is damaged"))
-        with pytest.raises(ModelError, match="the model is damaged"):
-            await waiting
-
-    asyncio.run(scenario())
-
-
-def test_worker_that_ends_during_the_start_ends_the_wait(played):
-    async def scenario():
-        waiting = asyncio.create_task(played.control._until(lambda: False))
-        await asyncio.sleep(0)
-        played.control._process_ended("beta", 1)
-        with pytest.raises(TandemError, match="worker beta ended unexpectedly"):
-            await waiting
-
-    asyncio.run(scenario())
-
-
-def test_worker_that_never_joins_is_named(played, monkeypatch):
-    monkeypatch.setattr("cluster.planning.control._JOIN_TIMEOUT_S", 0.01)
-    played.join("alpha")
-    with pytest.raises(TandemError, match="beta did not join"):
-        asyncio.run(played.control._until(lambda: False))
-
-
-def test_worker_that_joined_may_load_for_as_long_as_it_needs(played, monkeypatch):
-    monkeypatch.setattr("cluster.planning.control._JOIN_TIMEOUT_S", 0.01)
-    played.join("alpha")
-    played.join("beta")
-    rounds = iter(range(5))
-    asyncio.run(played.control._until(lambda: next(rounds) == 4))
-
-
-def test_stop_tells_every_worker_and_is_the_end_of_all(played):
-    played.ready("alpha", "beta")
-    asyncio.run(played.control.stop())
-    assert isinstance(played.sent_to("alpha")[-1], Shutdown)
-    assert {member.state for member in played.control.members.values()} == {WorkerState.STOPPED}
-
-
-class FakeProcess:
-    def __init__(self):
-        self.is_killed = False
-
-    def kill(self):
-        self.is_killed = True
-
-    async def end(self):
-        pass
-
-
-def test_stop_does_not_wait_for_a_worker_that_is_still_starting(played):
-    played.join("alpha")
-    joined, starting = FakeProcess(), FakeProcess()
-    played.control.processes = {"alpha": joined, "beta": starting}
-    asyncio.run(played.control.stop())
-    assert (joined.is_killed, starting.is_killed) == (False, True)
