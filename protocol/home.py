@@ -1,23 +1,32 @@
 """TANDEM_HOME: where a cluster keeps its state between commands, and whose processes are whose.
 
-Owns the paths, the state file and the lock of one cluster. A process is known by its pid and its start time, so that a
-pid that the system gave to somebody else is never signalled.
+Owns the paths, the files and the lock of one cluster. The *state* says which processes run now; several of them write
+to it, each only its own part. What is *desired* outlives them all: who may join, where, and how often a coordinator
+began. A process is known by its pid and its start time, so that a pid that the system gave to somebody else is never
+signalled.
 """
 
 import contextlib
 import fcntl
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import psutil
 
 from protocol.errors import TandemError
+from protocol.join_token import make_secret
+
+_KILL_WAIT_S = 5.0
 
 # The start time of a process, as the system tells it, shifts a little when the clock is set.
 _START_TIME_TOLERANCE_S = 2.0
+
+
+_U32 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 
 
 class ProcessIdentity(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,14 +87,58 @@ class ProcessIdentity(msgspec.Struct, frozen=True, kw_only=True):
             return None
 
 
-class ClusterState(msgspec.Struct, frozen=True, kw_only=True):
-    """A started cluster. api: base URL; started_at: Unix seconds; workers: local processes by worker name."""
+def end_processes(processes: Iterable[ProcessIdentity], grace_s: float) -> int:
+    """Ask them all to end, kill who has not after `grace_s` seconds; returns how many still lived."""
+    asked = [process for process in processes if process.terminate()]
+    deadline = time.monotonic() + grace_s
+    for process in asked:
+        if not process.wait_gone(max(deadline - time.monotonic(), 0.0)):
+            process.kill()
+    for process in asked:
+        process.wait_gone(_KILL_WAIT_S)
+    return len(asked)
 
-    coordinator: ProcessIdentity
+
+class ClusterState(msgspec.Struct, frozen=True, kw_only=True):
+    """A started cluster. api: base URL; started_at: Unix seconds; workers: local processes by worker name.
+
+    supervisor writes who supervises and who coordinates, a coordinator where its API is and who its workers are. A
+    coordinator that died stays named until there is another; None before there is a first.
+    """
+
+    supervisor: ProcessIdentity | None = None
+    coordinator: ProcessIdentity | None = None
     api: str
     port: int
     workers: dict[str, ProcessIdentity] = {}
     started_at: float
+
+    @property
+    def is_coordinated(self) -> bool:
+        """Whether the coordinator lives."""
+        return self.coordinator is not None and self.coordinator.alive()
+
+    @property
+    def is_supervised(self) -> bool:
+        """Whether the supervisor lives; it starts a coordinator that died again."""
+        return self.supervisor is not None and self.supervisor.alive()
+
+
+class DesiredState(msgspec.Struct, frozen=True, kw_only=True):
+    """What a coordinator that starts again takes up, so that workers of an earlier one find it and are let in.
+
+    incarnation: how many coordinators began here, the upper half of every epoch; counter: the last epoch's lower half.
+    secret: of the join token, hex. port: of the coordinator's inbox, 0 before one was picked. public_key, secret_key:
+    of that inbox (CURVE, Z85 text). members: the names of the workers that belong to the cluster.
+    """
+
+    incarnation: _U32
+    counter: _U32 = 0
+    secret: str
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
+    public_key: str
+    secret_key: str
+    members: tuple[str, ...] = ()
 
 
 class DamagedState(TandemError):
@@ -103,6 +156,7 @@ class Home:
         self.cache = root / "cache"
         self.keys = root / "keys"
         self._models_file = root / "models.json"
+        self._desired_file = root / "deployment.json"
 
     def __repr__(self) -> str:
         return f"Home({str(self.root)!r})"
@@ -157,20 +211,72 @@ class Home:
 
     def write_state(self, state: ClusterState) -> None:
         """Replace the state; a reader sees the old or the new one, never a part."""
-        self.write_private(self.state_file, msgspec.json.encode(state))
+        with self._writing():
+            self.write_private(self.state_file, msgspec.json.encode(state))
 
-    def clear_state(self) -> None:
-        """Forget the cluster."""
-        self.state_file.unlink(missing_ok=True)
+    def update_state(self, change: Callable[[ClusterState], ClusterState]) -> None:
+        """Write what `change` makes of the state; nothing when there is none (any more). Raises DamagedState."""
+        with self._writing():
+            state = self.read_state()
+            if state is not None:
+                self.write_private(self.state_file, msgspec.json.encode(change(state)))
+
+    def clear_state(self, of: ProcessIdentity | None = None) -> None:
+        """Forget the cluster; with `of`, only while that process is its supervisor or its coordinator."""
+        with self._writing():
+            if of is not None:
+                state = self.read_state()
+                if state is None or of not in (state.supervisor, state.coordinator):
+                    return
+            self.state_file.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """One writer at a time, for as long as a file takes."""
+        with (self.root / "state.lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def read_desired(self) -> DesiredState | None:
+        """What the last coordinator left; None when there is none or it is damaged."""
+        try:
+            return msgspec.json.decode(self._desired_file.read_bytes(), type=DesiredState)
+        except (OSError, msgspec.DecodeError):
+            return None
+
+    def write_desired(self, desired: DesiredState) -> None:
+        """Replace what is desired."""
+        self.write_private(self._desired_file, msgspec.json.encode(desired))
+
+    def next_incarnation(self, make_keys: Callable[[], tuple[str, str]]) -> DesiredState:
+        """What is desired, for a coordinator that begins: its incarnation was never used before, and is on disk.
+
+        make_keys: a new public and secret key, for the first coordinator and for one that finds the file damaged; no
+        worker of an earlier one can join it.
+        """
+        last = self.read_desired()
+        if last is None:
+            public_key, secret_key = make_keys()
+            last = DesiredState(incarnation=0, secret=make_secret(), public_key=public_key, secret_key=secret_key)
+        desired = msgspec.structs.replace(last, incarnation=last.incarnation + 1, counter=0)
+        self.write_desired(desired)
+        return desired
 
     @staticmethod
     def write_private(file: Path, content: bytes) -> None:
-        """Replace `file` as a whole, readable by its user only."""
+        """Replace `file` as a whole, readable by its user only; it is on disk afterwards."""
         temporary = file.with_name(f"{file.name}.{os.getpid()}.new")
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "wb") as out:
             out.write(content)
+            out.flush()
+            os.fsync(descriptor)
         temporary.replace(file)
+        folder = os.open(file.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the new name, too
+        finally:
+            os.close(folder)
 
     @contextlib.contextmanager
     def lock(self, timeout_s: float) -> Iterator[None]:

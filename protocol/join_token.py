@@ -13,10 +13,14 @@ _KEY_CHARACTERS = 40
 _SECRET_BYTES = 16
 
 
-def make_token(public_key: str) -> tuple[str, str]:
-    """A new token for a coordinator's public key (Z85 text), and its secret part (hex)."""
-    secret = secrets.token_bytes(_SECRET_BYTES)
-    return base64.urlsafe_b64encode(public_key.encode() + secret).decode().rstrip("="), secret.hex()
+def make_secret() -> str:
+    """A new secret part of a token (hex)."""
+    return secrets.token_bytes(_SECRET_BYTES).hex()
+
+
+def make_token(public_key: str, secret: str) -> str:
+    """The token of a coordinator with that public key (Z85 text) and secret (hex)."""
+    return base64.urlsafe_b64encode(public_key.encode() + bytes.fromhex(secret)).decode().rstrip("=")
 
 
 def read_token(token: str) -> tuple[str, str]:

@@ -5,28 +5,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.errors import UsageError
-from protocol.join_token import make_token, read_token
+from protocol.join_token import make_secret, make_token, read_token
 
 KEY = "rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7"
 
 
 def test_token_gives_back_key_and_secret():
-    token, secret = make_token(KEY)
-    assert read_token(token) == (KEY, secret)
+    secret = make_secret()
+    assert read_token(make_token(KEY, secret)) == (KEY, secret)
 
 
 def test_token_needs_no_quoting_in_a_shell():
-    token, _ = make_token(KEY)
+    token = make_token(KEY, make_secret())
     assert all(character.isalnum() or character in "-_" for character in token)
 
 
-def test_every_token_has_its_own_secret():
-    assert make_token(KEY)[1] != make_token(KEY)[1]
+def test_every_secret_is_another_and_one_secret_makes_one_token():
+    first, second = make_secret(), make_secret()
+    assert first != second
+    assert make_token(KEY, first) == make_token(KEY, first) != make_token(KEY, second)
 
 
 @pytest.mark.parametrize("change", [lambda t: "", lambda t: t[:-3], lambda t: t + "AAAA", lambda t: "ü" + t[1:]])
 def test_damaged_token_is_refused_in_a_sentence(change):
-    token, _ = make_token(KEY)
+    token = make_token(KEY, make_secret())
     with pytest.raises(UsageError, match="copy it whole"):
         read_token(change(token))
 
