@@ -306,7 +306,7 @@ class GenerationService:
         if prompt_tokens >= context:
             raise TooLarge(
                 f"the prompt has {prompt_tokens} tokens but the model's context is {context} tokens; shorten it",
-                param="messages" if request.messages is not None else "prompt",
+                param=request.prompt_field,
             )
         room = context - prompt_tokens
         if request.max_tokens is not None and request.max_tokens > room:
