@@ -98,7 +98,7 @@ def explain_lines(choice: dict[str, Any]) -> list[str]:
 
 def config_lines(resolved: Resolved) -> list[str]:
     """Every key with its value and where it came from; the key of the API is not shown."""
-    shown = {key: f"{key} = {_toml(_lookup(resolved, key))}" for key in resolved.origins}
+    shown = {key: f"{key} = {_toml(resolved.value(key))}" for key in resolved.origins}
     if resolved.settings.api.api_key is not None:
         shown["api.api_key"] = "api.api_key = (set)"
     width = max(map(len, shown.values()))
@@ -162,13 +162,6 @@ def _reuse_text(status: dict[str, Any]) -> str:
     return f"{cache['cached_tokens']:,} of {cache['prompt_tokens']:,} prompt tokens ({cache['hit_rate']:.0%})"
 
 
-def _lookup(resolved: Resolved, key: str) -> Any:
-    section, _, name = key.partition(".")
-    if section.startswith("workers["):
-        return getattr(resolved.settings.workers[int(section[8:-1])], name)
-    return getattr(getattr(resolved.settings, section), name)
-
-
 def _toml(value: Any) -> str:
     if value is None:
         return "(not set)"
@@ -176,4 +169,6 @@ def _toml(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, tuple):
         return str(list(value))
+    if isinstance(value, float):
+        return f"{value:g}"
     return f'"{value}"' if isinstance(value, str) else str(value)

@@ -6,17 +6,16 @@ messages on through `Listener`. Everything runs on one asyncio loop; only the in
 
 import asyncio
 import logging
-import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from cluster.config import Settings
 from cluster.membership.local import WorkerProcess, default_memory_limit
 from cluster.membership.roster import IllegalEvent, Member, WorkerEvent, WorkerState
 from cluster.planning.kept_prefixes import KeptPrefixes
 from cluster.planning.model_files import read_sizes
+from cluster.settings import Settings
 from protocol.codec import PROTOCOL, Envelope
 from protocol.errors import ModelError, TandemError, UsageError
 from protocol.home import Home
@@ -42,7 +41,7 @@ from protocol.messages import (
 )
 from protocol.model_digest import model_digest
 from protocol.transport import ZmqInbox, ZmqOutbox
-from protocol.values import Buffer, KvSettings, LayerRange, Route
+from protocol.values import Buffer, LayerRange, Route
 from strategy.memory import DEFAULT_DISK_BYTES, WorkerBudget, worker_budget
 from strategy.partition import ModelSizes, Node, NoPlan, Stage, fits, full_model_shortage, partition
 
@@ -66,16 +65,6 @@ class Listener(Protocol):
     def reused(self, message: Reused) -> None: ...
 
     def worker_lost(self, worker: str) -> None: ...
-
-
-def _chunk_tokens(environment: Mapping[str, str]) -> int | None:
-    """TANDEM_PREFILL_CHUNK, or None to let each head choose by measured cost. Raises UsageError."""
-    text = environment.get("TANDEM_PREFILL_CHUNK")
-    if text is None:
-        return None
-    if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"TANDEM_PREFILL_CHUNK must be a whole number of tokens of at least 1, not {text!r}")
-    return int(text)
 
 
 class ControlPlane:
@@ -103,15 +92,8 @@ class ControlPlane:
         self.kept = KeptPrefixes()
         self.budgets: dict[str, WorkerBudget] = {}
         self._cache_settings = settings.cache
-        self._kv = KvSettings(
-            kind=settings.kv_cache.kind,
-            bits=settings.kv_cache.bits,
-            key_bits=settings.kv_cache.key_bits,
-            value_bits=settings.kv_cache.value_bits,
-            group_size=settings.kv_cache.group_size,
-            max_tokens=settings.kv_cache.max_tokens,
-            keep=settings.kv_cache.keep,
-        )
+        self._kv = settings.kv_cache.kv
+        self._prefill_chunk_tokens = settings.engine.prefill_chunk
         self._outbox = ZmqOutbox()
         self._inbox: ZmqInbox | None = None
         self._secret = ""
@@ -230,7 +212,7 @@ class ControlPlane:
                     stages=tuple(stage_plans),
                     last_position_only=self.inspected.last_position_only,
                     batches=self.inspected.batches,
-                    prefill_chunk_tokens=_chunk_tokens(os.environ),
+                    prefill_chunk_tokens=self._prefill_chunk_tokens,
                 ),
             )
 

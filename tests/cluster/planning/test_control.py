@@ -5,9 +5,9 @@ import asyncio
 import msgspec
 import pytest
 
-from cluster.config import ModelSettings, Settings, WorkerSettings
 from cluster.membership.roster import LOST_AFTER_S, WorkerEvent, WorkerState
 from cluster.planning.control import ControlPlane
+from cluster.settings import ModelSettings, Settings, WorkerSettings
 from protocol.codec import PROTOCOL, Envelope
 from protocol.errors import ModelError, TandemError
 from protocol.home import Home

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cluster.config import ApiSettings, ModelSettings, Settings, StrategySettings, WorkerSettings
 from cluster.membership.roster import Member, WorkerEvent
 from cluster.planning.kept_prefixes import KeptPrefixes
 from cluster.serving.prompts import Prompts
 from cluster.serving.requests import Delta, Finished, GenerationRequest, Progress, Routed, TextPrompt, TokensPrompt
 from cluster.serving.service import DEFAULT_MAX_TOKENS, GenerationService
+from cluster.settings import ApiSettings, ModelSettings, Settings, StrategySettings, WorkerSettings
 from protocol.errors import ApiError, BadRequest, QueueFull, TooLarge, Unavailable, UsageError
 from protocol.messages import Cancel, Generate, Inspected, PrefillProgress, SequenceFailed, Tokens, Update
 from protocol.values import LayerRange, Sampling
