@@ -25,7 +25,7 @@ from benchmarks.support.figures import Bar, bar_chart
 from benchmarks.support.many_streams import Arrivals, read_streams
 from benchmarks.support.random_models import MARK, SIZES, ensure_model
 from benchmarks.support.reporting import Report, add_output_arguments
-from cluster.config import ApiSettings, ModelSettings, Settings, WorkerSettings
+from cluster.settings import ApiSettings, ModelSettings, Settings, WorkerSettings
 from protocol.home import Home
 
 MODEL = "25m-4bit"

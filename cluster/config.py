@@ -1,4 +1,4 @@
-"""The configuration in force: a strict TOML file, the environment and the flags, parsed once into frozen structs.
+"""The configuration in force: a strict TOML file, the environment and the flags, parsed once into `cluster.settings`.
 
 A flag beats the environment, which beats the file, which beats the default; `Resolved.origins` says for each key where
 its value came from. Knows nothing of models, processes or sockets. An unknown key, a wrong type or an impossible value
@@ -10,29 +10,26 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
+from enum import EnumType
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import msgspec
-from msgspec import Meta
 
+from cluster.settings import (
+    ApiSettings,
+    Bytes,
+    CacheSettings,
+    EngineSettings,
+    KvCacheSettings,
+    ModelSettings,
+    RecoverySettings,
+    Settings,
+    StrategySettings,
+    WorkerSettings,
+)
 from protocol.errors import UsageError
-
-Mode = Literal["auto", "always", "never"]
-Policy = Literal["thresholds", "measured"]
-KvKindName = Literal["dynamic", "static", "rotating", "quantized", "keys-only", "paged"]
-Scope = Literal["shared", "api-key"]
-
-Port = Annotated[int, Meta(ge=1, le=65535, description="a port number from 1 to 65535")]
-Count = Annotated[int, Meta(ge=1, description="a whole number of at least 1")]
-Threshold = Annotated[int, Meta(ge=0, description="a whole number of at least 0")]
-Bytes = Annotated[int, Meta(ge=1, description='a number of bytes or a size such as "12GB"')]
-Layers = Annotated[tuple[Threshold, Count], Meta(description="[start, end] with 0 <= start < end, end not included")]
-Name = Annotated[
-    str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="letters, digits, dots, dashes, underscores")
-]
-Text = Annotated[str, Meta(min_length=1, description="a string that is not empty")]
-Switch = Annotated[bool, Meta(description="true or false")]
+from protocol.values import Count, KvSettings, LayerRange
 
 BUNDLED_MODEL = "models/tandem-demo"
 DEFAULT_CONFIG = "configs/local.toml"
@@ -44,77 +41,19 @@ _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """path: an absolute directory in the Hugging Face layout, or a hub id."""
-
-    path: Text
-
-
-class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the HTTP API listens. max_queue: requests that may wait before further ones get status 429."""
-
-    host: Text = "127.0.0.1"
-    port: Port = 8420
-    api_key: Text | None = None
-    max_queue: Count = 256
-
-
-class StrategySettings(msgspec.Struct, frozen=True, kw_only=True):
-    """How a request's strategy is chosen; thresholds count tokens and are inclusive."""
-
-    use_distributed_inference: Mode = "auto"
-    policy: Policy = "thresholds"
-    prompt_threshold: Threshold = 100
-    generation_threshold: Threshold = 50
-
-
-class KvCacheSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """The KV cache of a running request, in mlx-lm's terms."""
-
-    kind: KvKindName = "dynamic"
-    bits: Count | None = None
-    key_bits: Count | None = None
-    value_bits: Count | None = None
-    group_size: Count | None = None
-    max_tokens: Count | None = None
-    keep: Threshold | None = None
-    adaptive: Switch = False
-
-
-class CacheSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What is kept between requests; limits in bytes."""
-
-    prefix: Switch = True
-    memory_limit: Bytes | None = None
-    disk_limit: Bytes | None = None
-    scope: Scope = "shared"
-
-
-class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """One worker. memory_limit: bytes; layers: a half-open manual range; None leaves either to the planner."""
-
-    name: Name
-    host: Text = "local"
-    memory_limit: Bytes | None = None
-    layers: Layers | None = None
-
-
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that can be configured. Serializes to JSON and back with msgspec."""
-
-    model: ModelSettings
-    api: ApiSettings = ApiSettings()
-    strategy: StrategySettings = StrategySettings()
-    kv_cache: KvCacheSettings = KvCacheSettings()
-    cache: CacheSettings = CacheSettings()
-    workers: tuple[WorkerSettings, ...]
-
-
 class Resolved(msgspec.Struct, frozen=True, kw_only=True):
     """The settings and, for each key ("api.port", "workers[0].name"), where its value came from."""
 
     settings: Settings
     origins: dict[str, str]
+
+    def value(self, key: str) -> Any:
+        """What is in force for a key of `origins`."""
+        section, _, name = key.partition(".")
+        if section.startswith("workers["):
+            return getattr(self.settings.workers[int(section[8:-1])], name)
+        struct = getattr(self.settings, section)
+        return getattr(struct if name in struct.__struct_fields__ else struct.kv, name)
 
 
 class Flags(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,6 +71,8 @@ _SECTIONS: dict[str, type[msgspec.Struct]] = {
     "strategy": StrategySettings,
     "kv_cache": KvCacheSettings,
     "cache": CacheSettings,
+    "recovery": RecoverySettings,
+    "engine": EngineSettings,
 }
 _ENVIRONMENT = {
     "USE_DISTRIBUTED_INFERENCE": "strategy.use_distributed_inference",
@@ -139,6 +80,13 @@ _ENVIRONMENT = {
     "TANDEM_MODEL": "model.path",
     "TANDEM_PORT": "api.port",
     "TANDEM_API_KEY": "api.api_key",
+    "TANDEM_PREFILL_CHUNK": "engine.prefill_chunk",
+    "TANDEM_TRACE": "engine.trace",
+}
+_FLAGS = {
+    "--port": ("port", "api.port"),
+    "--kv-cache": ("kv_cache", "kv_cache.kind"),
+    "--model": ("model", "model.path"),
 }
 
 
@@ -152,7 +100,7 @@ def load_settings(
 ) -> Resolved:
     """Settings from `config_file` (None: the default file of the checkout), environment and flags.
 
-    Relative model paths are taken from the file's folder in a file, from `working_directory` elsewhere.
+    Relative paths are taken from the file's folder in a file, from `working_directory` elsewhere.
 
     Raises:
         UsageError: the file cannot be read or any value of the three sources is wrong.
@@ -161,31 +109,46 @@ def load_settings(
     document = _read_toml(file)
     values: dict[str, dict[str, Any]] = {section: {} for section in _SECTIONS}
     origins: dict[str, str] = {}
-
-    def put(key: str, value: Any, origin: str) -> None:
+    for key, value, origin in _given(document, file, environment, flags):
         section, _, name = key.partition(".")
-        values[section][name] = value
+        values[section][name] = _located(key, value, file.parent if origin == str(file) else working_directory)
         origins[key] = origin
-
-    for key, value in _file_values(document, file):
-        put(key, value, str(file))
-    for variable, key in _ENVIRONMENT.items():
-        if variable in environment:
-            put(key, _checked(key, environment[variable], variable, strict=False), f"environment {variable}")
-    if flags.port is not None:
-        put("api.port", _checked("api.port", flags.port, "--port"), "--port")
-    if flags.kv_cache is not None:
-        put("kv_cache.kind", _checked("kv_cache.kind", flags.kv_cache, "--kv-cache"), "--kv-cache")
-    if flags.model is not None:
-        put("model.path", _checked("model.path", flags.model, "--model"), "--model")
-
-    folder = file.parent if origins.get("model.path") == str(file) else working_directory
-    path = values["model"].get("path")
-    values["model"]["path"] = str(checkout / BUNDLED_MODEL) if path is None else model_location(path, folder)
-    workers = _workers(document, file, flags.workers, origins)
-    settings = msgspec.convert({**values, "workers": msgspec.to_builtins(workers)}, Settings)
+    values["model"].setdefault("path", str(checkout / BUNDLED_MODEL))
+    settings = _settings(values, _workers(document, file, flags.workers, origins))
     _check_exposure(settings.api)
     return Resolved(settings=settings, origins=_all_origins(settings, origins))
+
+
+def _given(
+    document: dict[str, Any], file: Path, environment: Mapping[str, str], flags: Flags
+) -> Iterator[tuple[str, Any, str]]:
+    """Every checked (key, value, origin) of file, environment and flags, the weakest first; without the workers."""
+    for key, value in _file_values(document, file):
+        yield key, value, str(file)
+    for variable, key in _ENVIRONMENT.items():
+        if variable in environment:
+            yield key, _checked(key, environment[variable], variable, strict=False), f"environment {variable}"
+    for flag, (attribute, key) in _FLAGS.items():
+        if (value := getattr(flags, attribute)) is not None:
+            yield key, _checked(key, value, flag), flag
+
+
+def _located(key: str, value: Any, folder: Path) -> Any:
+    """A path made absolute, from `folder` on; any other value as it is."""
+    if key == "model.path":
+        return model_location(value, folder)
+    return str((folder / Path(value).expanduser()).resolve()) if key == "engine.trace" else value
+
+
+def _settings(values: dict[str, dict[str, Any]], workers: tuple[WorkerSettings, ...]) -> Settings:
+    """Checked values by section and name, each as its type."""
+    kv_cache = values["kv_cache"]
+    kv = KvSettings(**{name: value for name, value in kv_cache.items() if name in KvSettings.__struct_fields__})
+    own = {name: value for name, value in kv_cache.items() if name not in KvSettings.__struct_fields__}
+    sections: dict[str, Any] = {
+        name: struct(**values[name]) for name, struct in _SECTIONS.items() if struct is not KvCacheSettings
+    }
+    return Settings(**sections, kv_cache=KvCacheSettings(kv=kv, **own), workers=workers)
 
 
 def mode_from_environment(environment: Mapping[str, str]) -> str | None:
@@ -242,7 +205,7 @@ def _file_values(document: dict[str, Any], file: Path) -> Iterator[tuple[str, An
         if not isinstance(content, dict):
             raise UsageError(f"{file}: {section} must be a section, [{section}], not {content!r}")
         for name, value in content.items():
-            _check_known(name, _SECTIONS[section].__struct_fields__, f"{section}.", file)
+            _check_known(name, _keys(section), f"{section}.", file)
             yield f"{section}.{name}", _checked(f"{section}.{name}", value, str(file))
 
 
@@ -257,7 +220,17 @@ def _checked(key: str, value: Any, origin: str, *, strict: bool = True) -> Any:
     """`value` as the type of `key` ("section.name" or "workers[i].name")."""
     section, _, name = key.partition(".")
     struct = _SECTIONS.get(section, WorkerSettings)
+    if struct is KvCacheSettings and name in KvSettings.__struct_fields__:
+        struct = KvSettings
     return _converted(get_type_hints(struct, include_extras=True)[name], key, value, origin, strict=strict)
+
+
+def _keys(section: str) -> tuple[str, ...]:
+    """The names that a section of the file may hold."""
+    struct = _SECTIONS[section]
+    if struct is KvCacheSettings:
+        return (*KvSettings.__struct_fields__, "adaptive")
+    return struct.__struct_fields__
 
 
 def _converted(kind: Any, key: str, value: Any, origin: str, *, strict: bool) -> Any:
@@ -268,7 +241,7 @@ def _converted(kind: Any, key: str, value: Any, origin: str, *, strict: bool) ->
         converted = msgspec.convert(value, kind, strict=strict)
     except (msgspec.ValidationError, ValueError):
         raise problem from None
-    if isinstance(converted, tuple) and converted[0] >= converted[1]:
+    if isinstance(converted, LayerRange) and not 0 <= converted.start < converted.end:
         raise problem
     return converted
 
@@ -278,7 +251,9 @@ def _expectation(kind: Any) -> str:
     for part in (kind, *get_args(kind)):
         for note in getattr(part, "__metadata__", ()):
             return str(note.description)
-    choices = [str(choice) for choice in get_args(kind)]
+    choices = [str(choice) for choice in (kind if isinstance(kind, EnumType) else get_args(kind))]
+    if len(choices) == 1:
+        return f"{choices[0]}, the only one so far"
     return f"{', '.join(choices[:-1])} or {choices[-1]}"
 
 
@@ -335,7 +310,7 @@ def _check_exposure(api: ApiSettings) -> None:
 
 def _all_origins(settings: Settings, origins: dict[str, str]) -> dict[str, str]:
     """Origins of every key, in the order of the sections."""
-    keys = [f"{section}.{name}" for section, struct in _SECTIONS.items() for name in struct.__struct_fields__]
+    keys = [f"{section}.{name}" for section in _SECTIONS for name in _keys(section)]
     keys += [
         f"workers[{index}].{name}"
         for index in range(len(settings.workers))

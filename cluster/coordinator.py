@@ -22,12 +22,12 @@ import msgspec
 
 from cluster.api.app import build_app
 from cluster.api.server import bind, serve
-from cluster.config import Settings
 from cluster.planning.control import ControlPlane
 from cluster.planning.model_files import check_weights, resolve_model
 from cluster.serving.cache_use import read_measured_use
 from cluster.serving.requests import Service
 from cluster.serving.service import GenerationService
+from cluster.settings import Settings
 from protocol.errors import TandemError
 from protocol.home import ClusterState, Home, ProcessIdentity
 from protocol.logs import configure_logging

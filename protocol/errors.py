@@ -1,10 +1,22 @@
 """Every error that a user can meet: whose fault it is, how HTTP and the CLI say it, and whether to try again.
 
-An error's message is one plain sentence that says what to do; no traceback accompanies it. `ApiError` subclasses
-carry what an OpenAI error object needs. Anything else that escapes is a bug and is reported as an internal error.
+An error's message is one clause that says what to do, without a capital letter or a full stop; `as_sentence` completes
+it where it is shown. No traceback accompanies it. `ApiError` subclasses carry what an OpenAI error object needs. Anything
+else that escapes is a bug and is reported as an internal error.
 """
 
 from typing import Any
+
+
+def as_sentence(clause: str, name: str | None = None) -> str:
+    """An error's clause as people read it: a capital letter unless it begins with a name, and a full stop.
+
+    name: what the clause speaks of, which stays as it is written where it comes first.
+    """
+    first = clause.partition(" ")[0].rstrip(",;:")
+    # Paths, options, settings and workers are names, and all hold more than letters.
+    begun = clause[0].upper() + clause[1:] if first.isalpha() and first != name else clause
+    return begun if begun.endswith((".", "?", "!")) else f"{begun}."
 
 
 class TandemError(Exception):
@@ -44,7 +56,8 @@ class ApiError(TandemError):
 
     def body(self) -> dict[str, Any]:
         """The OpenAI error object."""
-        return {"error": {"message": str(self), "type": self.error_type, "param": self.param, "code": self.code}}
+        message = as_sentence(str(self), self.param)
+        return {"error": {"message": message, "type": self.error_type, "param": self.param, "code": self.code}}
 
 
 class BadRequest(ApiError):

@@ -5,8 +5,10 @@ Owns their types, and the one place where ids and keys become raw buffers and ba
 
 from array import array
 from collections.abc import Iterable, Sequence
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 from strategy.prefix import KEY_BYTES, Key
 from strategy.vocabulary import LayerRange, Route
@@ -14,12 +16,18 @@ from strategy.vocabulary import LayerRange, Route
 Buffer = bytes | memoryview
 # The coordinator's place among the senders of numbered messages; workers have their index in the plan.
 COORDINATOR = 0xFFFF
+Count = Annotated[int, Meta(ge=1, description="a whole number of at least 1")]
+Natural = Annotated[int, Meta(ge=0, description="a whole number of at least 0")]
+KvKind = Literal["dynamic", "static", "rotating", "quantized", "keys-only", "paged"]
 
 __all__ = [
     "COORDINATOR",
     "Buffer",
+    "Count",
+    "KvKind",
     "KvSettings",
     "LayerRange",
+    "Natural",
     "Peer",
     "Route",
     "Sampling",
@@ -45,13 +53,13 @@ class KvSettings(msgspec.Struct, frozen=True, kw_only=True):
     (rotating). keep: first tokens that a rotating cache never forgets.
     """
 
-    kind: str = "dynamic"
-    bits: int | None = None
-    key_bits: int | None = None
-    value_bits: int | None = None
-    group_size: int | None = None
-    max_tokens: int | None = None
-    keep: int | None = None
+    kind: KvKind = "dynamic"
+    bits: Count | None = None
+    key_bits: Count | None = None
+    value_bits: Count | None = None
+    group_size: Count | None = None
+    max_tokens: Count | None = None
+    keep: Natural | None = None
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

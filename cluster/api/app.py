@@ -3,9 +3,11 @@
 Endpoints validate, ask the service, and give a response; every error, expected or not, leaves as an OpenAI error object.
 """
 
+import functools
 import hashlib
 import hmac
 from collections.abc import Awaitable, Callable, Collection
+from typing import Any
 
 import msgspec
 from starlette.applications import Starlette
@@ -17,22 +19,30 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cluster.api.body import json_object
+from cluster.api.explain import parse_explain
 from cluster.api.failures import error_response
 from cluster.api.generation import GenerationResponse
-from cluster.api.openai_requests import ApiRequest, parse_chat, parse_completion, parse_explain
-from cluster.api.openai_responses import model_object
+from cluster.api.surface import ApiRequest, Surface
+from cluster.api.surfaces import SURFACES
 from cluster.serving.requests import ModelInfo, Service
 from protocol.errors import ApiError, NotFound, Unauthorized, Unavailable
 
 OPEN_PATHS = frozenset({"/health"})
+# A degraded cluster still answers.
+SERVING = frozenset({"ready", "degraded"})
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 def build_app(
-    service: Service, *, api_key: str | None = None, model_ids: Collection[str] = (), scope_by_key: bool = False
+    service: Service,
+    *,
+    api_key: str | None = None,
+    model_ids: Collection[str] = (),
+    scope_by_key: bool = False,
+    surfaces: Collection[Surface] = SURFACES,
 ) -> Starlette:
-    """The ASGI application over `service`.
+    """The ASGI application over `service`, with a path for each of the `surfaces`.
 
     api_key: every path but /health then asks for it as a bearer token. model_ids: further names of the loaded model
     (its directory and the directory's name), besides its id and "default". scope_by_key: requests with different keys
@@ -41,8 +51,10 @@ def build_app(
     endpoints = _Endpoints(service, frozenset(model_ids), scope_by_key=scope_by_key)
     app = Starlette(
         routes=[
-            Route("/v1/chat/completions", _guarded(endpoints.chat), methods=["POST"]),
-            Route("/v1/completions", _guarded(endpoints.completion), methods=["POST"]),
+            *(
+                Route(surface.path, _guarded(functools.partial(endpoints.generate, surface)), methods=["POST"])
+                for surface in surfaces
+            ),
             Route("/v1/explain", _guarded(endpoints.explain), methods=["POST"]),
             Route("/v1/conversations/{conversation}", _guarded(endpoints.forget), methods=["DELETE"]),
             Route("/v1/models", _guarded(endpoints.models), methods=["GET"]),
@@ -65,13 +77,9 @@ class _Endpoints:
         self._model_ids = model_ids | {"default"}
         self._scope_by_key = scope_by_key
 
-    async def chat(self, request: Request) -> Response:
-        parsed = self._scoped(parse_chat(await json_object(request)), request)
-        return GenerationResponse(self._service, parsed, "chat", self._model(parsed).id)
-
-    async def completion(self, request: Request) -> Response:
-        parsed = self._scoped(parse_completion(await json_object(request)), request)
-        return GenerationResponse(self._service, parsed, "completion", self._model(parsed).id)
+    async def generate(self, surface: Surface, request: Request) -> Response:
+        parsed = self._scoped(surface.parse(await json_object(request)), request)
+        return GenerationResponse(self._service, parsed, surface, self._model(parsed).id)
 
     def _scoped(self, parsed: ApiRequest, request: Request) -> ApiRequest:
         if not self._scope_by_key:
@@ -90,14 +98,14 @@ class _Endpoints:
         return JSONResponse(await self._service.explain(parsed.generation))
 
     async def models(self, _request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [model_object(model) for model in self._service.models()]})
+        return JSONResponse({"object": "list", "data": [_model_object(model) for model in self._service.models()]})
 
     async def model(self, request: Request) -> Response:
-        return JSONResponse(model_object(self._find(request.path_params["model_id"])))
+        return JSONResponse(_model_object(self._find(request.path_params["model_id"])))
 
     async def health(self, _request: Request) -> Response:
         state = self._service.state()
-        return JSONResponse({"state": state}, 200 if state == "ready" else 503)
+        return JSONResponse({"state": state}, 200 if state in SERVING else 503)
 
     async def status(self, _request: Request) -> Response:
         return JSONResponse(self._service.status())
@@ -108,17 +116,19 @@ class _Endpoints:
     def _find(self, name: str) -> ModelInfo:
         models = self._service.models()
         if not models:
-            raise Unavailable("No model is loaded yet; try again when /health says ready.")
+            raise Unavailable("no model is loaded yet; try again when /health says ready")
         for model in models:
             if name == model.id:
                 return model
         if name in self._model_ids:
             return models[0]
-        error = NotFound(
-            f"The model {name[:200]!r} is not loaded; this cluster serves {models[0].id!r}.", param="model"
-        )
+        error = NotFound(f"the model {name[:200]!r} is not loaded; this cluster serves {models[0].id!r}", param="model")
         error.code = "model_not_found"
         raise error
+
+
+def _model_object(model: ModelInfo) -> dict[str, Any]:
+    return {"id": model.id, "object": "model", "created": model.created, "owned_by": "tandem"}
 
 
 def _guarded(endpoint: Endpoint) -> Endpoint:
@@ -137,10 +147,10 @@ async def _routing_error(request: Request, error: Exception) -> Response:
     """Starlette's own errors: no such path, or a path that does not take this method."""
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
-        api_error = ApiError(f"{request.url.path} does not take {request.method}.")
+        api_error = ApiError(f"{request.url.path} does not take {request.method}")
         api_error.error_type, api_error.code = "invalid_request_error", "method_not_allowed"
     else:
-        api_error = NotFound(f"There is no {request.url.path[:200]}.")
+        api_error = NotFound(f"there is no {request.url.path[:200]}")
     api_error.status = error.status_code
     response = error_response(api_error)
     response.headers.update(error.headers or {})
@@ -158,7 +168,7 @@ class _BearerAuth:
         if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
             given = dict(scope["headers"]).get(b"authorization", b"")
             if not hmac.compare_digest(given, self._expected):
-                error = Unauthorized("This cluster asks for an API key; send it as 'Authorization: Bearer KEY'.")
+                error = Unauthorized("this cluster asks for an API key; send it as 'Authorization: Bearer KEY'")
                 await error_response(error)(scope, receive, send)
                 return
         await self._app(scope, receive, send)

@@ -23,7 +23,7 @@ async def json_object(request: Request) -> dict[str, Any]:
         async with asyncio.timeout(BODY_TIMEOUT_S):
             data = await _read(request)
     except TimeoutError:
-        raise BadRequest(f"The body did not arrive within {BODY_TIMEOUT_S:.0f} seconds.") from None
+        raise BadRequest(f"the body did not arrive within {BODY_TIMEOUT_S:.0f} seconds") from None
     return decode_object(data)
 
 
@@ -32,13 +32,13 @@ def decode_object(data: bytes | bytearray) -> dict[str, Any]:
     try:
         value = msgspec.json.decode(data)
     except UnicodeDecodeError as error:
-        raise BadRequest(f"The body is not valid UTF-8: {error.reason}.") from error
+        raise BadRequest(f"the body is not valid UTF-8: {error.reason}") from error
     except RecursionError as error:
-        raise BadRequest("The body is not usable JSON: it is nested too deeply.") from error
+        raise BadRequest("the body is not usable JSON: it is nested too deeply") from error
     except msgspec.DecodeError as error:
-        raise BadRequest(f"The body is not valid JSON: {error}.") from error
+        raise BadRequest(f"the body is not valid JSON: {error}") from error
     if type(value) is not dict:
-        raise BadRequest("The body must be a JSON object.")
+        raise BadRequest("the body must be a JSON object")
     return value
 
 
@@ -67,6 +67,6 @@ def _declared_length(request: Request) -> int:
 
 
 def _body_too_large() -> ApiError:
-    error = TooLarge(f"The body is larger than {BODY_LIMIT_BYTES // 2**20} MB; send a shorter prompt.")
+    error = TooLarge(f"the body is larger than {BODY_LIMIT_BYTES // 2**20} MB; send a shorter prompt")
     error.code = "request_too_large"
     return error

@@ -16,7 +16,7 @@ def as_api_error(error: Exception) -> ApiError:
     if isinstance(error, TandemError):
         return ApiError(str(error))
     logger.error("a request failed unexpectedly", exc_info=error)
-    return ApiError("Tandem met an internal error with this request; its log has the details.")
+    return ApiError("this request met an internal error; the log of the coordinator has the details")
 
 
 def error_response(error: Exception) -> JSONResponse:

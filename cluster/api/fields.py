@@ -15,7 +15,7 @@ Check = Callable[[str, Any], Any]
 def refuse(name: str, must: str, value: Any) -> BadRequest:
     """The error for a value that is not what it must be; long values are cut."""
     shown = repr(value)
-    return BadRequest(f"{name} must be {must}, not {shown if len(shown) <= 60 else shown[:57] + '...'}.", param=name)
+    return BadRequest(f"{name} must be {must}, not {shown if len(shown) <= 60 else shown[:57] + '...'}", param=name)
 
 
 def integer(low: int, high: int) -> Check:
@@ -74,7 +74,7 @@ def only(what: str, *neutral: Any) -> Check:
         # True == 1 in Python, in JSON it is another value.
         if not any(type(value) is type(item) and value == item for item in neutral):
             allowed = f"; leave it out or send {' or '.join(map(_as_json, neutral))}" if neutral else "; leave it out"
-            raise BadRequest(f"{name} asks for {what}, which is not supported{allowed}.", param=name)
+            raise BadRequest(f"{name} asks for {what}, which is not supported{allowed}", param=name)
 
     return check
 
@@ -124,8 +124,8 @@ def unknown(name: str, known: Iterable[str], prefix: str = "") -> BadRequest:
     """The error for a field that nobody knows, with the nearest known one."""
     near = get_close_matches(name[:100], list(known), n=1)
     shown = name if len(name) <= 60 else name[:57] + "..."
-    hint = f"; did you mean {near[0]}?" if near else "."
-    return BadRequest(f"Unknown field {prefix}{shown}{hint}", param=f"{prefix}{shown}")
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return BadRequest(f"unknown field {prefix}{shown}{hint}", param=f"{prefix}{shown}")
 
 
 def check_all(fields: dict[str, Any], checks: dict[str, Check], prefix: str = "") -> dict[str, Any]:

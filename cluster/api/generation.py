@@ -13,10 +13,10 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from cluster.api.events import comment
 from cluster.api.failures import as_api_error, error_response
-from cluster.api.openai_requests import ApiRequest
-from cluster.api.openai_responses import AnswerFormat, Kind, event, progress_comment
-from cluster.serving.requests import Delta, Event, Finished, Progress, Routed, Service
+from cluster.api.surface import AnswerFormat, ApiRequest, Surface
+from cluster.serving.requests import Delta, Event, Finished, Progress, Routed, Service, Waiting
 
 logger = logging.getLogger(__name__)
 
@@ -26,13 +26,13 @@ DIRECT_SEND = "tandem.send"
 
 
 class GenerationResponse(Response):
-    """Runs `request` on `service` when awaited. kind: which of the two endpoints asks; model: the id to answer with."""
+    """Runs `request` on `service` when awaited. surface: how the answer is written; model: the id to answer with."""
 
-    def __init__(self, service: Service, request: ApiRequest, kind: Kind, model: str) -> None:
+    def __init__(self, service: Service, request: ApiRequest, surface: Surface, model: str) -> None:
         super().__init__()
         self._service = service
         self._request = request
-        self._kind: Kind = kind
+        self._surface = surface
         self._model = model
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -53,13 +53,7 @@ class GenerationResponse(Response):
         """The response to send, or None when it was streamed. Raises what the service raises before the first byte."""
         routed = await anext(events)
         assert isinstance(routed, Routed), routed
-        answer = AnswerFormat(
-            self._kind,
-            routed,
-            model=self._model,
-            created=int(time.time()),
-            include_usage=self._request.include_usage,
-        )
+        answer = self._surface.answer(self._request, routed, model=self._model, created=int(time.time()))
         headers = {"X-Tandem-Strategy": routed.strategy}
         if self._request.stream:
             await _start_stream(headers, send)
@@ -89,7 +83,7 @@ async def _stream(events: AsyncIterator[Event], answer: AnswerFormat, send: Send
     try:
         await _stream_events(events, answer, send)
     except Exception as error:  # noqa: BLE001 - the request's boundary: every error becomes an event
-        await _write(send, event(as_api_error(error).body()), more=False)
+        await _write(send, answer.failure(as_api_error(error)), more=False)
 
 
 async def _stream_events(events: AsyncIterator[Event], answer: AnswerFormat, send: Send) -> None:
@@ -98,7 +92,9 @@ async def _stream_events(events: AsyncIterator[Event], answer: AnswerFormat, sen
             if item.text:
                 await _write(send, answer.text(item.text))
         elif isinstance(item, Progress):
-            await _write(send, progress_comment(item))
+            await _write(send, comment(f"prefill {item.processed}/{item.total}"))
+        elif isinstance(item, Waiting):
+            await _write(send, comment(f"waiting for {', '.join(item.workers)}"))
         elif isinstance(item, Finished):
             await _write(send, answer.closing(item), more=False)
             return

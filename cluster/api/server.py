@@ -23,7 +23,7 @@ def bind(host: str, port: int) -> socket.socket:
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except OSError as error:
-        raise TandemError(f"The API address {host} is not known to this machine: {error.strerror}.") from error
+        raise TandemError(f"the API address {host} is not known to this machine: {error.strerror}") from error
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -86,7 +86,7 @@ async def _stop_when(stopping: asyncio.Event, server: uvicorn.Server) -> None:
 
 def _why_not(host: str, port: int, error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
-        return f"Port {port} on {host} is in use; stop what uses it, or choose another with --port."
+        return f"port {port} on {host} is in use; stop what uses it, or choose another with --port"
     if error.errno == errno.EACCES:
-        return f"Port {port} on {host} needs more rights than you have; choose one above 1023 with --port."
-    return f"The API cannot listen on {host} port {port}: {error.strerror}."
+        return f"port {port} on {host} needs more rights than you have; choose one above 1023 with --port"
+    return f"the API cannot listen on {host} port {port}: {error.strerror}"

@@ -19,6 +19,7 @@ _STREAM_TIMEOUT_S = 900.0
 _USER_ERRORS = (400, 404, 413)
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, never bound
 _PREFILL = re.compile(r":\s*prefill (\d+)/(\d+)")
+_WAITING = re.compile(r":\s*waiting for (.+)")
 
 
 class NoAnswer(TandemError):
@@ -66,14 +67,17 @@ class Client:
             return _decode(response.read())
 
     def stream(self, path: str, body: dict[str, Any]) -> Generator[dict[str, Any], None, None]:
-        """The chunks of a streamed answer; progress of the prefill comes as {"prefill": (processed, total)}.
+        """The chunks of a streamed answer.
 
+        Progress of the prefill comes as {"prefill": (processed, total)}, a wait for lost workers as {"waiting": names}.
         Closing the iterator closes the connection, which cancels the request. Raises as `get`, at any point.
         """
         with self._request("POST", path, body, _STREAM_TIMEOUT_S) as response:
             for line in _lines(response):
                 if (match := _PREFILL.match(line)) is not None:
                     yield {"prefill": (int(match[1]), int(match[2]))}
+                elif (match := _WAITING.match(line)) is not None:
+                    yield {"waiting": match[1]}
                 elif line == "data: [DONE]":
                     return
                 elif line.startswith("data: "):

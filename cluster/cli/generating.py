@@ -27,7 +27,11 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     conversation: str | None = None
 
 
-class Answer(msgspec.Struct):
+# What an answer may say of itself besides what it always says.
+_FURTHER = ("cached_tokens", "predicted", "resumed", "draft", "notes")
+
+
+class ReceivedAnswer(msgspec.Struct):
     """An answer as it comes in. tandem: how it was routed and how fast it was."""
 
     text: str = ""
@@ -61,6 +65,7 @@ class Answer(msgspec.Struct):
             "ttft_s": self.tandem["ttft_s"],
             "decode_tokens_per_s": self.tandem["decode_tokens_per_s"],
             "workers": self.tandem["workers"],
+            **{name: self.tandem[name] for name in _FURTHER if name in self.tandem},
         }
 
 
@@ -85,7 +90,7 @@ def prompt(session: Session, text: str, options: Options, *, as_json: bool) -> N
     mode = mode_from_environment(session.environment)
     client, status = session.reach()
     path, body = _generation(status, [{"role": "user", "content": text}], options, mode)
-    answer = Answer()
+    answer = ReceivedAnswer()
     for new in _texts(session, client, path, body, answer):
         if not as_json:
             _write(sys.stdout, new)
@@ -132,7 +137,7 @@ def chat(session: Session, options: Options) -> None:
 
 def _chat_turn(session: Session, client: Client, body: dict[str, Any]) -> str | None:
     """Print one answer; None when it was refused or interrupted, which leaves the conversation as it was."""
-    answer = Answer()
+    answer = ReceivedAnswer()
     try:
         for new in _texts(session, client, "/v1/chat/completions", body, answer):
             _write(sys.stdout, new)
@@ -159,20 +164,27 @@ def _lines_typed() -> Iterator[str]:
             yield line
 
 
-def _texts(session: Session, client: Client, path: str, body: dict[str, Any], answer: Answer) -> Iterator[str]:
+def _texts(session: Session, client: Client, path: str, body: dict[str, Any], answer: ReceivedAnswer) -> Iterator[str]:
     """New pieces of text as they come; closes the connection, which cancels the request, however it ends."""
     streaming = {"stream": True, "stream_options": {"include_usage": True}}
     with closing(client.stream(path, body | streaming)) as chunks:
         for chunk in chunks:
-            if "prefill" in chunk:
-                processed, total = chunk["prefill"]
-                session.terminal.progress(f"reading the prompt: {processed} of {total} tokens")
+            if "choices" not in chunk:
+                _show_progress(session, chunk, below=bool(answer.text) and not answer.text.endswith("\n"))
                 continue
             new = answer.take(chunk)
             if new:
                 session.terminal.done()
                 yield new
     session.terminal.done()
+
+
+def _show_progress(session: Session, comment: dict[str, Any], *, below: bool) -> None:
+    if "waiting" in comment:
+        session.terminal.progress(f"waiting for {comment['waiting']}", below=below, at_once=True)
+    else:
+        processed, total = comment["prefill"]
+        session.terminal.progress(f"reading the prompt: {processed} of {total} tokens", below=below)
 
 
 def _generation(
@@ -193,11 +205,18 @@ def _generation(
     return ("/v1/completions" if raw else "/v1/chat/completions"), body
 
 
-def _summary(answer: Answer) -> str:
+def _summary(answer: ReceivedAnswer) -> str:
     report = answer.report()
     rate = report["decode_tokens_per_s"]
     speed = "" if rate is None else f", then {rate:.0f} tokens/s"
-    return f"[{report['strategy']}: {report['reason']}; first token after {report['ttft_s']:.2f} s{speed}]"
+    return (
+        f"[{report['strategy']}: {report['reason']}; first token after {report['ttft_s']:.2f} s{speed}"
+        f"{_resumed_text(report.get('resumed', 0))}]"
+    )
+
+
+def _resumed_text(times: int) -> str:
+    return "" if times == 0 else f"; resumed {'once' if times == 1 else f'{times} times'}"
 
 
 def _write(stream: TextIO, text: str) -> None:

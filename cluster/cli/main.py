@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from protocol.errors import TandemError, UsageError
+from protocol.errors import TandemError, UsageError, as_sentence
 
 if TYPE_CHECKING:
     from cluster.cli.generating import Options
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:  # noqa: PLR0911 - one return for eac
         print(error.format_message(), file=sys.stderr)
         return 2
     except click.ClickException as error:
-        return _complain(_sentence(error), 2)
+        return _complain(_clause(error), 2)
     except TandemError as error:
         return _complain(str(error), error.exit_code)
     except (click.exceptions.Abort, KeyboardInterrupt):
@@ -70,11 +70,11 @@ def _end_on_signal(number: int, _frame: object) -> None:
 
 
 def _complain(message: str, exit_code: int) -> int:
-    print(f"tandem: {message}", file=sys.stderr)
+    print(f"tandem: {as_sentence(message)}", file=sys.stderr)
     return exit_code
 
 
-def _sentence(error: click.ClickException) -> str:
+def _clause(error: click.ClickException) -> str:
     """Click's own message, with the command whose help says more."""
     message = error.format_message().rstrip(".")
     context = getattr(error, "ctx", None)

@@ -16,7 +16,8 @@ from cluster.cli.showing import stopped_status
 from cluster.cli.starting import Started, Starter
 from cluster.cli.stopping import read_state
 from cluster.cli.terminal import Terminal
-from cluster.config import Flags, Resolved, Settings, load_settings
+from cluster.config import Flags, Resolved, load_settings
+from cluster.settings import Settings
 from protocol.errors import TandemError
 from protocol.home import ClusterState, Home
 

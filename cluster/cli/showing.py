@@ -1,10 +1,12 @@
 """How a cluster, a choice and a configuration look to people. Text in, text out; nothing here asks anybody."""
 
 import sys
+import time
 from typing import Any
 
 from cluster.config import Resolved
 
+_EVENTS_SHOWN = 5
 _BYTES_PER_UNIT = (("GB", 10**9), ("MB", 10**6), ("KB", 10**3))
 
 
@@ -43,10 +45,14 @@ def status_lines(status: dict[str, Any]) -> list[str]:
         lines.append(f"note    {status['note']}")
     if status["model"]["id"] is None:
         return lines
+    if status.get("epoch") is not None:
+        lines.append(f"epoch   {epoch_text(status['epoch'])}")
     requests = ", ".join(f"{count} {name}" for name, count in status["requests"].items() if isinstance(count, int))
     busy = [f"load    {worker['name']}: {_load_text(worker['load'])}" for worker in status["workers"]]
     caches = [f"cache   {worker['name']}: {_cache_text(worker)}" for worker in status["workers"]]
-    return [*lines, *plan_lines(status), *busy, *caches, f"reused  {_reuse_text(status)}", f"requests  {requests}"]
+    events = [f"event   {_event_text(event)}" for event in status.get("events", [])[-_EVENTS_SHOWN:]]
+    known = [*busy, *caches, f"reused  {_reuse_text(status)}", f"requests  {requests}", *events]
+    return [*lines, *plan_lines(status), *known]
 
 
 def print_status(status: dict[str, Any]) -> None:
@@ -58,7 +64,7 @@ def print_status(status: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(title=f"{status['model']['id']}: {status['state']}", title_justify="left")
-    for heading in ("worker", "host", "pid", "state", "layers", "full model", "weights", "KV", "limit"):
+    for heading in ("worker", "host", "pid", "state", "layers", "full model", "weights", "KV", "limit", "step"):
         table.add_column(heading)
     for worker in status["workers"]:
         memory = worker["memory"]
@@ -70,6 +76,7 @@ def print_status(status: dict[str, Any]) -> None:
             layers_text(worker["layers"]),
             "yes" if worker["holds_full_model"] else "no",
             *(size_text(memory[key]) for key in ("weights_bytes", "kv_bytes", "limit_bytes")),
+            "-" if worker.get("oldest_step_s") is None else f"{worker['oldest_step_s']:.1f} s",
         )
     console = Console()
     console.print(table)
@@ -91,7 +98,7 @@ def explain_lines(choice: dict[str, Any]) -> list[str]:
 
 def config_lines(resolved: Resolved) -> list[str]:
     """Every key with its value and where it came from; the key of the API is not shown."""
-    shown = {key: f"{key} = {_toml(_lookup(resolved, key))}" for key in resolved.origins}
+    shown = {key: f"{key} = {_toml(resolved.value(key))}" for key in resolved.origins}
     if resolved.settings.api.api_key is not None:
         shown["api.api_key"] = "api.api_key = (set)"
     width = max(map(len, shown.values()))
@@ -115,9 +122,27 @@ def layers_text(layers: list[int] | None) -> str:
     return f"{layers[0]}-{layers[1] - 1}"
 
 
+def epoch_text(epoch: int) -> str:
+    """An epoch's two halves: which start of the coordinator, and which plan since then."""
+    return f"{epoch >> 32}.{epoch & 0xFFFF_FFFF}"
+
+
 def _worker_line(worker: dict[str, Any]) -> str:
     full = ", holds the full model" if worker["holds_full_model"] else ""
-    return f"worker  {worker['name']} (pid {worker['pid']}, {worker['state']}): layers {layers_text(worker['layers'])}{full}"
+    layers = layers_text(worker["layers"])
+    return (
+        f"worker  {worker['name']} (pid {worker['pid']}, {worker['state']}): layers {layers}{full}{_step_text(worker)}"
+    )
+
+
+def _step_text(worker: dict[str, Any]) -> str:
+    oldest_s = worker.get("oldest_step_s")
+    return "" if oldest_s is None else f", at a step for {oldest_s:.1f} s"
+
+
+def _event_text(event: dict[str, Any]) -> str:
+    """When, on this machine's clock, and what."""
+    return f"{time.strftime('%H:%M:%S', time.localtime(event['at']))}  {event['what']}"
 
 
 def _load_text(load: dict[str, Any]) -> str:
@@ -137,13 +162,6 @@ def _reuse_text(status: dict[str, Any]) -> str:
     return f"{cache['cached_tokens']:,} of {cache['prompt_tokens']:,} prompt tokens ({cache['hit_rate']:.0%})"
 
 
-def _lookup(resolved: Resolved, key: str) -> Any:
-    section, _, name = key.partition(".")
-    if section.startswith("workers["):
-        return getattr(resolved.settings.workers[int(section[8:-1])], name)
-    return getattr(getattr(resolved.settings, section), name)
-
-
 def _toml(value: Any) -> str:
     if value is None:
         return "(not set)"
@@ -151,4 +169,6 @@ def _toml(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, tuple):
         return str(list(value))
+    if isinstance(value, float):
+        return f"{value:g}"
     return f'"{value}"' if isinstance(value, str) else str(value)

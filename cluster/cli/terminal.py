@@ -1,6 +1,7 @@
 """What the commands say beside their output: notes and progress, on stderr.
 
-Progress is a line that is written over, only on a terminal, and only once something has taken a second.
+Progress is a line that is written over, only on a terminal, and only once something has taken a second. Under an answer
+that has begun it takes a line of its own, so that nothing of the answer is written over.
 """
 
 import os
@@ -33,13 +34,17 @@ class Terminal:
         if self.interactive:
             self.note(f"\033[2m{text}\033[0m")
 
-    def progress(self, text: str, now: float | None = None) -> None:
-        """How far something is; `now` in seconds of a monotonic clock."""
+    def progress(self, text: str, now: float | None = None, *, below: bool = False, at_once: bool = False) -> None:
+        """How far something is; `now` in seconds of a monotonic clock.
+
+        below: other text stands on the line; at_once: it has taken long already.
+        """
         now = time.monotonic() if now is None else now
         self._began = now if self._began is None else self._began
-        if self.interactive and now - self._began >= _SILENT_S:
+        if self.interactive and (at_once or now - self._began >= _SILENT_S):
+            start = "\n" if below and not self._shown else "\r\033[K"
             self._shown = True
-            print(f"\r\033[K{text}", end="", file=self._stream, flush=True)
+            print(f"{start}{text}", end="", file=self._stream, flush=True)
 
     def done(self) -> None:
         """The thing in progress ended: take its line away."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from cluster.config import Settings
+from cluster.settings import Settings
 from cluster.planning.kept_prefixes import KeptPrefixes
 from cluster.planning.plan import ModelFacts, Plan
 from protocol.messages import KnownPrefix, Loaded, LoadStage, StagePlan
@@ -58,7 +58,7 @@ class Assembly:
         )
         common = LoadStage(
             model=self._model.digest,
-            kv=settings.kv_cache.settings,
+            kv=settings.kv_cache.kv,
             prefix_memory_bytes=0,
             prefix_disk_bytes=self._disk_bytes,
             stages=stages,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from cluster.config import Settings
+from cluster.settings import Settings
 from cluster.planning.assembly import Assembly, Part
 from cluster.planning.model_files import read_sizes
 from cluster.planning.plan import ModelFacts

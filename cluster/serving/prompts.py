@@ -15,7 +15,7 @@ from jinja2.exceptions import TemplateError
 from mlx_lm.tokenizer_utils import StreamingDetokenizer, TokenizerWrapper
 from mlx_lm.utils import load_config, load_tokenizer
 
-from cluster.serving.requests import GenerationRequest
+from cluster.serving.requests import ChatPrompt, GenerationRequest, TextPrompt, TokensPrompt
 from protocol.errors import BadRequest, ModelError
 
 TOKENIZER_FILES = (
@@ -52,13 +52,13 @@ class Prompts:
         except (OSError, ValueError, TypeError) as error:
             raise ModelError(f"{model_path} has no readable config.json: {_in_one_line(error)}") from error
         if not any(file for pattern in TOKENIZER_FILES for file in model_path.glob(pattern)):
-            raise ModelError(f"{model_path} has no tokenizer; put the model's tokenizer.json beside its config.json.")
+            raise ModelError(f"{model_path} has no tokenizer; put the model's tokenizer.json beside its config.json")
         try:
             tokenizer = load_tokenizer(
                 model_path, {"trust_remote_code": False}, eos_token_ids=config.get("eos_token_id")
             )
         except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
-            raise ModelError(f"The tokenizer in {model_path} cannot be read: {_in_one_line(error)}") from error
+            raise ModelError(f"the tokenizer in {model_path} cannot be read: {_in_one_line(error)}") from error
         return cls(tokenizer, _vocabulary_size(config, tokenizer))
 
     def encode(self, request: GenerationRequest) -> tuple[int, ...]:
@@ -68,28 +68,30 @@ class Prompts:
         token ids (in the prompt or in logit_bias) outside the vocabulary.
         """
         self._require_known(request.sampling.logit_bias or (), "logit_bias")
-        if request.messages is not None:
-            ids, param = self._encode_chat(request.messages), "messages"
-        elif request.text is not None:
-            ids, param = self._encode_text(request.text), "prompt"
-        else:
-            ids, param = request.tokens or (), "prompt"
+        field = request.prompt_field
+        match request.prompt:
+            case ChatPrompt(messages=messages):
+                ids = self._encode_chat(messages, field)
+            case TextPrompt(text=text):
+                ids = self._encode_text(text)
+            case TokensPrompt(tokens=ids):
+                pass
         if not ids:
-            raise BadRequest("The prompt is empty; send some text.", param=param)
-        self._require_known(ids, param)
+            raise BadRequest("the prompt is empty; send some text", param=field)
+        self._require_known(ids, field)
         return ids
 
     def stream(self, stop: tuple[str, ...] = ()) -> "TextStream":
         """A fresh detokenizer for one answer, which ends at the first of the `stop` strings."""
         return TextStream(self._tokenizer.detokenizer, stop)
 
-    def _encode_chat(self, messages: tuple[dict[str, str], ...]) -> tuple[int, ...]:
+    def _encode_chat(self, messages: tuple[dict[str, str], ...], field: str) -> tuple[int, ...]:
         if not self.has_chat_template:
             raise BadRequest(
-                "This model has no chat template; use /v1/completions, or --raw on the command line.", param="messages"
+                "this model has no chat template; use /v1/completions, or --raw on the command line", param=field
             )
         if not any(message["content"].strip() for message in messages):
-            raise BadRequest("The prompt is empty; send some text.", param="messages")
+            return ()
         with self._encoding:
             try:
                 text = self._tokenizer.apply_chat_template(
@@ -97,7 +99,7 @@ class Prompts:
                 )
             except TEMPLATE_ERRORS as error:
                 raise BadRequest(
-                    f"The model's chat template refuses these messages: {_in_one_line(error)}", param="messages"
+                    f"the model's chat template refuses these messages: {_in_one_line(error)}", param=field
                 ) from error
             return tuple(self._tokenizer.encode(text, add_special_tokens=False))
 
@@ -113,7 +115,7 @@ class Prompts:
         for token in (min(ids, default=0), max(ids, default=0)):
             if not 0 <= token < self.vocabulary_size:
                 raise BadRequest(
-                    f"Token id {token} in {param} is outside the model's vocabulary of {self.vocabulary_size}.",
+                    f"token id {token} in {param} is outside the model's vocabulary of {self.vocabulary_size}",
                     param=param,
                 )
 

@@ -11,18 +11,37 @@ import msgspec
 from protocol.values import Sampling
 
 
-class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A validated request. Exactly one of `messages`, `text` and `tokens` is given.
+class ChatPrompt(msgspec.Struct, frozen=True, tag=True):
+    """Messages (`role`, `content`, perhaps `name`) for the model's chat template."""
 
-    messages: chat messages (`role`, `content`) for the model's chat template; text: a raw prompt, no template;
-    tokens: a raw prompt as token ids. max_tokens: None lets the coordinator take its default, cut to the context.
-    scope: requests of different scopes share no cached prefix. mode: an override of USE_DISTRIBUTED_INFERENCE
-    ("auto" | "always" | "never"); strategy: a strategy name.
+    messages: tuple[dict[str, str], ...]
+
+
+class TextPrompt(msgspec.Struct, frozen=True, tag=True):
+    """Text that is taken as it is, without a template."""
+
+    text: str
+
+
+class TokensPrompt(msgspec.Struct, frozen=True, tag=True):
+    """Token ids that are taken as they are."""
+
+    tokens: tuple[int, ...]
+
+
+Prompt = ChatPrompt | TextPrompt | TokensPrompt
+
+
+class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A validated request.
+
+    prompt_field: what the caller called the prompt, for errors about it. max_tokens: None lets the coordinator take its
+    default, cut to the context. scope: requests of different scopes share no cached prefix. mode: an override of
+    USE_DISTRIBUTED_INFERENCE ("auto" | "always" | "never"); strategy: a strategy name.
     """
 
-    messages: tuple[dict[str, str], ...] | None = None
-    text: str | None = None
-    tokens: tuple[int, ...] | None = None
+    prompt: Prompt
+    prompt_field: str = "prompt"
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     sampling: Sampling = Sampling()
@@ -49,6 +68,12 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     total: int
 
 
+class Waiting(msgspec.Struct, frozen=True, kw_only=True):
+    """No plan can serve the request at the moment: it waits for these workers to come back."""
+
+    workers: tuple[str, ...]
+
+
 class Delta(msgspec.Struct, frozen=True, kw_only=True):
     """New text (may be empty while a stop string or a character is incomplete) and the token ids behind it."""
 
@@ -62,7 +87,7 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
     finish_reason: "stop" (end token or stop string) or "length". completion_tokens counts generated tokens, the end
     token included as mlx-lm counts it; `token_ids` are the generated ids without the end token. ttft_s: seconds from
     arrival to the first token; decode_tokens_per_s: rate after the first token, None for fewer than two tokens.
-    cached_tokens: prompt tokens whose KV was already there.
+    cached_tokens: prompt tokens whose KV was already there. resumed: how many times it went on after a loss.
     """
 
     finish_reason: str
@@ -70,11 +95,12 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    resumed: int = 0
     ttft_s: float
     decode_tokens_per_s: float | None
 
 
-Event = Routed | Progress | Delta | Finished
+Event = Routed | Progress | Waiting | Delta | Finished
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,7 +117,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
 class Service(Protocol):
     """What HTTP needs of the coordinator. Methods raise `ApiError`s; all run on one asyncio loop.
 
-    `generate` yields Routed first, then Progress and Delta in order, then one Finished; an error ends it as a raised
+    `generate` yields Routed first, then Progress, Waiting and Delta in order, then one Finished; an error ends it as a raised
     ApiError at any point. Errors of the request itself (400, 404, 413, 429, 503) are raised before Routed. Closing the
     iterator early (`aclose`) cancels the request on the workers.
     """

@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
-from cluster.config import Settings
 from cluster.planning.control import ControlPlane
 from cluster.serving.admission import Admission
 from cluster.serving.answer import Answer, Report
@@ -22,6 +21,7 @@ from cluster.serving.prompts import Prompts
 from cluster.serving.requests import Event, GenerationRequest, ModelInfo, Routed
 from cluster.serving.routes import Routes
 from cluster.serving.status import model_status, reuse_status, worker_status
+from cluster.settings import Settings
 from protocol.errors import ApiError, BadRequest, TooLarge, Unavailable, UsageError
 from protocol.messages import Cancel, ForgetConversation, Generate, PrefillProgress, Reused, SequenceFailed, Tokens
 from protocol.values import Route, pack_ids
@@ -306,7 +306,7 @@ class GenerationService:
         if prompt_tokens >= context:
             raise TooLarge(
                 f"the prompt has {prompt_tokens} tokens but the model's context is {context} tokens; shorten it",
-                param="messages" if request.messages is not None else "prompt",
+                param=request.prompt_field,
             )
         room = context - prompt_tokens
         if request.max_tokens is not None and request.max_tokens > room:

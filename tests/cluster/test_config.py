@@ -5,15 +5,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from cluster.config import (
-    Flags,
-    Resolved,
-    Settings,
-    load_settings,
-    mode_from_environment,
-    parse_size,
-)
+from cluster.config import Flags, Resolved, load_settings, mode_from_environment, parse_size
+from cluster.settings import RecoverySettings, Settings
 from protocol.errors import UsageError
+from protocol.values import KvSettings
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -59,7 +54,7 @@ def test_flag_beats_environment_beats_file(tmp_path):
 
 
 def test_origins_name_file_and_variable(tmp_path):
-    origins = load(tmp_path, '[strategy]\npolicy = "measured"\n', {"USE_DISTRIBUTED_INFERENCE": "never"}).origins
+    origins = load(tmp_path, '[strategy]\npolicy = "thresholds"\n', {"USE_DISTRIBUTED_INFERENCE": "never"}).origins
     assert origins["strategy.policy"] == str(tmp_path / "c.toml")
     assert origins["strategy.use_distributed_inference"] == "environment USE_DISTRIBUTED_INFERENCE"
 
@@ -102,7 +97,17 @@ def test_unknown_key_is_named_with_the_nearest_right_one(tmp_path, text, wrong, 
         ("workers = []\n", "workers", "[[workers]]"),
         ("[strategy]\nprompt_threshold = -1\n", "strategy.prompt_threshold", "at least 0"),
         ('[strategy]\nuse_distributed_inference = "sometimes"\n', "'sometimes'", "auto, always or never"),
-        ('[strategy]\npolicy = "best"\n', "'best'", "thresholds or measured"),
+        ('[strategy]\npolicy = "best"\n', "'best'", "must be thresholds, the only one so far"),
+        ("[recovery]\nwait_s = -1\n", "recovery.wait_s", "number of seconds"),
+        ("[recovery]\nwait_s = nan\n", "recovery.wait_s", "number of seconds"),
+        ("[recovery]\norphan_s = inf\n", "recovery.orphan_s", "number of seconds"),
+        ('[recovery]\norphan_s = "1"\n', "recovery.orphan_s", "number of seconds"),
+        ("[recovery]\nkv_copies = 2\n", "recovery.kv_copies", "0 or 1"),
+        ("[recovery]\nkv_copies = true\n", "recovery.kv_copies", "0 or 1"),
+        ("[engine]\nprefill_chunk = 0\n", "engine.prefill_chunk", "at least 1"),
+        ('[engine]\ntrace = ""\n', "engine.trace", "not empty"),
+        ("[kv_cache]\nkeep = -1\n", "kv_cache.keep", "at least 0"),
+        ('[kv_cache]\nadaptive = "yes"\n', "kv_cache.adaptive", "true or false"),
     ],
 )
 def test_wrong_value_names_key_and_expectation(tmp_path, text, key, expected):
@@ -189,6 +194,53 @@ def test_settings_survive_json(tmp_path):
 
 
 def test_flag_chooses_the_kind_of_cache_and_unknown_kinds_are_refused(tmp_path):
-    assert load(tmp_path, "", kv_cache="static").settings.kv_cache.kind == "static"
+    assert load(tmp_path, "", kv_cache="static").settings.kv_cache.kv == KvSettings(kind="static")
     message = refused(tmp_path, "", kv_cache="elastic")
     assert "--kv-cache: kv_cache.kind must be dynamic, static, rotating" in message
+
+
+@pytest.mark.parametrize("environment", [{}, {"TANDEM_STRATEGY_POLICY": "measured"}])
+def test_policy_that_does_not_exist_yet_is_refused_with_what_exists(tmp_path, environment):
+    text = "" if environment else '[strategy]\npolicy = "measured"\n'
+    message = refused(tmp_path, text, environment)
+    assert "strategy.policy must be thresholds, the only one so far, not 'measured'" in message
+    assert message.startswith("TANDEM_STRATEGY_POLICY" if environment else str(tmp_path))
+
+
+def test_recovery_has_the_documented_values_and_takes_others(tmp_path):
+    assert load(tmp_path, "").settings.recovery == RecoverySettings(wait_s=60, kv_copies=0, orphan_s=120)
+    given = "[recovery]\nwait_s = 0\nkv_copies = 1\norphan_s = 2.5\n"
+    assert load(tmp_path, given).settings.recovery == RecoverySettings(wait_s=0, kv_copies=1, orphan_s=2.5)
+
+
+def test_settings_of_the_engine_come_from_file_and_environment(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load(tmp_path, "").settings.engine.trace is None
+    text = '[engine]\nprefill_chunk = 64\ntrace = "t.json"\n'
+    from_file = load(tmp_path, text).settings.engine
+    assert (from_file.prefill_chunk, from_file.trace) == (64, str(tmp_path / "t.json"))
+    resolved = load(tmp_path, text, {"TANDEM_PREFILL_CHUNK": "32", "TANDEM_TRACE": "/tmp/other.json"})
+    assert (resolved.settings.engine.prefill_chunk, resolved.settings.engine.trace) == (32, "/tmp/other.json")
+    assert resolved.origins["engine.prefill_chunk"] == "environment TANDEM_PREFILL_CHUNK"
+    message = refused(tmp_path, "", {"TANDEM_PREFILL_CHUNK": "many"})
+    assert "TANDEM_PREFILL_CHUNK: engine.prefill_chunk must be a whole number of at least 1, not 'many'" in message
+
+
+def test_keys_of_the_cache_stand_beside_adaptive(tmp_path):
+    text = '[kv_cache]\nkind = "quantized"\nkey_bits = 8\nvalue_bits = 4\nadaptive = true\n'
+    resolved = load(tmp_path, text)
+    assert resolved.settings.kv_cache.kv == KvSettings(kind="quantized", key_bits=8, value_bits=4)
+    assert resolved.settings.kv_cache.adaptive
+    assert (resolved.value("kv_cache.kind"), resolved.value("kv_cache.adaptive")) == ("quantized", True)
+    assert "did you mean kv_cache.adaptive?" in refused(tmp_path, "[kv_cache]\nadaptve = true\n")
+    assert "unknown key kv_cache.kv;" in refused(tmp_path, "[kv_cache]\nkv = 1\n")
+
+
+def test_every_key_has_an_origin_and_a_value(tmp_path):
+    resolved = load(tmp_path, "[[workers]]\nlayers = [0, 3]\n")
+    assert resolved.value("workers[0].layers") == (0, 3)
+    for key in resolved.origins:
+        resolved.value(key)
+    assert {key.partition(".")[0] for key in resolved.origins} == {*Settings.__struct_fields__, "workers[0]"} - {
+        "workers"
+    }

@@ -213,7 +213,7 @@ def test_port_in_use_is_said_and_nothing_starts(cluster, tiny_model):
         taken.listen()
         done = cluster.command("start", "--port", str(cluster.port), "--model", str(tiny_model))
     assert done.returncode == 1
-    assert f"port {cluster.port}" in done.stderr
+    assert f"Port {cluster.port}" in done.stderr
     assert "--port" in done.stderr
     cluster.assert_no_process_left()
 

@@ -20,6 +20,7 @@ FINISHED = Finished(
     prompt_tokens=7,
     completion_tokens=3,
     cached_tokens=4,
+    resumed=1,
     ttft_s=0.25,
     decode_tokens_per_s=40.0,
 )
@@ -39,6 +40,7 @@ class FakeService:
     def __init__(self, *script: Any, state: str = "ready", models: tuple[ModelInfo, ...] = (MODEL,)):
         self.script = script or ANSWER
         self.requests: list[GenerationRequest] = []
+        self.forgotten: list[str] = []
         self.waiting = asyncio.Event()
         self.closed = asyncio.Event()
         self._state = state
@@ -60,6 +62,9 @@ class FakeService:
     async def explain(self, request: GenerationRequest) -> dict:
         self.requests.append(request)
         return {"strategy": "single-device-cached", "candidates": []}
+
+    def forget_conversation(self, conversation: str) -> None:
+        self.forgotten.append(conversation)
 
     def status(self) -> dict:
         return {"state": self._state, "workers": []}

@@ -2,8 +2,10 @@
 
 import pytest
 
-from cluster.serving.requests import Delta
-from protocol.errors import BadRequest, QueueFull, TandemError, TooLarge, Unavailable
+from cluster.api.surfaces import SURFACES
+from cluster.api.surfaces.completions import Completions
+from cluster.serving.requests import Delta, Waiting
+from protocol.errors import BadRequest, QueueFull, TandemError, TooLarge, Unavailable, as_sentence
 from tests.support.fake_service import ANSWER, FINISHED, ROUTED, FakeService, ask, chat, completion, sse_events
 
 USAGE = {
@@ -19,6 +21,8 @@ TANDEM = {
     "ttft_s": 0.25,
     "decode_tokens_per_s": 40.0,
     "token_ids": [5, 6],
+    "cached_tokens": 4,
+    "resumed": 1,
 }
 
 
@@ -90,6 +94,28 @@ def test_prefill_progress_goes_out_as_a_comment():
     assert "\n\n: prefill 4/7\n\n" in chat(FakeService(), stream=True).text
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_wait_for_lost_workers_goes_out_as_a_comment_and_changes_nothing_else(stream):
+    waits = FakeService(ROUTED, Waiting(workers=("alpha", "beta")), *ANSWER[1:])
+    with_wait, without = completion(waits, stream=stream).text, completion(FakeService(), stream=stream).text
+    comment = ": waiting for alpha, beta\n\n"
+    assert (comment in with_wait) == stream
+    assert with_wait.replace(comment, "") == without
+
+
+class Echo(Completions):
+    """A surface of a test: completions under another path."""
+
+    path = "/v1/echo"
+
+
+def test_further_surface_needs_only_to_be_named():
+    body = {"prompt": "hi"}
+    response = ask(FakeService(), "POST", "/v1/echo", body, surfaces=(*SURFACES, Echo()))
+    assert response.json() == completion(FakeService()).json()
+    assert ask(FakeService(), "POST", "/v1/echo", body).status_code == 404
+
+
 @pytest.mark.parametrize(
     ("error", "status", "code"),
     [
@@ -105,7 +131,7 @@ def test_error_before_the_first_event_has_its_own_status(error, status, code, st
     response = chat(FakeService(error), stream=stream)
     assert response.status_code == status
     assert response.json()["error"] == {
-        "message": str(error),
+        "message": as_sentence(str(error)),
         "type": response.json()["error"]["type"],
         "param": getattr(error, "param", None),
         "code": code,
@@ -119,7 +145,7 @@ def test_full_queue_says_when_to_come_back():
 def test_error_in_the_middle_of_a_stream_is_an_event_and_the_last_one():
     text = chat(FakeService(ROUTED, Delta(text="Hel", token_ids=(1,)), Unavailable("lost")), stream=True).text
     assert sse_events(text)[-1]["error"] == {
-        "message": "lost",
+        "message": "Lost.",
         "type": "service_unavailable",
         "param": None,
         "code": "unavailable",
@@ -180,10 +206,16 @@ def test_no_model_yet_is_unavailable():
     assert chat(FakeService(models=())).status_code == 503
 
 
-def test_health_is_200_only_when_ready():
-    ready, starting = ask(FakeService(), "GET", "/health"), ask(FakeService(state="starting"), "GET", "/health")
-    assert (ready.status_code, ready.json()) == (200, {"state": "ready"})
-    assert (starting.status_code, starting.json()) == (503, {"state": "starting"})
+@pytest.mark.parametrize(("state", "status"), [("ready", 200), ("degraded", 200), ("starting", 503), ("stopped", 503)])
+def test_health_is_200_while_requests_are_answered(state, status):
+    response = ask(FakeService(state=state), "GET", "/health")
+    assert (response.status_code, response.json()) == (status, {"state": state})
+
+
+def test_deleted_conversation_is_forgotten():
+    service = FakeService()
+    response = ask(service, "DELETE", "/v1/conversations/c1")
+    assert (response.status_code, response.json()["deleted"], service.forgotten) == (200, True, ["c1"])
 
 
 def test_status_is_the_service_s():

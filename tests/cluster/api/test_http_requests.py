@@ -8,12 +8,18 @@ from hypothesis import strategies as st
 
 from cluster.api import body as body_module
 from cluster.api.body import decode_object
-from cluster.api.openai_requests import _CHAT, _COMPLETION, parse_chat, parse_completion
+from cluster.api.surfaces import chat as chat_surface
+from cluster.api.surfaces import completions as completions_surface
+from cluster.api.surfaces.chat import Chat
+from cluster.api.surfaces.completions import Completions
+from cluster.serving.requests import ChatPrompt, TextPrompt, TokensPrompt
 from protocol.errors import BadRequest
 from protocol.values import Sampling
 from tests.support.fake_service import FakeService, ask, chat, completion
 
 USER = [{"role": "user", "content": "hi"}]
+parse_chat = Chat().parse
+parse_completion = Completions().parse
 
 
 def refused(response, param):
@@ -49,7 +55,7 @@ def test_every_parameter_reaches_the_request():
     )
     generation = request.generation
     assert (request.model, request.stream, request.include_usage) == ("tiny", True, True)
-    assert (generation.messages, generation.max_tokens, generation.stop) == (tuple(USER), 9, ("a", "b"))
+    assert (generation.prompt, generation.max_tokens, generation.stop) == (ChatPrompt(tuple(USER)), 9, ("a", "b"))
     assert (generation.strategy, generation.mode) == ("distributed-no-cache", "always")
     assert generation.conversation == "c1"
     assert generation.sampling == Sampling(
@@ -69,7 +75,7 @@ def test_absent_and_null_parameters_are_defaults():
     bare = parse_chat({"messages": USER})
     assert bare.generation.sampling == Sampling()
     assert bare.generation.max_tokens is None
-    names = set(_CHAT) - {"messages"}
+    names = set(chat_surface.FIELDS) - {"messages"}
     assert parse_chat({"messages": USER} | dict.fromkeys(names)) == bare
 
 
@@ -207,18 +213,16 @@ def test_messages_are_flattened_and_developer_is_system():
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     echoed = {"role": "assistant", "content": None, "refusal": None, "tool_calls": None, "annotations": []}
     request = parse_chat({"messages": [{"role": "developer", "content": parts}, echoed, *USER]})
-    assert request.generation.messages == (
-        {"role": "system", "content": "ab"},
-        {"role": "assistant", "content": ""},
-        USER[0],
+    assert request.generation.prompt == ChatPrompt(
+        ({"role": "system", "content": "ab"}, {"role": "assistant", "content": ""}, USER[0])
     )
 
 
 def test_prompts_are_text_or_token_ids_and_one_at_a_time():
-    assert parse_completion({"prompt": "x"}).generation.text == "x"
-    assert parse_completion({"prompt": ["x"]}).generation.text == "x"
-    assert parse_completion({"prompt": [1, 2]}).generation.tokens == (1, 2)
-    assert parse_completion({"prompt": [[1, 2]]}).generation.tokens == (1, 2)
+    assert parse_completion({"prompt": "x"}).generation.prompt == TextPrompt("x")
+    assert parse_completion({"prompt": ["x"]}).generation.prompt == TextPrompt("x")
+    assert parse_completion({"prompt": [1, 2]}).generation.prompt == TokensPrompt((1, 2))
+    assert parse_completion({"prompt": [[1, 2]]}).generation.prompt == TokensPrompt((1, 2))
 
 
 @pytest.mark.parametrize("prompt", ["", [], [""], [[]], ["a", "b"], [[1], [2]], 5, {}, True])
@@ -300,7 +304,7 @@ def test_body_that_never_ends_arrival_is_given_up(monkeypatch):
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10)
 JSON = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner))
-KNOWN = st.sampled_from(sorted({*_CHAT, *_COMPLETION}))
+KNOWN = st.sampled_from(sorted({*chat_surface.FIELDS, *completions_surface.FIELDS}))
 MESSAGES = st.lists(
     st.dictionaries(st.sampled_from(["role", "content", "name", "tool_calls", "x"]), JSON | st.just("user")), max_size=3
 )

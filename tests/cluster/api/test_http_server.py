@@ -10,7 +10,7 @@ import pytest
 
 from cluster.api import bind, build_app, serve
 from cluster.api.generation import GenerationResponse
-from cluster.api.openai_requests import parse_chat
+from cluster.api.surfaces.chat import Chat
 from cluster.serving.requests import Delta
 from protocol.errors import TandemError
 from tests.support.fake_service import FINISHED, ROUTED, FakeService
@@ -138,7 +138,8 @@ def test_client_that_leaves_while_its_answer_is_being_written_cancels_its_reques
             writing.set()
             await asyncio.Event().wait()
 
-        response = GenerationResponse(service, parse_chat({"messages": USER, "stream": True}), "chat", "tiny")
+        chat = Chat()
+        response = GenerationResponse(service, chat.parse({"messages": USER, "stream": True}), chat, "tiny")
         await asyncio.wait_for(response({"type": "http"}, receive, send), PATIENCE_S)
         assert service.closed.is_set()
 
@@ -226,7 +227,7 @@ def test_stopping_ends_what_will_not_end_and_closes_its_request():
 def test_port_in_use_and_unknown_host_are_plain_errors():
     with bind("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(TandemError, match=f"Port {port} on 127.0.0.1 is in use"):
+        with pytest.raises(TandemError, match=f"port {port} on 127.0.0.1 is in use"):
             bind("127.0.0.1", port)
     with pytest.raises(TandemError, match="not known"):
         bind("no.such.host.invalid", 0)

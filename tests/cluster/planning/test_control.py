@@ -5,7 +5,7 @@ import functools
 
 import pytest
 
-from cluster.config import ModelSettings, Settings, WorkerSettings
+from cluster.settings import ModelSettings, Settings, WorkerSettings
 from cluster.membership.restarts import Restarts
 from cluster.membership.roster import LOST_AFTER_S, Member, Roster, WorkerState
 from cluster.planning.control import BEAT_EVERY_S, ControlPlane

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from mlx_lm.utils import load_tokenizer
 
 from cluster.serving.prompts import Prompts
-from cluster.serving.requests import GenerationRequest
+from cluster.serving.requests import ChatPrompt, GenerationRequest, Prompt, TextPrompt, TokensPrompt
 from protocol.errors import BadRequest, ModelError
 from protocol.values import Sampling
 from tests.support.tiny_tokenizer import write_tokenizer
@@ -31,31 +31,31 @@ def mlx_lm_tokenizer(directory):
     return load_tokenizer(directory)
 
 
-def encode(prompts, **fields):
-    return prompts.encode(GenerationRequest(**fields))
+def encode(prompts, prompt: Prompt, **fields):
+    return prompts.encode(GenerationRequest(prompt=prompt, **fields))
 
 
-def refusal(prompts, **fields):
+def refusal(prompts, prompt: Prompt, **fields):
     with pytest.raises(BadRequest) as caught:
-        encode(prompts, **fields)
+        encode(prompts, prompt, prompt_field="input", **fields)
     return caught.value
 
 
 def test_chat_becomes_the_ids_of_mlx_lm(prompts, mlx_lm_tokenizer):
     messages = [{"role": "system", "content": "a pipeline"}, USER]
     expected = mlx_lm_tokenizer.apply_chat_template(messages, add_generation_prompt=True)
-    assert encode(prompts, messages=tuple(messages)) == tuple(expected)
+    assert encode(prompts, ChatPrompt(tuple(messages))) == tuple(expected)
 
 
 def test_raw_text_becomes_the_ids_of_mlx_lm_with_one_start_token(prompts, mlx_lm_tokenizer):
-    plain = encode(prompts, text="the mat")
+    plain = encode(prompts, TextPrompt("the mat"))
     assert plain == tuple(mlx_lm_tokenizer.encode("the mat"))
     assert plain[0] == mlx_lm_tokenizer.bos_token_id
-    assert encode(prompts, text="<s>the mat") == plain
+    assert encode(prompts, TextPrompt("<s>the mat")) == plain
 
 
 def test_token_ids_stay_as_they_are(prompts):
-    assert encode(prompts, tokens=(9, 8, 7)) == (9, 8, 7)
+    assert encode(prompts, TokensPrompt((9, 8, 7))) == (9, 8, 7)
 
 
 def test_facts_of_the_model_are_known(prompts, mlx_lm_tokenizer):
@@ -65,33 +65,28 @@ def test_facts_of_the_model_are_known(prompts, mlx_lm_tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("fields", "param"),
-    [
-        ({"text": ""}, "prompt"),
-        ({"tokens": ()}, "prompt"),
-        ({"messages": ({"role": "user", "content": " \n"},)}, "messages"),
-    ],
+    "prompt", [TextPrompt(""), TokensPrompt(()), ChatPrompt(({"role": "user", "content": " \n"},))], ids=repr
 )
-def test_empty_prompts_are_refused(prompts, fields, param):
-    error = refusal(prompts, **fields)
-    assert (error.param, "empty" in str(error)) == (param, True)
+def test_empty_prompts_are_refused_by_the_name_that_the_caller_gave_them(prompts, prompt):
+    error = refusal(prompts, prompt)
+    assert (error.param, "empty" in str(error)) == ("input", True)
 
 
 @pytest.mark.parametrize("token", [400, 2**40, -1])
 def test_ids_outside_the_vocabulary_are_refused(prompts, token):
-    assert refusal(prompts, tokens=(5, token)).param == "prompt"
-    assert refusal(prompts, tokens=(5,), sampling=Sampling(logit_bias={token: 1.0})).param == "logit_bias"
+    assert refusal(prompts, TokensPrompt((5, token))).param == "input"
+    assert refusal(prompts, TokensPrompt((5,)), sampling=Sampling(logit_bias={token: 1.0})).param == "logit_bias"
 
 
 def test_text_the_embedding_has_no_row_for_is_refused(tmp_path):
     prompts = Prompts.load(write_tokenizer(tmp_path, vocabulary=50))
-    assert refusal(prompts, text="the cat").param == "prompt"
+    assert refusal(prompts, TextPrompt("the cat")).param == "input"
 
 
 def test_template_that_refuses_says_why(prompts):
-    error = refusal(prompts, messages=(USER, {"role": "system", "content": "x"}))
+    error = refusal(prompts, ChatPrompt((USER, {"role": "system", "content": "x"})))
     assert "Only the first message may be system" in str(error)
-    assert error.param == "messages"
+    assert error.param == "input"
 
 
 @pytest.mark.parametrize(
@@ -99,14 +94,14 @@ def test_template_that_refuses_says_why(prompts):
 )
 def test_broken_template_is_a_refusal_not_a_crash(tmp_path, template):
     prompts = Prompts.load(write_tokenizer(tmp_path, template=template))
-    assert refusal(prompts, messages=(USER,)).param == "messages"
+    assert refusal(prompts, ChatPrompt((USER,))).param == "input"
 
 
 def test_model_without_chat_template_points_to_raw_prompts(tmp_path):
     prompts = Prompts.load(write_tokenizer(tmp_path, template=None))
     assert not prompts.has_chat_template
-    assert "--raw" in str(refusal(prompts, messages=(USER,)))
-    assert encode(prompts, text="the cat")
+    assert "--raw" in str(refusal(prompts, ChatPrompt((USER,))))
+    assert encode(prompts, TextPrompt("the cat"))
 
 
 def test_missing_and_broken_tokenizers_are_model_errors(tmp_path):

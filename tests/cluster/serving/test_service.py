@@ -9,12 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cluster.config import ApiSettings, ModelSettings, Settings, StrategySettings, WorkerSettings
 from cluster.membership.roster import Member, WorkerEvent
 from cluster.planning.kept_prefixes import KeptPrefixes
 from cluster.serving.prompts import Prompts
-from cluster.serving.requests import Delta, Finished, GenerationRequest, Progress, Routed
+from cluster.serving.requests import Delta, Finished, GenerationRequest, Progress, Routed, TextPrompt, TokensPrompt
 from cluster.serving.service import DEFAULT_MAX_TOKENS, GenerationService
+from cluster.settings import ApiSettings, ModelSettings, Settings, StrategySettings, WorkerSettings
 from protocol.errors import ApiError, BadRequest, QueueFull, TooLarge, Unavailable, UsageError
 from protocol.messages import Cancel, Generate, Inspected, PrefillProgress, SequenceFailed, Tokens, Update
 from protocol.values import LayerRange, Sampling
@@ -109,7 +109,7 @@ def service_of(prompts, control, *, max_queue=256, **strategy):
 
 
 def tokens_request(count=5, **fields):
-    return GenerationRequest(tokens=tuple([20] * count), **fields)
+    return GenerationRequest(prompt=TokensPrompt(tuple([20] * count)), **fields)
 
 
 async def until(condition):
@@ -176,7 +176,7 @@ async def answered(prompts, request, *updates, control=None, **strategy) -> Clie
 
 
 def words(prompts, text):
-    return prompts.encode(GenerationRequest(text=text))[1:]
+    return prompts.encode(GenerationRequest(prompt=TextPrompt(text)))[1:]
 
 
 # --- routing
@@ -315,12 +315,11 @@ def test_max_tokens_beyond_the_context_is_a_bad_request_that_says_how_many_are_l
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize(("fields", "param"), [({"tokens": (20,) * CONTEXT_TOKENS}, "prompt")])
-def test_prompt_that_fills_the_context_is_too_large(prompts, fields, param):
+def test_prompt_that_fills_the_context_is_too_large(prompts):
     async def scenario():
         with pytest.raises(TooLarge, match="2000 tokens") as refused:
-            await answered(prompts, GenerationRequest(**fields))
-        assert refused.value.param == param
+            await answered(prompts, tokens_request(CONTEXT_TOKENS, prompt_field="input"))
+        assert refused.value.param == "input"
 
     asyncio.run(scenario())
 

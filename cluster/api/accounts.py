@@ -1,0 +1,27 @@
+"""What every answer says of itself: what it used, and how it was routed."""
+
+from typing import Any
+
+from cluster.serving.requests import Finished, Routed
+
+
+def accounts(routed: Routed, finished: Finished) -> dict[str, Any]:
+    """OpenAI's `usage` and Tandem's own object beside it."""
+    return {
+        "usage": {
+            "prompt_tokens": finished.prompt_tokens,
+            "completion_tokens": finished.completion_tokens,
+            "total_tokens": finished.prompt_tokens + finished.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": finished.cached_tokens},
+        },
+        "tandem": {
+            "strategy": routed.strategy,
+            "reason": routed.reason,
+            "workers": routed.workers,
+            "ttft_s": finished.ttft_s,
+            "decode_tokens_per_s": finished.decode_tokens_per_s,
+            "token_ids": finished.token_ids,
+            "cached_tokens": finished.cached_tokens,
+            "resumed": finished.resumed,
+        },
+    }

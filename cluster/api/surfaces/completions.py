@@ -1,0 +1,90 @@
+"""OpenAI's completions: POST /v1/completions, a raw prompt in, text out."""
+
+from typing import Any
+
+from cluster.api.accounts import accounts
+from cluster.api.events import DONE, TextEvent, as_json, event
+from cluster.api.fields import Check, check_all, integer, only, refuse
+from cluster.api.parameters import COMMON, MAX_TOKEN_ID, api_request
+from cluster.api.surface import AnswerFormat, ApiRequest
+from cluster.serving.requests import Finished, Prompt, Routed, TextPrompt, TokensPrompt
+from protocol.errors import ApiError, BadRequest
+
+
+def raw_prompt(name: str, value: Any) -> Prompt:
+    """One prompt: a string, a list of token ids, or a list that holds exactly one of these."""
+    if type(value) is list and len(value) == 1 and type(value[0]) in (str, list):
+        value = value[0]
+    if type(value) is str and value:
+        return TextPrompt(value)
+    if type(value) is not list or not value:
+        raise refuse(name, "a string that is not empty or a list of token ids", value)
+    if type(value[0]) in (str, list):
+        raise BadRequest(f"{name} holds {len(value)} prompts; send one prompt in each request", param=name)
+    token = integer(0, MAX_TOKEN_ID)
+    return TokensPrompt(tuple(token(f"{name}[{index}]", item) for index, item in enumerate(value)))
+
+
+FIELDS: dict[str, Check] = {
+    **COMMON,
+    "prompt": raw_prompt,
+    "logprobs": only("log probabilities"),
+    "echo": only("the prompt in the answer", False),
+    "suffix": only("text to insert before", ""),
+    "best_of": only("several answers", 1),
+}
+
+
+class Completions:
+    """See the module."""
+
+    path = "/v1/completions"
+
+    def parse(self, body: dict[str, Any]) -> ApiRequest:
+        """See `Surface`."""
+        fields = check_all(body, FIELDS)
+        if "prompt" not in fields:
+            raise BadRequest("prompt is missing; send a string or a list of token ids", param="prompt")
+        return api_request(fields, fields["prompt"], "prompt")
+
+    def answer(self, request: ApiRequest, routed: Routed, *, model: str, created: int) -> AnswerFormat:
+        """See `Surface`."""
+        return _TextCompletion(request, routed, model=model, created=created)
+
+
+class _TextCompletion:
+    """One answer; whole and in pieces it is the same object."""
+
+    def __init__(self, request: ApiRequest, routed: Routed, *, model: str, created: int) -> None:
+        self._routed = routed
+        self._usage: dict[str, None] = {"usage": None} if request.include_usage else {}
+        self._head = {
+            "id": f"cmpl-{routed.request_id}",
+            "object": "text_completion",
+            "created": created,
+            "model": model,
+        }
+        self.text = TextEvent(lambda text: self._chunk(text, None)).of
+
+    def opening(self) -> bytes:
+        return b""
+
+    def closing(self, finished: Finished) -> bytes:
+        """The finish reason, usage where it was asked for, and the end mark."""
+        last = event(self._chunk("", finished.finish_reason))
+        usage = event(self._head | {"choices": []} | accounts(self._routed, finished)) if self._usage else b""
+        return last + usage + DONE
+
+    def failure(self, error: ApiError) -> bytes:
+        return event(error.body())
+
+    def whole(self, text: str, finished: Finished) -> bytes:
+        choices = {"choices": [_choice(text, finished.finish_reason)]}
+        return as_json(self._head | choices | accounts(self._routed, finished))
+
+    def _chunk(self, text: str, finish_reason: str | None) -> dict[str, Any]:
+        return self._head | {"choices": [_choice(text, finish_reason)]} | self._usage
+
+
+def _choice(text: str, finish_reason: str | None) -> dict[str, Any]:
+    return {"index": 0, "text": text, "logprobs": None, "finish_reason": finish_reason}

@@ -1,0 +1,116 @@
+"""The settings of a cluster, each section a frozen struct: what a component is given, and only what it uses.
+
+Owns names, types, defaults and how each type is described to people. Knows nothing of files, environment or flags; those
+are `cluster.config`'s. Settings serialize to JSON and back with msgspec.
+"""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from protocol.values import Count, KvSettings, LayerRange, Natural
+from strategy.selector import Mode
+
+# What there is so far; `measured` comes with measured costs.
+Policy = Literal["thresholds"]
+Scope = Literal["shared", "api-key"]
+KvCopies = Literal[0, 1]
+
+Port = Annotated[int, Meta(ge=1, le=65535, description="a port number from 1 to 65535")]
+Seconds = Annotated[float, Meta(ge=0, le=86400, description="a number of seconds from 0 to 86400")]
+Bytes = Annotated[int, Meta(ge=1, description='a number of bytes or a size such as "12GB"')]
+ManualLayers = Annotated[LayerRange, Meta(description="[start, end] with 0 <= start < end, end not included")]
+Name = Annotated[
+    str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="letters, digits, dots, dashes, underscores")
+]
+Text = Annotated[str, Meta(min_length=1, description="a string that is not empty")]
+Switch = Annotated[bool, Meta(description="true or false")]
+
+
+class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """path: an absolute directory in the Hugging Face layout, or a hub id."""
+
+    path: Text
+
+
+class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the HTTP API listens. max_queue: requests that may wait before further ones get status 429."""
+
+    host: Text = "127.0.0.1"
+    port: Port = 8420
+    api_key: Text | None = None
+    max_queue: Count = 256
+
+
+class StrategySettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How a request's strategy is chosen; thresholds count tokens and are inclusive."""
+
+    use_distributed_inference: Mode = Mode.AUTO
+    policy: Policy = "thresholds"
+    prompt_threshold: Natural = 100
+    generation_threshold: Natural = 50
+
+
+class KvCacheSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """kv: the cache of a running request, as the workers make it; adaptive: use one only where it was measured to pay.
+
+    In the file the keys of `kv` stand beside `adaptive`.
+    """
+
+    kv: KvSettings = KvSettings()
+    adaptive: Switch = False
+
+
+class CacheSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What is kept between requests; limits in bytes."""
+
+    prefix: Switch = True
+    memory_limit: Bytes | None = None
+    disk_limit: Bytes | None = None
+    scope: Scope = "shared"
+
+
+class RecoverySettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What happens when a worker or the coordinator is lost.
+
+    wait_s: how long a request waits for a worker to come back while no plan can serve it; kv_copies: on how many further
+    workers each finished block of KV is kept; orphan_s: how long workers hold the model without a coordinator.
+    """
+
+    wait_s: Seconds = 60.0
+    kv_copies: KvCopies = 0
+    orphan_s: Seconds = 120.0
+
+
+class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How the workers compute.
+
+    prefill_chunk: tokens in a chunk of a prompt, None to let each head choose by measured cost; trace: a file that the
+    workers of this machine write a timeline of every step to.
+    """
+
+    prefill_chunk: Count | None = None
+    trace: Text | None = None
+
+
+class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """One worker. memory_limit: bytes; layers: a half-open manual range; None leaves either to the planner."""
+
+    name: Name
+    host: Text = "local"
+    memory_limit: Bytes | None = None
+    layers: ManualLayers | None = None
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that can be configured. Serializes to JSON and back with msgspec."""
+
+    model: ModelSettings
+    api: ApiSettings = ApiSettings()
+    strategy: StrategySettings = StrategySettings()
+    kv_cache: KvCacheSettings = KvCacheSettings()
+    cache: CacheSettings = CacheSettings()
+    recovery: RecoverySettings = RecoverySettings()
+    engine: EngineSettings = EngineSettings()
+    workers: tuple[WorkerSettings, ...]
