@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from cluster.settings import Settings
 from cluster.planning.kept_prefixes import KeptPrefixes
 from cluster.planning.plan import ModelFacts, Plan
+from cluster.settings import Settings
 from protocol.messages import KnownPrefix, Loaded, LoadStage, StagePlan
 from protocol.values import Buffer, LayerRange, Peer, Route
 from strategy.memory import DEFAULT_DISK_BYTES, WorkerBudget, worker_budget

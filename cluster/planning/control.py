@@ -21,8 +21,8 @@ from cluster.planning.known_model import KnownModel
 from cluster.planning.plan import Loss, Plan
 from cluster.planning.starting import Starting
 from protocol.codec import Envelope
-from protocol.home import ProcessIdentity
 from protocol.errors import ModelError, TandemError, UsageError
+from protocol.home import ProcessIdentity
 from protocol.messages import (
     Beat,
     Heartbeat,

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from cluster.settings import Settings
 from cluster.planning.assembly import Assembly, Part
 from cluster.planning.model_files import read_sizes
 from cluster.planning.plan import ModelFacts
+from cluster.settings import Settings
 from protocol.messages import Inspected
 from strategy.partition import Partition
 
