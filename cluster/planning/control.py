@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Protocol
 
 from cluster.config import Settings
-from cluster.membership.local import WorkerProcess, default_memory_limit
+from cluster.membership.local import Launcher, default_memory_limit
 from cluster.membership.roster import IllegalEvent, Member, WorkerEvent, WorkerState
 from cluster.planning.kept_prefixes import KeptPrefixes
 from cluster.planning.model_files import read_sizes
 from protocol.codec import PROTOCOL, Envelope
 from protocol.errors import ModelError, TandemError, UsageError
 from protocol.home import Home
-from protocol.join_token import make_token
+from protocol.join_token import make_secret, make_token
 from protocol.messages import (
     Heartbeat,
     Inspected,
@@ -81,10 +81,11 @@ def _chunk_tokens(environment: Mapping[str, str]) -> int | None:
 class ControlPlane:
     """See the module. After `start` every member is ready and `stages` covers the model."""
 
-    def __init__(self, settings: Settings, model_path: Path, home: Home, checkout: Path):
+    def __init__(self, settings: Settings, model_path: Path, home: Home, launcher: Launcher):
         self._model_path = model_path
         self._home = home
-        self._checkout = checkout
+        self._launcher = launcher
+        launcher.ended = self._process_ended
         num_workers = len(settings.workers)
         self.members = {
             worker.name: Member(
@@ -95,7 +96,6 @@ class ControlPlane:
             for worker in settings.workers
         }
         self.listener: Listener | None = None
-        self.processes: dict[str, WorkerProcess] = {}
         self.stages: list[Stage] = []
         self.sizes: ModelSizes | None = None
         self.inspected: Inspected | None = None
@@ -132,18 +132,14 @@ class ControlPlane:
         loop = asyncio.get_running_loop()
         self._inbox = ZmqInbox(lambda envelope: loop.call_soon_threadsafe(self._receive, envelope))
         self._inbox.start()
-        token, self._secret = make_token(self._inbox.peer.public_key)
+        self._secret = make_secret()
         for member in self.members.values():
-            process = await WorkerProcess.start(
+            await self._launcher.start(
                 member.name,
-                home=self._home,
-                checkout=self._checkout,
                 coordinator=self._inbox.peer,
-                token=token,
+                token=make_token(self._inbox.peer.public_key, self._secret),
                 memory_limit_bytes=member.memory_limit_bytes,
             )
-            self.processes[member.name] = process
-            process.watch(lambda status, name=member.name: self._process_ended(name, status))  # type: ignore[misc]
         self._watchdog = asyncio.create_task(self._watch_heartbeats())
 
     async def load(self, progress: Callable[[str], None]) -> None:
@@ -334,9 +330,9 @@ class ControlPlane:
 
     # --- losing workers
 
-    def _process_ended(self, name: str, status: int) -> None:
+    def _process_ended(self, name: str, status: int | None) -> None:
         if not self._stopping:
-            log.error("worker %s ended with status %d", name, status)
+            log.error("worker %s ended with status %s", name, status)
             self._lose(name, f"worker {name} ended unexpectedly (status {status}); see ./launch.sh logs")
 
     async def _watch_heartbeats(self) -> None:
@@ -364,8 +360,7 @@ class ControlPlane:
         member.apply(WorkerEvent.LOSE)
         if member.join is not None:
             self._outbox.forget(member.join.peer)
-        if process := self.processes.get(name):
-            process.kill()  # a silent one may still hold its memory
+        self._launcher.kill(name)  # a silent one may still hold its memory
         self._fail(TandemError(message))
         if self.listener is not None:
             self.listener.worker_lost(name)
@@ -374,6 +369,11 @@ class ControlPlane:
         """Ends a start in progress; without meaning afterwards."""
         self._failure = self._failure or error
         self._changed.set()
+
+    def mend(self) -> tuple[str, ...]:
+        """Bring back who is missing, also who died too often; returns their names. None can be brought back yet."""
+        log.warning("asked to mend: %s", ", ".join(self.lost) or "nobody is missing")
+        return ()
 
     # --- using the workers
 
@@ -411,9 +411,9 @@ class ControlPlane:
         self._stopping = True
         for name, member in self.members.items():
             self.send(name, Shutdown())
-            if member.join is None and (process := self.processes.get(name)):
-                process.kill()  # it is still starting and cannot be told
-        await asyncio.gather(*(process.end() for process in self.processes.values()))
+            if member.join is None:
+                self._launcher.kill(name)  # it is still starting and cannot be told
+        await self._launcher.end()
         for member in self.members.values():
             member.apply(WorkerEvent.STOP)
         if self._watchdog is not None:

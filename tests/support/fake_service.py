@@ -61,6 +61,9 @@ class FakeService:
         self.requests.append(request)
         return {"strategy": "single-device-cached", "candidates": []}
 
+    def mend(self) -> tuple[str, ...]:
+        return ("beta",)
+
     def status(self) -> dict:
         return {"state": self._state, "workers": []}
 

@@ -54,6 +54,18 @@ class FakeListener:
         return lambda message: self.heard.append((name, message))
 
 
+class FakeLauncher:
+    def __init__(self):
+        self.killed = []
+        self.has_ended_all = False
+
+    def kill(self, name):
+        self.killed.append(name)
+
+    async def end(self):
+        self.has_ended_all = True
+
+
 class Played:
     """A control plane of two workers whose messages the test sends."""
 
@@ -62,7 +74,8 @@ class Played:
             model=ModelSettings(path="/model"),
             workers=(WorkerSettings(name="alpha"), WorkerSettings(name="beta", memory_limit=500)),
         )
-        self.control = ControlPlane(settings, root / "model", Home(root), root)
+        self.launcher = FakeLauncher()
+        self.control = ControlPlane(settings, root / "model", Home(root), self.launcher)
         self.control._secret = SECRET
         self.control._outbox = self.outbox = FakeOutbox()
         self.control.listener = self.listener = FakeListener()
@@ -234,20 +247,8 @@ def test_stop_tells_every_worker_and_is_the_end_of_all(played):
     assert {member.state for member in played.control.members.values()} == {WorkerState.STOPPED}
 
 
-class FakeProcess:
-    def __init__(self):
-        self.is_killed = False
-
-    def kill(self):
-        self.is_killed = True
-
-    async def end(self):
-        pass
-
-
 def test_stop_does_not_wait_for_a_worker_that_is_still_starting(played):
     played.join("alpha")
-    joined, starting = FakeProcess(), FakeProcess()
-    played.control.processes = {"alpha": joined, "beta": starting}
     asyncio.run(played.control.stop())
-    assert (joined.is_killed, starting.is_killed) == (False, True)
+    assert played.launcher.killed == ["beta"]
+    assert played.launcher.has_ended_all
