@@ -77,7 +77,7 @@ async def run(arguments: argparse.Namespace) -> Report:
 def running_cluster() -> str:
     """The address of the cluster in TANDEM_HOME, or the default one."""
     state = machine.home().read_state()
-    return state.api if state is not None and state.coordinator.alive() else DEFAULT_URL
+    return state.api if state is not None and state.is_coordinated else DEFAULT_URL
 
 
 def _report(load: Load, targets: list[Target], rounds: dict[str, list[Round]]) -> Report:

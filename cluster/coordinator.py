@@ -1,20 +1,20 @@
-"""The coordinator process: `python -m cluster.coordinator --home HOME`.
+"""The coordinator process: `python -m cluster.coordinator --home HOME [--again]`.
 
 Reads HOME/settings.json, brings the workers and the API up, and serves until SIGTERM or SIGINT, which drain and stop
 everything. While it starts, it tells its parent on standard output, a JSON object a line: `{"progress": text}`, then
-`{"ready": status}` or `{"error": sentence, "exit_code": n}`; after that it closes standard output.
+`{"ready": status}` or `{"error": sentence, "exit_code": n}`; after that it closes standard output. A first start whose
+parent is gone ends; one that takes the place of a coordinator that died (--again) goes on.
 """
 
 import argparse
 import asyncio
-import contextlib
 import gc
 import logging
 import os
 import signal
 import socket
 import sys
-import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,33 +22,42 @@ import msgspec
 
 from cluster.api.app import build_app
 from cluster.api.server import bind, serve
+from cluster.settings import Settings
+from cluster.membership.local import WORKER, Launcher, LocalLauncher
 from cluster.planning.control import ControlPlane
 from cluster.planning.model_files import check_weights, resolve_model
 from cluster.serving.cache_use import read_measured_use
 from cluster.serving.requests import Service
 from cluster.serving.service import GenerationService
-from cluster.settings import Settings
 from protocol.errors import TandemError
-from protocol.home import ClusterState, Home, ProcessIdentity
+from protocol.home import Home, ProcessIdentity, end_processes
 from protocol.logs import configure_logging
 
 log = logging.getLogger(__name__)
 
 DRAIN_S = 20.0
+EARLIER_GRACE_S = 1.0
+ORPHAN_S = 120.0
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 
 class StartReport:
-    """The lines that tell the parent how the start goes."""
+    """The lines that tell the parent how the start goes. must_be_heard: whether it needs a parent."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, must_be_heard: bool) -> None:
         self._open = True
+        self._must_be_heard = must_be_heard
 
     def tell(self, **line: Any) -> None:
-        """Write one line; a parent that left does not matter."""
-        if self._open:
-            with contextlib.suppress(OSError):
-                os.write(1, msgspec.json.encode(line) + b"\n")
+        """Write one line. Raises TandemError when nobody hears it who must."""
+        if not self._open:
+            return
+        try:
+            os.write(1, msgspec.json.encode(line) + b"\n")
+        except OSError:
+            self.close()
+            if self._must_be_heard:
+                raise TandemError("whoever asked for the start is gone; nothing is left running") from None
 
     def close(self) -> None:
         """Nothing more will be told."""
@@ -61,8 +70,9 @@ class StartReport:
 class Coordinator:
     """Owns the control plane, the service and the API server of one cluster."""
 
-    def __init__(self, home: Home, settings: Settings, report: StartReport):
+    def __init__(self, home: Home, settings: Settings, report: StartReport, launcher: Launcher):
         self._home = home
+        self._launcher = launcher
         self._settings = settings
         self._report = report
         self._stopping = asyncio.Event()
@@ -74,7 +84,7 @@ class Coordinator:
         return f"Coordinator({self._home})"
 
     async def run(self) -> None:
-        """Start, serve, stop.
+        """Start, serve, stop; a start that is interrupted stops too, and is told as an error.
 
         Raises:
             TandemError: the start failed; everything is stopped again.
@@ -90,7 +100,7 @@ class Coordinator:
             gc.freeze()  # what is loaded stays: a full collection over it would hold every stream up for tens of ms
             await self._serve(service)
         except asyncio.CancelledError:
-            raise TandemError("the start was interrupted; nothing is left running") from None
+            self._report.tell(error="the start was interrupted; nothing is left running", exit_code=1)
         finally:
             await self._stop()
 
@@ -104,10 +114,11 @@ class Coordinator:
         self._listener = bind(api.host, api.port)
         model_path = await asyncio.to_thread(resolve_model, self._settings.model.path)
         self._report.tell(progress="starting the workers")
-        self._control = ControlPlane(self._settings, model_path, self._home, CHECKOUT)
-        await self._control.spawn()
         url = f"http://{'127.0.0.1' if api.host == '0.0.0.0' else api.host}:{self._listener.getsockname()[1]}"  # noqa: S104
+        await asyncio.to_thread(self._end_earlier_workers)
         self._write_state(url)
+        self._control = ControlPlane(self._settings, model_path, self._home, self._launcher)
+        await self._control.spawn()
         prompts = asyncio.create_task(asyncio.to_thread(_load_prompts, model_path))
         await asyncio.to_thread(check_weights, model_path)
         loading = asyncio.create_task(self._control.load(lambda text: self._report.tell(progress=text)))
@@ -124,17 +135,18 @@ class Coordinator:
         self._service.check_mode()
         return self._service
 
+    def _end_earlier_workers(self) -> None:
+        """Those of a coordinator that died do not know this one."""
+        state = self._home.read_state()
+        if state is not None:
+            end_processes(state.workers.values(), EARLIER_GRACE_S)
+
     def _write_state(self, url: str) -> None:
-        assert self._control is not None
         assert self._listener is not None
-        self._home.write_state(
-            ClusterState(
-                coordinator=ProcessIdentity.of(os.getpid()),
-                api=url,
-                port=self._listener.getsockname()[1],
-                workers={name: ProcessIdentity.of(process.pid) for name, process in self._control.processes.items()},
-                started_at=time.time(),
-            )
+        port = self._listener.getsockname()[1]
+        me = ProcessIdentity.of(os.getpid())
+        self._home.update_state(
+            lambda state: msgspec.structs.replace(state, coordinator=me, api=url, port=port, workers={})
         )
 
     async def _serve(self, service: Service) -> None:
@@ -161,7 +173,8 @@ class Coordinator:
             await self._control.stop()
         if self._listener is not None:
             self._listener.close()
-        self._home.clear_state()
+        if self._stopping.is_set():
+            self._home.clear_state(ProcessIdentity.of(os.getpid()))
         log.info("stopped")
 
 
@@ -172,16 +185,19 @@ def _load_prompts(model_path: Path) -> Any:
     return Prompts.load(model_path)
 
 
-def main() -> int:
-    """Run the coordinator of one home."""
+def main(worker: Sequence[str] = WORKER) -> int:
+    """Run the coordinator of one home. worker: what runs a worker."""
     parser = argparse.ArgumentParser(prog="coordinator", description="The coordinator of a Tandem cluster.")
     parser.add_argument("--home", required=True)
-    home = Home(Path(parser.parse_args().home))
+    parser.add_argument("--again", action="store_true", help="take the place of a coordinator that died")
+    arguments = parser.parse_args()
+    home = Home(Path(arguments.home))
     configure_logging(home, "coordinator")
-    report = StartReport()
+    report = StartReport(must_be_heard=not arguments.again)
     try:
         settings = msgspec.json.decode(home.settings_file.read_bytes(), type=Settings)
-        asyncio.run(Coordinator(home, settings, report).run())
+        launcher = LocalLauncher(home, CHECKOUT, ORPHAN_S, worker)
+        asyncio.run(Coordinator(home, settings, report, launcher).run())
     except TandemError as error:
         log.error("%s", error)
         report.tell(error=str(error), exit_code=error.exit_code)

@@ -2,9 +2,11 @@
 
 Rules: the coordinator's first start is its user's business: when it fails, that is the end. A coordinator that was ready
 once is started again when it dies: at once, unless its life was short (it ended before it was ready, or within a second
-of that): then `Restarts` says when, and whether to give up. A coordinator that ends with status 0 was stopped.
+of that): then `Restarts` says when, and whether to give up. A coordinator that ends with status 0, or by SIGTERM before
+it could take that as a wish, was stopped.
 """
 
+import signal
 from enum import StrEnum
 
 import msgspec
@@ -109,7 +111,7 @@ class Supervision:
     def ended(self, status: int | None, now: float) -> tuple[Action, ...]:
         """The coordinator ended; status: as of `subprocess`, None where a death is all that is known."""
         starting, stopping = self.phase is Phase.STARTING, self.phase is Phase.STOPPING
-        if status == 0:
+        if status in (0, -signal.SIGTERM):
             self._apply(Happening.STOPPED)
             return (End(0),)
         if starting or stopping or self.phase in (Phase.WAITING, Phase.ENDED):

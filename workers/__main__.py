@@ -1,4 +1,4 @@
-"""The entry of a worker process: `python -m workers --name NAME --join ENDPOINT (--supervised | --token TOKEN)`."""
+"""The entry of a worker process: `python -m workers --name NAME --join ENDPOINT --token TOKEN`."""
 
 import argparse
 import logging
@@ -13,18 +13,24 @@ from protocol.join_token import read_token
 from protocol.logs import configure_logging
 from protocol.values import Peer
 
+_ON_INPUT = "-"
+
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="workers", description="One worker of a Tandem cluster.")
     parser.add_argument("--name", required=True)
     parser.add_argument("--join", required=True, metavar="ENDPOINT", help="the coordinator's inbox, tcp://HOST:PORT")
-    parser.add_argument(
-        "--token", help="what the coordinator printed; with --supervised it is read from standard input"
-    )
+    parser.add_argument("--token", required=True, help="what the coordinator printed; - reads it from standard input")
     parser.add_argument("--memory-limit", type=int, required=True, metavar="BYTES")
     parser.add_argument("--home", required=True)
-    parser.add_argument("--supervised", action="store_true", help="end when standard input ends")
+    parser.add_argument(
+        "--orphan-s", type=float, default=120.0, metavar="S", help="how long to live on without a coordinator"
+    )
     return parser.parse_args()
+
+
+def _token(given: str) -> str:
+    return sys.stdin.readline().strip() if given == _ON_INPUT else given
 
 
 def main() -> int:
@@ -33,7 +39,7 @@ def main() -> int:
     configure_logging(Home(Path(arguments.home)), arguments.name)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        public_key, secret = read_token(sys.stdin.readline().strip() if arguments.supervised else arguments.token or "")
+        public_key, secret = read_token(_token(arguments.token))
     except TandemError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -45,7 +51,7 @@ def main() -> int:
         coordinator=Peer(endpoint=arguments.join, public_key=public_key),
         secret=secret,
         memory_limit_bytes=arguments.memory_limit,
-        supervised=arguments.supervised,
+        orphan_s=arguments.orphan_s,
         home=Home(Path(arguments.home)),
     )
     try:

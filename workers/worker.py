@@ -1,17 +1,13 @@
 """One worker process: joins the coordinator, beats, and runs the engine on the main thread.
 
-A local worker is *supervised*: the first line of its standard input is the cluster's token, and the end of the input
-means that the coordinator is gone, however it ended; so no worker outlives it. A worker elsewhere notices the closed
-link.
+A worker outlives a coordinator that dies for a while, so that one that is started again finds it; then it ends.
 """
 
 import logging
 import os
 import socket
-import sys
 import threading
 from dataclasses import dataclass
-from typing import TextIO
 
 from protocol.codec import PROTOCOL, Envelope
 from protocol.home import Home
@@ -31,13 +27,13 @@ _EXIT_GRACE_S = 3.0
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerOptions:
-    """coordinator: its inbox; secret: the token's secret part; supervised: standard input is the coordinator's pipe."""
+    """coordinator: its inbox; secret: the token's secret part; orphan_s: how long to live on without a coordinator."""
 
     name: str
     coordinator: Peer
     secret: str
     memory_limit_bytes: int
-    supervised: bool
+    orphan_s: float
     home: Home
 
 
@@ -64,8 +60,6 @@ class Worker:
         put_compute_thread_in_batch_class()
         self._inbox.start()
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
-        if self._options.supervised:
-            threading.Thread(target=self._watch_input, args=(sys.stdin,), name="supervision", daemon=True).start()
         self._engine.run()
         log.info("ended")
 
@@ -104,15 +98,13 @@ class Worker:
             data=self._inbox.peer,
             memory_limit_bytes=options.memory_limit_bytes,
         )
-        if not options.supervised:
-            outbox.watch(options.coordinator, self._end)
+        outbox.watch(options.coordinator, self._orphaned)
         outbox.send(options.coordinator, 0, join)
         while not self._stopping.wait(HEARTBEAT_S):
             outbox.send(options.coordinator, 0, self._engine.stats)
         outbox.close()
 
-    def _watch_input(self, stream: TextIO) -> None:
-        while stream.readline():
-            pass
+    def _orphaned(self) -> None:
         log.warning("the coordinator is gone")
-        os._exit(1)
+        if not self._stopping.wait(self._options.orphan_s):
+            self._end()

@@ -179,7 +179,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     for option in ("--name", "--join", "--home"):
         parser.add_argument(option, required=True)
-    arguments = parser.parse_args()
+    arguments, _ = parser.parse_known_args()
     public_key, secret = read_token(sys.stdin.readline().strip())
     coordinator = Peer(endpoint=arguments.join, public_key=public_key)
     FakeStages(arguments.name, coordinator, secret, Path(arguments.home)).run()

@@ -57,6 +57,7 @@ def build_app(
             ),
             Route("/v1/explain", _guarded(endpoints.explain), methods=["POST"]),
             Route("/v1/conversations/{conversation}", _guarded(endpoints.forget), methods=["DELETE"]),
+            Route("/v1/cluster/mend", _guarded(endpoints.mend), methods=["POST"]),
             Route("/v1/models", _guarded(endpoints.models), methods=["GET"]),
             Route("/v1/models/{model_id:path}", _guarded(endpoints.model), methods=["GET"]),
             Route("/health", _guarded(endpoints.health), methods=["GET"]),
@@ -91,6 +92,9 @@ class _Endpoints:
         conversation = request.path_params["conversation"]
         self._service.forget_conversation(conversation)
         return JSONResponse({"id": conversation, "object": "conversation", "deleted": True})
+
+    async def mend(self, _request: Request) -> Response:
+        return JSONResponse({"mending": list(self._service.mend())}, 202)
 
     async def explain(self, request: Request) -> Response:
         parsed = parse_explain(await json_object(request))

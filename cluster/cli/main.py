@@ -1,7 +1,8 @@
 """The commands, their options, and the boundary where every error becomes one plain sentence and an exit code.
 
-0: done. 1: it failed. 2: the command line, the environment or the configuration is wrong. 130: interrupted. The
-commands import what they need when they run, so that `prompt` adds little to the time of its answer.
+0: done. 1: it failed. 2: the command line, the environment or the configuration is wrong. 3: `status` found a cluster
+that is not ready. 130: interrupted. The commands import what they need when they run, so that `prompt` adds little to
+the time of its answer.
 """
 
 import contextlib
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from cluster.cli.session import Session
 
 STRATEGIES = ("single-device-cached", "distributed-no-cache", "distributed-cached", "tensor-parallel")
+_NOT_READY = 3
 _FOREGROUND_POLL_S = 0.5
 _PLAIN = {"ignore_unknown_options": True, "help_option_names": [], "allow_interspersed_args": False}
 
@@ -32,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:  # noqa: PLR0911 - one return for eac
     signal.signal(signal.SIGTERM, _end_on_signal)
     signal.signal(signal.SIGHUP, _end_on_signal)
     try:
-        commands.main(list(arguments), prog_name="launch.sh", standalone_mode=False)
+        exit_code = commands.main(list(arguments), prog_name="launch.sh", standalone_mode=False)
         sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.format_message(), file=sys.stderr)
@@ -49,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:  # noqa: PLR0911 - one return for eac
         return 1
     except Exception as error:  # noqa: BLE001 - the process boundary: a bug, said plainly, with its trace in a file
         return _complain(f"unexpected {type(error).__name__}: {error}; please report it{_with_trace()}", 1)
-    return 0
+    return exit_code or 0
 
 
 def _with_trace() -> str:
@@ -160,18 +162,19 @@ def _options(**given: Any) -> "Options":
 
 @commands.command()
 @_start_options
+@click.option("--replace", is_flag=True, help="Stop a cluster that runs and start this one in its place.")
 @click.option("--foreground", is_flag=True, help="Stay attached; Ctrl-C or SIGTERM stops the cluster.")
-def start(config_file: Path | None, *, foreground: bool, **flags: Any) -> None:
-    """Start a cluster and wait until it is ready."""
+def start(config_file: Path | None, *, replace: bool, foreground: bool, **flags: Any) -> None:
+    """Start a cluster and wait until it is ready; mend one that is not whole."""
+    from cluster.cli.mending import start_or_mend
     from cluster.cli.stopping import stop_cluster
     from cluster.config import Flags
 
     session = _session()
     resolved = session.settings(config_file, Flags(**flags))
-    started = session.starter.start(lambda: resolved)
+    started, found = start_or_mend(session, resolved, replace=replace)
     if started.status is None:
-        pid = started.state.coordinator.pid
-        print(f"Already running at {started.state.api} (pid {pid}); `./launch.sh stop` ends it.")
+        print(found)
         return
     try:
         _print_ready(started.status, must_be_read=not foreground)
@@ -194,7 +197,7 @@ def _print_ready(status: dict[str, Any], *, must_be_read: bool) -> None:
 
 
 def _stay(session: "Session", process: Any) -> None:
-    """Wait for the coordinator to end, which is a failure when it ends badly."""
+    """Wait for the cluster to end, which is a failure when it ends badly."""
     import subprocess
 
     from cluster.cli.stopping import stop_cluster
@@ -206,7 +209,7 @@ def _stay(session: "Session", process: Any) -> None:
             break
     if status != 0:
         stop_cluster(session.home, session.terminal)
-        raise TandemError(f"the coordinator ended by itself (status {status}); `./launch.sh logs` says why")
+        raise TandemError(f"the cluster ended by itself (status {status}); `./launch.sh logs` says why")
 
 
 @commands.command()
@@ -221,7 +224,7 @@ def stop() -> None:
 @commands.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def status(*, as_json: bool) -> None:
-    """The cluster as it is now."""
+    """The cluster as it is now; exit code 3 when it is not ready."""
     import json
 
     from cluster.cli.showing import print_status
@@ -231,6 +234,8 @@ def status(*, as_json: bool) -> None:
         print(json.dumps(report, ensure_ascii=False))
     else:
         print_status(report)
+    if report["state"] != "ready":
+        click.get_current_context().exit(_NOT_READY)
 
 
 @commands.command()
@@ -299,7 +304,7 @@ def config(config_file: Path | None, **flags: Any) -> None:
 @click.option("-n", "--lines", "num_lines", type=click.IntRange(1), default=20, show_default=True)
 @click.option("-f", "--follow", "following", is_flag=True, help="Go on printing what is appended.")
 def logs(name: str | None, num_lines: int, *, following: bool) -> None:
-    """The ends of the log files; NAME is coordinator or a worker."""
+    """The ends of the log files; NAME is coordinator, supervisor or a worker."""
     from cluster.cli.logs import follow, log_files, print_ends
 
     files = log_files(_session().home, name)

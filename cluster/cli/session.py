@@ -22,9 +22,13 @@ from protocol.errors import TandemError
 from protocol.home import ClusterState, Home
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-_READY_LIMIT_S = 600.0
+_SILENT_LIMIT_S = 600.0
 _POLL_S = 0.1
 _STATUS_LIMIT_S = 2.0
+
+
+class ClusterDied(TandemError):
+    """The cluster that ran has ended, and nobody starts it again."""
 
 
 class Session:
@@ -55,22 +59,29 @@ class Session:
         return Client(state.api, self.environment.get("TANDEM_API_KEY") or self._stored_key())
 
     def running_state(self) -> ClusterState | None:
-        """The cluster whose coordinator lives, or None."""
+        """The cluster whose coordinator lives or is about to be started again, or None."""
         state = read_state(self.home, self.terminal)
-        return state if state is not None and state.coordinator.alive() else None
+        return state if state is not None and (state.is_coordinated or state.is_supervised) else None
+
+    def running_settings(self) -> Settings | None:
+        """What the cluster was started with; None when that cannot be read."""
+        try:
+            return msgspec.json.decode(self.home.settings_file.read_bytes(), type=Settings)
+        except (OSError, msgspec.DecodeError):
+            return None
 
     def status(self) -> dict[str, Any]:
         """The cluster as it is now; never raises because of its state."""
         state = read_state(self.home, self.terminal)
         if state is None:
             return stopped_status()
-        pid = state.coordinator.pid
-        if not state.coordinator.alive():
+        pid = None if state.coordinator is None else state.coordinator.pid
+        if not (state.is_coordinated or state.is_supervised):
             return stopped_status(f"the coordinator (pid {pid}) died; `./launch.sh start` starts anew")
         try:
             status: dict[str, Any] = self.client(state).get("/status", timeout_s=_STATUS_LIMIT_S)
         except NoAnswer as error:
-            starting = time.time() - state.started_at < _READY_LIMIT_S and "failed" in str(error)
+            starting = not state.is_coordinated or "failed" in str(error)
             known = {"state": "starting" if starting else "degraded", "api": state.api, "coordinator": {"pid": pid}}
             return stopped_status(None if starting else str(error)) | known
         return status
@@ -88,28 +99,32 @@ class Session:
             if started.status is not None:
                 self.terminal.note(f"tandem: started a cluster at {state.api}; `./launch.sh stop` ends it.")
         client = self.client(state)
-        return client, self._await_status(client, state)
+        return client, self.await_status(client)
 
-    def _await_status(self, client: Client, state: ClusterState) -> dict[str, Any]:
-        """The status of a cluster that somebody else may still be starting."""
-        deadline = time.monotonic() + _READY_LIMIT_S
+    def await_status(self, client: Client) -> dict[str, Any]:
+        """The status of a cluster that may still be starting, or starting again; waits while it is.
+
+        Raises:
+            ClusterDied: it ended.
+            NoAnswer: it lives and has not answered for ten minutes.
+        """
+        answered_at = time.monotonic()
         while True:
             try:
                 status: dict[str, Any] = client.get("/status")
             except NoAnswer:
-                if not state.coordinator.alive():
-                    raise TandemError(f"the coordinator died; {self.home.logs} says why") from None
-                if time.monotonic() >= deadline:
+                if self.running_state() is None:
+                    raise ClusterDied(f"the coordinator died; {self.home.logs} says why") from None
+                if time.monotonic() - answered_at >= _SILENT_LIMIT_S:
                     raise
             else:
-                if status["state"] != "starting" or time.monotonic() >= deadline:
+                answered_at = time.monotonic()
+                if status["state"] != "starting":
                     self.terminal.done()
                     return status
             self.terminal.progress("waiting until the cluster is ready")
             time.sleep(_POLL_S)
 
     def _stored_key(self) -> str | None:
-        try:
-            return msgspec.json.decode(self.home.settings_file.read_bytes(), type=Settings).api.api_key
-        except (OSError, msgspec.DecodeError):
-            return None
+        settings = self.running_settings()
+        return None if settings is None else settings.api.api_key

@@ -1,17 +1,19 @@
-"""Starting a cluster: one coordinator process, detached, and the wait until it is ready.
+"""Starting a cluster: one supervisor process, detached, and the wait until its coordinator is ready.
 
-The coordinator prints JSON lines on its stdout until it is ready: {"progress": text}, then {"ready": status} or
-{"error": sentence, "exit_code": n}. Whatever goes wrong before that, nothing is left behind.
+The supervisor passes on what the coordinator tells until it is ready, JSON lines: {"progress": text}, then
+{"ready": status} or {"error": sentence, "exit_code": n}. Whatever goes wrong before that, nothing is left behind: also
+when this process is killed, for then the supervisor sees the end of its standard input.
 """
 
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +25,16 @@ from cluster.config import Resolved
 from protocol.errors import TandemError
 from protocol.home import ClusterState, Home, ProcessIdentity
 
-COORDINATOR = (sys.executable, "-m", "cluster.coordinator")
+SUPERVISOR = (sys.executable, "-m", "cluster.supervisor")
+# A signal that arrives just before a wait is seen only at its end; so no wait is long.
+_SIGNAL_POLL_S = 0.2
 _LOCK_PATIENCE_S = 0.2
 _OTHER_START_LIMIT_S = 600.0
 _FAILED_START_GRACE_S = 5.0
 
 
 class Started(msgspec.Struct, frozen=True, kw_only=True):
-    """A cluster that runs. status: its /status, None when it ran before this call."""
+    """A cluster that runs. status: its /status, None when it ran before this call; process: the supervisor's."""
 
     state: ClusterState
     status: dict[str, Any] | None
@@ -38,13 +42,13 @@ class Started(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Starter:
-    """Starts the cluster of `home` from the code in `checkout`. coordinator: the command, without its arguments."""
+    """Starts the cluster of `home` from the code in `checkout`. supervisor: the command, without its arguments."""
 
-    def __init__(self, home: Home, checkout: Path, terminal: Terminal, coordinator: Sequence[str] = COORDINATOR):
+    def __init__(self, home: Home, checkout: Path, terminal: Terminal, supervisor: Sequence[str] = SUPERVISOR):
         self._home = home
         self._checkout = checkout
         self._terminal = terminal
-        self._coordinator = coordinator
+        self._supervisor = supervisor
 
     def __repr__(self) -> str:
         return f"Starter({self._home!r})"
@@ -52,13 +56,17 @@ class Starter:
     def start(self, load: Callable[[], Resolved]) -> Started:
         """Start a cluster with the settings that `load` gives, unless one runs already.
 
+        One whose supervisor died gets another.
+
         Raises:
             TandemError: it cannot start; the message says why, and nothing is left running.
         """
         self._home.create()
         with self._lock():
             state = read_state(self._home, self._terminal)
-            if state is not None and state.coordinator.alive():
+            if state is not None and (state.is_supervised or state.is_coordinated):
+                if not state.is_supervised:
+                    self._supervise_again()
                 return Started(state=state, status=None)
             if state is not None:
                 self._clean_up_after(state)
@@ -87,33 +95,47 @@ class Starter:
         left = f"; {num_workers} of its workers still ran and were stopped" if num_workers else ""
         self._terminal.note(f"tandem: the cluster that ran before had died{left}.")
 
+    def _supervise_again(self) -> None:
+        process = self._spawn("--adopt", output=subprocess.DEVNULL)
+        supervisor = ProcessIdentity.of(process.pid)
+        self._home.update_state(lambda state: msgspec.structs.replace(state, supervisor=supervisor))
+        _let_begin(process)
+        _let_go(process)
+        self._terminal.note("tandem: the cluster's supervisor had died; it has another now.")
+
     def _run(self, host: str, port: int) -> Started:
-        with (self._home.logs / "coordinator.out").open("ab") as log:
-            process = subprocess.Popen(
-                [*self._coordinator, "--home", str(self._home.root)],
-                cwd=self._checkout,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                start_new_session=True,
-            )
-        coordinator = ProcessIdentity.of(process.pid)
-        state = ClusterState(coordinator=coordinator, api=f"http://{host}:{port}", port=port, started_at=time.time())
+        process = self._spawn(output=subprocess.PIPE)
+        supervisor = ProcessIdentity.of(process.pid)
+        state = ClusterState(supervisor=supervisor, api=f"http://{host}:{port}", port=port, started_at=time.time())
         try:
             self._home.write_state(state)
+            _let_begin(process)
             status = self._await_ready(process)
         except BaseException as error:  # also Ctrl-C and SIGTERM: a start that does not end well leaves nothing behind
-            end_cluster(self._home, coordinator, self._terminal, _FAILED_START_GRACE_S)
+            end_cluster(self._home, state, self._terminal, _FAILED_START_GRACE_S)
+            _let_go(process)
             process.wait()
             if not isinstance(error, Exception):
                 self._terminal.note("tandem: interrupted; nothing was left running.")
             raise
-        return Started(state=state, status=status, process=process)
+        _let_go(process)
+        return Started(state=self._home.read_state() or state, status=status, process=process)
+
+    def _spawn(self, *arguments: str, output: int) -> subprocess.Popen[bytes]:
+        with (self._home.logs / "coordinator.out").open("ab") as log:
+            return subprocess.Popen(
+                [*self._supervisor, "--home", str(self._home.root), *arguments],
+                cwd=self._checkout,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=log,
+                start_new_session=True,
+            )
 
     def _await_ready(self, process: subprocess.Popen[bytes]) -> dict[str, Any]:
         assert process.stdout is not None
-        with process.stdout as lines:
-            for line in lines:
+        with process.stdout as output:
+            for line in _lines(output.fileno()):
                 message = _message(line)
                 if "progress" in message:
                     self._terminal.progress(str(message["progress"]))
@@ -126,6 +148,31 @@ class Starter:
                     error.exit_code = int(message.get("exit_code", 1))
                     raise error
         raise TandemError(f"the coordinator ended before it was ready; {self._home.logs}/coordinator.out says why")
+
+
+def _let_begin(supervisor: subprocess.Popen[bytes]) -> None:
+    """It is named in the state now. One that died already is noticed by the end of its output."""
+    assert supervisor.stdin is not None
+    with suppress(BrokenPipeError):
+        os.write(supervisor.stdin.fileno(), b"begin\n")
+
+
+def _let_go(supervisor: subprocess.Popen[bytes]) -> None:
+    assert supervisor.stdin is not None
+    supervisor.stdin.close()
+
+
+def _lines(descriptor: int) -> Iterator[bytes]:
+    """What comes out of a pipe, line by line, until its end."""
+    unread = b""
+    while True:
+        if not select.select([descriptor], [], [], _SIGNAL_POLL_S)[0]:
+            continue
+        piece = os.read(descriptor, 1 << 16)
+        if not piece:
+            return
+        *lines, unread = (unread + piece).split(b"\n")
+        yield from lines
 
 
 def check_port_free(host: str, port: int) -> None:

@@ -1,17 +1,20 @@
 """Ending a cluster's processes, whatever state it is in.
 
-The coordinator is asked first: it drains its requests and stops its workers. What it leaves behind, because it was
-killed or hangs, is ended here. Only processes whose identity matches are ever signalled.
+Who leads it is asked first: the supervisor, or a coordinator without one. The coordinator drains its requests and stops
+its workers, and the supervisor ends with it. What they leave behind, because they were killed or hang, is ended here:
+the supervisor before the coordinator, which it would start again. Only processes whose identity matches are ever
+signalled.
 """
 
 import contextlib
 
 from cluster.cli.terminal import Terminal
-from protocol.home import ClusterState, DamagedState, Home, ProcessIdentity
+from protocol.home import ClusterState, DamagedState, Home, ProcessIdentity, end_processes
 
 DRAIN_LIMIT_S = 35.0
 _WORKER_GRACE_S = 3.0
 _KILL_WAIT_S = 5.0
+_POLL_S = 0.5
 _LOCK_WAIT_S = 5.0
 
 
@@ -22,35 +25,28 @@ def stop_cluster(home: Home, terminal: Terminal, drain_limit_s: float = DRAIN_LI
     state = read_state(home, terminal)
     if state is None:
         return "Nothing is running."
-    coordinator = _end_coordinator(state.coordinator, terminal, drain_limit_s)
+    done = _end_leaders(home, state, terminal, drain_limit_s)
     # A start that waited for this coordinator ends now and frees the lock; a new start must not lose its state.
     with contextlib.suppress(TimeoutError), home.lock(_LOCK_WAIT_S):
         num_workers = end_leftovers(home, state)
-        return f"{coordinator}{_leftovers(num_workers)}."
-    return f"{coordinator}; another start or stop is under way."
+        return f"{done}{_leftovers(num_workers)}."
+    return f"{done}; another start or stop is under way."
 
 
-def end_cluster(home: Home, coordinator: ProcessIdentity, terminal: Terminal, drain_limit_s: float) -> None:
-    """End `coordinator` and its workers for a start that failed; the caller holds the lock."""
-    _end_coordinator(coordinator, terminal, drain_limit_s)
-    state = read_state(home, terminal)
-    if state is not None:
-        end_leftovers(home, state)
+def end_cluster(home: Home, state: ClusterState, terminal: Terminal, drain_limit_s: float) -> None:
+    """End the cluster of a start that failed; the caller holds the lock."""
+    _end_leaders(home, state, terminal, drain_limit_s)
+    end_leftovers(home, state)
 
 
 def end_leftovers(home: Home, state: ClusterState) -> int:
-    """End the workers of a coordinator that is gone and forget it; returns how many still lived."""
+    """End the workers of a cluster whose leaders are gone and forget it; returns how many still lived."""
     current = read_state(home, None)
-    if current is not None and current.coordinator != state.coordinator:
-        return 0
-    workers = (current or state).workers.values()
-    asked = [worker for worker in workers if worker.terminate()]
-    for worker in asked:
-        if not worker.wait_gone(_WORKER_GRACE_S):
-            worker.kill()
-            worker.wait_gone(_KILL_WAIT_S)
+    if current is not None and current.started_at != state.started_at:
+        return 0  # it is another cluster's by now
+    num_workers = end_processes((current or state).workers.values(), _WORKER_GRACE_S)
     home.clear_state()
-    return len(asked)
+    return num_workers
 
 
 def read_state(home: Home, terminal: Terminal | None) -> ClusterState | None:
@@ -64,19 +60,41 @@ def read_state(home: Home, terminal: Terminal | None) -> ClusterState | None:
         return None
 
 
-def _end_coordinator(coordinator: ProcessIdentity, terminal: Terminal, drain_limit_s: float) -> str:
-    if not coordinator.terminate():
+def _end_leaders(home: Home, state: ClusterState, terminal: Terminal, drain_limit_s: float) -> str:
+    """Ask supervisor and coordinator to end, and kill them when they do not; says what it came to."""
+    if not (state.is_supervised or state.is_coordinated):
         return "The coordinator had already ended"
+    if not (state.supervisor is not None and state.supervisor.terminate()) and state.coordinator is not None:
+        state.coordinator.terminate()
     waited_s = 0.0
-    while waited_s < drain_limit_s and not coordinator.wait_gone(0.5):
-        waited_s += 0.5
+    while waited_s < drain_limit_s and not _have_ended(state, min(_POLL_S, drain_limit_s)):
+        waited_s += _POLL_S
+        state = _as_it_is_now(home, state)
         terminal.progress(f"waiting for running requests ({waited_s:.0f} of at most {drain_limit_s:.0f} s)")
     terminal.done()
-    if not coordinator.alive():
+    state = _as_it_is_now(home, state)
+    if not (state.is_supervised or state.is_coordinated):
         return "Stopped the cluster"
-    coordinator.kill()
-    coordinator.wait_gone(_KILL_WAIT_S)
+    _kill(state.supervisor)
+    _kill(_as_it_is_now(home, state).coordinator)
     return f"The coordinator did not stop within {drain_limit_s:.0f} s and was killed"
+
+
+def _kill(leader: ProcessIdentity | None) -> None:
+    if leader is not None and leader.kill():
+        leader.wait_gone(_KILL_WAIT_S)
+
+
+def _have_ended(state: ClusterState, timeout_s: float) -> bool:
+    """Whether supervisor and coordinator end within `timeout_s` seconds."""
+    leaders = [leader for leader in (state.supervisor, state.coordinator) if leader is not None]
+    return all(leader.wait_gone(timeout_s) for leader in leaders)
+
+
+def _as_it_is_now(home: Home, state: ClusterState) -> ClusterState:
+    """The state with the coordinator that its supervisor started last."""
+    current = read_state(home, None)
+    return current if current is not None and current.started_at == state.started_at else state
 
 
 def _leftovers(num_workers: int) -> str:

@@ -1,24 +1,30 @@
 """The worker processes of this machine: started with the right environment, watched, ended.
 
-A worker's standard input is a pipe that only the coordinator holds: its first line is the join token, its end tells the
-worker that the coordinator is gone. So no worker outlives the coordinator, however that ended.
+Workers outlive a coordinator that dies, so who they are must be known to the next one. A worker waits on its standard
+input for one line, the join token; it gets it only once it stands in the state file, and ends when the input ends
+without it. So at whatever moment a coordinator is killed, every worker that lives on can be found. It says nothing of
+why a worker should start, or start again.
 """
 
 import asyncio
 import glob
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
+import msgspec
 import psutil
 
-from protocol.home import Home
+from protocol.home import ClusterState, Home, ProcessIdentity
 from protocol.values import Peer
 
 # Of a machine's memory, what all its workers together may use for weights and caches.
 MEMORY_SHARE = 0.75
-_END_GRACE_S = 5.0
+WORKER = (sys.executable, "-m", "workers")
+END_GRACE_S = 5.0
+_POLL_S = 0.25
 _OPENBLAS = (
     "/usr/lib/*-linux-gnu/openblas-pthread/libblas.so.3",
     "/usr/lib64/libopenblasp.so.0",
@@ -49,61 +55,125 @@ def worker_environment() -> dict[str, str]:
     return environment
 
 
-class WorkerProcess:
-    """One local worker."""
+class Launcher(Protocol):
+    """What starts, watches and ends workers somewhere; `LocalLauncher` here.
 
-    def __init__(self, name: str, process: asyncio.subprocess.Process):
-        self.name = name
-        self._process = process
-        self._watch: asyncio.Task[None] | None = None
+    ended: called once for each process that ends, also after `kill`, with its exit status, or None where that cannot be
+    known; not for those that `end` ends. All of it on one asyncio loop.
+    """
 
-    def __repr__(self) -> str:
-        return f"WorkerProcess({self.name}, pid {self.pid})"
+    ended: Callable[[str, int | None], None]
 
     @property
-    def pid(self) -> int:
-        return self._process.pid
+    def identities(self) -> dict[str, ProcessIdentity]:
+        """Who runs, by name."""
 
-    @classmethod
-    async def start(
-        cls, name: str, *, home: Home, checkout: Path, coordinator: Peer, token: str, memory_limit_bytes: int
-    ) -> "WorkerProcess":
+    async def start(self, name: str, *, coordinator: Peer, token: str, memory_limit_bytes: int) -> ProcessIdentity:
         """Start a worker that will join `coordinator`. Raises OSError."""
+
+    def adopt(self, name: str, identity: ProcessIdentity) -> None:
+        """Watch a worker that an earlier coordinator started."""
+
+    def kill(self, name: str) -> None:
+        """End one at once, if it runs."""
+
+    async def end(self, *names: str, grace_s: float = END_GRACE_S) -> None:
+        """Wait for these (all, without names) to end by themselves, then kill them; returns when they are gone."""
+
+
+class _Worker:
+    """One watched process: our child, or one that we adopted."""
+
+    def __init__(self, identity: ProcessIdentity, child: asyncio.subprocess.Process | None = None):
+        self.identity = identity
+        self._child = child
+        self.watch: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"_Worker(pid {self.identity.pid}, {'adopted' if self._child is None else 'child'})"
+
+    async def wait(self) -> int | None:
+        """Its exit status, once it ended; None where it is not our child."""
+        if self._child is not None:
+            return await self._child.wait()
+        while self.identity.alive():  # noqa: ASYNC110 - the system tells nobody but the parent
+            await asyncio.sleep(_POLL_S)
+        return None
+
+
+class LocalLauncher:
+    """See `Launcher`. orphan_s: for how long a worker lives on without a coordinator; command: what runs a worker."""
+
+    def __init__(self, home: Home, checkout: Path, orphan_s: float, command: Sequence[str] = WORKER):
+        self.ended: Callable[[str, int | None], None] = lambda _name, _status: None
+        self._home = home
+        self._checkout = checkout
+        self._orphan_s = orphan_s
+        self._command = command
+        self._workers: dict[str, _Worker] = {}
+
+    def __repr__(self) -> str:
+        return f"LocalLauncher({', '.join(self._workers)})"
+
+    @property
+    def identities(self) -> dict[str, ProcessIdentity]:
+        return {name: worker.identity for name, worker in self._workers.items()}
+
+    async def start(self, name: str, *, coordinator: Peer, token: str, memory_limit_bytes: int) -> ProcessIdentity:
+        assert name not in self._workers, name
         arguments = ["--name", name, "--join", coordinator.endpoint, "--memory-limit", str(memory_limit_bytes)]
-        with (home.logs / f"{name}.out").open("wb") as output:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *("-m", "workers", "--supervised", "--home", str(home.root), *arguments),
+        with (self._home.logs / f"{name}.out").open("wb") as output:
+            child = await asyncio.create_subprocess_exec(
+                *(*self._command, "--token", "-", "--home", str(self._home.root), *arguments),
+                *("--orphan-s", f"{self._orphan_s:g}"),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=output,
                 stderr=output,
-                cwd=checkout,
+                cwd=self._checkout,
                 env=worker_environment(),
                 start_new_session=True,  # Ctrl-C at a terminal is the coordinator's to handle
             )
-        assert process.stdin is not None
-        process.stdin.write(token.encode() + b"\n")
-        return cls(name, process)
+        worker = _Worker(ProcessIdentity.of(child.pid), child)
+        self._watch(name, worker)
+        await asyncio.to_thread(self._home.update_state, _naming(name, worker.identity))
+        assert child.stdin is not None
+        child.stdin.write(token.encode() + b"\n")
+        child.stdin.close()
+        return worker.identity
 
-    def watch(self, ended: Callable[[int], None]) -> None:
-        """Call `ended` with the exit status when the process ends."""
+    def adopt(self, name: str, identity: ProcessIdentity) -> None:
+        assert name not in self._workers, name
+        self._watch(name, _Worker(identity))
 
+    def kill(self, name: str) -> None:
+        if (worker := self._workers.get(name)) is not None:
+            worker.identity.kill()
+
+    async def end(self, *names: str, grace_s: float = END_GRACE_S) -> None:
+        workers = [self._workers[name] for name in names or self._workers if name in self._workers]
+        for worker in workers:
+            assert worker.watch is not None
+            worker.watch.cancel()
+        await asyncio.gather(*(_end(worker, grace_s) for worker in workers))
+        self._workers = {name: worker for name, worker in self._workers.items() if worker not in workers}
+
+    def _watch(self, name: str, worker: _Worker) -> None:
         async def wait() -> None:
-            ended(await self._process.wait())
+            status = await worker.wait()
+            del self._workers[name]
+            self.ended(name, status)
 
-        self._watch = asyncio.create_task(wait())
+        self._workers[name] = worker
+        worker.watch = asyncio.create_task(wait())
 
-    async def end(self) -> None:
-        """Wait a little for the process to end by itself, then kill it."""
-        if self._watch is not None:
-            self._watch.cancel()
-        try:
-            await asyncio.wait_for(self._process.wait(), _END_GRACE_S)
-        except TimeoutError:
-            self.kill()
-            await self._process.wait()
 
-    def kill(self) -> None:
-        """End the process at once."""
-        if self._process.returncode is None:
-            self._process.kill()
+async def _end(worker: _Worker, grace_s: float) -> None:
+    try:
+        await asyncio.wait_for(worker.wait(), grace_s)
+    except TimeoutError:
+        worker.identity.kill()
+        await worker.wait()
+
+
+def _naming(name: str, identity: ProcessIdentity) -> Callable[[ClusterState], ClusterState]:
+    return lambda state: msgspec.structs.replace(state, workers=state.workers | {name: identity})

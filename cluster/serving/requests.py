@@ -119,7 +119,8 @@ class Service(Protocol):
 
     `generate` yields Routed first, then Progress, Waiting and Delta in order, then one Finished; an error ends it as a raised
     ApiError at any point. Errors of the request itself (400, 404, 413, 429, 503) are raised before Routed. Closing the
-    iterator early (`aclose`) cancels the request on the workers.
+    iterator early (`aclose`) cancels the request on the workers. `mend` brings back workers that are missing; it gives
+    their names.
     """
 
     def generate(self, request: GenerationRequest) -> AsyncIterator[Event]: ...
@@ -127,6 +128,8 @@ class Service(Protocol):
     async def explain(self, request: GenerationRequest) -> dict: ...
 
     def forget_conversation(self, conversation: str) -> None: ...
+
+    def mend(self) -> tuple[str, ...]: ...
 
     def status(self) -> dict: ...
 

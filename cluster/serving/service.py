@@ -237,6 +237,9 @@ class GenerationService:
             return "stopped"
         return "degraded" if self._control.lost else "ready"
 
+    def mend(self) -> tuple[str, ...]:
+        return self._control.mend()
+
     def status(self) -> dict[str, Any]:
         """INTERFACE's `status --json`."""
         return {

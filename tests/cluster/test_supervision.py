@@ -1,6 +1,7 @@
 """What a supervisor does about a coordinator that becomes ready, stops or dies; every pair of phase and happening."""
 
 import itertools
+import signal
 
 import pytest
 
@@ -111,9 +112,10 @@ def test_first_start_that_fails_is_the_end_with_its_code(status, code):
     assert Supervision().ended(status, 1.0) == (End(code),)
 
 
-def test_stopped_coordinator_is_the_end():
+@pytest.mark.parametrize("status", [0, -signal.SIGTERM])
+def test_stopped_coordinator_is_the_end(status):
     for phase in (Phase.RUNNING, Phase.RESTARTING, Phase.STOPPING):
-        assert in_phase(phase).ended(0, 200.0) == (End(0),)
+        assert in_phase(phase).ended(status, 200.0) == (End(0),)
 
 
 def test_stop_asks_the_coordinator_and_waits_for_it_however_it_ends():

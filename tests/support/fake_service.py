@@ -66,6 +66,9 @@ class FakeService:
     def forget_conversation(self, conversation: str) -> None:
         self.forgotten.append(conversation)
 
+    def mend(self) -> tuple[str, ...]:
+        return ("beta",)
+
     def status(self) -> dict:
         return {"state": self._state, "workers": []}
 
