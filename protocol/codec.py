@@ -54,6 +54,7 @@ from protocol.values import Buffer
 PROTOCOL = 2
 MAX_HEADER_BYTES = 4 << 20
 MAX_BUFFERS = 4096
+MAX_NUMBER = (1 << 32) - 1
 _LIMITS: dict[str, Any] = {
     "strict_map_key": False,
     "max_str_len": 1 << 20,

@@ -35,6 +35,10 @@ class ModelError(TandemError):
     """The model directory cannot be used: missing parts, damaged files, an architecture mlx-lm lacks."""
 
 
+class AddressUnavailable(TandemError):
+    """The address to receive at is taken, not allowed or not of this machine; another one, or the end of what uses it, helps."""
+
+
 class WireError(TandemError):
     """A message from another process that does not decode; the message is dropped and counted."""
 

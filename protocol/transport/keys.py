@@ -1,0 +1,40 @@
+"""The CURVE keys of a process."""
+
+from typing import Self
+
+import msgspec
+import zmq
+
+_LENGTH = 40
+
+
+class KeyPair(msgspec.Struct, frozen=True):
+    """A CURVE key pair as Z85 text. Whoever keeps one across restarts stays known to those who were given its public key."""
+
+    public: str
+    secret: str
+
+    @classmethod
+    def generate(cls) -> Self:
+        """A new pair."""
+        public, secret = zmq.curve_keypair()
+        return cls(public.decode(), secret.decode())
+
+    @classmethod
+    def from_text(cls, text: str) -> Self:
+        """The pair of `to_text`.
+
+        Raises:
+            ValueError: the text is none.
+        """
+        public, _, secret = text.strip().partition(" ")
+        if len(secret) != _LENGTH or not secret.isascii() or zmq.curve_public(secret.encode()) != public.encode():
+            raise ValueError("these are no CURVE keys: make new ones")
+        return cls(public, secret)
+
+    def to_text(self) -> str:
+        """Both keys in one line, for a file that only its owner reads."""
+        return f"{self.public} {self.secret}"
+
+    def __repr__(self) -> str:
+        return f"KeyPair({self.public})"
