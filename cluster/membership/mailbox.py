@@ -10,7 +10,7 @@ from typing import Protocol
 
 from protocol.codec import Envelope
 from protocol.messages import Message
-from protocol.transport import KeyPair, LinkNumbers, ZmqDataLinks, ZmqInbox, ZmqOutbox
+from protocol.transport import Arrival, KeyPair, LinkNumbers, ZmqDataLinks, ZmqInbox, ZmqOutbox
 from protocol.values import COORDINATOR, Buffer, Peer
 
 Closed = Callable[[str, str], None]
@@ -69,6 +69,7 @@ class ZmqMailbox:
         self._links = ZmqDataLinks(self._lost)
         self._numbers = LinkNumbers()
         self._peers: dict[str, Peer] = {}
+        self._planned: tuple[str, ...] = ()
         self.epoch = 0
 
     def __repr__(self) -> str:
@@ -112,12 +113,14 @@ class ZmqMailbox:
 
     def answer(self, peer: Peer, message: Message) -> None:
         """See Mailbox."""
-        self._outbox.send(peer, self.epoch, message)
-        self._outbox.forget(peer, linger=True)
+        once = ZmqOutbox()
+        once.send(peer, self.epoch, message)
+        once.close()
 
     def begin_epoch(self, workers: Sequence[str]) -> int:
         """See Mailbox."""
         self.epoch = self._next_epoch()
+        self._planned = tuple(workers)
         self._numbers.renew(self.epoch)
         peers: Mapping[str, Peer] = {worker: self._peers[worker] for worker in workers if worker in self._peers}
         self._links.renew(self.epoch, COORDINATOR, peers)
@@ -125,11 +128,17 @@ class ZmqMailbox:
 
     def send(self, worker: str, message: Message, buffers: Sequence[Buffer] = ()) -> None:
         """See Mailbox."""
-        self._links.send(worker, message, buffers)
+        if worker in self._peers:
+            self._links.send(worker, message, buffers)
 
     def accepts(self, envelope: Envelope) -> bool:
         """See Mailbox."""
-        return envelope.epoch == self.epoch and self._numbers.accept(envelope)
+        if envelope.epoch != self.epoch:
+            return False
+        arrival = self._numbers.accept(envelope)
+        if arrival is Arrival.GAP and self._closed is not None:
+            self._closed(self._planned[envelope.sender], "something it sent is missing")
+        return arrival is Arrival.NEXT
 
     def close(self) -> None:
         """See Mailbox."""

@@ -62,7 +62,7 @@ def test_large_buffer_arrives_whole(received, outbox):
 
 
 def test_sender_with_a_wrong_key_is_refused(received, outbox):
-    stranger = Peer(endpoint=received.peer.endpoint, public_key=KeyPair().public.decode())
+    stranger = Peer(endpoint=received.peer.endpoint, public_key=KeyPair.generate().public)
     with closing(ZmqOutbox(linger_ms=0)) as wrong:
         refused = watch_for_refusal(wrong, stranger)
         wrong.send(stranger, 1, Cancel(sequence=666))
@@ -112,7 +112,7 @@ def test_watch_tells_once_that_the_peer_closed(outbox):
 
 
 def test_peer_that_is_not_there_never_blocks_the_sender(outbox):
-    nobody = Peer(endpoint="tcp://127.0.0.1:9", public_key=KeyPair().public.decode())
+    nobody = Peer(endpoint="tcp://127.0.0.1:9", public_key=KeyPair.generate().public)
     for number in range(5000):
         outbox.send(nobody, 1, Cancel(sequence=number))
     outbox.forget(nobody)
