@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from protocol.errors import UsageError
+from strategy.decision import POLICIES
 
 Mode = Literal["auto", "always", "never"]
 Policy = Literal["thresholds", "measured"]
@@ -90,6 +91,12 @@ class CacheSettings(msgspec.Struct, frozen=True, kw_only=True):
     scope: Scope = "shared"
 
 
+class RecoverySettings(msgspec.Struct, frozen=True, kw_only=True):
+    """wait_s: how long a request waits for a plan that can serve it."""
+
+    wait_s: Count = 60
+
+
 class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """One worker. memory_limit: bytes; layers: a half-open manual range; None leaves either to the planner."""
 
@@ -107,6 +114,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     strategy: StrategySettings = StrategySettings()
     kv_cache: KvCacheSettings = KvCacheSettings()
     cache: CacheSettings = CacheSettings()
+    recovery: RecoverySettings = RecoverySettings()
     workers: tuple[WorkerSettings, ...]
 
 
@@ -132,6 +140,7 @@ _SECTIONS: dict[str, type[msgspec.Struct]] = {
     "strategy": StrategySettings,
     "kv_cache": KvCacheSettings,
     "cache": CacheSettings,
+    "recovery": RecoverySettings,
 }
 _ENVIRONMENT = {
     "USE_DISTRIBUTED_INFERENCE": "strategy.use_distributed_inference",
@@ -185,6 +194,7 @@ def load_settings(
     workers = _workers(document, file, flags.workers, origins)
     settings = msgspec.convert({**values, "workers": msgspec.to_builtins(workers)}, Settings)
     _check_exposure(settings.api)
+    _check_policy(settings.strategy, origins)
     return Resolved(settings=settings, origins=_all_origins(settings, origins))
 
 
@@ -331,6 +341,14 @@ def _check_worker(fields: dict[str, Any], index: int, taken: list[str], file: Pa
 def _check_exposure(api: ApiSettings) -> None:
     if api.host not in _LOOPBACK and api.api_key is None:
         raise UsageError(f"api.host {api.host!r} can be reached from other machines; set api.api_key as well")
+
+
+def _check_policy(strategy: StrategySettings, origins: Mapping[str, str]) -> None:
+    if strategy.policy not in POLICIES:
+        raise UsageError(
+            f"{origins['strategy.policy']}: strategy.policy {strategy.policy!r} comes with a later version; "
+            f"use {' or '.join(POLICIES)}"
+        )
 
 
 def _all_origins(settings: Settings, origins: dict[str, str]) -> dict[str, str]:

@@ -26,6 +26,7 @@ from cluster.config import Settings
 from cluster.planning.control import ControlPlane
 from cluster.planning.model_files import check_weights, resolve_model
 from cluster.serving.cache_use import read_measured_use
+from cluster.serving.overview import Identity
 from cluster.serving.requests import Service
 from cluster.serving.service import GenerationService
 from protocol.errors import TandemError
@@ -118,9 +119,13 @@ class Coordinator:
         measured_use = read_measured_use(self._home, model_path) if self._settings.kv_cache.adaptive else None
         if self._settings.kv_cache.adaptive and measured_use is None:
             self._report.tell(progress="kv_cache.adaptive has no effect before ./launch.sh bench kv-cache has measured")
-        self._service = GenerationService(
-            self._control, prompts.result(), self._settings, model_path.name, url, os.getpid(), measured_use
+        identity = Identity(
+            model_id=model_path.name,
+            api=url,
+            pid=os.getpid(),
+            has_chat_template=prompts.result().has_chat_template,
         )
+        self._service = GenerationService(self._control, prompts.result(), self._settings, identity, measured_use)
         self._service.check_mode()
         return self._service
 

@@ -27,7 +27,7 @@ from cluster.api.fields import (
 from cluster.serving.requests import GenerationRequest
 from protocol.errors import BadRequest
 from protocol.values import Sampling
-from strategy.selector import Mode, Strategy
+from strategy.decision import Mode, Strategy
 
 MAX_TOKEN_ID = 2**31 - 1
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from cluster.serving.requests import Finished, ModelInfo, Progress, Routed
+from cluster.serving.requests import Finished, ModelInfo, Progress, Routed, Waiting
 
 Kind = Literal["chat", "completion"]
 
@@ -86,6 +86,8 @@ class AnswerFormat:
                 "ttft_s": finished.ttft_s,
                 "decode_tokens_per_s": finished.decode_tokens_per_s,
                 "token_ids": finished.token_ids,
+                **({"resumed": finished.resumed} if finished.resumed else {}),
+                **({"notes": finished.notes} if finished.notes else {}),
             },
         }
 
@@ -98,6 +100,11 @@ def event(data: dict[str, Any]) -> bytes:
 def progress_comment(progress: Progress) -> bytes:
     """A comment in the event stream, which clients skip and people see."""
     return b": prefill %d/%d\n\n" % (progress.processed, progress.total)
+
+
+def waiting_comment(waiting: Waiting) -> bytes:
+    """As `progress_comment`."""
+    return f": waiting for {', '.join(waiting.workers) or 'a plan'}\n\n".encode()
 
 
 def model_object(model: ModelInfo) -> dict[str, Any]:

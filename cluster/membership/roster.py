@@ -94,7 +94,6 @@ class Member:
         self.heartbeat: Heartbeat | None = None
         self.load = Load(busy_share=0.0, steps_per_s=0.0, batch_size=0.0, queue=0)
         self.loaded_bytes = 0
-        self.num_assigned = 0  # sequences whose head is here
         self._last_seen = 0.0
 
     def __repr__(self) -> str:

@@ -10,13 +10,15 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
 
 from cluster.config import Settings
 from cluster.membership.local import WorkerProcess, default_memory_limit
 from cluster.membership.roster import IllegalEvent, Member, WorkerEvent, WorkerState
+from cluster.planning.events import EventLog
+from cluster.planning.interface import Listener
 from cluster.planning.kept_prefixes import KeptPrefixes
 from cluster.planning.model_files import read_sizes
+from cluster.planning.plan import Loss, ModelFacts, Plan
 from protocol.codec import PROTOCOL, Envelope
 from protocol.errors import ModelError, TandemError, UsageError
 from protocol.home import Home
@@ -54,20 +56,6 @@ _CHECK_EVERY_S = 0.25
 _HELD_UP_S = 0.5
 
 
-class Listener(Protocol):
-    """Who learns of the fate of sequences."""
-
-    def tokens(self, message: Tokens) -> None: ...
-
-    def progress(self, message: PrefillProgress) -> None: ...
-
-    def failed(self, message: SequenceFailed) -> None: ...
-
-    def reused(self, message: Reused) -> None: ...
-
-    def worker_lost(self, worker: str) -> None: ...
-
-
 def _chunk_tokens(environment: Mapping[str, str]) -> int | None:
     """TANDEM_PREFILL_CHUNK, or None to let each head choose by measured cost. Raises UsageError."""
     text = environment.get("TANDEM_PREFILL_CHUNK")
@@ -100,6 +88,8 @@ class ControlPlane:
         self.sizes: ModelSizes | None = None
         self.inspected: Inspected | None = None
         self.epoch = 0
+        self.events = EventLog()
+        self.plan: Plan | None = None
         self.kept = KeptPrefixes()
         self.budgets: dict[str, WorkerBudget] = {}
         self._cache_settings = settings.cache
@@ -168,6 +158,7 @@ class ControlPlane:
         self._progress = progress
         progress(self._loading_text())
         await self._until(lambda: all(member.is_ready for member in self._planned()))
+        self.plan = self._plan_of(tuple(self.stages), self.pipeline, None)
         if self._cache_settings.prefix:
             for route in self.kept.needs:
                 message, buffers = self.kept.known(route, self.budgets, self._disk_bytes)
@@ -367,8 +358,41 @@ class ControlPlane:
         if process := self.processes.get(name):
             process.kill()  # a silent one may still hold its memory
         self._fail(TandemError(message))
+        self.events.add(message)
+        if self.plan is not None and name in self.plan.workers:
+            self._go_on_without(name, Loss(workers=(name,), sentence=message))
+
+    def _go_on_without(self, name: str, loss: Loss) -> None:
+        """What is left of the plan in force, if anything can still serve."""
+        assert self.plan is not None
+        stages = tuple(stage for stage in self.plan.stages if stage.worker != name and stage.holds_full_model)
+        self.plan = None
         if self.listener is not None:
-            self.listener.worker_lost(name)
+            self.listener.plan_ended(loss)
+        if stages:
+            gone = f"worker {', '.join(self.missing)} is lost; restart the cluster with ./launch.sh stop and start"
+            self.plan = self._plan_of(stages, None, gone)
+            if self.listener is not None:
+                self.listener.plan_began(self.plan)
+
+    def _plan_of(self, stages: tuple[Stage, ...], pipeline: Route | None, why_not: str | None) -> Plan:
+        assert self.sizes is not None
+        assert self.inspected is not None
+        return Plan(
+            epoch=self.epoch,
+            model=ModelFacts(id=self._model_path.name, digest=self._digest, sizes=self.sizes, inspected=self.inspected),
+            stages=stages,
+            pipeline=pipeline,
+            why_not=why_not,
+            shortage=self.shortage(),
+            budgets={stage.worker: self.budgets[stage.worker] for stage in stages},
+            needs=self.kept.needs,
+        )
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Desired workers that are gone."""
+        return tuple(member.name for member in self._planned() if member.state is WorkerState.LOST)
 
     def _fail(self, error: TandemError) -> None:
         """Ends a start in progress; without meaning afterwards."""
@@ -387,16 +411,6 @@ class ControlPlane:
     def pipeline(self) -> Route:
         """The workers in stage order."""
         return Route(tuple(stage.worker for stage in self.stages))
-
-    @property
-    def lost(self) -> list[str]:
-        """Planned workers that are gone."""
-        return [member.name for member in self._planned() if member.state is WorkerState.LOST]
-
-    @property
-    def full_model_holders(self) -> list[Member]:
-        """Ready workers that can serve a request alone."""
-        return [member for member in self._planned() if member.holds_full_model and member.is_ready]
 
     def shortage(self) -> str | None:
         """Why no worker of the plan holds the full model, with figures; None when some does."""

@@ -8,7 +8,9 @@ from typing import Protocol
 
 import msgspec
 
+from cluster.serving.status import HealthReport, Status
 from protocol.values import Sampling
+from strategy.decision import Verdict
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,7 +35,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Routed(msgspec.Struct, frozen=True, kw_only=True):
-    """First event of a request: it was accepted, and this is how it will run."""
+    """The request was accepted, and this is how it will run; once, also where it later goes on elsewhere."""
 
     request_id: str
     strategy: str
@@ -49,6 +51,12 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     total: int
 
 
+class Waiting(msgspec.Struct, frozen=True, kw_only=True):
+    """No plan can serve the request at the moment: it waits for these workers to come back, or for a plan to be made."""
+
+    workers: tuple[str, ...]
+
+
 class Delta(msgspec.Struct, frozen=True, kw_only=True):
     """New text (may be empty while a stop string or a character is incomplete) and the token ids behind it."""
 
@@ -62,7 +70,8 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
     finish_reason: "stop" (end token or stop string) or "length". completion_tokens counts generated tokens, the end
     token included as mlx-lm counts it; `token_ids` are the generated ids without the end token. ttft_s: seconds from
     arrival to the first token; decode_tokens_per_s: rate after the first token, None for fewer than two tokens.
-    cached_tokens: prompt tokens whose KV was already there.
+    cached_tokens: prompt tokens whose KV was already there. resumed: how many times it went on after a loss. notes: what
+    else the client should know, as clauses.
     """
 
     finish_reason: str
@@ -70,40 +79,56 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    resumed: int = 0
+    notes: tuple[str, ...] = ()
     ttft_s: float
     decode_tokens_per_s: float | None
 
 
-Event = Routed | Progress | Delta | Finished
+Event = Routed | Progress | Waiting | Delta | Finished
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What the API says of the model. context_tokens: prompt and answer together; created: Unix seconds."""
+    """What the API says of the model. context_tokens: prompt and answer together; created: Unix seconds.
+
+    None stands for what is not known before the first plan.
+    """
 
     id: str
-    layers: int
-    bytes: int
-    context_tokens: int
+    layers: int | None
+    bytes: int | None
+    context_tokens: int | None
     has_chat_template: bool
     created: int
+
+
+class Explanation(msgspec.Struct, frozen=True, kw_only=True):
+    """How a request would run, with nothing generated: INTERFACE's `explain --json`."""
+
+    strategy: str
+    reason: str
+    prompt_tokens: int
+    max_tokens: int
+    candidates: tuple[Verdict, ...]
 
 
 class Service(Protocol):
     """What HTTP needs of the coordinator. Methods raise `ApiError`s; all run on one asyncio loop.
 
-    `generate` yields Routed first, then Progress and Delta in order, then one Finished; an error ends it as a raised
-    ApiError at any point. Errors of the request itself (400, 404, 413, 429, 503) are raised before Routed. Closing the
-    iterator early (`aclose`) cancels the request on the workers.
+    `generate` yields Routed, then Progress and Delta in order, then one Finished; Waiting at any time before Finished, also
+    before Routed, every few seconds while no plan can serve the request. An error ends it as a raised ApiError at any point.
+    Errors of the request itself (400, 404, 413, 429) are raised before Routed. Closing the iterator early (`aclose`) cancels
+    the request on the workers.
     """
 
     def generate(self, request: GenerationRequest) -> AsyncIterator[Event]: ...
 
-    async def explain(self, request: GenerationRequest) -> dict: ...
+    async def explain(self, request: GenerationRequest) -> Explanation: ...
 
     def forget_conversation(self, conversation: str) -> None: ...
 
-    def status(self) -> dict: ...
+    def status(self) -> Status: ...
 
-    def state(self) -> str: ...
+    def health(self) -> HealthReport: ...
 
     def models(self) -> tuple[ModelInfo, ...]: ...

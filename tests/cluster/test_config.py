@@ -59,7 +59,7 @@ def test_flag_beats_environment_beats_file(tmp_path):
 
 
 def test_origins_name_file_and_variable(tmp_path):
-    origins = load(tmp_path, '[strategy]\npolicy = "measured"\n', {"USE_DISTRIBUTED_INFERENCE": "never"}).origins
+    origins = load(tmp_path, '[strategy]\npolicy = "thresholds"\n', {"USE_DISTRIBUTED_INFERENCE": "never"}).origins
     assert origins["strategy.policy"] == str(tmp_path / "c.toml")
     assert origins["strategy.use_distributed_inference"] == "environment USE_DISTRIBUTED_INFERENCE"
 
@@ -109,6 +109,12 @@ def test_wrong_value_names_key_and_expectation(tmp_path, text, key, expected):
     message = refused(tmp_path, text)
     assert key in message
     assert expected in message
+
+
+def test_policy_that_does_not_exist_yet_is_refused_where_it_stands(tmp_path):
+    assert "comes with a later version; use thresholds" in refused(tmp_path, '[strategy]\npolicy = "measured"\n')
+    with pytest.raises(UsageError, match=r"environment TANDEM_STRATEGY_POLICY: strategy\.policy 'measured' comes with"):
+        load(tmp_path, "", {"TANDEM_STRATEGY_POLICY": "measured"})
 
 
 def test_damaged_or_missing_file_is_one_sentence(tmp_path):

@@ -1,0 +1,54 @@
+"""The plan in force as a frozen value: what every worker holds, the routes there are, and the memory of each.
+
+Planning makes it once for an epoch; serving and status read it. Knows nothing of sockets, states or requests.
+"""
+
+from collections.abc import Mapping
+
+import msgspec
+
+from protocol.messages import Inspected
+from protocol.values import Route
+from strategy.memory import KvNeeds, WorkerBudget
+from strategy.partition import ModelSizes, Stage
+
+
+class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of the model. id: its name for people; digest: its name between processes."""
+
+    id: str
+    digest: str
+    sizes: ModelSizes
+    inspected: Inspected
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """stages: every worker of the plan, in layer order. pipeline: the route through all of them; None where the model
+    cannot be cut, for the reason `why_not`. shortage: why no worker holds the full model, None where one does.
+    budgets: each worker's memory beyond its weights. needs: what a sequence's caches take, by route and worker.
+    """
+
+    epoch: int
+    model: ModelFacts
+    stages: tuple[Stage, ...]
+    pipeline: Route | None
+    why_not: str | None = None
+    shortage: str | None = None
+    budgets: Mapping[str, WorkerBudget]
+    needs: Mapping[Route, Mapping[str, KvNeeds]]
+
+    @property
+    def workers(self) -> tuple[str, ...]:
+        return tuple(stage.worker for stage in self.stages)
+
+    @property
+    def holders(self) -> tuple[str, ...]:
+        """Workers that can serve a request alone."""
+        return tuple(stage.worker for stage in self.stages if stage.holds_full_model)
+
+
+class Loss(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a plan ended. workers: who died in it; none for a lost link, or where a better plan takes its place."""
+
+    workers: tuple[str, ...]
+    sentence: str
