@@ -9,35 +9,45 @@ parent is gone ends; one that takes the place of a coordinator that died (--agai
 import argparse
 import asyncio
 import gc
+import itertools
 import logging
 import os
 import signal
-import socket
 import sys
+from asyncio import FIRST_COMPLETED
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from starlette.applications import Starlette
 
 from cluster.api.app import build_app
 from cluster.api.server import bind, serve
-from cluster.settings import Settings
-from cluster.membership.local import WORKER, Launcher, LocalLauncher
+from cluster.membership.local import WORKER, Launcher, LocalLauncher, default_memory_limit
+from cluster.membership.mailbox import ZmqMailbox
+from cluster.membership.restarts import Restarts
+from cluster.membership.roster import REJOIN_WITHIN_S, Member, Roster
 from cluster.planning.control import ControlPlane
+from cluster.planning.deployment import Deployment
+from cluster.planning.known_model import KnownModel
 from cluster.planning.model_files import check_weights, resolve_model
 from cluster.serving.cache_use import read_measured_use
-from cluster.serving.requests import Service
+from cluster.serving.overview import Identity
 from cluster.serving.service import GenerationService
-from protocol.errors import TandemError
-from protocol.home import Home, ProcessIdentity, end_processes
+from cluster.settings import Settings
+from protocol.errors import AddressUnavailable, TandemError
+from protocol.home import DesiredState, Home, ProcessIdentity, end_processes
 from protocol.logs import configure_logging
+from protocol.model_digest import model_digest
+from protocol.transport import KeyPair
+from protocol.values import LayerRange
+from strategy.cache_use import MeasuredUse
 
 log = logging.getLogger(__name__)
 
 DRAIN_S = 20.0
 EARLIER_GRACE_S = 1.0
-ORPHAN_S = 120.0
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 
@@ -70,15 +80,19 @@ class StartReport:
 class Coordinator:
     """Owns the control plane, the service and the API server of one cluster."""
 
-    def __init__(self, home: Home, settings: Settings, report: StartReport, launcher: Launcher):
+    def __init__(
+        self, home: Home, settings: Settings, report: StartReport, launcher: Launcher, *, is_again: bool = False
+    ):
+        """is_again: takes the place of a coordinator that died, whose workers may still live."""
         self._home = home
-        self._launcher = launcher
         self._settings = settings
         self._report = report
+        self._launcher = launcher
+        self._is_again = is_again
         self._stopping = asyncio.Event()
+        self._served = asyncio.Event()
         self._control: ControlPlane | None = None
-        self._service: GenerationService | None = None
-        self._listener: socket.socket | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     def __repr__(self) -> str:
         return f"Coordinator({self._home})"
@@ -95,10 +109,11 @@ class Coordinator:
             loop.add_signal_handler(number, self._asked_to_stop, starting)
         try:
             service = await starting
-            self._report.tell(ready=service.status())
+            self._report.tell(ready=msgspec.to_builtins(service.status()))
             self._report.close()
             gc.freeze()  # what is loaded stays: a full collection over it would hold every stream up for tens of ms
-            await self._serve(service)
+            await asyncio.wait([*self._tasks, asyncio.create_task(self._stopping.wait())], return_when=FIRST_COMPLETED)
+            await service.drain(DRAIN_S)
         except asyncio.CancelledError:
             self._report.tell(error="the start was interrupted; nothing is left running", exit_code=1)
         finally:
@@ -110,72 +125,128 @@ class Coordinator:
         starting.cancel()
 
     async def _start(self) -> GenerationService:
+        """The API answers as soon as there is a tokenizer; workers come meanwhile."""
         api = self._settings.api
-        self._listener = bind(api.host, api.port)
-        model_path = await asyncio.to_thread(resolve_model, self._settings.model.path)
-        self._report.tell(progress="starting the workers")
-        url = f"http://{'127.0.0.1' if api.host == '0.0.0.0' else api.host}:{self._listener.getsockname()[1]}"  # noqa: S104
-        await asyncio.to_thread(self._end_earlier_workers)
-        self._write_state(url)
-        self._control = ControlPlane(self._settings, model_path, self._home, self._launcher)
-        await self._control.spawn()
-        prompts = asyncio.create_task(asyncio.to_thread(_load_prompts, model_path))
-        await asyncio.to_thread(check_weights, model_path)
-        loading = asyncio.create_task(self._control.load(lambda text: self._report.tell(progress=text)))
-        try:
-            await asyncio.gather(prompts, loading)
-        finally:
-            loading.cancel()
-        measured_use = read_measured_use(self._home, model_path) if self._settings.kv_cache.adaptive else None
-        if self._settings.kv_cache.adaptive and measured_use is None:
-            self._report.tell(progress="kv_cache.adaptive has no effect before ./launch.sh bench kv-cache has measured")
-        self._service = GenerationService(
-            self._control, prompts.result(), self._settings, model_path.name, url, os.getpid(), measured_use
+        listener = bind(api.host, api.port)
+        port = listener.getsockname()[1]
+        url = f"http://{'127.0.0.1' if api.host == '0.0.0.0' else api.host}:{port}"  # noqa: S104
+        path = await asyncio.to_thread(resolve_model, self._settings.model.path)
+        prompts = asyncio.create_task(asyncio.to_thread(_load_prompts, path))
+        await asyncio.to_thread(check_weights, path)
+        control = self._control = await self._take_up(path, url, port)
+        identity = Identity(
+            model_id=path.name, api=url, pid=os.getpid(), has_chat_template=(await prompts).has_chat_template
         )
-        self._service.check_mode()
-        return self._service
+        service = GenerationService(control, prompts.result(), self._settings, identity, self._measured_use(path))
+        self._tasks.append(asyncio.create_task(serve(self._app(service), listener, stopping=self._served)))
+        await control.starting.ended()
+        service.check_mode()
+        return service
 
-    def _end_earlier_workers(self) -> None:
-        """Those of a coordinator that died do not know this one."""
+    async def _take_up(self, path: Path, url: str, port: int) -> ControlPlane:
+        """The control plane, with the workers that an earlier coordinator left and new ones for the rest."""
+        home, settings = self._home, self._settings
+        earlier = await asyncio.to_thread(self._earlier_workers)
+        desired = await asyncio.to_thread(home.next_incarnation, _make_keys)
+        mailbox = _mailbox(desired)
+        desired = msgspec.structs.replace(desired, port=int(mailbox.peer.endpoint.rpartition(":")[2]))
+        await asyncio.to_thread(home.write_desired, desired)
+        digest = await asyncio.to_thread(model_digest, path)
+        home.remember_model(digest, path)
+        self._report.tell(progress="starting the workers")
+        now = asyncio.get_running_loop().time
+        names = tuple(worker.name for worker in settings.workers)
+        control = ControlPlane(
+            KnownModel(path, digest, settings),
+            mailbox=mailbox,
+            launcher=self._launcher,
+            roster=Roster(_members(settings), secret=desired.secret, restarts=Restarts()),
+            deployment=Deployment(
+                wanted=names,
+                kv_copies=settings.recovery.kv_copies,
+                waits_until=now() + REJOIN_WITHIN_S if self._is_again else None,
+            ),
+            now=now,
+        )
+        control.starting.tell = lambda text: self._report.tell(progress=text)
+        control.open()
+        self._write_state(url, port, earlier)
+        for name in names:
+            if name in earlier:
+                control.adopt(name, earlier[name])
+            else:
+                await control.launch(name)
+        self._tasks.append(asyncio.create_task(control.run()))
+        return control
+
+    def _earlier_workers(self) -> dict[str, ProcessIdentity]:
+        """Workers that still live: of a coordinator that died they will join again; anybody else's are ended."""
         state = self._home.read_state()
-        if state is not None:
-            end_processes(state.workers.values(), EARLIER_GRACE_S)
+        alive = {name: who for name, who in (state.workers if state else {}).items() if who.alive()}
+        if self._is_again:
+            return alive
+        end_processes(alive.values(), EARLIER_GRACE_S)
+        return {}
 
-    def _write_state(self, url: str) -> None:
-        assert self._listener is not None
-        port = self._listener.getsockname()[1]
+    def _write_state(self, url: str, port: int, workers: dict[str, ProcessIdentity]) -> None:
         me = ProcessIdentity.of(os.getpid())
         self._home.update_state(
-            lambda state: msgspec.structs.replace(state, coordinator=me, api=url, port=port, workers={})
+            lambda state: msgspec.structs.replace(state, coordinator=me, api=url, port=port, workers=workers)
         )
 
-    async def _serve(self, service: Service) -> None:
-        assert self._listener is not None
-        model = service.models()[0]
-        app = build_app(
+    def _measured_use(self, path: Path) -> MeasuredUse | None:
+        if not self._settings.kv_cache.adaptive:
+            return None
+        found = read_measured_use(self._home, path)
+        if found is None:
+            self._report.tell(progress="kv_cache.adaptive has no effect before ./launch.sh bench kv-cache has measured")
+        return found
+
+    def _app(self, service: GenerationService) -> Starlette:
+        return build_app(
             service,
             api_key=self._settings.api.api_key,
-            model_ids=(self._settings.model.path, model.id),
+            model_ids=(self._settings.model.path, service.models()[0].id),
             scope_by_key=self._settings.cache.scope == "api-key",
         )
-        done = asyncio.Event()
-        server = asyncio.create_task(serve(app, self._listener, stopping=done))
-        stopping = asyncio.create_task(self._stopping.wait())
-        await asyncio.wait({server, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        assert self._service is not None
-        await self._service.drain(DRAIN_S)
-        done.set()
-        stopping.cancel()
-        await server
 
     async def _stop(self) -> None:
+        self._served.set()
         if self._control is not None:
             await self._control.stop()
-        if self._listener is not None:
-            self._listener.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._stopping.is_set():
             self._home.clear_state(ProcessIdentity.of(os.getpid()))
         log.info("stopped")
+
+
+def _make_keys() -> tuple[str, str]:
+    keys = KeyPair.generate()
+    return keys.public, keys.secret
+
+
+def _mailbox(desired: DesiredState) -> ZmqMailbox:
+    """Where earlier workers look for their coordinator, unless somebody else took that port meanwhile."""
+    keys = KeyPair(desired.public_key, desired.secret_key)
+    counter = itertools.count((desired.incarnation << 32) + 1)
+    try:
+        return ZmqMailbox(keys, desired.port or None, lambda: next(counter))
+    except AddressUnavailable as error:
+        log.warning("%s", error)
+        return ZmqMailbox(keys, None, lambda: next(counter))
+
+
+def _members(settings: Settings) -> list[Member]:
+    return [
+        Member(
+            worker.name,
+            memory_limit_bytes=worker.memory_limit or default_memory_limit(len(settings.workers)),
+            manual_layers=None if worker.layers is None else LayerRange(*worker.layers),
+        )
+        for worker in settings.workers
+    ]
 
 
 def _load_prompts(model_path: Path) -> Any:
@@ -196,8 +267,8 @@ def main(worker: Sequence[str] = WORKER) -> int:
     report = StartReport(must_be_heard=not arguments.again)
     try:
         settings = msgspec.json.decode(home.settings_file.read_bytes(), type=Settings)
-        launcher = LocalLauncher(home, CHECKOUT, ORPHAN_S, worker)
-        asyncio.run(Coordinator(home, settings, report, launcher).run())
+        launcher = LocalLauncher(home, CHECKOUT, settings.recovery.orphan_s, worker)
+        asyncio.run(Coordinator(home, settings, report, launcher, is_again=arguments.again).run())
     except TandemError as error:
         log.error("%s", error)
         report.tell(error=str(error), exit_code=error.exit_code)

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from protocol.values import Count, KvSettings, LayerRange, Natural
-from strategy.selector import Mode
+from strategy.decision import Mode
 
 # What there is so far; `measured` comes with measured costs.
 Policy = Literal["thresholds"]

@@ -99,7 +99,7 @@ class _Endpoints:
     async def explain(self, request: Request) -> Response:
         parsed = parse_explain(await json_object(request))
         self._model(parsed)
-        return JSONResponse(await self._service.explain(parsed.generation))
+        return JSONResponse(msgspec.to_builtins(await self._service.explain(parsed.generation)))
 
     async def models(self, _request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [_model_object(model) for model in self._service.models()]})
@@ -108,11 +108,11 @@ class _Endpoints:
         return JSONResponse(_model_object(self._find(request.path_params["model_id"])))
 
     async def health(self, _request: Request) -> Response:
-        state = self._service.state()
-        return JSONResponse({"state": state}, 200 if state in SERVING else 503)
+        health = self._service.health()
+        return JSONResponse(msgspec.to_builtins(health), 200 if health.serves else 503)
 
     async def status(self, _request: Request) -> Response:
-        return JSONResponse(self._service.status())
+        return JSONResponse(msgspec.to_builtins(self._service.status()))
 
     def _model(self, parsed: ApiRequest) -> ModelInfo:
         return self._find("default" if parsed.model is None else parsed.model)

@@ -27,7 +27,7 @@ class ApiRequest(msgspec.Struct, frozen=True, kw_only=True):
 class AnswerFormat(Protocol):
     """The wire format of one answer: as a stream of server-sent events, or whole as one JSON object.
 
-    A stream is `opening`, `text` for each piece, and `closing`, or `failure` in its place.
+    A stream is `opening`, `text` for each piece, and `closing`, or the surface's `failure` in its place.
     """
 
     def opening(self) -> bytes: ...
@@ -35,8 +35,6 @@ class AnswerFormat(Protocol):
     def text(self, text: str) -> bytes: ...
 
     def closing(self, finished: Finished) -> bytes: ...
-
-    def failure(self, error: ApiError) -> bytes: ...
 
     def whole(self, text: str, finished: Finished) -> bytes: ...
 
@@ -48,6 +46,10 @@ class Surface(Protocol):
 
     def parse(self, body: dict[str, Any]) -> ApiRequest:
         """The request that a JSON body asks for. Raises BadRequest naming the field."""
+        ...
+
+    def failure(self, error: ApiError) -> bytes:
+        """What ends a stream in which something went wrong."""
         ...
 
     def answer(self, request: ApiRequest, routed: Routed, *, model: str, created: int) -> AnswerFormat:

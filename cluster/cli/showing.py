@@ -14,14 +14,16 @@ def stopped_status(note: str | None = None) -> dict[str, Any]:
     """The status of a cluster that does not run: every key of a running one, with nothing in it."""
     status: dict[str, Any] = {
         "state": "stopped",
+        "epoch": None,
         "api": None,
         "model": {"id": None, "layers": 0, "bytes": 0},
         "mode": None,
         "policy": None,
         "coordinator": {"pid": None},
         "workers": [],
-        "requests": {"running": 0, "waiting": 0, "finished": 0, "failed": 0},
+        "requests": {"running": 0, "waiting": 0, "finished": 0, "failed": 0, "resumed": 0},
         "cache": {"prompt_tokens": 0, "cached_tokens": 0, "hit_rate": 0.0},
+        "events": [],
     }
     return status if note is None else status | {"note": note}
 

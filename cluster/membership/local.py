@@ -74,6 +74,9 @@ class Launcher(Protocol):
     def adopt(self, name: str, identity: ProcessIdentity) -> None:
         """Watch a worker that an earlier coordinator started."""
 
+    def has_ended(self, name: str) -> bool:
+        """Whether its process is gone, which `ended` may not have told yet."""
+
     def kill(self, name: str) -> None:
         """End one at once, if it runs."""
 
@@ -144,6 +147,10 @@ class LocalLauncher:
     def adopt(self, name: str, identity: ProcessIdentity) -> None:
         assert name not in self._workers, name
         self._watch(name, _Worker(identity))
+
+    def has_ended(self, name: str) -> bool:
+        worker = self._workers.get(name)
+        return worker is None or not worker.identity.alive()
 
     def kill(self, name: str) -> None:
         if (worker := self._workers.get(name)) is not None:

@@ -6,8 +6,7 @@ says the assembly's. Knows nothing of HTTP or requests beyond `Listener`. Everyt
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
 
 from cluster.membership import roster as membership
 from cluster.membership.local import Launcher
@@ -17,6 +16,7 @@ from cluster.planning import deployment as planning
 from cluster.planning.assembly import Assembly, Part
 from cluster.planning.deployment import Candidate, Deployment
 from cluster.planning.events import EventLog
+from cluster.planning.interface import Listener
 from cluster.planning.known_model import KnownModel
 from cluster.planning.plan import Loss, Plan
 from cluster.planning.starting import Starting
@@ -57,25 +57,6 @@ _HELD_UP_S = 0.5
 _ENDING_S = 0.05
 
 
-class Listener(Protocol):
-    """Who learns of the fate of sequences and plans."""
-
-    @property
-    def is_idle(self) -> bool: ...
-
-    def tokens(self, message: Tokens) -> None: ...
-
-    def progress(self, message: PrefillProgress) -> None: ...
-
-    def failed(self, message: SequenceFailed) -> None: ...
-
-    def reused(self, message: Reused) -> None: ...
-
-    def plan_ended(self, loss: Loss) -> None: ...
-
-    def plan_began(self, plan: Plan) -> None: ...
-
-
 class ControlPlane:
     """See the module."""
 
@@ -104,6 +85,11 @@ class ControlPlane:
 
     def __repr__(self) -> str:
         return f"ControlPlane(epoch {self._mailbox.epoch}, {self._deployment})"
+
+    @property
+    def members(self) -> Mapping[str, Member]:
+        """Every worker of the configuration, by name."""
+        return self.roster.members
 
     @property
     def epoch(self) -> int:

@@ -1,7 +1,7 @@
-"""One answer as it grows: what the head reports of a sequence, turned into the events that the API sends.
+"""One answer as it grows: what heads report of a request's sequences, turned into the events that the API sends.
 
-Owns the token ids, the text and the times of one request; `now` (seconds of one clock) is an argument. Knows nothing of
-workers or HTTP.
+Owns the token ids, the text and the times of one request, over every plan that it runs on; `now` (seconds of one clock) is an
+argument. Knows nothing of workers or HTTP.
 """
 
 from collections.abc import Iterable
@@ -26,6 +26,8 @@ class Answer:
         self._num_generated = 0
         self._cached_tokens = 0
         self._finish_reason: str | None = None
+        self._notes: list[str] = []
+        self.resumed = 0
 
     def __repr__(self) -> str:
         return f"Answer({len(self._token_ids)} tokens, {self._finish_reason})"
@@ -34,6 +36,17 @@ class Answer:
     def is_finished(self) -> bool:
         return self._finish_reason is not None
 
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """What was generated so far, without an end token."""
+        return tuple(self._token_ids)
+
+    def go_on(self, note: str | None) -> None:
+        """Further reports come from another sequence, which began with the prompt and `token_ids`. note: for the client."""
+        self.resumed += 1
+        if note is not None:
+            self._notes.append(note)
+
     def take(self, reports: Iterable[Report], now: float) -> list[Event]:
         """The events that `reports` amount to; several updates give one Delta. The last event may be Finished."""
         events: list[Event] = []
@@ -41,7 +54,8 @@ class Answer:
         reason: str | None = None
         for report in reports:
             if isinstance(report, Reused):
-                self._cached_tokens = report.num_tokens
+                if self._first_at is None:  # later on what is read again is no longer the prompt alone
+                    self._cached_tokens = report.num_tokens
             elif isinstance(report, PrefillProgress):
                 events.append(Progress(processed=report.processed, total=report.total))
             else:
@@ -52,7 +66,7 @@ class Answer:
         return events
 
     def _grow(self, tokens: list[int], reason: str | None, now: float) -> list[Event]:
-        self._first_at = self._first_at or now
+        self._first_at = now if self._first_at is None else self._first_at
         self._last_at = now
         self._num_generated += len(tokens)
         if reason == "stop" and tokens:
@@ -81,6 +95,8 @@ class Answer:
             prompt_tokens=self._prompt_tokens,
             completion_tokens=self._num_generated,
             cached_tokens=self._cached_tokens,
+            resumed=self.resumed,
+            notes=tuple(self._notes),
             ttft_s=self._first_at - self._arrival,
             decode_tokens_per_s=(self._num_generated - 1) / decode_s if several else None,
         )

@@ -8,7 +8,9 @@ from typing import Protocol
 
 import msgspec
 
+from cluster.serving.status import HealthReport, Status
 from protocol.values import Sampling
+from strategy.decision import Verdict
 
 
 class ChatPrompt(msgspec.Struct, frozen=True, tag=True):
@@ -52,7 +54,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Routed(msgspec.Struct, frozen=True, kw_only=True):
-    """First event of a request: it was accepted, and this is how it will run."""
+    """The request was accepted, and this is how it will run; once, also where it later goes on elsewhere."""
 
     request_id: str
     strategy: str
@@ -69,7 +71,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Waiting(msgspec.Struct, frozen=True, kw_only=True):
-    """No plan can serve the request at the moment: it waits for these workers to come back."""
+    """No plan can serve the request at the moment: it waits for these workers to come back, or for a plan to be made."""
 
     workers: tuple[str, ...]
 
@@ -87,7 +89,8 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
     finish_reason: "stop" (end token or stop string) or "length". completion_tokens counts generated tokens, the end
     token included as mlx-lm counts it; `token_ids` are the generated ids without the end token. ttft_s: seconds from
     arrival to the first token; decode_tokens_per_s: rate after the first token, None for fewer than two tokens.
-    cached_tokens: prompt tokens whose KV was already there. resumed: how many times it went on after a loss.
+    cached_tokens: prompt tokens whose KV was already there. resumed: how many times it went on after a loss. notes: what
+    else the client should know, as clauses.
     """
 
     finish_reason: str
@@ -96,6 +99,7 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
     completion_tokens: int
     cached_tokens: int = 0
     resumed: int = 0
+    notes: tuple[str, ...] = ()
     ttft_s: float
     decode_tokens_per_s: float | None
 
@@ -104,35 +108,48 @@ Event = Routed | Progress | Waiting | Delta | Finished
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What the API says of the model. context_tokens: prompt and answer together; created: Unix seconds."""
+    """What the API says of the model. context_tokens: prompt and answer together; created: Unix seconds.
+
+    None stands for what is not known before the first plan.
+    """
 
     id: str
-    layers: int
-    bytes: int
-    context_tokens: int
+    layers: int | None
+    bytes: int | None
+    context_tokens: int | None
     has_chat_template: bool
     created: int
+
+
+class Explanation(msgspec.Struct, frozen=True, kw_only=True):
+    """How a request would run, with nothing generated: INTERFACE's `explain --json`."""
+
+    strategy: str
+    reason: str
+    prompt_tokens: int
+    max_tokens: int
+    candidates: tuple[Verdict, ...]
 
 
 class Service(Protocol):
     """What HTTP needs of the coordinator. Methods raise `ApiError`s; all run on one asyncio loop.
 
-    `generate` yields Routed first, then Progress, Waiting and Delta in order, then one Finished; an error ends it as a raised
-    ApiError at any point. Errors of the request itself (400, 404, 413, 429, 503) are raised before Routed. Closing the
-    iterator early (`aclose`) cancels the request on the workers. `mend` brings back workers that are missing; it gives
-    their names.
+    `generate` yields Routed, then Progress and Delta in order, then one Finished; Waiting at any time before Finished, also
+    before Routed, every few seconds while no plan can serve the request. An error ends it as a raised ApiError at any point.
+    Errors of the request itself (400, 404, 413, 429) are raised before Routed. Closing the iterator early (`aclose`) cancels
+    the request on the workers. `mend` brings back workers that are missing; it gives their names.
     """
 
     def generate(self, request: GenerationRequest) -> AsyncIterator[Event]: ...
 
-    async def explain(self, request: GenerationRequest) -> dict: ...
+    async def explain(self, request: GenerationRequest) -> Explanation: ...
 
     def forget_conversation(self, conversation: str) -> None: ...
 
     def mend(self) -> tuple[str, ...]: ...
 
-    def status(self) -> dict: ...
+    def status(self) -> Status: ...
 
-    def state(self) -> str: ...
+    def health(self) -> HealthReport: ...
 
     def models(self) -> tuple[ModelInfo, ...]: ...

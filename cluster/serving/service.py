@@ -1,375 +1,224 @@
-"""What the API asks of the cluster: generate, explain, status. Implements `requests.Service`.
+"""What the API asks of the cluster: generate, explain, status. Implements `requests.Service` and `interface.Listener`.
 
-Owns the running requests: for each an inbox of what its head reports. Chooses the route through `strategy`, sends one
-message to the head, turns token ids into text, and ends the request everywhere when its client leaves.
+A request is a loop: it gets a place on the plan in force, runs there, and where its route is lost gets a place again, until
+its answer is complete. What it is sent with, who may run, how it runs and what is shown of it all have owners of their own;
+here they are put together.
 """
 
 import asyncio
 import contextlib
-import dataclasses
-import logging
-import secrets
 import time
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from cluster.planning.control import ControlPlane
-from cluster.serving.admission import Admission
-from cluster.serving.answer import Answer, Report
+from cluster.planning.interface import Cluster
+from cluster.planning.plan import Loss, Plan
+from cluster.serving.admission import Admission, NotNow, Place
+from cluster.serving.counts import Counts
+from cluster.serving.deciding import Decider
+from cluster.serving.health import Health
+from cluster.serving.lifecycle import RequestEvent, RequestState
+from cluster.serving.live_request import LiveRequest
+from cluster.serving.overview import Identity, Overview
 from cluster.serving.prompts import Prompts
-from cluster.serving.requests import Event, GenerationRequest, ModelInfo, Routed
-from cluster.serving.routes import Routes
-from cluster.serving.status import model_status, reuse_status, worker_status
+from cluster.serving.requests import Event, Explanation, Finished, GenerationRequest, ModelInfo
+from cluster.serving.runs import RouteLost, Runs
+from cluster.serving.status import HealthReport, Status, health_report
+from cluster.serving.waiting import until_placed
 from cluster.settings import Settings
-from protocol.errors import ApiError, BadRequest, TooLarge, Unavailable, UsageError
-from protocol.messages import Cancel, ForgetConversation, Generate, PrefillProgress, Reused, SequenceFailed, Tokens
-from protocol.values import Route, pack_ids
+from protocol.errors import ApiError, Unavailable, UsageError
+from protocol.messages import ForgetConversation, PrefillProgress, Reused, SequenceFailed, Tokens
 from strategy.cache_use import MeasuredUse
-from strategy.memory import largest_excess, sequence_bytes
-from strategy.selector import (
-    Choice,
-    Feasibility,
-    Lengths,
-    Mode,
-    NoStrategy,
-    Strategy,
-    Thresholds,
-    select,
-)
+from strategy.decision import Asked, Decision, Mode
 
-log = logging.getLogger(__name__)
-
-DEFAULT_MAX_TOKENS = 512
 MAX_RUNNING = 256
-# For architectures without positions to run out of, such as state-space models.
-UNBOUNDED_CONTEXT_TOKENS = 1 << 20
 
-_CACHED = {Strategy.SINGLE_DEVICE_CACHED, Strategy.DISTRIBUTED_CACHED}
-
-
-class _Sequence:
-    """One running request: where it runs and what was reported of it."""
-
-    def __init__(self, number: int, route: Route):
-        self.number = number
-        self.route = route
-        self._reports: deque[Report | ApiError] = deque()
-        self._arrival: asyncio.Future[None] | None = None  # what `take` waits for; an Event costs a token more
-
-    def __repr__(self) -> str:
-        return f"_Sequence({self.number} on {self.route})"
-
-    def put(self, report: Report | ApiError) -> None:
-        self._reports.append(report)
-        if self._arrival is not None and not self._arrival.done():
-            self._arrival.set_result(None)
-
-    async def take(self) -> list[Report]:
-        """Everything that was reported since, at least one. Raises a reported ApiError."""
-        if not self._reports:
-            self._arrival = asyncio.get_running_loop().create_future()
-            await self._arrival
-        reports = []
-        while self._reports:
-            report = self._reports.popleft()
-            if isinstance(report, ApiError):
-                raise report
-            reports.append(report)
-        return reports
+RunInThread = Callable[..., Awaitable[Any]]
 
 
 class GenerationService:
-    """See the module."""
+    """See the module. now: seconds of a monotonic clock; run_in_thread: awaits a function that takes a while."""
 
     def __init__(
         self,
-        control: ControlPlane,
+        cluster: Cluster,
         prompts: Prompts,
         settings: Settings,
-        model_id: str,
-        api: str,
-        pid: int,
+        identity: Identity,
         measured_use: MeasuredUse | None = None,
+        *,
+        now: Callable[[], float] = time.monotonic,
+        run_in_thread: RunInThread = asyncio.to_thread,
     ):
         """measured_use: when a KV cache pays, where `kv_cache.adaptive` asks to follow that and it was measured."""
-        self._control = control
-        self._measured_use = measured_use
+        self._cluster = cluster
         self._prompts = prompts
-        self._settings = settings.strategy
-        self._thresholds = Thresholds(settings.strategy.prompt_threshold, settings.strategy.generation_threshold)
-        self._admission = Admission(
-            max_running=MAX_RUNNING,
-            max_waiting=settings.api.max_queue,
-            room={worker: budget.sequence_bytes for worker, budget in control.budgets.items()},
-        )
-        self._api = api
-        self._pid = pid
-        self._routes = Routes(control)
-        self._sequences: dict[int, _Sequence] = {}
-        self._num_sequences = 0
-        self._num_finished = 0
-        self._num_failed = 0
-        self._num_prompt_tokens = 0  # of cached strategies
-        self._num_cached_tokens = 0
-        assert control.sizes is not None
-        assert control.inspected is not None
-        self._model = ModelInfo(
-            id=model_id,
-            layers=len(control.sizes.layers),
-            bytes=control.sizes.total,
-            context_tokens=control.inspected.context_tokens or UNBOUNDED_CONTEXT_TOKENS,
-            has_chat_template=prompts.has_chat_template,
-            created=int(time.time()),
-        )
-        control.listener = self
+        self._wait_s = settings.recovery.wait_s
+        self._now = now
+        self._run_in_thread = run_in_thread
+        self._counts = Counts()
+        self._health = Health()
+        self._runs = Runs(cluster)
+        self._admission = Admission(max_running=MAX_RUNNING, max_waiting=settings.api.max_queue)
+        self._decider = Decider(cluster, settings.strategy, measured_use, self._admission.load)
+        self._overview = Overview(cluster, identity, settings.strategy, self._counts)
+        cluster.listener = self
+        if cluster.plan is not None:
+            self.plan_began(cluster.plan)
 
     def __repr__(self) -> str:
-        return f"GenerationService({self._model.id}, {len(self._sequences)} running)"
+        return f"GenerationService({self._runs}, {self._admission})"
 
     def check_mode(self) -> None:
-        """Raises UsageError when the mode can never be served by this plan."""
-        shortage = self._control.shortage()
-        if self._settings.use_distributed_inference == Mode.NEVER.value and shortage is not None:
+        """Raises UsageError when the mode can never be served by the plan in force."""
+        plan = self._cluster.plan
+        assert plan is not None
+        mode = self._overview.mode
+        if mode is Mode.NEVER and plan.shortage is not None:
             raise UsageError(
-                f"mode never needs one worker with the full model, but {shortage}; "
+                f"mode never needs one worker with the full model, but {plan.shortage}; "
                 "use USE_DISTRIBUTED_INFERENCE=auto or raise a memory_limit"
             )
+        if mode is Mode.ALWAYS and plan.pipeline is None:
+            raise UsageError(f"mode always needs all stages, but {plan.why_not}; use USE_DISTRIBUTED_INFERENCE=auto")
 
     # --- the API's side
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
         """See `requests.Service`."""
-        arrival = time.perf_counter()
-        tokens = await asyncio.to_thread(self._prompts.encode, request)
-        max_tokens = self._max_tokens(request, len(tokens))
-        choice = self._choose(request, Lengths(len(tokens), max_tokens))
-        route = self._routes.choose(choice.strategy, tokens, request.conversation)
-        cached = choice.strategy in _CACHED and self._cache_pays(choice.strategy, max_tokens)
-        if choice.strategy in _CACHED and not cached:
-            choice = dataclasses.replace(
-                choice, reason=f"{choice.reason}; a KV cache does not pay here, so without one"
-            )
-        cost = self._cost(route, len(tokens) + max_tokens) if cached else {}
-        with self._routes.assigned(route):
-            async with self._admission.place(cost):
-                if gone := [worker for worker in route if not self._control.members[worker].is_ready]:
-                    raise Unavailable(f"worker {gone[0]} was lost while this request waited; try again")
-                sequence = self._begin(request, route, tokens, max_tokens, cached=cached)
-                running = self._run(sequence, request, choice, len(tokens), arrival)
-                async with contextlib.aclosing(running) as events:
-                    async for event in events:
-                        yield event
-
-    async def _run(
-        self, sequence: _Sequence, request: GenerationRequest, choice: Choice, prompt_tokens: int, arrival: float
-    ) -> AsyncGenerator[Event, None]:
-        """The events of an admitted request."""
+        live = await self._taken_in(request)
+        place = self._admission.enter(lambda: self._decide(live)[1], self._now())
+        self._counts.arrived()
         try:
-            yield Routed(
-                request_id=f"{sequence.number}",
-                strategy=choice.strategy,
-                reason=choice.reason,
-                workers=sequence.route.workers,
-                prompt_tokens=prompt_tokens,
-            )
-            answer = Answer(self._prompts.stream(request.stop), prompt_tokens=prompt_tokens, arrival=arrival)
-            while not answer.is_finished:
-                events = answer.take(await sequence.take(), time.perf_counter())
-                self._num_finished += answer.is_finished  # before the last event: its reader may come for no more
-                for event in events:
-                    yield event
+            while live.state is not RequestState.FINISHED:
+                for part in (self._until_placed(place), self._run(live, place)):
+                    async with contextlib.aclosing(part) as events:
+                        async for event in events:
+                            yield event
         except ApiError:
-            self._num_failed += 1
+            live.apply(RequestEvent.FAIL)
             raise
         finally:
-            del self._sequences[sequence.number]
-            self._control.send(sequence.route.head, Cancel(sequence=sequence.number))
+            self._counts.left(live.state)
+            self._admission.leave(place, self._now())
 
-    def _cache_pays(self, strategy: Strategy, max_tokens: int) -> bool:
-        """Whether a KV cache is worth its while for an answer of so many tokens, by what was measured here."""
-        if self._measured_use is None:
-            return True
-        alone, together = self._measured_use.single_device, self._measured_use.distributed
-        return (together if strategy is Strategy.DISTRIBUTED_CACHED and together else alone).contains(max_tokens)
+    async def _taken_in(self, request: GenerationRequest) -> LiveRequest:
+        arrival = self._now()
+        tokens = await self._run_in_thread(self._prompts.encode, request)
+        return LiveRequest(request, tokens, self._prompts.stream(request.stop), self._counts, arrival)
 
-    def _cost(self, route: Route, num_tokens: int) -> dict[str, int]:
-        """Bytes of caches by worker. Raises TooLarge where a worker could never hold them."""
-        needs = self._control.kept.needs[route]
-        if excess := largest_excess(needs, self._control.budgets, num_tokens):
-            worker, wanted, there = excess
-            raise TooLarge(
-                f"the KV cache of {num_tokens} tokens needs {wanted / 1e6:.1f} MB on {worker}, which has "
-                f"{there / 1e6:.1f} MB for caches; shorten the prompt, lower max_tokens or raise its memory_limit",
-                param="max_tokens",
-            )
-        return {worker: sequence_bytes(need, num_tokens) for worker, need in needs.items()}
+    def _decide(self, live: LiveRequest) -> tuple[Asked, Decision]:
+        """Raises NotNow, and what `LiveRequest.asked` and `Decider.decide` raise."""
+        plan = self._cluster.plan
+        if plan is None:
+            raise NotNow("no plan is in force")
+        asked = live.asked(plan.model.inspected.context_tokens)
+        return asked, self._decider.decide(asked, plan)
 
-    async def explain(self, request: GenerationRequest) -> dict[str, Any]:
-        """INTERFACE's `explain --json`: the choice, with nothing generated."""
-        tokens = await asyncio.to_thread(self._prompts.encode, request)
-        lengths = Lengths(len(tokens), self._max_tokens(request, len(tokens)))
-        choice = self._choose(request, lengths)
-        why_not = self._feasibility().why_not
-        return {
-            "strategy": choice.strategy,
-            "reason": choice.reason,
-            "prompt_tokens": lengths.prompt_tokens,
-            "max_tokens": lengths.max_tokens,
-            "candidates": [
-                {
-                    "strategy": strategy,
-                    "feasible": strategy not in why_not,
-                    "why_not": why_not.get(strategy),
-                    "predicted_ttft_s": None,
-                    "predicted_total_s": None,
-                }
-                for strategy in Strategy
-            ],
-        }
+    def _until_placed(self, place: Place) -> AsyncGenerator[Event, None]:
+        return until_placed(place, missing=lambda: self._cluster.missing, wait_s=self._wait_s, now=self._now)
+
+    async def _run(self, live: LiveRequest, place: Place) -> AsyncGenerator[Event, None]:
+        """The events of one run, to the end of the answer or of the plan."""
+        decision = place.decision
+        assert decision is not None
+        is_first = live.state is RequestState.WAITING
+        live.admitted(decision)
+        number = self._runs.next_number()
+        message, tokens = live.message(number, decision, self._prompts.eos_token_ids)
+        if decision.cached:
+            self._counts.read(len(tokens))
+        self._decider.remember(live.beginnings, decision.route)
+        run = self._runs.begin(message, tokens, self._now())
+        try:
+            if is_first:
+                yield live.routed(number, decision)
+            while not live.answer.is_finished:
+                events = live.answer.take(await run.take(), self._now())
+                if events and isinstance(events[-1], Finished):  # before it is told: its reader may come for no more
+                    live.apply(RequestEvent.FINISH)
+                for event in events:
+                    yield event
+        except RouteLost as lost:
+            live.lost_route(lost.loss, run.route)
+        finally:
+            self._runs.end(run)
+
+    async def explain(self, request: GenerationRequest) -> Explanation:
+        """See `requests.Service`."""
+        live = await self._taken_in(request)
+        try:
+            asked, decision = self._decide(live)
+        except NotNow as error:
+            raise Unavailable(f"{error}; try again when /health says ready") from None
+        return Explanation(
+            strategy=decision.strategy,
+            reason=decision.reason,
+            prompt_tokens=asked.prompt_tokens,
+            max_tokens=asked.max_tokens,
+            candidates=decision.candidates,
+        )
+
+    @property
+    def is_idle(self) -> bool:
+        """See `Listener`."""
+        return self._counts.is_idle
 
     def models(self) -> tuple[ModelInfo, ...]:
-        return (self._model,)
+        return (self._overview.model(),)
 
-    def state(self) -> str:
-        """Ready; degraded when a planned worker is gone; stopped while stopping."""
-        if self._admission.closed:
-            return "stopped"
-        return "degraded" if self._control.lost else "ready"
+    def status(self) -> Status:
+        return self._overview.status(stopping=self._admission.closed)
 
-    def mend(self) -> tuple[str, ...]:
-        return self._control.mend()
-
-    def status(self) -> dict[str, Any]:
-        """INTERFACE's `status --json`."""
-        return {
-            "state": self.state(),
-            "api": self._api,
-            "model": model_status(self._model),
-            "mode": self._settings.use_distributed_inference,
-            "policy": self._settings.policy,
-            "coordinator": {"pid": self._pid},
-            "workers": [
-                worker_status(self._control.members[stage.worker], self._control.budgets[stage.worker])
-                for stage in self._control.stages
-            ],
-            "requests": {
-                "running": self._admission.num_running,
-                "waiting": self._admission.num_waiting,
-                "finished": self._num_finished,
-                "failed": self._num_failed,
-            },
-            "cache": reuse_status(self._num_prompt_tokens, self._num_cached_tokens),
-        }
+    def health(self) -> HealthReport:
+        owed = [since for since in (self._runs.owed_since, self._admission.lacking_since) if since is not None]
+        stall = self._health.stall(self._cluster.members.values(), min(owed, default=None), self._now())
+        return health_report(self._overview.state(stopping=self._admission.closed), stall)
 
     def forget_conversation(self, conversation: str) -> None:
         """A conversation was deleted: its kept prefixes are given back."""
-        self._routes.forget(conversation)
-        for stage in self._control.stages:
-            self._control.send(stage.worker, ForgetConversation(conversation=conversation))
+        self._decider.forget(conversation)
+        for worker in self._cluster.members:
+            self._cluster.send(worker, ForgetConversation(conversation=conversation))
+
+    def mend(self) -> tuple[str, ...]:
+        """Somebody asked for the workers that are missing: they are started again. Gives their names."""
+        return tuple(self._cluster.mend())
 
     async def drain(self, timeout_s: float) -> None:
         """Take no more requests and wait for the running ones; those still running afterwards are failed."""
         self._admission.close()
         try:
-            await asyncio.wait_for(self._admission.drained(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._admission.drained()
         except TimeoutError:
-            for sequence in list(self._sequences.values()):
-                sequence.put(Unavailable("the cluster stopped before the answer was complete"))
+            message = "the cluster stopped before the answer was complete"
+            self._admission.fail(message)
+            self._runs.fail(message)
 
-    # --- the workers' side: control.Listener
+    # --- the cluster's side
 
     def tokens(self, message: Tokens) -> None:
-        for update in message.updates:
-            if sequence := self._sequences.get(update.sequence):
-                sequence.put(update)
+        self._health.step_ended(self._now())
+        self._runs.tokens(message)
 
     def progress(self, message: PrefillProgress) -> None:
-        if sequence := self._sequences.get(message.sequence):
-            sequence.put(message)
+        self._health.step_ended(self._now())
+        self._runs.report(message)
 
     def reused(self, message: Reused) -> None:
-        self._num_cached_tokens += message.num_tokens
-        if sequence := self._sequences.get(message.sequence):
-            sequence.put(message)
+        self._counts.reused(message.num_tokens)
+        self._runs.report(message)
 
     def failed(self, message: SequenceFailed) -> None:
-        if sequence := self._sequences.get(message.sequence):
-            sequence.put(ApiError(message.message))
+        self._runs.failed(message)
 
-    def worker_lost(self, worker: str) -> None:
-        for sequence in self._sequences.values():
-            if worker in sequence.route:
-                sequence.put(Unavailable(f"worker {worker} was lost while it worked on this request; try again"))
+    def plan_ended(self, loss: Loss) -> None:
+        self._runs.lose(loss)
+        self._admission.suspend(self._now())
 
-    # --- one request
-
-    def _max_tokens(self, request: GenerationRequest, prompt_tokens: int) -> int:
-        context = self._model.context_tokens
-        if prompt_tokens >= context:
-            raise TooLarge(
-                f"the prompt has {prompt_tokens} tokens but the model's context is {context} tokens; shorten it",
-                param=request.prompt_field,
-            )
-        room = context - prompt_tokens
-        if request.max_tokens is not None and request.max_tokens > room:
-            raise BadRequest(
-                f"max_tokens is {request.max_tokens}, but the model's context of {context} tokens leaves {room} "
-                f"after {prompt_tokens} prompt tokens",
-                param="max_tokens",
-            )
-        return request.max_tokens or min(DEFAULT_MAX_TOKENS, room)
-
-    def _feasibility(self) -> Feasibility:
-        why_not = {Strategy.TENSOR_PARALLEL: "tensor parallelism comes with a later version"}
-        shortage = self._control.shortage()
-        if shortage is not None:
-            why_not[Strategy.SINGLE_DEVICE_CACHED] = shortage
-        elif not self._control.full_model_holders:
-            why_not[Strategy.SINGLE_DEVICE_CACHED] = "every worker with the full model is lost; restart the cluster"
-        if lost := self._control.lost:
-            gone = f"worker {', '.join(lost)} is lost; restart the cluster with ./launch.sh stop and start"
-            why_not[Strategy.DISTRIBUTED_NO_CACHE] = why_not[Strategy.DISTRIBUTED_CACHED] = gone
-        return Feasibility(why_not, fits_one_worker=shortage is None)
-
-    def _choose(self, request: GenerationRequest, lengths: Lengths) -> Choice:
-        try:
-            return select(
-                lengths,
-                self._feasibility(),
-                mode=Mode(request.mode or self._settings.use_distributed_inference),
-                thresholds=self._thresholds,
-                strategy=Strategy(request.strategy) if request.strategy else None,
-            )
-        except NoStrategy as error:
-            if error.by_choice and not self._control.lost:
-                param = "strategy" if request.strategy else "use_distributed_inference"
-                raise BadRequest(str(error), param=param) from None
-            raise Unavailable(str(error)) from None
-
-    def _begin(
-        self,
-        request: GenerationRequest,
-        route: Route,
-        tokens: tuple[int, ...],
-        max_tokens: int,
-        *,
-        cached: bool,
-    ) -> _Sequence:
-        self._num_sequences += 1
-        sequence = self._sequences[self._num_sequences] = _Sequence(self._num_sequences, route)
-        seed = request.sampling.seed
-        message = Generate(
-            sequence=sequence.number,
-            route=route,
-            cached=cached,
-            max_tokens=max_tokens,
-            end_tokens=tuple(sorted(self._prompts.eos_token_ids)),
-            sampling=request.sampling,
-            seed=secrets.randbits(63) if seed is None else seed % (1 << 63),
-            scope=request.scope,
-            conversation=request.conversation,
-        )
-        self._num_prompt_tokens += len(tokens) if message.cached else 0
-        self._control.send(route.head, message, (pack_ids(tokens),))
-        return sequence
+    def plan_began(self, plan: Plan) -> None:
+        self._overview.learn(plan.model)
+        room = {worker: budget.sequence_bytes for worker, budget in plan.budgets.items()}
+        if num_resumed := self._admission.begin(room, self._now()):
+            self._cluster.events.add(f"resumed {num_resumed} request{'s' if num_resumed > 1 else ''}")

@@ -1,52 +1,148 @@
-"""INTERFACE's `status --json` in parts: what is said of the model, of one worker, and of reuse."""
+"""The cluster as it is shown: one typed value for /status, the command line and whatever else renders it.
 
-from typing import Any
+INTERFACE's `status --json` key by key. Built from the plan in force, the members and the counts; asks nobody.
+"""
+
+from collections.abc import Iterable
 
 import msgspec
 
-from cluster.membership.roster import Member, WorkerState
-from cluster.serving.requests import ModelInfo
+from cluster.membership.roster import Load, Member
+from cluster.planning.events import Happening
+from cluster.planning.plan import Plan
+from cluster.serving.counts import RequestCounts, ReuseCounts
+from cluster.serving.health import Stall
+from protocol.values import LayerRange
 from strategy.memory import WorkerBudget
+from strategy.partition import Stage
+
+SERVING_STATES = ("ready", "degraded")
 
 
-def model_status(model: ModelInfo) -> dict[str, Any]:
-    return {
-        "id": model.id,
-        "layers": model.layers,
-        "bytes": model.bytes,
-        "context_tokens": model.context_tokens,
-        "has_chat_template": model.has_chat_template,
-    }
+class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """None stands for what is not known before the first plan."""
+
+    id: str
+    layers: int | None
+    bytes: int | None
+    context_tokens: int | None
+    has_chat_template: bool
 
 
-def worker_status(member: Member, budget: WorkerBudget) -> dict[str, Any]:
-    """What a lost worker had is gone with it. shared_bytes: of what is kept, what running requests began with."""
-    gone = member.state is WorkerState.LOST
-    beat = None if gone else member.heartbeat
-    return {
-        "name": member.name,
-        "host": "local",
-        "pid": member.pid,
-        "state": member.state,
-        "layers": [member.layers.start, member.layers.end] if member.layers else None,
-        "holds_full_model": member.holds_full_model and not gone,
-        "memory": {
-            "limit_bytes": member.memory_limit_bytes,
-            "weights_bytes": 0 if gone else member.loaded_bytes,
-            "kv_bytes": beat.kv_bytes if beat else 0,
-        },
-        "cache": {
-            "kv_budget_bytes": budget.sequence_bytes,
-            "prefix_budget_bytes": budget.prefix_bytes,
-            "prefix_bytes": beat.prefix_bytes if beat else 0,
-            "shared_bytes": beat.shared_bytes if beat else 0,
-            "disk_bytes": beat.disk_bytes if beat else 0,
-        },
-        "load": msgspec.to_builtins(member.load),
-    }
+class CoordinatorStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The process that answers."""
+
+    pid: int
 
 
-def reuse_status(prompt_tokens: int, cached_tokens: int) -> dict[str, Any]:
-    """Of all prompt tokens of cached strategies, how many needed no computing."""
-    hit_rate = round(cached_tokens / prompt_tokens, 4) if prompt_tokens else 0.0
-    return {"prompt_tokens": prompt_tokens, "cached_tokens": cached_tokens, "hit_rate": hit_rate}
+class MemoryStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One worker's memory in bytes; what a lost worker had is gone with it."""
+
+    limit_bytes: int
+    weights_bytes: int = 0
+    kv_bytes: int = 0
+
+
+class CacheStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One worker's caches. Budgets are the plan's; shared_bytes: of what is kept, what running requests began with."""
+
+    kv_budget_bytes: int = 0
+    prefix_budget_bytes: int = 0
+    prefix_bytes: int = 0
+    shared_bytes: int = 0
+    disk_bytes: int = 0
+
+
+class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One worker. layers: of the plan in force, half open; oldest_step_s: for how long it has been at what it does now."""
+
+    name: str
+    host: str
+    pid: int | None
+    state: str
+    layers: LayerRange | None
+    holds_full_model: bool
+    memory: MemoryStatus
+    cache: CacheStatus
+    load: Load
+    oldest_step_s: float | None
+    link: None = None
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything at one moment. state: starting, ready, degraded or stopped."""
+
+    state: str
+    epoch: int
+    api: str
+    model: ModelStatus
+    mode: str
+    policy: str
+    coordinator: CoordinatorStatus
+    workers: tuple[WorkerStatus, ...]
+    requests: RequestCounts
+    cache: ReuseCounts
+    events: tuple[Happening, ...]
+
+
+class HealthReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Whether requests are answered. state: as in Status, or stalled, and then what is known of why."""
+
+    state: str
+    silent_s: float | None = None
+    worker: str | None = None
+    oldest_step_s: float | None = None
+
+    @property
+    def serves(self) -> bool:
+        return self.state in SERVING_STATES
+
+
+def health_report(state: str, stall: Stall | None) -> HealthReport:
+    """A cluster that was told to stop owes nothing any more."""
+    if stall is None or state == "stopped":
+        return HealthReport(state=state)
+    return HealthReport(
+        state="stalled", silent_s=stall.silent_s, worker=stall.worker, oldest_step_s=stall.oldest_step_s
+    )
+
+
+def worker_statuses(members: Iterable[Member], plan: Plan | None) -> tuple[WorkerStatus, ...]:
+    """Every desired worker, with its part in the plan in force."""
+    stages = {stage.worker: stage for stage in plan.stages} if plan is not None else {}
+    budgets = plan.budgets if plan is not None else {}
+    total = plan.model.sizes.total if plan is not None else 0
+    return tuple(_worker(member, stages.get(member.name), budgets.get(member.name), total) for member in members)
+
+
+def _worker(member: Member, stage: Stage | None, budget: WorkerBudget | None, model_bytes: int) -> WorkerStatus:
+    beat = member.heartbeat if member.state in ("joined", "loading", "ready") else None
+    return WorkerStatus(
+        name=member.name,
+        host="local",
+        pid=member.join.pid if member.join is not None else None,
+        state=member.state,
+        layers=stage.layers if stage is not None else None,
+        holds_full_model=stage is not None and stage.holds_full_model,
+        memory=MemoryStatus(
+            limit_bytes=member.memory_limit_bytes,
+            # A plan is in force once all of it is loaded, which the last heartbeat may not know yet.
+            weights_bytes=max(beat.weights_bytes if beat is not None else 0, _planned_bytes(stage, model_bytes)),
+            kv_bytes=beat.kv_bytes if beat is not None else 0,
+        ),
+        cache=CacheStatus(
+            kv_budget_bytes=budget.sequence_bytes if budget is not None else 0,
+            prefix_budget_bytes=budget.prefix_bytes if budget is not None else 0,
+            prefix_bytes=beat.prefix_bytes if beat is not None else 0,
+            shared_bytes=beat.shared_bytes if beat is not None else 0,
+            disk_bytes=beat.disk_bytes if beat is not None else 0,
+        ),
+        load=member.load,
+        oldest_step_s=beat.oldest_step_s if beat is not None else None,
+    )
+
+
+def _planned_bytes(stage: Stage | None, model_bytes: int) -> int:
+    if stage is None:
+        return 0
+    return model_bytes if stage.holds_full_model else stage.weights_bytes

@@ -116,6 +116,12 @@ def test_wrong_value_names_key_and_expectation(tmp_path, text, key, expected):
     assert expected in message
 
 
+def test_policy_that_does_not_exist_yet_is_refused_where_it_stands(tmp_path):
+    assert "comes with a later version; use thresholds" in refused(tmp_path, '[strategy]\npolicy = "measured"\n')
+    with pytest.raises(UsageError, match=r"environment TANDEM_STRATEGY_POLICY: strategy\.policy 'measured' comes with"):
+        load(tmp_path, "", {"TANDEM_STRATEGY_POLICY": "measured"})
+
+
 def test_damaged_or_missing_file_is_one_sentence(tmp_path):
     assert "not valid TOML" in refused(tmp_path, "[api")
     with pytest.raises(UsageError, match="does not exist"):

@@ -9,6 +9,7 @@ import httpx
 
 from cluster.api import build_app
 from cluster.serving.requests import Delta, Event, Finished, GenerationRequest, ModelInfo, Progress, Routed
+from cluster.serving.status import HealthReport
 
 MODEL = ModelInfo(id="tiny", layers=8, bytes=1000, context_tokens=512, has_chat_template=True, created=1_700_000_000)
 ROUTED = Routed(
@@ -72,8 +73,8 @@ class FakeService:
     def status(self) -> dict:
         return {"state": self._state, "workers": []}
 
-    def state(self) -> str:
-        return self._state
+    def health(self) -> HealthReport:
+        return HealthReport(state=self._state)
 
     def models(self) -> tuple[ModelInfo, ...]:
         return self._models

@@ -62,6 +62,9 @@ class Chat:
         limit = {"max_tokens": older if newer is None else newer}
         return api_request(fields | limit, ChatPrompt(fields["messages"]), "messages")
 
+    def failure(self, error: ApiError) -> bytes:
+        return event(error.body())
+
     def answer(self, request: ApiRequest, routed: Routed, *, model: str, created: int) -> AnswerFormat:
         """See `Surface`."""
         return _ChatCompletion(request, routed, model=model, created=created)
@@ -90,9 +93,6 @@ class _ChatCompletion:
         last = event(self._chunk({}, finished.finish_reason))
         usage = event(self._head | {"choices": []} | accounts(self._routed, finished)) if self._usage else b""
         return last + usage + DONE
-
-    def failure(self, error: ApiError) -> bytes:
-        return event(error.body())
 
     def whole(self, text: str, finished: Finished) -> bytes:
         message = {"role": "assistant", "content": text, "refusal": None}

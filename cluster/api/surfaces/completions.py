@@ -47,6 +47,9 @@ class Completions:
             raise BadRequest("prompt is missing; send a string or a list of token ids", param="prompt")
         return api_request(fields, fields["prompt"], "prompt")
 
+    def failure(self, error: ApiError) -> bytes:
+        return event(error.body())
+
     def answer(self, request: ApiRequest, routed: Routed, *, model: str, created: int) -> AnswerFormat:
         """See `Surface`."""
         return _TextCompletion(request, routed, model=model, created=created)
@@ -74,9 +77,6 @@ class _TextCompletion:
         last = event(self._chunk("", finished.finish_reason))
         usage = event(self._head | {"choices": []} | accounts(self._routed, finished)) if self._usage else b""
         return last + usage + DONE
-
-    def failure(self, error: ApiError) -> bytes:
-        return event(error.body())
 
     def whole(self, text: str, finished: Finished) -> bytes:
         choices = {"choices": [_choice(text, finished.finish_reason)]}

@@ -1,0 +1,49 @@
+"""The life of a request as one table: what can happen to it, and where that leads. Pure.
+
+A request whose client leaves simply ends where it is; that is nothing that happens to it here.
+"""
+
+from enum import StrEnum
+
+
+class RequestState(StrEnum):
+    """WAITING: for a plan or a place; REASSIGNED: it ran, lost its route, and waits to go on."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    REASSIGNED = "reassigned"
+    FINISHED = "finished"
+    FAILED = "failed"
+
+
+class RequestEvent(StrEnum):
+    """ADMIT: it has a place and runs; LOSE_ROUTE: the plan that it ran on ended."""
+
+    ADMIT = "admit"
+    LOSE_ROUTE = "lose route"
+    FINISH = "finish"
+    FAIL = "fail"
+
+
+class IllegalMove(Exception):
+    """The event does not belong to the request's state."""
+
+
+_S, _E = RequestState, RequestEvent
+TRANSITIONS: dict[tuple[RequestState, RequestEvent], RequestState] = {
+    (_S.WAITING, _E.ADMIT): _S.RUNNING,
+    (_S.WAITING, _E.FAIL): _S.FAILED,
+    (_S.RUNNING, _E.LOSE_ROUTE): _S.REASSIGNED,
+    (_S.RUNNING, _E.FINISH): _S.FINISHED,
+    (_S.RUNNING, _E.FAIL): _S.FAILED,
+    (_S.REASSIGNED, _E.ADMIT): _S.RUNNING,
+    (_S.REASSIGNED, _E.FAIL): _S.FAILED,
+}
+
+
+def following(state: RequestState, event: RequestEvent) -> RequestState:
+    """Where `event` leads. Raises IllegalMove."""
+    after = TRANSITIONS.get((state, event))
+    if after is None:
+        raise IllegalMove(f"a request that is {state} cannot {event}")
+    return after

@@ -1,0 +1,136 @@
+"""One request from its arrival to its end: what was asked, what was answered so far, and what befell it.
+
+Owns the state of one request and says what to send for it: at first the prompt, after a loss the prompt and everything that
+was generated, with the same seed, so that what follows is what would have followed. Sends nothing itself.
+"""
+
+import secrets
+from collections import Counter
+
+from cluster.planning.plan import Loss
+from cluster.serving.answer import Answer
+from cluster.serving.counts import Counts
+from cluster.serving.lifecycle import RequestEvent, RequestState, following
+from cluster.serving.prompts import TextStream
+from cluster.serving.requests import GenerationRequest, Routed
+from protocol.errors import ApiError, BadRequest, TooLarge
+from protocol.messages import Generate
+from protocol.values import Route
+from strategy.decision import Asked, Decision, Mode, Strategy
+from strategy.prefix import BLOCK_TOKENS, block_keys
+
+DEFAULT_MAX_TOKENS = 512
+# For architectures without positions to run out of, such as state-space models.
+UNBOUNDED_CONTEXT_TOKENS = 1 << 20
+# After so many deaths of one worker under a request, the request is taken for the cause.
+_DEATHS_ALLOWED = 1
+
+
+class LiveRequest:
+    """tokens: of the prompt; stream: the detokenizer of the answer; arrival: when the request came."""
+
+    def __init__(
+        self, request: GenerationRequest, tokens: tuple[int, ...], stream: TextStream, counts: Counts, arrival: float
+    ):
+        self.request = request
+        self.tokens = tokens
+        beginnings = (request.conversation, *block_keys(tokens[:BLOCK_TOKENS], ""))
+        self.beginnings = tuple(beginning for beginning in beginnings if beginning)
+        self.answer = Answer(stream, prompt_tokens=len(tokens), arrival=arrival)
+        self.state = RequestState.WAITING
+        self._counts = counts
+        self._seed = secrets.randbits(63) if request.sampling.seed is None else request.sampling.seed % (1 << 63)
+        self._max_tokens: int | None = None
+        self._first: Decision | None = None
+        self._deaths: Counter[str] = Counter()
+        self._loss = ""
+
+    def __repr__(self) -> str:
+        return f"LiveRequest({self.state}, {len(self.tokens)} prompt tokens, {self.answer})"
+
+    def apply(self, event: RequestEvent) -> None:
+        """Move on. Raises IllegalMove."""
+        after = following(self.state, event)
+        self._counts.moved(self.state, after)
+        self.state = after
+
+    def asked(self, context_tokens: int | None) -> Asked:
+        """What is decided by. context_tokens: the model's, None for one without a limit.
+
+        Raises:
+            BadRequest: max_tokens is more than the context leaves.
+            TooLarge: the prompt leaves nothing.
+        """
+        self._max_tokens = self._max_tokens or self._limit(context_tokens or UNBOUNDED_CONTEXT_TOKENS)
+        request = self.request
+        return Asked(
+            prompt_tokens=len(self.tokens),
+            max_tokens=self._max_tokens,
+            mode=Mode(request.mode) if request.mode is not None else None,
+            strategy=Strategy(request.strategy) if request.strategy is not None else None,
+            began_with=self._first.strategy if self._first is not None else None,
+            beginnings=self.beginnings,
+        )
+
+    def _limit(self, context: int) -> int:
+        request, prompt_tokens = self.request, len(self.tokens)
+        if prompt_tokens >= context:
+            raise TooLarge(
+                f"the prompt has {prompt_tokens} tokens but the model's context is {context} tokens; shorten it",
+                param=request.prompt_field,
+            )
+        room = context - prompt_tokens
+        if request.max_tokens is not None and request.max_tokens > room:
+            raise BadRequest(
+                f"max_tokens is {request.max_tokens}, but the model's context of {context} tokens leaves {room} "
+                f"after {prompt_tokens} prompt tokens",
+                param="max_tokens",
+            )
+        return request.max_tokens or min(DEFAULT_MAX_TOKENS, room)
+
+    def admitted(self, decision: Decision) -> None:
+        """The request runs by `decision` from now on, for the first time or again."""
+        self.apply(RequestEvent.ADMIT)
+        if self._first is None:
+            self._first = decision
+        else:
+            changed = decision.strategy is not self._first.strategy
+            how = f"after {self._loss} the answer went on with {decision.strategy} on {decision.route}"
+            self.answer.go_on(how if changed else None)
+
+    def message(self, number: int, decision: Decision, end_tokens: frozenset[int]) -> tuple[Generate, tuple[int, ...]]:
+        """What to send to the head, and the token ids to begin with."""
+        assert self._max_tokens is not None
+        emitted = self.answer.token_ids
+        message = Generate(
+            sequence=number,
+            route=decision.route,
+            cached=decision.cached,
+            max_tokens=self._max_tokens - len(emitted),
+            end_tokens=tuple(sorted(end_tokens)),
+            sampling=self.request.sampling,
+            seed=self._seed,
+            scope=self.request.scope,
+            conversation=self.request.conversation,
+        )
+        return message, (*self.tokens, *emitted)
+
+    def routed(self, number: int, decision: Decision) -> Routed:
+        """The event that says how the request runs."""
+        return Routed(
+            request_id=f"{number}",
+            strategy=decision.strategy,
+            reason=decision.reason,
+            workers=decision.route.workers,
+            prompt_tokens=len(self.tokens),
+        )
+
+    def lost_route(self, loss: Loss, route: Route) -> None:
+        """Its plan ended while it ran on `route`. Raises ApiError where that will not be tried again."""
+        self.apply(RequestEvent.LOSE_ROUTE)
+        self._loss = loss.sentence
+        for worker in loss.workers:
+            if worker in route:
+                self._deaths[worker] += 1
+                if self._deaths[worker] > _DEATHS_ALLOWED:
+                    raise ApiError(f"{worker} died twice while it worked on this request; see ./launch.sh logs")

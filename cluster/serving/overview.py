@@ -1,0 +1,90 @@
+"""What the cluster says of itself: its models, its status, its health. Reads everything and changes nothing.
+
+Owns only what is known of the model, which stays known while one plan gives way to the next.
+"""
+
+import time
+
+import msgspec
+
+from cluster.planning.interface import Cluster
+from cluster.planning.plan import ModelFacts
+from cluster.serving.counts import Counts
+from cluster.serving.live_request import UNBOUNDED_CONTEXT_TOKENS
+from cluster.serving.requests import ModelInfo
+from cluster.serving.status import CoordinatorStatus, ModelStatus, Status, worker_statuses
+from cluster.settings import StrategySettings
+from strategy.decision import Mode
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """Who serves. model_id: the model's name for people; api: the URL; pid: of the coordinator."""
+
+    model_id: str
+    api: str
+    pid: int
+    has_chat_template: bool
+
+
+class Overview:
+    """See the module."""
+
+    def __init__(self, cluster: Cluster, identity: Identity, settings: StrategySettings, counts: Counts):
+        self._cluster = cluster
+        self._identity = identity
+        self._settings = settings
+        self._counts = counts
+        self._created = int(time.time())
+        self._facts: ModelFacts | None = None
+
+    def __repr__(self) -> str:
+        return f"Overview({self._identity.model_id})"
+
+    @property
+    def mode(self) -> Mode:
+        return Mode(self._settings.use_distributed_inference)
+
+    def learn(self, facts: ModelFacts) -> None:
+        """The model was inspected."""
+        self._facts = facts
+
+    def model(self) -> ModelInfo:
+        facts = self._facts
+        return ModelInfo(
+            id=self._identity.model_id,
+            layers=len(facts.sizes.layers) if facts is not None else None,
+            bytes=facts.sizes.total if facts is not None else None,
+            context_tokens=(facts.inspected.context_tokens or UNBOUNDED_CONTEXT_TOKENS) if facts is not None else None,
+            has_chat_template=self._identity.has_chat_template,
+            created=self._created,
+        )
+
+    def state(self, *, stopping: bool) -> str:
+        """Starting while no plan is in force; degraded while desired workers are missing."""
+        if stopping:
+            return "stopped"
+        if self._cluster.plan is None:
+            return "starting"
+        return "degraded" if self._cluster.missing else "ready"
+
+    def status(self, *, stopping: bool) -> Status:
+        model = self.model()
+        return Status(
+            state=self.state(stopping=stopping),
+            epoch=self._cluster.epoch,
+            api=self._identity.api,
+            model=ModelStatus(
+                id=model.id,
+                layers=model.layers,
+                bytes=model.bytes,
+                context_tokens=model.context_tokens,
+                has_chat_template=model.has_chat_template,
+            ),
+            mode=self._settings.use_distributed_inference,
+            policy=self._settings.policy,
+            coordinator=CoordinatorStatus(pid=self._identity.pid),
+            workers=worker_statuses(self._cluster.members.values(), self._cluster.plan),
+            requests=self._counts.requests,
+            cache=self._counts.reuse,
+            events=self._cluster.events.last,
+        )

@@ -1,0 +1,120 @@
+"""The sequences that run on the plan in force: for each an inbox of what its head reports, until it ends or its plan does.
+
+Knows numbers, routes and reports; nothing of text, clients or places. A sequence lives on one plan: when that ends, its
+inbox ends with `RouteLost`, behind everything that was reported before.
+"""
+
+import asyncio
+from collections import deque
+
+from cluster.planning.interface import Cluster
+from cluster.planning.plan import Loss
+from cluster.serving.answer import Report
+from protocol.errors import ApiError, Unavailable
+from protocol.messages import Cancel, Generate, PrefillProgress, Reused, SequenceFailed, Tokens
+from protocol.values import Route, pack_ids
+
+
+class RouteLost(Exception):
+    """The plan that a sequence ran on ended."""
+
+    def __init__(self, loss: Loss):
+        super().__init__(loss.sentence)
+        self.loss = loss
+
+
+class Run:
+    """One sequence: where it runs and what was reported of it. is_done: its head has nothing more to compute for it."""
+
+    def __init__(self, number: int, route: Route, began_at: float):
+        self.number = number
+        self.route = route
+        self.began_at = began_at
+        self.is_done = False
+        self._reports: deque[Report | ApiError | RouteLost] = deque()
+        self._arrival: asyncio.Future[None] | None = None  # what `take` waits for; an Event costs a token more
+
+    def __repr__(self) -> str:
+        return f"Run({self.number} on {self.route})"
+
+    def put(self, report: Report | ApiError | RouteLost) -> None:
+        self._reports.append(report)
+        if self._arrival is not None and not self._arrival.done():
+            self._arrival.set_result(None)
+
+    async def take(self) -> list[Report]:
+        """Everything that was reported since, at least one. Raises what the run ended with, once all before it is taken."""
+        if not self._reports:
+            self._arrival = asyncio.get_running_loop().create_future()
+            await self._arrival
+        reports: list[Report] = []
+        while self._reports:
+            report = self._reports[0]
+            if isinstance(report, Exception):
+                if reports:
+                    break
+                raise report
+            reports.append(report)
+            self._reports.popleft()
+        return reports
+
+
+class Runs:
+    """The runs by number. Numbers are never used again, so a late report concerns nobody."""
+
+    def __init__(self, cluster: Cluster):
+        self._cluster = cluster
+        self._runs: dict[int, Run] = {}
+        self._num_begun = 0
+
+    def __repr__(self) -> str:
+        return f"Runs({len(self._runs)} running)"
+
+    def next_number(self) -> int:
+        self._num_begun += 1
+        return self._num_begun
+
+    def begin(self, message: Generate, tokens: tuple[int, ...], now: float) -> Run:
+        """Send a sequence to the head of its route."""
+        run = self._runs[message.sequence] = Run(message.sequence, message.route, now)
+        self._cluster.send(message.route.head, message, (pack_ids(tokens),))
+        return run
+
+    def end(self, run: Run) -> None:
+        """Nobody waits for this sequence any more."""
+        if self._runs.pop(run.number, None) is not None:
+            self._cluster.send(run.route.head, Cancel(sequence=run.number))
+
+    @property
+    def owed_since(self) -> float | None:
+        """Since when the sequence that runs longest has been running; None when nothing is left to compute."""
+        return min((run.began_at for run in self._runs.values() if not run.is_done), default=None)
+
+    # --- what arrives
+
+    def tokens(self, message: Tokens) -> None:
+        for update in message.updates:
+            if run := self._runs.get(update.sequence):
+                run.is_done = update.finish_reason is not None
+                run.put(update)
+
+    def report(self, message: PrefillProgress | Reused) -> None:
+        if run := self._runs.get(message.sequence):
+            run.put(message)
+
+    def failed(self, message: SequenceFailed) -> None:
+        if run := self._runs.get(message.sequence):
+            run.is_done = True
+            run.put(ApiError(message.message))
+
+    def lose(self, loss: Loss) -> None:
+        """The plan ended, and every sequence with it."""
+        for run in self._runs.values():
+            run.put(RouteLost(loss))
+        self._runs.clear()
+
+    def fail(self, message: str) -> None:
+        """End every sequence: nobody will wait for it."""
+        for run in self._runs.values():
+            run.is_done = True
+            run.put(Unavailable(message))
