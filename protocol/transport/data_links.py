@@ -94,7 +94,7 @@ class _DataLink:
         try:
             self._connect(peer, keys)
         except zmq.ZMQError as error:
-            self._break(f"{peer.endpoint} cannot be used: {error.strerror}")
+            self._break(f"{peer.endpoint} cannot be used: {zmq.strerror(error.errno or 0)}")
 
     def __repr__(self) -> str:
         return f"_DataLink({'whole' if self._whole else 'lost'}, {self._number} sent)"

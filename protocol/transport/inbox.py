@@ -47,7 +47,7 @@ class ZmqInbox:
             self._socket.close()
             what = host if port is None else f"port {port} of {host}"
             raise AddressUnavailable(
-                f"{what} cannot be used ({error.strerror}): end what uses it or choose another"
+                f"{what} cannot be used ({zmq.strerror(error.errno or 0)}): end what uses it or choose another"
             ) from error
         return port
 

@@ -1,4 +1,4 @@
-"""Mailboxes over real loopback sockets, and the network of tests that stands in for them."""
+"""Inboxes and control links over real loopback sockets."""
 
 import queue
 import threading
@@ -7,31 +7,11 @@ from contextlib import closing
 import pytest
 import zmq
 
-from protocol.codec import Envelope
-from protocol.messages import Cancel, SequenceFailed
-from protocol.transport import InProcessNetwork, KeyPair, ZmqInbox, ZmqOutbox
+from protocol.errors import AddressUnavailable
+from protocol.messages import Cancel
+from protocol.transport import KeyPair, ZmqInbox, ZmqOutbox
 from protocol.values import Peer
-
-DEADLINE_S = 10.0
-
-
-class Received:
-    """An inbox and what came into it."""
-
-    def __init__(self):
-        self._envelopes: queue.Queue[Envelope] = queue.Queue()
-        self.inbox = ZmqInbox(self._envelopes.put)
-        self.inbox.start()
-        self.peer = self.inbox.peer
-
-    def next(self) -> Envelope:
-        return self._envelopes.get(timeout=DEADLINE_S)
-
-    def is_empty(self) -> bool:
-        return self._envelopes.empty()
-
-    def close(self) -> None:
-        self.inbox.close()
+from tests.support.received import DEADLINE_S, Received, wait_until
 
 
 @pytest.fixture
@@ -125,23 +105,84 @@ def test_forgetting_a_peer_twice_is_harmless(received, outbox):
     outbox.forget(received.peer)
 
 
-def test_in_process_network_delivers_in_order_what_was_sent_meanwhile_too():
-    network = InProcessNetwork()
-    seen = []
-
-    def deliver(envelope):
-        seen.append(envelope.message)
-        if envelope.message == Cancel(sequence=1):
-            network.send(peer, 1, SequenceFailed(sequence=3, message="later"))
-
-    peer = network.inbox("here", deliver)
-    network.send(peer, 1, Cancel(sequence=1))
-    network.send(peer, 1, Cancel(sequence=2))
-    assert network.run() == 3
-    assert seen == [Cancel(sequence=1), Cancel(sequence=2), SequenceFailed(sequence=3, message="later")]
+def test_peer_is_its_key_not_its_endpoint(received, outbox):
+    predecessor = Peer(endpoint=received.peer.endpoint, public_key=KeyPair.generate().public)
+    outbox.send(predecessor, 1, Cancel(sequence=666))
+    outbox.send(received.peer, 1, Cancel(sequence=1))
+    assert received.next().message == Cancel(sequence=1)
+    assert received.is_empty()
 
 
-def test_in_process_network_drops_what_nobody_receives():
-    network = InProcessNetwork()
-    network.send(Peer(endpoint="gone", public_key=""), 1, Cancel(sequence=1))
-    assert network.run() == 1
+def test_peer_that_came_back_elsewhere_is_found_once_the_old_link_is_forgotten(outbox):
+    keys = KeyPair.generate()
+    with closing(Received(keys=keys)) as before:
+        outbox.send(before.peer, 1, Cancel(sequence=1))
+        before.next()
+    with closing(Received(keys=keys)) as now:
+        outbox.forget(before.peer)
+        outbox.send(now.peer, 1, Cancel(sequence=2))
+        assert now.next().message == Cancel(sequence=2)
+
+
+def test_link_goes_on_when_its_inbox_begins_again_with_the_same_port_and_keys(outbox):
+    keys = KeyPair.generate()
+    closed = threading.Event()
+    with closing(Received(keys=keys)) as before:
+        outbox.watch(before.peer, closed.set)
+        outbox.send(before.peer, 1, Cancel(sequence=1))
+        before.next()
+    assert closed.wait(DEADLINE_S)
+    with closing(bound_again(before.port, keys)) as again:
+        assert again.peer == before.peer
+        outbox.send(before.peer, 1, Cancel(sequence=2))
+        assert again.next().message == Cancel(sequence=2)
+
+
+def bound_again(port: int, keys: KeyPair) -> Received:
+    """ZeroMQ gives a port back a moment after its socket is closed."""
+    bound: list[Received] = []
+
+    def bind() -> bool:
+        try:
+            bound.append(Received(port, keys))
+        except AddressUnavailable:
+            return False
+        return True
+
+    wait_until(bind, "the port is free")
+    return bound[0]
+
+
+def test_inbox_on_a_taken_port_says_so(received):
+    with pytest.raises(
+        AddressUnavailable, match=rf"port {received.port} of 127\.0\.0\.1 cannot be used \(.*in use.*\): end"
+    ):
+        ZmqInbox(print, port=received.port)
+
+
+def test_inbox_on_an_address_that_is_not_of_this_machine_says_so():
+    with pytest.raises(AddressUnavailable, match=r"192\.0\.2\.1 cannot be used"):
+        ZmqInbox(print, host="192.0.2.1")
+
+
+def test_inbox_that_never_started_gives_its_port_back():
+    inbox = ZmqInbox(print)
+    inbox.close()
+    assert inbox._socket.closed
+
+
+def test_keys_survive_as_text():
+    keys = KeyPair.generate()
+    assert KeyPair.from_text(keys.to_text() + "\n") == keys
+    assert keys.secret not in repr(keys)
+
+
+@pytest.mark.parametrize("text", ["", "a b", "é" * 40 + " " + "é" * 40, "x" * 40 + " " + "\\" * 40])
+def test_text_that_is_no_keys_is_refused(text):
+    with pytest.raises(ValueError, match="these are no CURVE keys"):
+        KeyPair.from_text(text)
+
+
+def test_keys_that_do_not_belong_together_are_refused():
+    with pytest.raises(ValueError, match="these are no CURVE keys"):
+        KeyPair.from_text(f"{KeyPair.generate().public} {KeyPair.generate().secret}")

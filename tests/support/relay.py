@@ -10,13 +10,11 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
-from typing import TypeVar
 
 _READ_BYTES = 1 << 18
 _CHUNKS_UNDER_WAY = 256
 _TIMEOUT_S = 10.0
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, 0 seconds
-Result = TypeVar("Result")
 
 
 class Relay:
@@ -59,11 +57,11 @@ class Relay:
 
     def delay(self, seconds: float) -> None:
         """Forward everything so much later, in each direction; as many bytes per second as before."""
-        self._on_loop(lambda: setattr(self, "_delay_s", seconds))
+        self._delay_s = seconds
 
     def throttle(self, bytes_per_s: float) -> None:
         """Forward at most so many bytes per second in each direction of each connection."""
-        self._on_loop(lambda: setattr(self, "_bytes_per_s", bytes_per_s))
+        self._bytes_per_s = bytes_per_s
 
     def close(self) -> None:
         """Close every connection and the port, and end the thread."""
@@ -72,14 +70,14 @@ class Relay:
         self._thread.join(_TIMEOUT_S)
         self._loop.close()
 
-    def _on_loop(self, act: Callable[[], Result]) -> Result:
-        async def acting() -> Result:
-            return act()
+    def _on_loop(self, act: Callable[[], object]) -> None:
+        async def acting() -> None:
+            act()
 
-        return asyncio.run_coroutine_threadsafe(acting(), self._loop).result(_TIMEOUT_S)
+        asyncio.run_coroutine_threadsafe(acting(), self._loop).result(_TIMEOUT_S)
 
     def _reset(self) -> None:
-        for writer in self._writers:
+        for writer in [writer for writer in self._writers if not writer.transport.is_closing()]:
             writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             writer.transport.abort()
         for pump in self._pumps:
@@ -130,6 +128,8 @@ class Relay:
             data = b""
             with contextlib.suppress(ConnectionError):  # told to the other side as an end
                 data = await reader.read(_READ_BYTES)
+            if self._bytes_per_s is not None:  # here, so that what waits stays with the sender, as before a slow link
+                await asyncio.sleep(len(data) / self._bytes_per_s)
             await line.put((self._loop.time() + self._delay_s, data))
 
     async def _give(self, line: "asyncio.Queue[tuple[float, bytes]]", writer: asyncio.StreamWriter) -> None:
@@ -142,5 +142,3 @@ class Relay:
                 return
             writer.write(data)
             await writer.drain()
-            if self._bytes_per_s is not None:
-                await asyncio.sleep(len(data) / self._bytes_per_s)

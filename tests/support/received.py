@@ -1,0 +1,48 @@
+"""An inbox on a real socket and what came into it."""
+
+import queue
+import time
+from collections.abc import Callable
+
+from protocol.codec import Envelope
+from protocol.transport import KeyPair, ZmqInbox
+
+DEADLINE_S = 10.0
+
+
+class Received:
+    """`next` waits for an envelope; `port` and `keys` are those of an inbox before, if it is to come back."""
+
+    def __init__(self, port: int | None = None, keys: KeyPair | None = None):
+        self._envelopes: queue.Queue[Envelope] = queue.Queue()
+        self.inbox = ZmqInbox(self._envelopes.put, port=port, keys=keys)
+        self.inbox.start()
+        self.peer = self.inbox.peer
+
+    @property
+    def port(self) -> int:
+        return int(self.peer.endpoint.rpartition(":")[2])
+
+    def next(self) -> Envelope:
+        return self._envelopes.get(timeout=DEADLINE_S)
+
+    def stays_empty(self, seconds: float) -> bool:
+        try:
+            self._envelopes.get(timeout=seconds)
+        except queue.Empty:
+            return True
+        return False
+
+    def is_empty(self) -> bool:
+        return self._envelopes.empty()
+
+    def close(self) -> None:
+        self.inbox.close()
+
+
+def wait_until(holds: Callable[[], bool], what: str) -> None:
+    """Returns when `holds()` is true; fails after DEADLINE_S."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {DEADLINE_S} s: {what}"
+        time.sleep(0.005)
