@@ -36,6 +36,7 @@ class FakeApi:
     def __init__(self, status):
         self.asked = []
         self.headers = []
+        self.on_request = lambda path, body: None
         self.answers = {
             "/status": (200, json.dumps(status).encode()),
             "/v1/chat/completions": (
@@ -55,6 +56,7 @@ class FakeApi:
                 api.headers.append(dict(self.headers))
                 if body is not None:
                     api.asked.append((self.path, body))
+                api.on_request(self.path, body)
                 code, content = api.answers[self.path]
                 self.send_response(code)
                 self.send_header("Connection", "close")

@@ -257,3 +257,8 @@ def test_stream_carries_odd_text_exactly_and_on_one_line():
     text = completion(FakeService(ROUTED, Delta(text=odd, token_ids=(1,)), FINISHED), stream=True).text
     first = text.splitlines()[0]
     assert sse_events(first + "\n\n")[0]["choices"][0]["text"] == odd
+
+
+def test_mending_names_whom_it_brings_back():
+    response = ask(FakeService(state="degraded"), "POST", "/v1/cluster/mend", {})
+    assert (response.status_code, response.json()) == (202, {"mending": ["beta"]})

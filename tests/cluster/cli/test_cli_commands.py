@@ -4,13 +4,18 @@ import io
 import json
 import os
 import signal
+from pathlib import Path
 
+import msgspec
 import pytest
 
 from cluster.cli.main import main
+from cluster.cli.mending import differences
+from cluster.config import Flags, load_settings
 from protocol.home import ClusterState, Home, ProcessIdentity
 from tests.support.fake_api import FakeApi, chat_piece, event
 
+CHECKOUT = Path(__file__).resolve().parents[3]
 STATUS = {
     "state": "ready",
     "api": "http://127.0.0.1:1",
@@ -63,10 +68,10 @@ def home(tmp_path):
 
 @pytest.fixture
 def api(home):
-    """A cluster that seems to run: the state names this test's own process as its coordinator."""
+    """A cluster that seems to run: the state names this test's own process as its supervisor and coordinator."""
     api = FakeApi(STATUS)
     me = ProcessIdentity.of(os.getpid())
-    home.write_state(ClusterState(coordinator=me, api=api.url, port=1, started_at=1.0))
+    home.write_state(ClusterState(supervisor=me, coordinator=me, api=api.url, port=1, started_at=1.0))
     yield api
     api.close()
 
@@ -253,8 +258,17 @@ def test_status_of_a_running_cluster(api, capsys):
     assert "300 of 1,200 prompt tokens (25%)" in printed
 
 
+@pytest.mark.parametrize("state", ["starting", "degraded"])
+def test_status_of_a_cluster_that_is_not_ready_has_an_exit_code_of_its_own(api, capsys, state):
+    api.answers["/status"] = (200, json.dumps(STATUS | {"state": state}).encode())
+    assert main(["status", "--json"]) == 3
+    assert json.loads(capsys.readouterr().out)["state"] == state
+    assert main(["status"]) == 3
+    assert f"state   {state}" in capsys.readouterr().out
+
+
 def test_status_of_nothing_has_every_key(capsys):
-    assert main(["status", "--json"]) == 0
+    assert main(["status", "--json"]) == 3
     status = json.loads(capsys.readouterr().out)
     assert set(status) == set(STATUS)
     assert status["state"] == "stopped"
@@ -265,15 +279,80 @@ def test_status_of_nothing_has_every_key(capsys):
 def test_status_after_the_coordinator_died_says_so(home, capsys):
     gone = ProcessIdentity(pid=os.getpid(), create_time=1.0)
     home.write_state(ClusterState(coordinator=gone, api="http://127.0.0.1:1", port=1, started_at=1.0))
-    assert main(["status", "--json"]) == 0
+    assert main(["status", "--json"]) == 3
     status = json.loads(capsys.readouterr().out)
     assert status["state"] == "stopped"
     assert "died" in status["note"]
 
 
+def test_status_while_the_coordinator_is_started_again_is_starting(home, capsys):
+    gone, me = ProcessIdentity(pid=os.getpid(), create_time=1.0), ProcessIdentity.of(os.getpid())
+    home.write_state(ClusterState(supervisor=me, coordinator=gone, api="http://127.0.0.1:1", port=1, started_at=1.0))
+    assert main(["status", "--json"]) == 3
+    status = json.loads(capsys.readouterr().out)
+    assert status["state"] == "starting"
+    assert "note" not in status
+
+
+@pytest.fixture
+def settings(home, api):
+    """What the cluster that seems to run was started with."""
+    settings = load_settings(
+        None, checkout=CHECKOUT, working_directory=CHECKOUT, environment={}, flags=Flags()
+    ).settings
+    home.write_private(home.settings_file, msgspec.json.encode(settings))
+    return settings
+
+
+@pytest.mark.usefixtures("settings")
 def test_start_of_a_running_cluster_says_so(api, capsys):
     assert main(["start"]) == 0
     assert f"Already running at {api.url}" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("settings")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--port", "9000"], ["api.port is 8420, not 9000"]),
+        (["--workers", "3"], ["2 workers, not 3"]),
+        (["--port", "9000", "--kv-cache", "paged"], ["api.port is", 'kv_cache.kind is "dynamic", not "paged"']),
+    ],
+)
+def test_start_with_other_settings_names_each_and_fails(api, capsys, arguments, words):
+    code, sentence = failure(capsys, "start", *arguments)
+    assert code == 2
+    assert all(word in sentence for word in [*words, api.url, "--replace"])
+
+
+def test_difference_of_keys_shows_neither(settings):
+    with_key = msgspec.structs.replace(settings, api=msgspec.structs.replace(settings.api, api_key="secret-key"))
+    assert differences(settings, with_key) == ["api.api_key is another"]
+    assert differences(settings, settings) == []
+
+
+@pytest.mark.usefixtures("settings")
+def test_start_of_a_degraded_cluster_mends_it_and_says_what_it_did(api, capsys):
+    degraded = json.dumps(STATUS | {"state": "degraded"}).encode()
+    api.answers["/status"] = (200, degraded)
+    api.answers["/v1/cluster/mend"] = (202, b'{"mending": ["worker-1"]}')
+
+    def mended(path, _body):
+        if path == "/v1/cluster/mend":
+            api.answers["/status"] = (200, json.dumps(STATUS).encode())
+
+    api.on_request = mended
+    assert main(["start"]) == 0
+    assert f"Mended the cluster at {api.url}: started worker-1 again.\n" == capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("settings")
+def test_start_of_a_degraded_cluster_that_cannot_be_mended_says_what_to_do(api, capsys):
+    api.answers["/status"] = (200, json.dumps(STATUS | {"state": "degraded"}).encode())
+    api.answers["/v1/cluster/mend"] = (202, b'{"mending": []}')
+    code, sentence = failure(capsys, "start")
+    assert code == 1
+    assert "--replace" in sentence
 
 
 def test_chat_keeps_the_conversation_and_forgets_it_on_clear(api, monkeypatch, capsys):
