@@ -1,4 +1,4 @@
-"""The rules of the house, which CONTRIBUTING.md gives the reasons for: sizes, names, the voice of errors, who imports whom.
+"""The rules of the house, which CONTRIBUTING.md explains: sizes, names, the voice of errors, imports, pages.
 
 What breaks a rule is named in BROKEN, rule by rule, and the list only gets shorter: what is mended must leave it, and
 nothing may come in.
@@ -222,3 +222,11 @@ def test_cluster_and_workers_are_independent_without_exceptions():
     (rule,) = [rule for rule in import_rules()["contracts"] if rule["type"] == "independence"]
     assert set(rule["modules"]) == {"cluster", "workers"}
     assert "ignore_imports" not in rule
+
+
+@pytest.mark.parametrize("page", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_pages_name_only_what_is_there(page):
+    text = (CHECKOUT / page).read_text(encoding="utf-8")
+    named = re.findall(rf"(?:^ {{4}}|`)((?:{'|'.join(FOLDERS)}|docs|configs)/[\w./-]*)", text, re.MULTILINE)
+    linked = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+    assert [path for path in (*named, *linked) if not (CHECKOUT / path).exists()] == []
