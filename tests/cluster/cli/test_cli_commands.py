@@ -225,6 +225,23 @@ def test_errors_of_the_api_are_passed_on(api, capsys, status, code):
     assert failure(capsys, "prompt", "x") == (code, "tandem: The prompt has 9000 tokens.\n")
 
 
+def test_error_about_a_field_is_shown_with_the_field_s_own_name(api, capsys):
+    error = {
+        "message": "temperature must be a number from 0 to 2, not 99.",
+        "type": "t",
+        "param": "temperature",
+        "code": "c",
+    }
+    api.answers["/v1/chat/completions"] = (400, json.dumps({"error": error}).encode())
+    assert failure(capsys, "prompt", "x") == (2, f"tandem: {error['message']}\n")
+
+
+@pytest.mark.parametrize("body", [b"[]", b"{}", b'{"error": "odd"}'])
+def test_failure_without_an_error_object_says_its_status(api, capsys, body):
+    api.answers["/v1/chat/completions"] = (502, body)
+    assert failure(capsys, "prompt", "x") == (1, "tandem: The API answered 502.\n")
+
+
 def test_error_in_the_middle_of_a_stream_fails(api, capsys):
     api.answers["/v1/chat/completions"] = (200, chat_piece("ab") + event({"error": {"message": "worker-1 was lost"}}))
     assert main(["prompt", "x"]) == 1
