@@ -20,9 +20,13 @@ def as_sentence(clause: str, name: str | None = None) -> str:
 
 
 class TandemError(Exception):
-    """Base of every error with a message meant for the user. The CLI prints it and exits with `exit_code`."""
+    """Base of every error with a message meant for the user. The CLI prints it and exits with `exit_code`.
+
+    param: the field of a request that the message speaks of.
+    """
 
     exit_code = 1
+    param: str | None = None
 
 
 class UsageError(TandemError):
@@ -46,7 +50,7 @@ class WireError(TandemError):
 class ApiError(TandemError):
     """An error with a place in OpenAI's wire format.
 
-    `status` is the HTTP status, `error_type` and `code` the OpenAI fields, `param` the request field at fault.
+    `status` is the HTTP status, `error_type` and `code` the OpenAI fields beside `param`.
     """
 
     status = 500

@@ -29,8 +29,12 @@ class NoAnswer(TandemError):
 class ApiRequestFailed(TandemError):
     """The API refused a request; exit code 2 when the request itself is at fault."""
 
-    def __init__(self, message: str, status: int):
-        super().__init__(message)
+    def __init__(self, body: Any, status: int):
+        """body: what came with `status`, an error object where the API itself answered."""
+        error = body.get("error") if isinstance(body, dict) else None
+        known = error if isinstance(error, dict) and "message" in error else {}
+        super().__init__(str(known.get("message", f"the API answered {status}")))
+        self.param = known.get("param")
         self.status = status
         self.exit_code = 2 if status in _USER_ERRORS else 1
 
@@ -83,7 +87,7 @@ class Client:
                 elif line.startswith("data: "):
                     chunk = _decode(line[6:])
                     if "error" in chunk:
-                        raise ApiRequestFailed(_message(chunk, 500), 500)
+                        raise ApiRequestFailed(chunk, 500)
                     yield chunk
         raise NoAnswer("the answer broke off; `./launch.sh logs` says why")
 
@@ -97,7 +101,7 @@ class Client:
             connection.request(method, path, data, self._headers)
             response = connection.getresponse()
             if response.status >= 400:
-                raise ApiRequestFailed(_message(_decode(response.read()), response.status), response.status)
+                raise ApiRequestFailed(_decode(response.read()), response.status)
             yield response
         except TimeoutError:
             raise NoAnswer(f"the cluster at {self.url} did not answer within {timeout_s:g} s") from None
@@ -119,8 +123,3 @@ def _decode(text: bytes | str) -> Any:
         return json.loads(text)
     except ValueError:
         raise NoAnswer("what answers at the API's address is not Tandem; choose another --port") from None
-
-
-def _message(body: Any, status: int) -> str:
-    error = body.get("error") if isinstance(body, dict) else None
-    return str(error["message"]) if isinstance(error, dict) and "message" in error else f"the API answered {status}"

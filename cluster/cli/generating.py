@@ -13,7 +13,7 @@ from cluster.cli.client import ApiRequestFailed, Client
 from cluster.cli.session import Session
 from cluster.cli.showing import explain_lines
 from cluster.config import mode_from_environment
-from protocol.errors import TandemError, UsageError
+from protocol.errors import TandemError, UsageError, as_sentence
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -145,7 +145,7 @@ def _chat_turn(session: Session, client: Client, body: dict[str, Any]) -> str | 
         print("\n(interrupted)")
         return None
     except ApiRequestFailed as error:
-        session.terminal.note(f"tandem: {error}")
+        session.terminal.note(f"tandem: {as_sentence(str(error), error.param)}")
         return None
     print()
     session.terminal.aside(_summary(answer))

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:  # noqa: PLR0911 - one return for eac
     except click.ClickException as error:
         return _complain(_clause(error), 2)
     except TandemError as error:
-        return _complain(str(error), error.exit_code)
+        return _complain(str(error), error.exit_code, error.param)
     except (click.exceptions.Abort, KeyboardInterrupt):
         return 130
     except BrokenPipeError:
@@ -71,8 +71,8 @@ def _end_on_signal(number: int, _frame: object) -> None:
     raise SystemExit(128 + number)
 
 
-def _complain(message: str, exit_code: int) -> int:
-    print(f"tandem: {as_sentence(message)}", file=sys.stderr)
+def _complain(clause: str, exit_code: int, name: str | None = None) -> int:
+    print(f"tandem: {as_sentence(clause, name)}", file=sys.stderr)
     return exit_code
 
 

@@ -127,7 +127,7 @@ def test_mode_never_with_a_model_that_fits_nowhere_says_what_is_missing(cluster,
         *("--config", str(small_workers), "--port", str(cluster.port)),
         environment={"USE_DISTRIBUTED_INFERENCE": "never"},
     )
-    assert_one_sentence(done, 2, "mode never", "needs 1.3 MB", "has 1.2 MB")
+    assert_one_sentence(done, 2, "Mode never", "needs 1.3 MB", "has 1.2 MB")
     cluster.assert_no_process_left()
 
 

@@ -13,7 +13,7 @@ from cluster.cli.main import main
 from cluster.cli.mending import differences
 from cluster.config import Flags, load_settings
 from protocol.home import ClusterState, Home, ProcessIdentity
-from tests.support.fake_api import FakeApi, chat_piece, event
+from tests.support.fake_api import TANDEM, USAGE, FakeApi, chat_piece, event
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 STATUS = {
@@ -128,6 +128,37 @@ def test_prompt_json_is_one_object_with_the_documented_keys(api, capsys):
     }
 
 
+def test_prompt_json_passes_on_what_the_answer_says_further(api, capsys):
+    further = {"cached_tokens": 4, "resumed": 1, "notes": ["seed had no effect"], "unheard_of": 5}
+    last = event({"choices": [], "usage": USAGE, "tandem": TANDEM | further}) + b"data: [DONE]\n\n"
+    api.answers["/v1/chat/completions"] = (200, chat_piece("ab", "stop") + last)
+    assert main(["prompt", "x", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    del further["unheard_of"]
+    assert {name: report.get(name) for name in further} == further
+    assert "unheard_of" not in report
+
+
+class _Screen(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_wait_for_a_lost_worker_is_shown_under_the_answer_and_the_summary_counts_resumptions(api, capsys, monkeypatch):
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setattr("sys.stderr", screen := _Screen())
+    last = event({"choices": [], "usage": USAGE, "tandem": TANDEM | {"resumed": 2}}) + b"data: [DONE]\n\n"
+    content = (
+        chat_piece("ab") + b": waiting for worker-1\n\n" * 2 + b": prefill 1/9\n\n" + chat_piece("cd", "stop") + last
+    )
+    api.answers["/v1/chat/completions"] = (200, content)
+    assert main(["prompt", "x"]) == 0
+    assert capsys.readouterr().out == "abcd\n"
+    shown = screen.getvalue()
+    assert shown.startswith("\nwaiting for worker-1\r\033[Kwaiting for worker-1\r\033[K")
+    assert "tokens/s; resumed 2 times]" in shown
+
+
 def test_raw_prompt_and_models_without_a_template_use_completions(api, capsys):
     assert main(["prompt", "x", "--raw"]) == 0
     assert api.asked[-1][0] == "/v1/completions"
@@ -199,6 +230,23 @@ def test_errors_of_the_api_are_passed_on(api, capsys, status, code):
     assert failure(capsys, "prompt", "x") == (code, "tandem: The prompt has 9000 tokens.\n")
 
 
+def test_error_about_a_field_is_shown_with_the_field_s_own_name(api, capsys):
+    error = {
+        "message": "temperature must be a number from 0 to 2, not 99.",
+        "type": "t",
+        "param": "temperature",
+        "code": "c",
+    }
+    api.answers["/v1/chat/completions"] = (400, json.dumps({"error": error}).encode())
+    assert failure(capsys, "prompt", "x") == (2, f"tandem: {error['message']}\n")
+
+
+@pytest.mark.parametrize("body", [b"[]", b"{}", b'{"error": "odd"}'])
+def test_failure_without_an_error_object_says_its_status(api, capsys, body):
+    api.answers["/v1/chat/completions"] = (502, body)
+    assert failure(capsys, "prompt", "x") == (1, "tandem: The API answered 502.\n")
+
+
 def test_error_in_the_middle_of_a_stream_fails(api, capsys):
     api.answers["/v1/chat/completions"] = (200, chat_piece("ab") + event({"error": {"message": "worker-1 was lost"}}))
     assert main(["prompt", "x"]) == 1
@@ -265,6 +313,23 @@ def test_status_of_a_cluster_that_is_not_ready_has_an_exit_code_of_its_own(api, 
     assert json.loads(capsys.readouterr().out)["state"] == state
     assert main(["status"]) == 3
     assert f"state   {state}" in capsys.readouterr().out
+
+
+def test_status_shows_epoch_oldest_steps_and_the_last_events(api, capsys):
+    workers = [
+        STATUS["workers"][0] | {"oldest_step_s": 12.34},
+        STATUS["workers"][1] | {"oldest_step_s": None},
+    ]
+    events = [{"at": 1_700_000_000.5 + number, "what": f"event {number}"} for number in range(9)]
+    status = STATUS | {"epoch": (3 << 32) + 7, "workers": workers, "events": events}
+    api.answers["/status"] = (200, json.dumps(status).encode())
+    assert main(["status"]) == 0
+    printed = capsys.readouterr().out
+    assert "epoch   3.7\n" in printed
+    assert "layers 0-3, holds the full model, at a step for 12.3 s\n" in printed
+    assert "layers 4-7\n" in printed
+    assert "event 3" not in printed
+    assert [line.rpartition("  ")[2] for line in printed.splitlines()[-5:]] == [f"event {n}" for n in range(4, 9)]
 
 
 def test_status_of_nothing_has_every_key(capsys):

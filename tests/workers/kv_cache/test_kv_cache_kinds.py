@@ -1,10 +1,13 @@
 """Each kind of cache on a small model: what it keeps, what it costs, what it refuses, and batches and copies of it."""
 
+from typing import get_args
+
 import mlx.core as mx
 import pytest
 from mlx_lm.models.cache import load_prompt_cache, save_prompt_cache
 
 from protocol.errors import ModelError
+from protocol.values import KvKind
 from workers.cache.stage_cache import StageCache
 from workers.kv_cache import KINDS, CacheFull, KvSettings
 from workers.kv_cache.paged import BLOCK_TOKENS, PagedKVCache
@@ -42,8 +45,8 @@ def filled(split, kv, ids=PROMPT):
     return cache
 
 
-def test_every_kind_has_settings_here():
-    assert set(SETTINGS) == set(KINDS)
+def test_every_kind_has_a_name_in_the_settings_and_settings_here():
+    assert set(SETTINGS) == set(KINDS) == set(get_args(KvKind))
 
 
 def test_an_unknown_kind_is_refused_with_the_known_ones(split):
