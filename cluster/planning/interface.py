@@ -16,7 +16,11 @@ class Listener(Protocol):
     """Who learns of the fate of sequences and plans. All calls come on the event loop.
 
     Between `plan_ended` and the next `plan_began` no plan is in force; every sequence of the plan that ended is gone.
+    is_idle: nothing runs, so that a better plan may take the place of this one unnoticed.
     """
+
+    @property
+    def is_idle(self) -> bool: ...
 
     def tokens(self, message: Tokens) -> None: ...
 

@@ -75,7 +75,7 @@ class FakeCluster:
         self.plan = plan
         self.missing = ()
         self.members = {name: ready_member(name) for name in NAMES}
-        self.events = EventLog(now=lambda: 1_700_000_000.0)
+        self.events = EventLog(clock=lambda: 1_700_000_000.0)
         self.listener = None
         self.sent = []
 

@@ -162,7 +162,9 @@ def test_silent_worker_is_lost_once(played):
     played.control._check_heartbeats(now, held_up_s=0.0)
     played.control._check_heartbeats(now + 1, held_up_s=0.0)
     assert played.control.members["beta"].state is WorkerState.LOST
-    assert [event.what for event in played.control.events.last] == ["worker beta does not answer; see ./launch.sh logs"]
+    assert [event.what for event in played.control.events.latest] == [
+        "worker beta does not answer; see ./launch.sh logs"
+    ]
     assert played.outbox.forgotten == ["tcp://beta"]
 
 

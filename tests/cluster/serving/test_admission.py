@@ -91,6 +91,7 @@ def test_request_that_this_plan_cannot_serve_holds_nobody_up_and_is_asked_again_
     assert (place.lacks_plan_since, other.lacks_plan_since) == (7.0, None)
     assert running([place, other]) == [False, True]
     assert admission.lacking_since == 7.0
+    assert not admission.is_idle
     possible = True
     admission.suspend(8.0)
     admission.begin(ROOM, 9.0)

@@ -182,7 +182,7 @@ def test_model_stays_known_while_no_plan_is_in_force(prompts):
 
 def test_events_are_the_last_hundred_with_their_time():
     times = iter(range(1000))
-    events = EventLog(now=lambda: next(times))
+    events = EventLog(clock=lambda: next(times))
     for number in range(150):
         events.add(f"{number}")
-    assert (len(events.last), events.last[0].what, events.last[-1].at) == (100, "50", 149)
+    assert (len(events.latest), events.latest[0].what, events.latest[-1].at) == (100, "50", 149)

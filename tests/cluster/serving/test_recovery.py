@@ -312,6 +312,7 @@ def test_what_does_not_fit_the_survivors_waits_until_they_are_all_back_and_other
         service = cluster.listener
         other = Client(service, tokens_request(5, mode="never", max_tokens=5))
         await other.routed()
+        assert not service.is_idle
         await asyncio.sleep(31)
         assert large.waited_for == [("gamma",)] * 6
         cluster.end(sentence="gamma joined the plan")
