@@ -1,4 +1,4 @@
-"""What happened to the cluster lately, as `status` shows it: joined, lost, replanned, resumed, refused."""
+"""What happened to the cluster, for people: the last hundred events as sentences with their time."""
 
 import time
 from collections import deque
@@ -6,31 +6,31 @@ from collections.abc import Callable
 
 import msgspec
 
-_MAX_EVENTS = 100
+_KEPT = 100
 
 
-class Happening(msgspec.Struct, frozen=True):
-    """at: Unix seconds; what: a clause for people."""
+class ClusterEvent(msgspec.Struct, frozen=True):
+    """at: Unix seconds; what: a clause such as "lost worker-1: ..."."""
 
     at: float
     what: str
 
 
 class EventLog:
-    """The last 100. now: the time of day in Unix seconds."""
+    """clock: Unix seconds, since people compare them with other logs."""
 
-    def __init__(self, now: Callable[[], float] = time.time):
-        self._now = now
-        self._events: deque[Happening] = deque(maxlen=_MAX_EVENTS)
+    def __init__(self, clock: Callable[[], float] = time.time):
+        self._clock = clock
+        self._events: deque[ClusterEvent] = deque(maxlen=_KEPT)
 
     def __repr__(self) -> str:
-        return f"EventLog({len(self._events)} events)"
+        return f"EventLog({len(self._events)})"
 
     def add(self, what: str) -> None:
         """It happened now."""
-        self._events.append(Happening(self._now(), what))
+        self._events.append(ClusterEvent(round(self._clock(), 3), what))
 
     @property
-    def last(self) -> tuple[Happening, ...]:
+    def latest(self) -> tuple[ClusterEvent, ...]:
         """The oldest first."""
         return tuple(self._events)

@@ -16,6 +16,7 @@ class Listener(Protocol):
     """Who learns of the fate of sequences and plans. All calls come on the event loop. is_idle: no request runs or waits.
 
     Between `plan_ended` and the next `plan_began` no plan is in force; every sequence of the plan that ended is gone.
+    is_idle: nothing runs, so that a better plan may take the place of this one unnoticed.
     """
 
     @property

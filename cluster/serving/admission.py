@@ -138,6 +138,11 @@ class Admission:
         await self._idle.wait()
 
     @property
+    def is_idle(self) -> bool:
+        """Whether nobody holds a place; who waits for another plan does not count."""
+        return not self._holding
+
+    @property
     def lacking_since(self) -> float | None:
         """Since when somebody has waited for a plan; None when nobody does."""
         return min(

@@ -86,5 +86,5 @@ class Overview:
             workers=worker_statuses(self._cluster.members.values(), self._cluster.plan),
             requests=self._counts.requests,
             cache=self._counts.reuse,
-            events=self._cluster.events.last,
+            events=self._cluster.events.latest,
         )

@@ -198,6 +198,10 @@ class GenerationService:
 
     # --- the cluster's side
 
+    @property
+    def is_idle(self) -> bool:
+        return self._admission.is_idle
+
     def tokens(self, message: Tokens) -> None:
         self._health.step_ended(self._now())
         self._runs.tokens(message)

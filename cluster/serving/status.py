@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import msgspec
 
 from cluster.membership.roster import Load, Member
-from cluster.planning.events import Happening
+from cluster.planning.events import ClusterEvent
 from cluster.planning.plan import Plan
 from cluster.serving.counts import RequestCounts, ReuseCounts
 from cluster.serving.health import Stall
@@ -82,7 +82,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     workers: tuple[WorkerStatus, ...]
     requests: RequestCounts
     cache: ReuseCounts
-    events: tuple[Happening, ...]
+    events: tuple[ClusterEvent, ...]
 
 
 class HealthReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -1,79 +1,244 @@
-"""The documented policy, boundary by boundary."""
+"""The documented rules, boundary by boundary, and that what is said is what runs."""
 
+import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from strategy.selector import Feasibility, Lengths, Mode, NoStrategy, Strategy, Thresholds, select
+from strategy.cache_use import MeasuredUse, PayingRange
+from strategy.decision import POLICIES, Asked, Mode, NoStrategy, Snapshot, Strategy, Thresholds, decide
+from strategy.memory import KvGrowth, KvNeeds, WorkerBudget
+from strategy.vocabulary import Route
 
-ANY = Feasibility({}, fits_one_worker=True)
-TOO_BIG = Feasibility({Strategy.SINGLE_DEVICE_CACHED: "the full model needs 9 GB"}, fits_one_worker=False)
+SINGLE, NO_CACHE, CACHED = (
+    Strategy.SINGLE_DEVICE_CACHED,
+    Strategy.DISTRIBUTED_NO_CACHE,
+    Strategy.DISTRIBUTED_CACHED,
+)
+PIPELINE = Route(("alpha", "beta"))
+NEEDS = KvNeeds(fixed_bytes=0, growth=(KvGrowth(10, None),), snapshots=False)
+ROUTES = (PIPELINE, Route(("alpha",)), Route(("beta",)))
+ANY = Snapshot(
+    pipeline=PIPELINE,
+    why_not=None,
+    splittable=True,
+    holders={"alpha": 0, "beta": 0},
+    shortage=None,
+    needs={route: dict.fromkeys(route, NEEDS) for route in ROUTES},
+    budgets={name: WorkerBudget(prefix_bytes=0, sequence_bytes=10**9) for name in PIPELINE},
+    measured=None,
+    visited={},
+    thresholds=Thresholds(),
+    mode=Mode.AUTO,
+)
+TOO_BIG = msgspec.structs.replace(ANY, holders={}, shortage="the full model needs 9 GB")
+UNCUT = msgspec.structs.replace(ANY, pipeline=None, why_not="the model cannot be split: a loop", splittable=False)
 
 
-def choose(prompt: int, generate: int, feasibility: Feasibility = ANY, mode: Mode = Mode.AUTO, strategy=None):
-    lengths = Lengths(prompt, generate)
-    return select(lengths, feasibility, mode=mode, thresholds=Thresholds(), strategy=strategy)
+def changed(snapshot=ANY, **fields):
+    return msgspec.structs.replace(snapshot, **fields)
+
+
+def with_room(room, snapshot=ANY):
+    budgets = {name: WorkerBudget(prefix_bytes=0, sequence_bytes=room[name]) for name in PIPELINE}
+    return changed(snapshot, budgets=budgets)
+
+
+def decided(prompt, generate, snapshot=ANY, **fields):
+    return decide(Asked(prompt_tokens=prompt, max_tokens=generate, **fields), snapshot, "thresholds")
+
+
+def refusal(prompt, generate, snapshot=ANY, **fields):
+    with pytest.raises(NoStrategy) as caught:
+        decided(prompt, generate, snapshot, **fields)
+    return caught.value
 
 
 @pytest.mark.parametrize(
     ("prompt", "generate", "expected"),
-    [
-        (1, 1, Strategy.DISTRIBUTED_NO_CACHE),
-        (100, 50, Strategy.DISTRIBUTED_NO_CACHE),
-        (101, 50, Strategy.SINGLE_DEVICE_CACHED),
-        (100, 51, Strategy.SINGLE_DEVICE_CACHED),
-        (101, 51, Strategy.SINGLE_DEVICE_CACHED),
-    ],
+    [(1, 1, NO_CACHE), (100, 50, NO_CACHE), (101, 50, SINGLE), (100, 51, SINGLE), (101, 51, SINGLE)],
 )
 def test_both_thresholds_are_inclusive(prompt, generate, expected):
-    assert choose(prompt, generate).strategy is expected
+    assert decided(prompt, generate).strategy is expected
 
 
 def test_reason_names_the_threshold_that_was_exceeded():
-    assert choose(182, 10).reason == "182 prompt tokens are more than 100: one device with a KV cache"
-    assert choose(10, 51).reason == "51 tokens to generate are more than 50: one device with a KV cache"
+    assert decided(182, 10).reason == "182 prompt tokens are more than 100: one device with a KV cache"
+    assert decided(10, 51).reason == "51 tokens to generate are more than 50: one device with a KV cache"
 
 
 def test_thresholds_are_settings():
-    choice = select(Lengths(11, 5), ANY, mode=Mode.AUTO, thresholds=Thresholds(10, 50))
-    assert choice.strategy is Strategy.SINGLE_DEVICE_CACHED
+    assert decided(11, 5, changed(thresholds=Thresholds(10, 50))).strategy is SINGLE
 
 
 @pytest.mark.parametrize("lengths", [(1, 1), (5000, 5000)])
-def test_always_is_distributed_and_never_is_single_device(lengths):
-    assert choose(*lengths, mode=Mode.ALWAYS).strategy is Strategy.DISTRIBUTED_NO_CACHE
-    assert choose(*lengths, mode=Mode.NEVER).strategy is Strategy.SINGLE_DEVICE_CACHED
+@pytest.mark.parametrize("by", ["cluster", "request"])
+def test_always_is_distributed_and_never_is_single_device(lengths, by):
+    for mode, expected in ((Mode.ALWAYS, NO_CACHE), (Mode.NEVER, SINGLE)):
+        snapshot, fields = (changed(mode=mode), {}) if by == "cluster" else (ANY, {"mode": mode})
+        decision = decided(*lengths, snapshot, **fields)
+        assert decision.strategy is expected
+        assert decision.route.is_single == (expected is SINGLE)
+        assert decision.cached == (expected is SINGLE)
 
 
 @pytest.mark.parametrize("mode", [Mode.AUTO, Mode.ALWAYS])
 def test_model_that_fits_no_worker_is_distributed_whatever_the_lengths(mode):
-    assert choose(5, 5, TOO_BIG, mode).strategy is Strategy.DISTRIBUTED_NO_CACHE
-    assert choose(500, 500, TOO_BIG, mode).strategy is Strategy.DISTRIBUTED_CACHED
+    assert decided(5, 5, TOO_BIG, mode=mode).strategy is NO_CACHE
+    assert decided(500, 500, TOO_BIG, mode=mode).strategy is CACHED
 
 
-def test_never_with_a_model_that_fits_nowhere_is_the_callers_error_with_the_figures():
-    with pytest.raises(NoStrategy, match="9 GB") as caught:
-        choose(5, 5, TOO_BIG, Mode.NEVER)
-    assert caught.value.by_choice
+def test_never_with_a_model_that_fits_nowhere_says_the_figures_and_that_more_workers_could_help():
+    error = refusal(5, 5, TOO_BIG, mode=Mode.NEVER)
+    assert "9 GB" in str(error)
+    assert not error.lasting
 
 
-def test_explicit_strategy_wins_over_mode_and_lengths():
-    choice = choose(5000, 5000, mode=Mode.NEVER, strategy=Strategy.DISTRIBUTED_CACHED)
-    assert choice.strategy is Strategy.DISTRIBUTED_CACHED
+def test_strategy_by_name_wins_over_mode_and_lengths():
+    assert decided(5000, 5000, mode=Mode.NEVER, strategy=CACHED).strategy is CACHED
 
 
-def test_explicit_strategy_that_cannot_run_is_refused_not_replaced():
-    with pytest.raises(NoStrategy, match="single-device-cached cannot run: the full model needs 9 GB"):
-        choose(5, 5, TOO_BIG, strategy=Strategy.SINGLE_DEVICE_CACHED)
+def test_strategy_by_name_that_cannot_run_is_refused_not_replaced():
+    assert str(refusal(5, 5, TOO_BIG, strategy=SINGLE)) == "single-device-cached cannot run: the full model needs 9 GB"
 
 
-def test_auto_falls_back_and_says_so_when_the_wanted_strategy_is_lost():
-    gone = {Strategy.DISTRIBUTED_NO_CACHE: "worker-1 is lost", Strategy.DISTRIBUTED_CACHED: "worker-1 is lost"}
-    choice = choose(5, 5, Feasibility(gone, fits_one_worker=True))
-    assert choice.strategy is Strategy.SINGLE_DEVICE_CACHED
-    assert "worker-1 is lost" in choice.reason
+@pytest.mark.parametrize("strategy", [Strategy.TENSOR_PARALLEL, Strategy.DISTRIBUTED_PREFILL])
+def test_strategy_of_a_later_version_is_refused_for_good(strategy):
+    error = refusal(5, 5, strategy=strategy)
+    assert "comes with a later version" in str(error)
+    assert error.lasting
 
 
-def test_always_never_falls_back_to_a_single_device():
-    gone = {Strategy.DISTRIBUTED_NO_CACHE: "worker-1 is lost", Strategy.DISTRIBUTED_CACHED: "worker-1 is lost"}
-    with pytest.raises(NoStrategy) as caught:
-        choose(5, 5, Feasibility(gone, fits_one_worker=True), Mode.ALWAYS)
-    assert not caught.value.by_choice
+def test_model_that_cannot_be_cut_runs_on_one_worker_by_itself_and_refuses_what_is_distributed():
+    decision = decided(5, 5, UNCUT)
+    assert decision.strategy is SINGLE
+    assert "the model cannot be split: a loop" in decision.reason
+    for fields in ({"mode": Mode.ALWAYS}, {"strategy": CACHED}, {"strategy": NO_CACHE}):
+        error = refusal(5, 5, UNCUT, **fields)
+        assert "the model cannot be split: a loop" in str(error)
+        assert error.lasting
+
+
+def test_pipeline_of_one_worker_is_a_distributed_route():
+    alone = changed(pipeline=Route(("alpha",)), holders={"alpha": 0})
+    decision = decided(5, 5, alone, mode=Mode.ALWAYS)
+    assert (decision.strategy, decision.route) == (NO_CACHE, Route(("alpha",)))
+
+
+# --- which worker
+
+
+def test_least_busy_holder_takes_a_request():
+    assert decided(500, 5, changed(holders={"alpha": 3, "beta": 1})).route.head == "beta"
+
+
+def test_who_knows_the_beginning_takes_it_unless_clearly_busier():
+    for load, expected in ((2, "beta"), (3, "alpha")):
+        snapshot = changed(holders={"alpha": 0, "beta": load}, visited={"c": "beta", b"k": "alpha"})
+        assert decided(500, 5, snapshot, beginnings=("c", b"k")).route.head == expected
+
+
+def test_who_knows_the_beginning_but_is_gone_is_not_asked():
+    assert (
+        decided(500, 5, changed(holders={"alpha": 0}, visited={"c": "beta"}), beginnings=("c",)).route.head == "alpha"
+    )
+
+
+def test_holder_without_room_for_the_caches_is_passed_over():
+    decision = decided(
+        500, 5, with_room({"alpha": 10, "beta": 10**9}, changed(visited={"c": "alpha"})), beginnings=("c",)
+    )
+    assert decision.route.head == "beta"
+
+
+# --- memory
+
+
+def test_bytes_are_those_of_the_route_that_is_taken():
+    assert decided(500, 12, mode=Mode.NEVER).bytes_by_worker == {"alpha": 5120}
+    assert decided(500, 12, strategy=CACHED).bytes_by_worker == {"alpha": 5120, "beta": 5120}
+    assert decided(500, 12, strategy=NO_CACHE).bytes_by_worker == {}
+
+
+def test_request_whose_caches_fit_nowhere_is_too_large_with_the_figures():
+    error = refusal(500, 12, with_room({"alpha": 5119, "beta": 5119}))
+    assert error.too_large
+    assert "512 tokens needs 0.0 MB on alpha" in str(error)
+
+
+def test_stages_take_what_no_single_worker_has_room_for():
+    needs = ANY.needs | {PIPELINE: dict.fromkeys(PIPELINE, KvNeeds(fixed_bytes=0, growth=(), snapshots=False))}
+    decision = decided(500, 12, with_room({"alpha": 5119, "beta": 5119}, changed(needs=needs)))
+    assert decision.strategy is CACHED
+    assert "single-device-cached cannot run now (the KV cache of 512 tokens needs" in decision.reason
+
+
+def test_caches_that_do_not_fit_an_uncuttable_model_are_too_large_not_a_wish():
+    assert refusal(500, 12, with_room({"alpha": 5119, "beta": 5119}, UNCUT)).too_large
+
+
+# --- measured use
+
+
+MEASURED = MeasuredUse(
+    machine="m", prompt_tokens=8, single_device=PayingRange(first=20), distributed=PayingRange(first=40)
+)
+
+
+@pytest.mark.parametrize(
+    ("asked_for", "max_tokens", "runs_as", "cached"),
+    [
+        (SINGLE, 19, SINGLE, False),
+        (SINGLE, 20, SINGLE, True),
+        (CACHED, 39, NO_CACHE, False),
+        (CACHED, 40, CACHED, True),
+    ],
+)
+def test_strategy_whose_cache_does_not_pay_is_named_by_what_it_does(asked_for, max_tokens, runs_as, cached):
+    decision = decided(5, max_tokens, changed(measured=MEASURED), strategy=asked_for)
+    assert (decision.strategy, decision.cached) == (runs_as, cached)
+    assert ("does not pay" in decision.reason) != cached
+    assert {verdict.strategy: verdict.cached for verdict in decision.candidates}[asked_for] == cached
+    assert bool(decision.bytes_by_worker) == cached
+
+
+# --- going on
+
+
+def test_request_goes_on_as_it_began_where_it_can_and_otherwise_anew():
+    decision = decided(5, 5, began_with=CACHED)
+    assert (decision.strategy, decision.reason) == (CACHED, "goes on with distributed-cached, as it began")
+    assert decided(500, 5, TOO_BIG, began_with=SINGLE).strategy is CACHED
+    assert refusal(500, 5, TOO_BIG, began_with=SINGLE, strategy=SINGLE)
+
+
+# --- what is told
+
+
+def test_policies_are_those_that_exist():
+    assert set(POLICIES) == {"thresholds"}
+
+
+@given(
+    prompt=st.integers(1, 600),
+    generate=st.integers(1, 600),
+    mode=st.sampled_from(Mode),
+    strategy=st.none() | st.sampled_from(Strategy),
+    began_with=st.none() | st.sampled_from([SINGLE, NO_CACHE, CACHED]),
+    snapshot=st.sampled_from([ANY, TOO_BIG, UNCUT, changed(measured=MEASURED)]),
+    room=st.sampled_from([0, 3000, 10**9]),
+)
+def test_what_is_decided_is_among_the_candidates_and_fits(prompt, generate, mode, strategy, began_with, snapshot, room):
+    snapshot = with_room({"alpha": room, "beta": room}, snapshot)
+    try:
+        decision = decided(prompt, generate, snapshot, mode=mode, strategy=strategy, began_with=began_with)
+    except NoStrategy:
+        return
+    assert [verdict.strategy for verdict in decision.candidates] == list(Strategy)
+    verdict = next(verdict for verdict in decision.candidates if verdict.strategy is decision.strategy)
+    assert (verdict.feasible, verdict.cached) == (True, decision.cached)
+    assert decision.cached == bool(decision.bytes_by_worker)
+    assert set(decision.bytes_by_worker) <= set(decision.route)
+    assert all(needed <= room for needed in decision.bytes_by_worker.values())
+    for verdict in decision.candidates:
+        assert verdict.feasible == (verdict.why_not is None)

@@ -1,5 +1,6 @@
 """What the API answers when the service does its part: OpenAI's objects, chunks and headers."""
 
+import msgspec
 import pytest
 
 from cluster.api.surfaces import SURFACES
@@ -151,6 +152,31 @@ def test_error_in_the_middle_of_a_stream_is_an_event_and_the_last_one():
         "code": "unavailable",
     }
     assert "[DONE]" not in text
+
+
+def test_stream_says_for_whom_it_waits_before_and_after_it_is_routed():
+    waiting = Waiting(workers=("beta", "gamma"))
+    response = chat(FakeService(waiting, ROUTED, waiting, Waiting(workers=()), FINISHED), stream=True)
+    assert response.status_code == 200
+    comments = [line for line in response.text.split("\n\n") if line.startswith(":")]
+    assert comments == [": waiting for beta, gamma", ": waiting for beta, gamma", ": waiting for a plan"]
+    assert response.text.startswith(comments[0])
+    assert response.text.endswith("data: [DONE]\n\n")
+
+
+def test_wait_that_ends_without_a_plan_is_an_event_in_a_stream_and_a_status_elsewhere():
+    script = (Waiting(workers=("beta",)), Unavailable("beta did not come back"))
+    assert chat(FakeService(*script)).status_code == 503
+    text = chat(FakeService(*script), stream=True).text
+    assert sse_events(text)[-1]["error"]["code"] == "unavailable"
+    assert "[DONE]" not in text
+
+
+def test_answer_that_waited_and_went_on_says_how_often_and_why():
+    finished = msgspec.structs.replace(FINISHED, resumed=2, notes=("beta was lost",))
+    tandem = chat(FakeService(Waiting(workers=("beta",)), ROUTED, finished)).json()["tandem"]
+    assert (tandem["resumed"], tandem["notes"]) == (2, ["beta was lost"])
+    assert not {"resumed", "notes"} & chat(FakeService()).json()["tandem"].keys()
 
 
 def test_error_in_the_middle_of_an_unstreamed_answer_has_its_status():

@@ -43,8 +43,10 @@ STATUS = {
         }
         for index in range(2)
     ],
-    "requests": {"running": 0, "waiting": 0, "finished": 3, "failed": 0},
+    "requests": {"running": 0, "waiting": 0, "finished": 3, "failed": 0, "resumed": 0},
     "cache": {"prompt_tokens": 1200, "cached_tokens": 300, "hit_rate": 0.25},
+    "epoch": 1,
+    "events": [],
 }
 
 

@@ -37,7 +37,7 @@ from protocol.messages import (
 )
 from protocol.values import Peer, Route
 from strategy.memory import KvNeeds
-from tests.support.virtual_time import run_in_virtual_time
+from tests.support.virtual_time import run as run_in_virtual_time
 from workers.zoo import make_tiny_model
 
 SECRET = "ab" * 16
