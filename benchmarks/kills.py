@@ -28,6 +28,7 @@ from benchmarks.support.reporting import Report
 from benchmarks.support.trials import (
     MOMENTS,
     STRATEGIES,
+    NotReady,
     Outcome,
     Request,
     Trial,
@@ -197,7 +198,7 @@ async def one_kill(running: Cluster, setting: Setting, kill: Kill, right: Mappin
     stuck = None
     try:
         after |= {"events": (await until_ready(running, num_workers)).get("events", [])}
-    except TimeoutError as error:
+    except NotReady as error:
         stuck = str(error)
     return Found(
         setting=setting.name,

@@ -207,6 +207,8 @@ class _Head:
 
     def __init__(self, raw: bytes):
         first, *lines = raw.rstrip(b"\r\n").split(b"\r\n")
+        if not first:
+            raise ValueError("the connection ended without a response")
         self.status = int(first.split()[1])
         pairs = (line.partition(b":") for line in lines)
         self._headers = {name.strip().lower(): value.strip().lower() for name, _, value in pairs}

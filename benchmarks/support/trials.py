@@ -16,13 +16,15 @@ import msgspec
 from benchmarks.support.arithmetic import longest_wait
 from benchmarks.support.client import Answer, Target, get_json, stream
 from benchmarks.support.contenders import Cluster
+from protocol.errors import TandemError
 
 Moment = Literal["waiting", "prefill", "decode"]
+Verdict = Literal["right", "wrong", "hung", "failed"]
 MOMENTS: tuple[Moment, ...] = ("waiting", "prefill", "decode")
 STRATEGIES = ("single-device-cached", "distributed-no-cache", "distributed-cached")
 HANG_S = 30.0
 READY_LIMIT_S = 120.0
-_HUNG = "no token for 30 s"
+HUNG = "no token for 30 s"
 _WATCH_EVERY_S = 0.5
 _POLL_S = 0.002
 _STATUS_EVERY_S = 0.05
@@ -33,6 +35,10 @@ _UNDISTURBED_AT_ONCE = 4
 _PROMPT_IDS = (5, 2048)
 _END_TOKENS = (1,)
 _LONGEST_UNCACHED = 160
+
+
+class NotReady(TandemError):
+    """A cluster did not come back."""
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,7 +82,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     strategy: str
-    verdict: Literal["right", "wrong", "hung", "failed"]
+    verdict: Verdict
     moment: Moment | None
     resumed: bool
     wait_s: float | None
@@ -89,12 +95,12 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def random_requests(
-    generator: random.Random, count: int, *, strategies: Sequence[str] = STRATEGIES, longest: int = 1200
+    generator: random.Random, count: int, *, strategies: Sequence[str] = STRATEGIES, longest: int = 1200, most: int = 96
 ) -> tuple[Request, ...]:
     """Greedy and sampled requests to the bundled model, none with a prompt that another one has.
 
-    longest: of the cached strategies' prompts, in tokens. Without caches the time grows with the length's square: those
-    are shorter.
+    longest: prompt, and most: tokens to generate, of the cached strategies. Without caches the time grows with the
+    length's square: those are shorter.
     """
     found = []
     for _ in range(count):
@@ -105,7 +111,9 @@ def random_requests(
         found.append(
             Request(
                 prompt=tuple(generator.randrange(*_PROMPT_IDS) for _ in range(length)),
-                max_tokens=generator.randint(24, 96) if cached else generator.randint(8, 24),
+                max_tokens=generator.randint(most // 4, most)
+                if cached
+                else generator.randint(most // 12 + 1, most // 4),
                 strategy=strategy,
                 temperature=0.8 if sampled else 0.0,
                 seed=generator.randrange(1 << 31) if sampled else None,
@@ -132,6 +140,15 @@ async def undisturbed(cluster: Cluster, requests: Sequence[Request]) -> dict[Req
     return found
 
 
+async def is_healthy(cluster: Cluster) -> bool:
+    """Whether /health answers 200."""
+    try:
+        await get_json(cluster.url, "/health")
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def ids_of(answer: Answer) -> tuple[int, ...]:
     """The ids of a whole answer."""
     return tuple(answer.tandem.get("token_ids", ()))
@@ -143,13 +160,13 @@ async def asked(cluster: Cluster, request: Request, answer: Answer) -> Answer:
     running = asyncio.create_task(
         stream(target, request.prompt, request.max_tokens, into=answer, fields=request.fields)
     )
-    while not running.done():
-        await asyncio.wait({running}, timeout=_WATCH_EVERY_S)
-        if not running.done() and time.perf_counter() - _last_sign(answer) > HANG_S:
-            running.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await running
-            answer.error = _HUNG
+    try:
+        while not (await asyncio.wait({running}, timeout=_WATCH_EVERY_S))[0]:
+            if time.perf_counter() - _last_sign(answer) > HANG_S:
+                answer.error = HUNG
+                break
+    finally:
+        running.cancel()
     return answer
 
 
@@ -198,7 +215,7 @@ async def _until_moment(
 def _judge(request: Request, answer: Answer, right: Undisturbed, struck: float) -> Outcome:
     return Outcome(
         strategy=request.strategy,
-        verdict=_verdict(answer, right),
+        verdict=verdict_of(answer, right),
         moment=_moment_at(answer, struck),
         resumed=bool(answer.tandem.get("resumed", 0)),
         wait_s=longest_wait(answer.text_at, struck),
@@ -207,8 +224,9 @@ def _judge(request: Request, answer: Answer, right: Undisturbed, struck: float) 
     )
 
 
-def _verdict(answer: Answer, right: Undisturbed) -> Literal["right", "wrong", "hung", "failed"]:
-    if answer.error == _HUNG:
+def verdict_of(answer: Answer, right: Undisturbed) -> Verdict:
+    """What became of a request that has ended."""
+    if answer.error == HUNG:
         return "hung"
     if answer.error is not None:
         return "failed"
@@ -226,7 +244,7 @@ def _moment_at(answer: Answer, struck: float) -> Moment | None:
 
 
 async def until_ready(cluster: Cluster, num_workers: int, *, limit_s: float = READY_LIMIT_S) -> dict[str, Any]:
-    """The status as soon as every worker is there and ready. Raises TimeoutError."""
+    """The status as soon as every worker is there and ready. Raises NotReady."""
     status: dict[str, Any] = {}
     try:
         async with asyncio.timeout(limit_s):
@@ -236,7 +254,7 @@ async def until_ready(cluster: Cluster, num_workers: int, *, limit_s: float = RE
                     status = await get_json(cluster.url, "/status")
     except TimeoutError:
         states = {worker["name"]: worker["state"] for worker in status.get("workers", ())}
-        raise TimeoutError(f"not ready again within {limit_s:g} s: {status.get('state')}, {states}") from None
+        raise NotReady(f"not ready again within {limit_s:g} s: {status.get('state')}, {states}") from None
     return status
 
 
