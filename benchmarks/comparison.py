@@ -18,9 +18,10 @@ from benchmarks.support.arithmetic import turns
 from benchmarks.support.contenders import Contender, WorkerLimits, mlx_server, tandem
 from benchmarks.support.figures import Bar, bar_chart
 from benchmarks.support.load import Load, Round, add_rounds, run_round, speed_ratio, warm_up
+from benchmarks.support.main import main
 from benchmarks.support.prompts import PromptMaker
 from benchmarks.support.random_models import ensure_model, known_models
-from benchmarks.support.reporting import Report, add_output_arguments
+from benchmarks.support.reporting import Report
 
 OURS = "Tandem, 2 workers"
 STAGES = "Tandem, 2 workers, one pipeline"
@@ -97,9 +98,8 @@ def _conclude(report: Report, rounds: dict[str, list[Round]], idle: dict[str, li
     report.figure = bar_chart("Output", "tokens per second", bars)
 
 
-def main() -> None:
-    """Run, print, write files."""
-    parser = argparse.ArgumentParser(prog="launch.sh bench comparison", description=__doc__.partition("\n")[0])
+def options(parser: argparse.ArgumentParser) -> None:
+    """What this benchmark takes."""
     parser.add_argument("--model", default="25m-bfloat16", choices=known_models(), metavar="SIZE-FORMAT")
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--requests", type=int, help="in a round; default: as many as clients")
@@ -107,14 +107,9 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--only", action="append", metavar="PART", help="sides whose names contain this; repeatable")
-    parser.add_argument("--quick", action="store_true", help="one small round, to see that everything works")
-    add_output_arguments(parser)
-    arguments = parser.parse_args()
-    if arguments.quick:
-        arguments.rounds, arguments.prompt_tokens, arguments.max_tokens = 1, 16, 16
-    machine.exit_on_sigterm()
-    asyncio.run(run(arguments)).publish(arguments)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(
+        main("comparison", __doc__, options, run, quick={"rounds": 1, "prompt_tokens": 16, "max_tokens": 16})
+    )

@@ -5,7 +5,6 @@ its time grows with the length, and that of a whole answer with the length's squ
 """
 
 import argparse
-import asyncio
 import statistics
 
 from benchmarks.support import machine
@@ -13,9 +12,10 @@ from benchmarks.support.arithmetic import gaps
 from benchmarks.support.client import Target, stream
 from benchmarks.support.contenders import WorkerLimits, tandem
 from benchmarks.support.figures import Line, line_chart
+from benchmarks.support.main import main
 from benchmarks.support.prompts import PromptMaker
 from benchmarks.support.random_models import ensure_model, known_models
-from benchmarks.support.reporting import Report, add_output_arguments
+from benchmarks.support.reporting import Report
 
 # Strategy: tokens to generate at each length, the first of which does not count.
 STRATEGIES = {"single-device-cached": 17, "distributed-cached": 17, "distributed-no-cache": 4}
@@ -71,20 +71,12 @@ def _conclude(report: Report, found: dict[str, dict[int, float]], lengths: list[
     report.figure = line_chart("Time per token", "tokens of context", "milliseconds per token", lines)
 
 
-def main() -> None:
-    """Run, print, write files."""
-    parser = argparse.ArgumentParser(prog="launch.sh bench context", description=__doc__.partition("\n")[0])
+def options(parser: argparse.ArgumentParser) -> None:
+    """What this benchmark takes."""
     parser.add_argument("--model", default="25m-float32", choices=known_models(), metavar="SIZE-FORMAT")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--longest", type=int, default=LENGTHS[-1], metavar="TOKENS")
-    parser.add_argument("--quick", action="store_true", help="short contexts, to see that everything works")
-    add_output_arguments(parser)
-    arguments = parser.parse_args()
-    if arguments.quick:
-        arguments.rounds, arguments.longest = 1, 256
-    machine.exit_on_sigterm()
-    asyncio.run(run(arguments)).publish(arguments)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main("context", __doc__, options, run, quick={"rounds": 1, "longest": 256}))

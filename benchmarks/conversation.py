@@ -22,8 +22,9 @@ from benchmarks.support import machine
 from benchmarks.support.client import get_json
 from benchmarks.support.contenders import Contender, WorkerLimits, tandem
 from benchmarks.support.figures import Bar, bar_chart
+from benchmarks.support.main import main
 from benchmarks.support.random_models import ensure_model, known_models
-from benchmarks.support.reporting import Report, add_output_arguments
+from benchmarks.support.reporting import Report
 from cluster.config import BUNDLED_MODEL
 
 BUNDLED = "bundled"
@@ -186,17 +187,12 @@ async def run(arguments: argparse.Namespace) -> Report:
     return report
 
 
-def main() -> None:
-    """Run, print, write files."""
-    parser = argparse.ArgumentParser(prog="launch.sh bench conversation", description=__doc__.partition("\n")[0])
+def options(parser: argparse.ArgumentParser) -> None:
+    """What this benchmark takes."""
     parser.add_argument("--model", default=BUNDLED, choices=[BUNDLED, *known_models()], metavar="SIZE-FORMAT")
     parser.add_argument("--stages", type=int, nargs="*", default=[2, 3])
     parser.add_argument("--seed", type=int, default=0)
-    add_output_arguments(parser)
-    arguments = parser.parse_args()
-    machine.exit_on_sigterm()
-    asyncio.run(run(arguments)).publish(arguments)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main("conversation", __doc__, options, run, quick={"model": "25m-float32", "stages": [2]}))

@@ -22,9 +22,10 @@ from benchmarks.support import machine
 from benchmarks.support.arithmetic import summarize
 from benchmarks.support.fake_stages import PACE_FILE, SENT_FILE, Pace
 from benchmarks.support.figures import Bar, bar_chart
+from benchmarks.support.main import main
 from benchmarks.support.many_streams import Arrivals, read_streams
 from benchmarks.support.random_models import MARK, SIZES, ensure_model
-from benchmarks.support.reporting import Report, add_output_arguments
+from benchmarks.support.reporting import Report
 from cluster.settings import ApiSettings, ModelSettings, Settings, WorkerSettings
 from protocol.home import Home
 
@@ -173,21 +174,15 @@ def _p99_ms(found: Found) -> float:
     return latency.p99 * 1000 if latency else 0.0
 
 
-def main() -> None:
-    """Run, print, write files."""
-    parser = argparse.ArgumentParser(prog="launch.sh bench coordinator", description=__doc__.partition("\n")[0])
+def options(parser: argparse.ArgumentParser) -> None:
+    """What this benchmark takes."""
     parser.add_argument("--tokens-per-s", type=float, default=20_000)
     parser.add_argument("--streams", type=int, default=256)
     parser.add_argument("--rows", type=int, default=32, help="sequences in a message; a slot of a head has at most 32")
     parser.add_argument("--seconds", type=float, default=10.0, help="for each pace")
-    parser.add_argument("--quick", action="store_true", help="few streams for a short time")
-    add_output_arguments(parser)
-    arguments = parser.parse_args()
-    if arguments.quick:
-        arguments.tokens_per_s, arguments.streams, arguments.seconds = 2000, 64, 1.0
-    machine.exit_on_sigterm()
-    run(arguments).publish(arguments)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(
+        main("coordinator", __doc__, options, run, quick={"tokens_per_s": 2000, "streams": 64, "seconds": 1.0})
+    )

@@ -5,7 +5,6 @@ client, so they include everything that a user waits for.
 """
 
 import argparse
-import asyncio
 from collections.abc import Callable
 
 import msgspec
@@ -16,10 +15,11 @@ from benchmarks.support.arithmetic import paired_ratios, summarize
 from benchmarks.support.client import Target, stream
 from benchmarks.support.contenders import WorkerLimits, tandem
 from benchmarks.support.figures import Bar, bar_chart
+from benchmarks.support.main import main
 from benchmarks.support.prompts import PromptMaker
 from benchmarks.support.random_models import ensure_model, known_models
 from benchmarks.support.reference import Reference, Timing, reference
-from benchmarks.support.reporting import Report, add_output_arguments
+from benchmarks.support.reporting import Report
 
 SIDES = ("Tandem", "mlx-lm")
 DECODE_PROMPT_TOKENS = 32
@@ -108,22 +108,14 @@ def _conclude(report: Report, found: dict[str, Measured], arguments: argparse.Na
     report.figure = bar_chart("One stream", "tokens per second, seconds", bars)
 
 
-def main() -> None:
-    """Run, print, write files."""
-    parser = argparse.ArgumentParser(prog="launch.sh bench decode", description=__doc__.partition("\n")[0])
+def options(parser: argparse.ArgumentParser) -> None:
+    """What this benchmark takes."""
     parser.add_argument("--model", default="160m-float32", choices=known_models(), metavar="SIZE-FORMAT")
     parser.add_argument("--stages", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--max-tokens", type=int, default=48)
     parser.add_argument("--prompt-tokens", type=int, default=2048)
-    parser.add_argument("--quick", action="store_true", help="one small round, to see that everything works")
-    add_output_arguments(parser)
-    arguments = parser.parse_args()
-    if arguments.quick:
-        arguments.rounds, arguments.max_tokens, arguments.prompt_tokens = 1, 8, 256
-    machine.exit_on_sigterm()
-    asyncio.run(run(arguments)).publish(arguments)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main("decode", __doc__, options, run, quick={"rounds": 1, "max_tokens": 8, "prompt_tokens": 256}))

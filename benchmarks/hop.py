@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+from typing import NoReturn
 
 import mlx.core as mx
 import msgspec
@@ -18,7 +19,8 @@ from benchmarks.support import machine
 from benchmarks.support.arithmetic import summarize, turns
 from benchmarks.support.figures import Bar, bar_chart
 from benchmarks.support.hop_ends import WAYS, Address, Link, make_link
-from benchmarks.support.reporting import Report, add_output_arguments
+from benchmarks.support.main import main
+from benchmarks.support.reporting import Report
 from workers.model import payload
 
 # (what, tokens, width): bfloat16, so 8 KB and 4 MB.
@@ -50,7 +52,7 @@ class EchoProcess:
         self._process.wait()
 
 
-def echo() -> None:
+def echo() -> NoReturn:
     """Be the other end: send back whatever comes, until killed or the parent is gone."""
     address = msgspec.json.decode(sys.stdin.buffer.readline(), type=Address)
     link = make_link(address.way)
@@ -76,7 +78,9 @@ def hop_times_us(link: Link, way: str, tokens: int, width: int, count: int) -> l
 
 
 def run(arguments: argparse.Namespace) -> Report:
-    """All ways in alternating turns, for each payload."""
+    """All ways in alternating turns, for each payload. With --echo, be the other end until killed."""
+    if arguments.echo:
+        echo()
     report = Report("hop")
     cores = os.cpu_count() or 1
     pinned = machine.pin(os.getpid(), [0])
@@ -114,23 +118,14 @@ def _measure(ends: dict[str, EchoProcess], arguments: argparse.Namespace) -> dic
     return times
 
 
-def main() -> None:
-    """Run, print, write files."""
-    parser = argparse.ArgumentParser(prog="launch.sh bench hop", description=__doc__.partition("\n")[0])
+def options(parser: argparse.ArgumentParser) -> None:
+    """What this benchmark takes."""
     parser.add_argument("--count", type=int, default=2000, help="hops of the small payload in a round")
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--quick", action="store_true", help="a few hops, to see that everything works")
     parser.add_argument("--echo", action="store_true", help=argparse.SUPPRESS)
-    add_output_arguments(parser)
-    arguments = parser.parse_args()
-    if arguments.quick:
-        arguments.count, arguments.rounds = 100, 1
-    machine.exit_on_sigterm()
-    if arguments.echo:
-        echo()
-    run(arguments).publish(arguments)
-    os._exit(0)  # reading threads may still wait for the network
 
 
 if __name__ == "__main__":
-    main()
+    status = main("hop", __doc__, options, run, quick={"count": 100, "rounds": 1})
+    sys.stdout.flush()
+    os._exit(status)  # reading threads may still wait for the network

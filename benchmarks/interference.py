@@ -16,9 +16,10 @@ from benchmarks.support.arithmetic import chunk_seconds, gaps_within, percentile
 from benchmarks.support.client import Answer, Target, stream
 from benchmarks.support.contenders import WorkerLimits, tandem
 from benchmarks.support.figures import Bar, bar_chart
+from benchmarks.support.main import main
 from benchmarks.support.prompts import PromptMaker
 from benchmarks.support.random_models import ensure_model, known_models
-from benchmarks.support.reporting import Report, add_output_arguments
+from benchmarks.support.reporting import Report
 
 STREAM_PROMPT_TOKENS = 16
 # Before the first gaps count: all streams are prefilled and share the batches.
@@ -118,23 +119,15 @@ def _conclude(report: Report, found: list[Found], arguments: argparse.Namespace)
     report.figure = bar_chart(f"ITL of {arguments.streams} streams", "ms", bars)
 
 
-def main() -> None:
-    """Run, print, write files."""
-    parser = argparse.ArgumentParser(prog="launch.sh bench interference", description=__doc__.partition("\n")[0])
+def options(parser: argparse.ArgumentParser) -> None:
+    """What this benchmark takes."""
     parser.add_argument("--model", default="160m-float32", choices=known_models(), metavar="SIZE-FORMAT")
     parser.add_argument("--stages", type=int, default=2)
     parser.add_argument("--streams", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--prompt-tokens", type=int, default=2048)
     parser.add_argument("--undisturbed-s", type=float, default=8.0)
-    parser.add_argument("--quick", action="store_true", help="one small round, to see that everything works")
-    add_output_arguments(parser)
-    arguments = parser.parse_args()
-    if arguments.quick:
-        arguments.rounds, arguments.undisturbed_s = 1, 2.0
-    machine.exit_on_sigterm()
-    asyncio.run(run(arguments)).publish(arguments)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main("interference", __doc__, options, run, quick={"rounds": 1, "undisturbed_s": 2.0}))

@@ -24,9 +24,10 @@ from benchmarks.support.arithmetic import turns
 from benchmarks.support.completions import complete
 from benchmarks.support.contenders import WorkerLimits, tandem
 from benchmarks.support.figures import Line, line_chart
+from benchmarks.support.main import main
 from benchmarks.support.one_device import Generated, OneDevice
 from benchmarks.support.random_models import ensure_model, known_models
-from benchmarks.support.reporting import Report, add_output_arguments
+from benchmarks.support.reporting import Report
 from cluster.config import BUNDLED_MODEL
 from cluster.membership.local import find_openblas, worker_environment
 from cluster.planning.model_files import read_config
@@ -151,9 +152,9 @@ async def measure_cluster(
 
 def run(arguments: argparse.Namespace) -> Report:
     """Everything that was asked for. Raises RuntimeError when a cluster fails."""
+    _with_same_blas_as_workers()
     model = _model(arguments.model)
-    lengths = arguments.lengths[:3] if arguments.quick else arguments.lengths
-    rounds = 1 if arguments.quick else arguments.rounds
+    lengths, rounds = arguments.lengths, arguments.rounds
     report = Report("kv-cache")
     report.fact("machine", f"{machine.describe()}; BLAS: {machine.blas_of(os.getpid())}")
     report.fact("model", f"{arguments.model}; prompt of {arguments.prompt_tokens} tokens")
@@ -163,7 +164,7 @@ def run(arguments: argparse.Namespace) -> Report:
     lines = _add(report, "one device", rows)
     count_positions(report, device, _random_prompt(COUNTED_PROMPT, device.vocabulary))
     if arguments.kinds:
-        compare_kinds(report, device, prompt, 1 if arguments.quick else arguments.rounds)
+        compare_kinds(report, device, prompt, rounds)
     use = MeasuredUse(machine=machine.describe(), prompt_tokens=len(prompt), single_device=_range(rows))
     if arguments.distributed:
         ends = _end_tokens(model)
@@ -213,22 +214,15 @@ def _with_same_blas_as_workers() -> None:
         os.execve(sys.executable, command, worker_environment())  # noqa: S606 - no shell is wanted
 
 
-def main() -> None:
-    """Run, print, write files."""
-    parser = argparse.ArgumentParser(prog="launch.sh bench kv-cache", description=__doc__.partition("\n")[0])
+def options(parser: argparse.ArgumentParser) -> None:
+    """What this benchmark takes."""
     parser.add_argument("--model", default="bundled", help="bundled, SIZE-FORMAT of a random one, or a directory")
     parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS), metavar="TOKENS")
     parser.add_argument("--prompt-tokens", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--distributed", action="store_true", help="also over two workers of a cluster of its own")
     parser.add_argument("--kinds", action="store_true", help="also every kind of cache")
-    parser.add_argument("--quick", action="store_true", help="one small round, to see that everything works")
-    add_output_arguments(parser)
-    arguments = parser.parse_args()
-    _with_same_blas_as_workers()
-    machine.exit_on_sigterm()
-    run(arguments).publish(arguments)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main("kv-cache", __doc__, options, run, quick={"lengths": LENGTHS[:3], "rounds": 1}))

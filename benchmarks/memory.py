@@ -5,7 +5,6 @@ MLX, and what a short request through all stages needs.
 """
 
 import argparse
-import asyncio
 
 import msgspec
 import psutil
@@ -14,9 +13,10 @@ from benchmarks.support import machine
 from benchmarks.support.client import get_json, stream
 from benchmarks.support.contenders import WorkerLimits, tandem
 from benchmarks.support.figures import Bar, bar_chart
+from benchmarks.support.main import main
 from benchmarks.support.prompts import PromptMaker
 from benchmarks.support.random_models import ensure_model, known_models
-from benchmarks.support.reporting import Report, add_output_arguments
+from benchmarks.support.reporting import Report
 from cluster.planning.model_files import read_sizes
 from strategy.partition import ModelSizes
 
@@ -87,21 +87,13 @@ async def run(arguments: argparse.Namespace) -> Report:
     return report
 
 
-def main() -> None:
-    """Run, print, write files."""
-    parser = argparse.ArgumentParser(prog="launch.sh bench memory", description=__doc__.partition("\n")[0])
+def options(parser: argparse.ArgumentParser) -> None:
+    """What this benchmark takes."""
     parser.add_argument("--model", default="500m-float16", choices=known_models(), metavar="SIZE-FORMAT")
     parser.add_argument("--workers", type=int, nargs="+", default=[2, 4], choices=sorted(LIMIT_SHARES))
     parser.add_argument("--prompt-tokens", type=int, default=16)
     parser.add_argument("--max-tokens", type=int, default=4)
-    parser.add_argument("--quick", action="store_true", help="a small model, to see that everything works")
-    add_output_arguments(parser)
-    arguments = parser.parse_args()
-    if arguments.quick:
-        arguments.model = "25m-float32"
-    machine.exit_on_sigterm()
-    asyncio.run(run(arguments)).publish(arguments)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main("memory", __doc__, options, run, quick={"model": "25m-float32"}))

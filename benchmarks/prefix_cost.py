@@ -5,7 +5,6 @@ while a cluster has nothing else to do; a round begins when the other side has d
 """
 
 import argparse
-import asyncio
 import contextlib
 import tempfile
 from collections.abc import Iterable
@@ -18,9 +17,10 @@ from benchmarks.support.arithmetic import turns
 from benchmarks.support.contenders import Contender, WorkerLimits, tandem
 from benchmarks.support.figures import Bar, bar_chart
 from benchmarks.support.load import Load, Round, add_rounds, run_round, speed_ratio, warm_up
+from benchmarks.support.main import main
 from benchmarks.support.prompts import PromptMaker
 from benchmarks.support.random_models import ensure_model, known_models
-from benchmarks.support.reporting import Report, add_output_arguments
+from benchmarks.support.reporting import Report
 
 _REST_S, _AT_REST_SHARE = 0.5, 0.05
 ON, OFF = "prefix cache on", "prefix cache off"
@@ -82,23 +82,23 @@ async def run(arguments: argparse.Namespace) -> Report:
     return report
 
 
-def main() -> None:
-    """Run, print, write files."""
-    parser = argparse.ArgumentParser(prog="launch.sh bench prefix-cost", description=__doc__.partition("\n")[0])
+def options(parser: argparse.ArgumentParser) -> None:
+    """What this benchmark takes."""
     parser.add_argument("--model", default="25m-float32", choices=known_models(), metavar="SIZE-FORMAT")
     parser.add_argument("--stages", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--prompt-tokens", type=int, default=256)
     parser.add_argument("--max-tokens", type=int, default=64)
-    parser.add_argument("--quick", action="store_true", help="one small round, to see that everything works")
-    add_output_arguments(parser)
-    arguments = parser.parse_args()
-    if arguments.quick:
-        arguments.rounds, arguments.stages, arguments.prompt_tokens, arguments.max_tokens = 1, [1], 64, 8
-    machine.exit_on_sigterm()
-    asyncio.run(run(arguments)).publish(arguments)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(
+        main(
+            "prefix-cost",
+            __doc__,
+            options,
+            run,
+            quick={"rounds": 1, "stages": [1], "prompt_tokens": 64, "max_tokens": 8},
+        )
+    )

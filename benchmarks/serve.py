@@ -8,8 +8,6 @@ text; tokens that brought no piece of their own, because a server sent several a
 """
 
 import argparse
-import asyncio
-import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,38 +17,12 @@ from benchmarks.support import machine
 from benchmarks.support.client import Target, get_json
 from benchmarks.support.figures import Bar, bar_chart
 from benchmarks.support.load import Load, Round, add_rounds, run_in_turns
+from benchmarks.support.main import main
 from benchmarks.support.prompts import PromptMaker
-from benchmarks.support.reporting import Report, add_output_arguments
+from benchmarks.support.reporting import Report
 from protocol.errors import TandemError
 
 DEFAULT_URL = "http://127.0.0.1:8420"
-
-
-def parse_arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="launch.sh bench serve", description=__doc__.partition("\n")[0])
-    parser.add_argument("--url", help="base URL without /v1; default: the running cluster")
-    parser.add_argument("--vs", metavar="URL", help="a second server, driven in alternating rounds")
-    parser.add_argument("--clients", type=_count, default=4, help="requests at a time")
-    parser.add_argument("--requests", type=_count, help="requests in a round; default: twice the clients")
-    parser.add_argument("--rounds", type=_count, default=3)
-    parser.add_argument("--prompt-tokens", type=_count, default=128)
-    parser.add_argument("--max-tokens", type=_count, default=64)
-    parser.add_argument("--strategy", help="asked of the first server (Tandem's)")
-    parser.add_argument("--vs-strategy", help="asked of the second server")
-    parser.add_argument("--api-key")
-    parser.add_argument("--model", help="default: the first of /v1/models")
-    parser.add_argument("--vs-model", help="the same for the second server")
-    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="makes prompts of exactly --prompt-tokens tokens")
-    parser.add_argument("--end-token", type=int, action="append", default=[], metavar="ID", help="never generated")
-    parser.add_argument("--chat", action="store_true", help="/v1/chat/completions instead of /v1/completions")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="one small round, to see that everything works")
-    add_output_arguments(parser)
-    arguments = parser.parse_args()
-    if arguments.quick:
-        arguments.rounds, arguments.prompt_tokens, arguments.max_tokens = 1, 32, 8
-    return arguments
 
 
 async def run(arguments: argparse.Namespace) -> Report:
@@ -128,18 +100,26 @@ def _count(text: str) -> int:
     return value
 
 
-def main() -> int:
-    """Run, print, write files; the exit code."""
-    machine.exit_on_sigterm()
-    arguments = parse_arguments()
-    try:
-        report = asyncio.run(run(arguments))
-    except TandemError as error:
-        print(f"bench serve: {error}", file=sys.stderr)
-        return error.exit_code
-    report.publish(arguments)
-    return 0
+def options(parser: argparse.ArgumentParser) -> None:
+    """What this benchmark takes."""
+    parser.add_argument("--url", help="base URL without /v1; default: the running cluster")
+    parser.add_argument("--vs", metavar="URL", help="a second server, driven in alternating rounds")
+    parser.add_argument("--clients", type=_count, default=4, help="requests at a time")
+    parser.add_argument("--requests", type=_count, help="requests in a round; default: twice the clients")
+    parser.add_argument("--rounds", type=_count, default=3)
+    parser.add_argument("--prompt-tokens", type=_count, default=128)
+    parser.add_argument("--max-tokens", type=_count, default=64)
+    parser.add_argument("--strategy", help="asked of the first server (Tandem's)")
+    parser.add_argument("--vs-strategy", help="asked of the second server")
+    parser.add_argument("--api-key")
+    parser.add_argument("--model", help="default: the first of /v1/models")
+    parser.add_argument("--vs-model", help="the same for the second server")
+    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="makes prompts of exactly --prompt-tokens tokens")
+    parser.add_argument("--end-token", type=int, action="append", default=[], metavar="ID", help="never generated")
+    parser.add_argument("--chat", action="store_true", help="/v1/chat/completions instead of /v1/completions")
+    parser.add_argument("--seed", type=int, default=0)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    quick = {"rounds": 1, "prompt_tokens": 32, "max_tokens": 8}
+    raise SystemExit(main("serve", __doc__, options, run, quick=quick))

@@ -86,3 +86,9 @@ def chunk_seconds(processed_at: Sequence[tuple[float, int]]) -> float | None:
     largest = max((tokens for _, tokens in steps), default=0)
     whole = [seconds for seconds, tokens in steps if tokens == largest]
     return statistics.median(whole) if whole else None
+
+
+def longest_wait(times: Sequence[float], since: float) -> float | None:
+    """The longest time without an event from `since` on, which counts as one; None when no event came after it."""
+    later = [moment for moment in times if moment > since]
+    return max(gaps([since, *later])) if later else None

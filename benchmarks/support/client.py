@@ -6,7 +6,7 @@ connection. Times are seconds of `time.perf_counter`.
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,6 +14,7 @@ import msgspec
 
 _CONNECT_TIMEOUT_S = 10.0
 _READ_BYTES = 1 << 16
+NO_FIELDS: Mapping[str, Any] = {}
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,17 +85,24 @@ _decode_event = msgspec.json.Decoder(_Event).decode
 
 
 async def stream(
-    target: Target, prompt: str, max_tokens: int, *, timeout_s: float = 600.0, into: Answer | None = None
+    target: Target,
+    prompt: str | Sequence[int],
+    max_tokens: int,
+    *,
+    timeout_s: float = 600.0,
+    into: Answer | None = None,
+    fields: Mapping[str, Any] = NO_FIELDS,
 ) -> Answer:
     """One streamed request to its end. Never raises for what the server does: that is the answer's `error`.
 
-    into: an answer that fills while the stream runs, for a caller that will cancel it.
+    prompt: text, or token ids; into: an answer that fills while the stream runs, for a caller that will cancel it or
+    watches it; fields: of the request's body, which win over what follows from target and defaults.
     """
     answer = Answer(sent_at=0.0) if into is None else into
     answer.sent_at = time.perf_counter()
     try:
         async with asyncio.timeout(timeout_s):
-            await _exchange(target, _body(target, prompt, max_tokens), answer)
+            await _exchange(target, _body(target, prompt, max_tokens, fields), answer)
     except (OSError, EOFError, ValueError, TimeoutError) as error:
         answer.error = str(error) or type(error).__name__
     answer.ended_at = answer.ended_at or time.perf_counter()
@@ -118,7 +126,7 @@ async def get_json(url: str, path: str, api_key: str | None = None) -> Any:
     return msgspec.json.decode(body)
 
 
-def _body(target: Target, prompt: str, max_tokens: int) -> bytes:
+def _body(target: Target, prompt: str | Sequence[int], max_tokens: int, given: Mapping[str, Any]) -> bytes:
     fields: dict[str, Any] = {
         "model": target.model,
         "max_tokens": max_tokens,
@@ -134,7 +142,7 @@ def _body(target: Target, prompt: str, max_tokens: int) -> bytes:
         fields["strategy"] = target.strategy
     if target.end_tokens:
         fields["logit_bias"] = {str(token): -100.0 for token in target.end_tokens}
-    return msgspec.json.encode(fields)
+    return msgspec.json.encode({**fields, **given})
 
 
 async def _connect(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -199,6 +207,8 @@ class _Head:
 
     def __init__(self, raw: bytes):
         first, *lines = raw.rstrip(b"\r\n").split(b"\r\n")
+        if not first:
+            raise ValueError("the connection ended without a response")
         self.status = int(first.split()[1])
         pairs = (line.partition(b":") for line in lines)
         self._headers = {name.strip().lower(): value.strip().lower() for name, _, value in pairs}

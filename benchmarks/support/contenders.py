@@ -14,7 +14,6 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import psutil
@@ -35,6 +34,16 @@ class WorkerLimits(msgspec.Struct, frozen=True, kw_only=True):
     layers: tuple[int, int] | None = None
 
 
+class Cluster(msgspec.Struct, frozen=True, kw_only=True):
+    """A running Tandem cluster. home: its TANDEM_HOME; model: what it calls its model; pids: its workers as it started."""
+
+    url: str
+    home: Path
+    model: str
+    pids: tuple[int, ...]
+    front_pid: int
+
+
 class Contender(msgspec.Struct, frozen=True, kw_only=True):
     """A running server. pids: the processes that compute; front_pid: the one that answers HTTP, where it is another."""
 
@@ -43,6 +52,41 @@ class Contender(msgspec.Struct, frozen=True, kw_only=True):
     front_pid: int | None
     blas: str
     pinned: str
+
+
+@contextlib.asynccontextmanager
+async def cluster(
+    model: Path,
+    workers: Sequence[WorkerLimits],
+    *,
+    home: Path | None = None,
+    prefix: bool = True,
+    kv_copies: int = 0,
+) -> AsyncIterator[Cluster]:
+    """A cluster in `home`, or in one of its own. Raises RuntimeError with what `start` said when it does not start.
+
+    prefix: whether it keeps what it read for later requests; kv_copies: workers that hold a copy of a stage's caches.
+    """
+    with tempfile.TemporaryDirectory(prefix="tandem-bench-") as folder:
+        home = Path(folder) if home is None else home
+        config = home / "bench.toml"
+        port = free_port()
+        config.write_text(configuration(model, port, workers, prefix=prefix, kv_copies=kv_copies))
+        environment = {**os.environ, "TANDEM_HOME": str(home / "home"), "PYTHONPATH": str(CHECKOUT)}
+        environment.pop("USE_DISTRIBUTED_INFERENCE", None)
+        try:
+            await _command(environment, "start", "--config", str(config))
+            url = f"http://127.0.0.1:{port}"
+            status = await get_json(url, "/status")
+            yield Cluster(
+                url=url,
+                home=home / "home",
+                model=status["model"]["id"],
+                pids=tuple(worker["pid"] for worker in status["workers"]),
+                front_pid=status["coordinator"]["pid"],
+            )
+        finally:
+            await _command(environment, "stop")
 
 
 @contextlib.asynccontextmanager
@@ -55,34 +99,26 @@ async def tandem(
     home: Path | None = None,
     prefix: bool = True,
 ) -> AsyncIterator[Contender]:
-    """A cluster in `home`, or in one of its own. Raises RuntimeError with what `start` said when it does not start.
-
-    prefix: whether it keeps what it read for later requests.
-    """
-    with tempfile.TemporaryDirectory(prefix="tandem-bench-") as folder:
-        home = Path(folder) if home is None else home
-        config = home / "bench.toml"
-        port = free_port()
-        config.write_text(configuration(model, port, workers, prefix=prefix))
-        environment = {**os.environ, "TANDEM_HOME": str(home / "home"), "PYTHONPATH": str(CHECKOUT)}
-        environment.pop("USE_DISTRIBUTED_INFERENCE", None)
-        try:
-            await _command(environment, "start", "--config", str(config))
-            url = f"http://127.0.0.1:{port}"
-            status = await get_json(url, "/status")
-            pids = tuple(worker["pid"] for worker in status["workers"])
-            pinned = pin_each(list(pids))
-            target = Target(name=name, url=url, model=status["model"]["id"], strategy=strategy)
-            front = status["coordinator"]["pid"]
-            yield Contender(target=target, pids=pids, front_pid=front, blas=blas_of(pids[0]), pinned=pinned)
-        finally:
-            await _command(environment, "stop")
+    """A `cluster` as a side of a comparison: each worker on a core of its own."""
+    async with cluster(model, workers, home=home, prefix=prefix) as running:
+        pids = running.pids
+        target = Target(name=name, url=running.url, model=running.model, strategy=strategy)
+        yield Contender(
+            target=target,
+            pids=pids,
+            front_pid=running.front_pid,
+            blas=blas_of(pids[0]),
+            pinned=pin_each(list(pids)),
+        )
 
 
-def configuration(model: Path, port: int, workers: Sequence[WorkerLimits], *, prefix: bool = True) -> str:
+def configuration(
+    model: Path, port: int, workers: Sequence[WorkerLimits], *, prefix: bool = True, kv_copies: int = 0
+) -> str:
     """The cluster's TOML."""
     lines = ["[model]", f"path = {json.dumps(str(model))}", "[api]", f"port = {port}"]
     lines += ["[cache]", f"prefix = {str(prefix).lower()}"]
+    lines += ["[recovery]", f"kv_copies = {kv_copies}"] if kv_copies else []
     for worker in workers:
         lines.append("[[workers]]")
         if worker.memory_limit_bytes is not None:
@@ -170,8 +206,3 @@ def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
         left.kill()
     for process in processes:
         process.wait()
-
-
-def describe(contender: Contender) -> dict[str, Any]:
-    """Facts for a report."""
-    return {"BLAS": contender.blas, "cores": contender.pinned, "processes": len(contender.pids)}

@@ -59,12 +59,6 @@ class Counts:
         self._num_cached_tokens += num_tokens
 
     @property
-    def is_idle(self) -> bool:
-        """Whether no request runs or waits."""
-        states = (RequestState.RUNNING, RequestState.WAITING, RequestState.REASSIGNED)
-        return not any(self._by_state[state] for state in states)
-
-    @property
     def requests(self) -> RequestCounts:
         of = self._by_state
         return RequestCounts(

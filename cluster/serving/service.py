@@ -159,11 +159,6 @@ class GenerationService:
             candidates=decision.candidates,
         )
 
-    @property
-    def is_idle(self) -> bool:
-        """See `Listener`."""
-        return self._counts.is_idle
-
     def models(self) -> tuple[ModelInfo, ...]:
         return (self._overview.model(),)
 

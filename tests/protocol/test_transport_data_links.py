@@ -186,7 +186,9 @@ def test_wrong_key_is_told_at_once(received, lost, links):
 
 
 @pytest.mark.parametrize(
-    ("endpoint", "public_key"), [("nonsense", KeyPair.generate().public), ("tcp://127.0.0.1:1", "no key")]
+    ("endpoint", "public_key"),
+    [("nonsense", KeyPair.generate().public), ("tcp://127.0.0.1:1", "no key")],
+    ids=["no address", "no key"],
 )
 def test_peer_that_cannot_be_connected_to_is_a_lost_link(lost, links, endpoint, public_key):
     links.renew(1, 0, {"b": Peer(endpoint=endpoint, public_key=public_key)})

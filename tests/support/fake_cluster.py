@@ -10,7 +10,7 @@ from cluster.membership.roster import Member, WorkerEvent
 from cluster.planning.events import EventLog
 from cluster.planning.plan import Loss, ModelFacts, Plan
 from cluster.serving.overview import Identity
-from cluster.serving.requests import Delta, Finished, GenerationRequest, Routed, Waiting
+from cluster.serving.requests import Delta, Finished, GenerationRequest, Routed, TokensPrompt, Waiting
 from cluster.serving.service import GenerationService
 from protocol.messages import Cancel, Generate, Inspected, Join, Tokens, Update
 from protocol.values import LayerRange, Peer, Route
@@ -151,7 +151,7 @@ def service_of(prompts, cluster, *, max_queue=256, wait_s=60, measured_use=None,
 
 
 def tokens_request(count=5, **fields):
-    return GenerationRequest(tokens=tuple([20] * count), **fields)
+    return GenerationRequest(prompt=TokensPrompt(tuple([20] * count)), **fields)
 
 
 async def settle():

@@ -201,7 +201,9 @@ class Played:
 
     async def until(self, condition, limit_s=60):
         async with asyncio.timeout(limit_s):
-            while not condition():
+            while True:
+                if condition():
+                    return
                 await asyncio.sleep(0.05)
 
 

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cluster.serving.prompts import Prompts
-from cluster.serving.requests import GenerationRequest, Routed
+from cluster.serving.requests import GenerationRequest, Routed, TextPrompt
 from protocol.errors import ApiError, BadRequest, Unavailable
 from protocol.messages import Reused
 from protocol.values import Sampling
@@ -33,7 +33,7 @@ def prompts(tmp_path_factory):
 
 
 def words(prompts, text):
-    return prompts.encode(GenerationRequest(text=text))[1:]
+    return prompts.encode(GenerationRequest(prompt=TextPrompt(text)))[1:]
 
 
 async def begun(prompts, request, plan=None, **options):

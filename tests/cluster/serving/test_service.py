@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cluster.serving.live_request import DEFAULT_MAX_TOKENS
 from cluster.serving.prompts import Prompts
-from cluster.serving.requests import GenerationRequest, Progress
+from cluster.serving.requests import GenerationRequest, Progress, TextPrompt
 from protocol.errors import ApiError, BadRequest, QueueFull, TooLarge, Unavailable, UsageError
 from protocol.messages import ForgetConversation, PrefillProgress, Reused, SequenceFailed
 from protocol.values import Sampling
