@@ -98,9 +98,13 @@ class ControlPlane:
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """Workers that should be there and are not part of the plan in force."""
-        planned = self.plan.workers if self.plan is not None else ()
-        return tuple(name for name in self.roster.members if name not in planned)
+        """Workers that should be there and are not, or not part of the plan in force yet."""
+        planned = None if self.plan is None else self.plan.workers
+        return tuple(
+            member.name
+            for member in self.roster.members.values()
+            if not member.is_there or (planned is not None and member.name not in planned)
+        )
 
     # --- living
 
