@@ -27,7 +27,7 @@ class ApiRequest(msgspec.Struct, frozen=True, kw_only=True):
 class AnswerFormat(Protocol):
     """The wire format of one answer: as a stream of server-sent events, or whole as one JSON object.
 
-    A stream is `opening`, `text` for each piece, and `closing`, or `failure` in its place.
+    A stream is `opening`, `text` for each piece, and `closing`.
     """
 
     def opening(self) -> bytes: ...
@@ -35,8 +35,6 @@ class AnswerFormat(Protocol):
     def text(self, text: str) -> bytes: ...
 
     def closing(self, finished: Finished) -> bytes: ...
-
-    def failure(self, error: ApiError) -> bytes: ...
 
     def whole(self, text: str, finished: Finished) -> bytes: ...
 
@@ -52,4 +50,8 @@ class Surface(Protocol):
 
     def answer(self, request: ApiRequest, routed: Routed, *, model: str, created: int) -> AnswerFormat:
         """The format of this request's answer. model: the id to answer with; created: Unix seconds."""
+        ...
+
+    def failure(self, error: ApiError) -> bytes:
+        """How a stream ends that has begun and cannot go on, as events."""
         ...

@@ -69,7 +69,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Waiting(msgspec.Struct, frozen=True, kw_only=True):
-    """No plan can serve the request at the moment: it waits for these workers to come back."""
+    """No plan can serve the request at the moment: it waits for these workers to come back, or for a plan to be made."""
 
     workers: tuple[str, ...]
 
@@ -87,7 +87,8 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
     finish_reason: "stop" (end token or stop string) or "length". completion_tokens counts generated tokens, the end
     token included as mlx-lm counts it; `token_ids` are the generated ids without the end token. ttft_s: seconds from
     arrival to the first token; decode_tokens_per_s: rate after the first token, None for fewer than two tokens.
-    cached_tokens: prompt tokens whose KV was already there. resumed: how many times it went on after a loss.
+    cached_tokens: prompt tokens whose KV was already there. resumed: how many times it went on after a loss. notes: what
+    else the client should know, as clauses.
     """
 
     finish_reason: str
@@ -96,6 +97,7 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
     completion_tokens: int
     cached_tokens: int = 0
     resumed: int = 0
+    notes: tuple[str, ...] = ()
     ttft_s: float
     decode_tokens_per_s: float | None
 
@@ -117,9 +119,10 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
 class Service(Protocol):
     """What HTTP needs of the coordinator. Methods raise `ApiError`s; all run on one asyncio loop.
 
-    `generate` yields Routed first, then Progress, Waiting and Delta in order, then one Finished; an error ends it as a raised
-    ApiError at any point. Errors of the request itself (400, 404, 413, 429, 503) are raised before Routed. Closing the
-    iterator early (`aclose`) cancels the request on the workers.
+    `generate` yields Routed, then Progress and Delta in order, then one Finished; Waiting at any time before Finished, also
+    before Routed, every few seconds while no plan can serve the request. An error ends it as a raised ApiError at any point.
+    Errors of the request itself (400, 404, 413, 429) are raised before Routed. Closing the iterator early (`aclose`) cancels
+    the request on the workers.
     """
 
     def generate(self, request: GenerationRequest) -> AsyncIterator[Event]: ...

@@ -66,6 +66,10 @@ class Chat:
         """See `Surface`."""
         return _ChatCompletion(request, routed, model=model, created=created)
 
+    def failure(self, error: ApiError) -> bytes:
+        """See `Surface`."""
+        return event(error.body())
+
 
 class _ChatCompletion:
     """One answer; a stream begins with the role and goes on with pieces of the content."""
@@ -90,9 +94,6 @@ class _ChatCompletion:
         last = event(self._chunk({}, finished.finish_reason))
         usage = event(self._head | {"choices": []} | accounts(self._routed, finished)) if self._usage else b""
         return last + usage + DONE
-
-    def failure(self, error: ApiError) -> bytes:
-        return event(error.body())
 
     def whole(self, text: str, finished: Finished) -> bytes:
         message = {"role": "assistant", "content": text, "refusal": None}

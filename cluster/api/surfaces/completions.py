@@ -51,6 +51,10 @@ class Completions:
         """See `Surface`."""
         return _TextCompletion(request, routed, model=model, created=created)
 
+    def failure(self, error: ApiError) -> bytes:
+        """See `Surface`."""
+        return event(error.body())
+
 
 class _TextCompletion:
     """One answer; whole and in pieces it is the same object."""
@@ -74,9 +78,6 @@ class _TextCompletion:
         last = event(self._chunk("", finished.finish_reason))
         usage = event(self._head | {"choices": []} | accounts(self._routed, finished)) if self._usage else b""
         return last + usage + DONE
-
-    def failure(self, error: ApiError) -> bytes:
-        return event(error.body())
 
     def whole(self, text: str, finished: Finished) -> bytes:
         choices = {"choices": [_choice(text, finished.finish_reason)]}
