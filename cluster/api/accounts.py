@@ -3,6 +3,7 @@
 from typing import Any
 
 from cluster.serving.requests import Finished, Routed
+from protocol.errors import as_sentence
 
 
 def accounts(routed: Routed, finished: Finished) -> dict[str, Any]:
@@ -23,5 +24,6 @@ def accounts(routed: Routed, finished: Finished) -> dict[str, Any]:
             "token_ids": finished.token_ids,
             "cached_tokens": finished.cached_tokens,
             "resumed": finished.resumed,
+            "notes": [as_sentence(note) for note in finished.notes],
         },
     }

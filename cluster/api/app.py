@@ -14,11 +14,12 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cluster.api.body import json_object
+from cluster.api.events import as_json
 from cluster.api.explain import parse_explain
 from cluster.api.failures import error_response
 from cluster.api.generation import GenerationResponse
@@ -29,7 +30,6 @@ from protocol.errors import ApiError, NotFound, Unauthorized, Unavailable
 
 OPEN_PATHS = frozenset({"/health"})
 # A degraded cluster still answers.
-SERVING = frozenset({"ready", "degraded"})
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -91,28 +91,28 @@ class _Endpoints:
     async def forget(self, request: Request) -> Response:
         conversation = request.path_params["conversation"]
         self._service.forget_conversation(conversation)
-        return JSONResponse({"id": conversation, "object": "conversation", "deleted": True})
+        return _json({"id": conversation, "object": "conversation", "deleted": True})
 
     async def mend(self, _request: Request) -> Response:
-        return JSONResponse({"mending": list(self._service.mend())}, 202)
+        return _json({"mending": list(self._service.mend())}, 202)
 
     async def explain(self, request: Request) -> Response:
         parsed = parse_explain(await json_object(request))
         self._model(parsed)
-        return JSONResponse(msgspec.to_builtins(await self._service.explain(parsed.generation)))
+        return _json(await self._service.explain(parsed.generation))
 
     async def models(self, _request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [_model_object(model) for model in self._service.models()]})
+        return _json({"object": "list", "data": [_model_object(model) for model in self._service.models()]})
 
     async def model(self, request: Request) -> Response:
-        return JSONResponse(_model_object(self._find(request.path_params["model_id"])))
+        return _json(_model_object(self._find(request.path_params["model_id"])))
 
     async def health(self, _request: Request) -> Response:
-        health = self._service.health()
-        return JSONResponse(msgspec.to_builtins(health), 200 if health.serves else 503)
+        report = self._service.health()
+        return _json(report, 200 if report.serves else 503)
 
     async def status(self, _request: Request) -> Response:
-        return JSONResponse(msgspec.to_builtins(self._service.status()))
+        return _json(self._service.status())
 
     def _model(self, parsed: ApiRequest) -> ModelInfo:
         return self._find("default" if parsed.model is None else parsed.model)
@@ -129,6 +129,11 @@ class _Endpoints:
         error = NotFound(f"the model {name[:200]!r} is not loaded; this cluster serves {models[0].id!r}", param="model")
         error.code = "model_not_found"
         raise error
+
+
+def _json(data: Any, status: int = 200) -> Response:
+    """Structs and what JSON has of itself."""
+    return Response(as_json(data), status, media_type="application/json")
 
 
 def _model_object(model: ModelInfo) -> dict[str, Any]:

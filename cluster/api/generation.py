@@ -1,7 +1,7 @@
 """One generation as an ASGI response: the service's events out to the client, as a stream or as one object.
 
-Routed is awaited before any header goes out, so that an error gets its own status; a stream that has to wait for it goes out
-before, with what it waits for. The client is watched all
+The first event is awaited before any header goes out, so that an error gets its own status; a stream that has to wait for
+a plan begins all the same, so that its client sees why. The client is watched all
 the while, also when no token flows: when it goes away, the events are closed at once, which cancels the request.
 """
 
@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 CLOSE_TIMEOUT_S = 5.0
 # In a request's scope: the server's own `send`, without what the framework wraps around it.
 DIRECT_SEND = "tandem.send"
+STRATEGY_HEADER = "X-Tandem-Strategy"
 
 
 class GenerationResponse(Response):
@@ -54,34 +55,40 @@ class GenerationResponse(Response):
         """The response to send, or None when it was streamed. Raises what the service raises before the first byte."""
         first = await anext(events)
         if self._request.stream:
-            headers = {"X-Tandem-Strategy": first.strategy} if isinstance(first, Routed) else {}
-            await _start_stream(headers, send)
+            await send({"type": "http.response.start", "status": 200, "headers": _stream_headers(first)})
             await self._stream(first, events, scope.get(DIRECT_SEND, send))
             return None
         while isinstance(first, Waiting):
             first = await anext(events)
-        headers = {"X-Tandem-Strategy": first.strategy} if isinstance(first, Routed) else {}
-        return Response(await _collect(events, self._format(first)), 200, headers, "application/json")
-
-    def _format(self, routed: Event) -> AnswerFormat:
-        assert isinstance(routed, Routed), routed
-        return self._surface.answer(self._request, routed, model=self._model, created=int(time.time()))
+        routed = _routed(first)
+        body = await _collect(events, self._format(routed))
+        return Response(body, 200, {STRATEGY_HEADER: routed.strategy}, "application/json")
 
     async def _stream(self, first: Event, events: AsyncIterator[Event], send: Send) -> None:
         """A write for each event. An error goes out as an event, and the stream ends without its end mark."""
         try:
             while isinstance(first, Waiting):
-                await _write(send, _waiting_comment(first))
+                await _write(send, _waiting(first))
                 first = await anext(events)
-            answer = self._format(first)
+            answer = self._format(_routed(first))
             await _write(send, answer.opening())
             await _stream_events(events, answer, send)
         except Exception as error:  # noqa: BLE001 - the request's boundary: every error becomes an event
             await _write(send, self._surface.failure(as_api_error(error)), more=False)
 
+    def _format(self, routed: Routed) -> AnswerFormat:
+        return self._surface.answer(self._request, routed, model=self._model, created=int(time.time()))
 
-def _waiting_comment(waiting: Waiting) -> bytes:
-    return comment(f"waiting for {', '.join(waiting.workers) or 'a plan'}")
+
+def _routed(event: Event) -> Routed:
+    assert isinstance(event, Routed), event
+    return event
+
+
+def _stream_headers(first: Event) -> list[tuple[bytes, bytes]]:
+    """With the strategy, where it is known before the request has to wait."""
+    known = {STRATEGY_HEADER: first.strategy} if isinstance(first, Routed) else {}
+    return [(name.lower().encode(), value.encode()) for name, value in (known | _STREAM_HEADERS).items()]
 
 
 async def _collect(events: AsyncIterator[Event], answer: AnswerFormat) -> bytes:
@@ -94,11 +101,6 @@ async def _collect(events: AsyncIterator[Event], answer: AnswerFormat) -> bytes:
     raise EOFError("the service ended a request without Finished")
 
 
-async def _start_stream(headers: dict[str, str], send: Send) -> None:
-    raw_headers = [(name.lower().encode(), value.encode()) for name, value in (headers | _STREAM_HEADERS).items()]
-    await send({"type": "http.response.start", "status": 200, "headers": raw_headers})
-
-
 async def _stream_events(events: AsyncIterator[Event], answer: AnswerFormat, send: Send) -> None:
     async for item in events:
         if isinstance(item, Delta):
@@ -107,11 +109,15 @@ async def _stream_events(events: AsyncIterator[Event], answer: AnswerFormat, sen
         elif isinstance(item, Progress):
             await _write(send, comment(f"prefill {item.processed}/{item.total}"))
         elif isinstance(item, Waiting):
-            await _write(send, _waiting_comment(item))
+            await _write(send, _waiting(item))
         elif isinstance(item, Finished):
             await _write(send, answer.closing(item), more=False)
             return
     raise EOFError("the service ended a request without Finished")
+
+
+def _waiting(item: Waiting) -> bytes:
+    return comment(f"waiting for {', '.join(item.workers) or 'a plan'}")
 
 
 _STREAM_HEADERS = {

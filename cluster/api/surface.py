@@ -27,7 +27,7 @@ class ApiRequest(msgspec.Struct, frozen=True, kw_only=True):
 class AnswerFormat(Protocol):
     """The wire format of one answer: as a stream of server-sent events, or whole as one JSON object.
 
-    A stream is `opening`, `text` for each piece, and `closing`, or the surface's `failure` in its place.
+    A stream is `opening`, `text` for each piece, and `closing`.
     """
 
     def opening(self) -> bytes: ...
@@ -48,10 +48,10 @@ class Surface(Protocol):
         """The request that a JSON body asks for. Raises BadRequest naming the field."""
         ...
 
-    def failure(self, error: ApiError) -> bytes:
-        """What ends a stream in which something went wrong."""
-        ...
-
     def answer(self, request: ApiRequest, routed: Routed, *, model: str, created: int) -> AnswerFormat:
         """The format of this request's answer. model: the id to answer with; created: Unix seconds."""
+        ...
+
+    def failure(self, error: ApiError) -> bytes:
+        """How a stream ends that has begun and cannot go on, as events."""
         ...

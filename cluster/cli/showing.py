@@ -31,7 +31,8 @@ def stopped_status(note: str | None = None) -> dict[str, Any]:
 def plan_lines(status: dict[str, Any]) -> list[str]:
     """Model, mode and API address, and a line for each worker."""
     model = status["model"]
-    size = f"{model['layers']} layers, {size_text(model['bytes'])}"
+    known = model["layers"] is not None
+    size = f"{model['layers']} layers, {size_text(model['bytes'])}" if known else "not loaded yet"
     lines = [
         f"model   {model['id']} ({size})",
         f"mode    {status['mode']}, policy {status['policy']}",

@@ -22,6 +22,7 @@ FINISHED = Finished(
     completion_tokens=3,
     cached_tokens=4,
     resumed=1,
+    notes=("the seed had no effect",),
     ttft_s=0.25,
     decode_tokens_per_s=40.0,
 )

@@ -69,6 +69,10 @@ class Chat:
         """See `Surface`."""
         return _ChatCompletion(request, routed, model=model, created=created)
 
+    def failure(self, error: ApiError) -> bytes:
+        """See `Surface`."""
+        return event(error.body())
+
 
 class _ChatCompletion:
     """One answer; a stream begins with the role and goes on with pieces of the content."""

@@ -54,6 +54,10 @@ class Completions:
         """See `Surface`."""
         return _TextCompletion(request, routed, model=model, created=created)
 
+    def failure(self, error: ApiError) -> bytes:
+        """See `Surface`."""
+        return event(error.body())
+
 
 class _TextCompletion:
     """One answer; whole and in pieces it is the same object."""
