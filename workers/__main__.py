@@ -1,4 +1,8 @@
-"""The entry of a worker process: `python -m workers --name NAME --join ENDPOINT (--supervised | --token TOKEN)`."""
+"""The entry of a worker process: `python -m workers --name NAME --join ENDPOINT --memory-limit BYTES --home DIR [--token -]`.
+
+The cluster's token is the first line of standard input (`--token -`) or TANDEM_TOKEN; never an argument, which every user of
+the machine could read.
+"""
 
 import argparse
 import logging
@@ -19,11 +23,16 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--name", required=True)
     parser.add_argument("--join", required=True, metavar="ENDPOINT", help="the coordinator's inbox, tcp://HOST:PORT")
     parser.add_argument(
-        "--token", help="what the coordinator printed; with --supervised it is read from standard input"
+        "--token",
+        dest="source",
+        choices=["-"],
+        help="read what the coordinator printed from standard input, not from TANDEM_TOKEN",
     )
     parser.add_argument("--memory-limit", type=int, required=True, metavar="BYTES")
     parser.add_argument("--home", required=True)
-    parser.add_argument("--supervised", action="store_true", help="end when standard input ends")
+    parser.add_argument(
+        "--orphan-s", type=float, default=120.0, metavar="S", help="how long to wait for a coordinator that is gone"
+    )
     return parser.parse_args()
 
 
@@ -32,24 +41,25 @@ def main() -> int:
     arguments = _arguments()
     configure_logging(Home(Path(arguments.home)), arguments.name)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    token = sys.stdin.readline() if arguments.source == "-" else os.environ.pop("TANDEM_TOKEN", "")
     try:
-        public_key, secret = read_token(sys.stdin.readline().strip() if arguments.supervised else arguments.token or "")
+        public_key, secret = read_token(token.strip())
     except TandemError as error:
         print(error, file=sys.stderr)
         return error.exit_code
 
-    from workers.worker import Worker, WorkerOptions
+    from workers.worker import WorkerOptions, run_worker
 
     options = WorkerOptions(
         name=arguments.name,
         coordinator=Peer(endpoint=arguments.join, public_key=public_key),
         secret=secret,
         memory_limit_bytes=arguments.memory_limit,
-        supervised=arguments.supervised,
+        orphan_s=arguments.orphan_s,
         home=Home(Path(arguments.home)),
     )
     try:
-        Worker(options).run()
+        run_worker(options)
     except Exception:
         logging.getLogger("workers").exception("the worker failed")
         return 1

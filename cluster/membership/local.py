@@ -73,7 +73,7 @@ class WorkerProcess:
         with (home.logs / f"{name}.out").open("wb") as output:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
-                *("-m", "workers", "--supervised", "--home", str(home.root), *arguments),
+                *("-m", "workers", "--token", "-", "--home", str(home.root), *arguments),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=output,
                 stderr=output,
