@@ -25,7 +25,6 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-NO_SLOT = -1
 # Of a slot's own tokens, how many its padding may be; so many are always allowed.
 PADDING_SHARE = 0.25
 PADDING_TOKENS = 1024
@@ -46,9 +45,9 @@ class RowPlan:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """One micro-batch. Rows have equal counts. slot: NO_SLOT for prefill and for uncached steps."""
+    """One micro-batch. Rows have equal counts. slot: None for prefill and for uncached steps."""
 
-    slot: int
+    slot: int | None
     cached: bool
     rows: tuple[RowPlan, ...]
 
@@ -162,7 +161,7 @@ class Schedule:
                 state.in_flight -= 1
                 state.sampling -= row.sample
                 state.length += row.sample
-        if step.slot != NO_SLOT:
+        if step.slot is not None:
             slot = self._slots[step.slot]
             slot.in_flight -= 1
             if not slot.members and not slot.in_flight:
@@ -208,7 +207,7 @@ class Schedule:
             self._prefilling.append(sequence)
         else:
             self._enter_slot(sequence)
-        return StepPlan(NO_SLOT, cached=True, rows=(row,))
+        return StepPlan(None, cached=True, rows=(row,))
 
     def _enter_slot(self, sequence: int) -> None:
         """Join the smallest slot of sequences about as long; open one where there are fewer than stages, or none fits."""
@@ -262,5 +261,5 @@ class Schedule:
                 self._uncached.remove(sequence)
                 self._uncached.append(sequence)
                 row = RowPlan(sequence, 0, state.length, sample=True)
-                return StepPlan(NO_SLOT, cached=False, rows=(row,))
+                return StepPlan(None, cached=False, rows=(row,))
         return None

@@ -1,4 +1,8 @@
-"""The entry of a worker process: `python -m workers --name NAME --join ENDPOINT --token TOKEN`."""
+"""The entry of a worker process: `python -m workers --name NAME --join ENDPOINT --memory-limit BYTES --home DIR [--token -]`.
+
+The cluster's token is the first line of standard input (`--token -`) or TANDEM_TOKEN; never an argument, which every user of
+the machine could read.
+"""
 
 import argparse
 import logging
@@ -13,24 +17,23 @@ from protocol.join_token import read_token
 from protocol.logs import configure_logging
 from protocol.values import Peer
 
-_ON_INPUT = "-"
-
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="workers", description="One worker of a Tandem cluster.")
     parser.add_argument("--name", required=True)
     parser.add_argument("--join", required=True, metavar="ENDPOINT", help="the coordinator's inbox, tcp://HOST:PORT")
-    parser.add_argument("--token", required=True, help="what the coordinator printed; - reads it from standard input")
+    parser.add_argument(
+        "--token",
+        dest="source",
+        choices=["-"],
+        help="read what the coordinator printed from standard input, not from TANDEM_TOKEN",
+    )
     parser.add_argument("--memory-limit", type=int, required=True, metavar="BYTES")
     parser.add_argument("--home", required=True)
     parser.add_argument(
-        "--orphan-s", type=float, default=120.0, metavar="S", help="how long to live on without a coordinator"
+        "--orphan-s", type=float, default=120.0, metavar="S", help="how long to wait for a coordinator that is gone"
     )
     return parser.parse_args()
-
-
-def _token(given: str) -> str:
-    return sys.stdin.readline().strip() if given == _ON_INPUT else given
 
 
 def main() -> int:
@@ -38,13 +41,14 @@ def main() -> int:
     arguments = _arguments()
     configure_logging(Home(Path(arguments.home)), arguments.name)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    token = sys.stdin.readline() if arguments.source == "-" else os.environ.pop("TANDEM_TOKEN", "")
     try:
-        public_key, secret = read_token(_token(arguments.token))
+        public_key, secret = read_token(token.strip())
     except TandemError as error:
         print(error, file=sys.stderr)
         return error.exit_code
 
-    from workers.worker import Worker, WorkerOptions
+    from workers.worker import WorkerOptions, run_worker
 
     options = WorkerOptions(
         name=arguments.name,
@@ -55,7 +59,7 @@ def main() -> int:
         home=Home(Path(arguments.home)),
     )
     try:
-        Worker(options).run()
+        run_worker(options)
     except Exception:
         logging.getLogger("workers").exception("the worker failed")
         return 1

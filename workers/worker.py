@@ -1,21 +1,53 @@
-"""One worker process: joins the coordinator, beats, and runs the engine on the main thread.
+"""One worker process: belongs to a cluster, says that it lives, and has the engine compute.
 
-A worker outlives a coordinator that dies for a while, so that one that is started again finds it; then it ends.
+Three threads that decide nothing together: the main one is the engine's, one reads each inbox, and the *control thread* owns
+what is sent to the coordinator about this worker: Joins as `Attachment` asks for them, and a Heartbeat every HEARTBEAT_S. So
+a busy compute thread never delays either. The coordinator's end does not end a worker: it waits for it with its weights.
 """
 
 import logging
 import os
+import queue
 import socket
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from protocol.codec import PROTOCOL, Envelope
 from protocol.home import Home
-from protocol.messages import Join, Rejected, Shutdown, Welcome
-from protocol.transport import ZmqInbox, ZmqOutbox
+from protocol.messages import (
+    Beat,
+    CloseSequence,
+    DropPrefix,
+    Join,
+    KeepPrefix,
+    OpenSequence,
+    Rejected,
+    Sampled,
+    Shutdown,
+    Step,
+    StepFailed,
+    Welcome,
+)
+from protocol.transport import Sender, ZmqInbox, ZmqOutbox
 from protocol.values import Peer
+from workers.attachment import (
+    Attachment,
+    BeatArrived,
+    DropLinks,
+    End,
+    Event,
+    Refused,
+    SendJoin,
+    Started,
+    Tick,
+    Welcomed,
+)
+from workers.engine.arrivals import Adrift
 from workers.engine.compute_thread import put_compute_thread_in_batch_class
 from workers.engine.engine import Engine
+from workers.engine.links import OutboxLinks
 from workers.engine.trace import open_trace
 from workers.model.shelf import ModelShelf
 
@@ -23,11 +55,16 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 0.5
 _EXIT_GRACE_S = 3.0
+_FROM_WORKERS = (OpenSequence, CloseSequence, KeepPrefix, DropPrefix, Step, Sampled, StepFailed)
+
+Deliver = Callable[[Envelope], object]
+# Opens an inbox under a name; says where it receives.
+OpenInbox = Callable[[str, Deliver], Peer]
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerOptions:
-    """coordinator: its inbox; secret: the token's secret part; orphan_s: how long to live on without a coordinator."""
+    """coordinator: its inbox; secret: the token's secret part; orphan_s: how long to live without the coordinator."""
 
     name: str
     coordinator: Peer
@@ -38,73 +75,152 @@ class WorkerOptions:
 
 
 class Worker:
-    """Wires engine, inbox and heartbeat together."""
+    """What a worker does beside computing. now: a clock that never goes back.
 
-    def __init__(self, options: WorkerOptions):
+    Only `turn` and `run` belong to the control thread. `exit_later` is called once when the process is to end: the engine is
+    told to, and the process must end even if it does not.
+    """
+
+    def __init__(
+        self,
+        options: WorkerOptions,
+        *,
+        engine: Engine,
+        outbox: Sender,
+        open_inbox: OpenInbox,
+        exit_later: Callable[[], object],
+        now: Callable[[], float] = time.monotonic,
+    ):
         self._options = options
-        self._engine = Engine(
-            options.name,
-            options.coordinator,
-            ZmqOutbox(),
-            ModelShelf(options.home, options.home.cache),
-            open_trace(os.environ, options.name),
-        )
-        self._inbox = ZmqInbox(self._deliver)
-        self._stopping = threading.Event()
+        self._engine = engine
+        self._outbox = outbox
+        self._exit_later = exit_later
+        self._now = now
+        self._attachment = Attachment(options.name, orphan_s=options.orphan_s)
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._heartbeat_at = now()
+        self._is_ending = threading.Event()
+        self._control = open_inbox("control", self._deliver)
+        self._data = open_inbox("data", self._deliver_data)
 
     def __repr__(self) -> str:
-        return f"Worker({self._options.name})"
+        return f"Worker({self._options.name}, {self._attachment.state.value})"
 
-    def run(self) -> None:
-        """Join and work until told to stop."""
-        put_compute_thread_in_batch_class()
-        self._inbox.start()
-        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
-        self._engine.run()
-        log.info("ended")
+    # --- on the threads of the inboxes
 
     def _deliver(self, envelope: Envelope) -> None:
-        """On the inbox's thread."""
+        """From the coordinator."""
         match envelope.message:
             case Welcome():
-                log.info("admitted")
+                self._events.put(Welcomed())
             case Rejected(reason=reason):
-                log.error("not admitted: %s", reason)
-                self._end()
+                self._events.put(Refused(reason))
+            case Beat(members=members):
+                self._events.put(BeatArrived(envelope.epoch, members))
             case Shutdown():
                 self._end()
             case _:
                 self._engine.post(envelope)
 
-    def _end(self) -> None:
-        """Let the engine finish its step; end the process even if it does not."""
-        if not self._stopping.is_set():
-            self._stopping.set()
-            self._engine.post(Envelope(1 << 62, Shutdown()))
-            timer = threading.Timer(_EXIT_GRACE_S, os._exit, (0,))
-            timer.daemon = True
-            timer.start()
+    def _deliver_data(self, envelope: Envelope) -> None:
+        """From other workers, which have no say in anything but sequences."""
+        if isinstance(envelope.message, _FROM_WORKERS):
+            self._engine.post(envelope)
+        else:
+            log.warning("dropped a %s from another worker", type(envelope.message).__name__)
 
-    def _beat(self) -> None:
-        options = self._options
-        outbox = ZmqOutbox()
-        join = Join(
+    def _end(self) -> None:
+        if not self._is_ending.is_set():
+            self._is_ending.set()
+            self._engine.post(Envelope(0, Shutdown()))
+            self._exit_later()
+
+    # --- on the control thread
+
+    def run(self) -> None:
+        """Join, and stay in touch until the end."""
+        wait_s = self.turn(0.0)
+        while wait_s is not None:
+            wait_s = self.turn(wait_s)
+
+    def turn(self, wait_s: float) -> float | None:
+        """Wait for an event, at most `wait_s`, and do what is due; returns for how long to wait next, None at the end."""
+        self._handle_events(wait_s)
+        now = self._now()
+        timer = self._attachment.next_timer()
+        if timer is not None and now >= timer:
+            self._handle(Tick())
+        if self._is_ending.is_set():
+            return None
+        if now >= self._heartbeat_at:
+            self._heartbeat_at = now + HEARTBEAT_S
+            self._outbox.send(self._options.coordinator, 0, self._engine.heartbeat(now))
+        timer = self._attachment.next_timer()
+        due = self._heartbeat_at if timer is None else min(timer, self._heartbeat_at)
+        return max(0.0, due - self._now())
+
+    def _handle_events(self, wait_s: float) -> None:
+        try:
+            self._handle(self._events.get(timeout=wait_s))
+            while not self._is_ending.is_set():
+                self._handle(self._events.get_nowait())
+        except queue.Empty:
+            return
+
+    def _handle(self, event: Event) -> None:
+        before = self._attachment.state
+        for action in self._attachment.handle(event, self._now()):
+            match action:
+                case SendJoin():
+                    self._outbox.send(self._options.coordinator, 0, self._join())
+                case DropLinks():
+                    self._engine.post(Envelope(0, Adrift()))
+                case End(reason=reason):
+                    log.error("ends: %s", reason)
+                    self._end()
+        if self._attachment.state is not before:
+            log.info("%s, was %s", self._attachment.state.value, before.value)
+
+    def start(self) -> None:
+        """The worker can be reached: let it join."""
+        self._events.put(Started())
+
+    def _join(self) -> Join:
+        model, held = self._engine.held
+        return Join(
             protocol=PROTOCOL,
-            secret=options.secret,
-            name=options.name,
+            secret=self._options.secret,
+            name=self._options.name,
             host=socket.gethostname(),
             pid=os.getpid(),
-            peer=self._inbox.peer,
-            data=self._inbox.peer,
-            memory_limit_bytes=options.memory_limit_bytes,
+            peer=self._control,
+            data=self._data,
+            memory_limit_bytes=self._options.memory_limit_bytes,
+            model=model,
+            held=held,
         )
-        outbox.watch(options.coordinator, self._orphaned)
-        outbox.send(options.coordinator, 0, join)
-        while not self._stopping.wait(HEARTBEAT_S):
-            outbox.send(options.coordinator, 0, self._engine.stats)
-        outbox.close()
 
-    def _orphaned(self) -> None:
-        log.warning("the coordinator is gone")
-        if not self._stopping.wait(self._options.orphan_s):
-            self._end()
+
+def run_worker(options: WorkerOptions) -> None:
+    """Be a worker until told to end. On the main thread, which becomes MLX's."""
+    put_compute_thread_in_batch_class()
+    shelf = ModelShelf(options.home, options.home.cache)
+    tracer = open_trace(os.environ, options.name)
+    engine = Engine(options.name, options.coordinator, ZmqOutbox(), OutboxLinks, shelf, tracer=tracer)
+    worker = Worker(options, engine=engine, outbox=ZmqOutbox(), open_inbox=_open_zmq_inbox, exit_later=_exit_later)
+    worker.start()
+    threading.Thread(target=worker.run, name="control", daemon=True).start()
+    engine.run()
+    log.info("ended")
+
+
+def _open_zmq_inbox(_: str, deliver: Deliver) -> Peer:
+    inbox = ZmqInbox(deliver)
+    inbox.start()
+    return inbox.peer
+
+
+def _exit_later() -> None:
+    timer = threading.Timer(_EXIT_GRACE_S, os._exit, (0,))
+    timer.daemon = True
+    timer.start()

@@ -64,7 +64,7 @@ class TandemLink:
         step = Step(
             number=1,
             route=Route(("worker-0", "worker-1")),
-            slot=-1,
+            slot=None,
             cached=True,
             rows=(Row(1, 0, sample=False),),
             num_tokens=array.shape[1],

@@ -285,7 +285,7 @@ def worker(address: str, token: str, name: str | None) -> None:
     session.home.create()
     known = ["--name", name or platform.node().split(".")[0] or "worker", "--home", str(session.home.root)]
     limit = ["--memory-limit", str(default_memory_limit(1))]
-    _become("workers", [*known, *limit, "--join", address, "--token", token], worker_environment())
+    _become("workers", [*known, *limit, "--join", address], worker_environment() | {"TANDEM_TOKEN": token})
 
 
 @commands.command()

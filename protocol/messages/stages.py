@@ -57,13 +57,13 @@ class Row(msgspec.Struct, frozen=True, array_like=True):
 class Step(Message, frozen=True, kw_only=True):
     """One micro-batch on its way through the stages of `route`. Token ids (rows x tokens, int32) are buffer 0.
 
-    slot: the batch whose merged cache the rows share; payload: structure of the hidden states (see workers.payload),
+    slot: the batch whose merged cache the rows share, None for prefill and uncached steps; payload: structure of the hidden states (see workers.payload),
     its arrays in the buffers after the first.
     """
 
     number: int
     route: Route
-    slot: int
+    slot: int | None
     cached: bool
     rows: tuple[Row, ...]
     num_tokens: int

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from strategy.scheduling import NO_SLOT, RowPlan, Schedule, StepPlan
+from strategy.scheduling import RowPlan, Schedule, StepPlan
 
 
 def schedule(num_stages=2, chunk_tokens=4, max_rows=8) -> Schedule:
@@ -65,7 +65,7 @@ def test_decode_steps_that_wait_behind_a_chunk_do_not_keep_the_next_chunk_from_t
     for sequence in range(2):
         plan.add(sequence, prompt_tokens=1, cached=True)
     plan.add(2, prompt_tokens=100, cached=True)
-    assert [step.slot for step in issue_all(plan)] == [0, 1, NO_SLOT, NO_SLOT]
+    assert [step.slot for step in issue_all(plan)] == [0, 1, None, None]
 
 
 def test_newcomers_spread_over_as_many_slots_as_stages():
@@ -131,7 +131,7 @@ def test_ready_slots_decode_between_two_chunks_of_a_long_prompt():
     kinds = []
     for _ in range(8):
         step = plan.next()
-        kinds.append("decode" if step.slot != NO_SLOT else "chunk")
+        kinds.append("decode" if step.slot is not None else "chunk")
         plan.done(step)
     assert kinds == ["decode", "chunk"] * 4
 

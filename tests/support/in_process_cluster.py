@@ -11,7 +11,7 @@ from mlx_lm.generate import generate_step
 from mlx_lm.sample_utils import make_logits_processors
 from mlx_lm.utils import load_model
 
-from protocol.codec import Envelope
+from protocol.codec import Envelope, encode
 from protocol.messages import (
     Cancel,
     Generate,
@@ -54,6 +54,52 @@ def shelf_of(model_path, cache_dir):
     return ModelShelf(OneModel(model_path), cache_dir)
 
 
+class CountedLinks:
+    """The data links of one engine through an in-process network, numbered as on the wire."""
+
+    def __init__(self, network, lost):
+        self._network = network
+        self.lost = lost
+        self.epoch = 0
+        self._sender = 0
+        self._peers = {}
+        self._numbers = Counter()
+
+    def renew(self, epoch, sender, peers):
+        self.epoch, self._sender, self._peers = epoch, sender, dict(peers)
+        self._numbers.clear()
+
+    def send(self, worker, message, buffers=()):
+        peer = self._peers[worker]
+        self._numbers[worker] += 1
+        frames = encode(self.epoch, message, buffers, sender=self._sender, number=self._numbers[worker])
+        self._network._queue.append((peer, [bytes(frame) for frame in frames]))
+
+    def close(self):
+        self._peers = {}
+
+
+def links_of(network):
+    return lambda lost: CountedLinks(network, lost)
+
+
+class Clock:
+    """A clock that goes on a little with each look, and as far as a test says."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        self.now += 1e-5
+        return self.now
+
+
+def heartbeat_of(engine):
+    """What an engine's caches take now, not a moment ago."""
+    engine._vitals.measure(engine._now(), engine._runner.stages)
+    return engine.heartbeat(engine._now())
+
+
 class InProcessCluster:
     """`num_stages` engines that hold the layers of one model evenly; the first also holds the full model.
 
@@ -76,10 +122,15 @@ class InProcessCluster:
         self._disk = disk
         self.reused: dict[int, int] = {}
         self.network = InProcessNetwork()
+        self.clock = Clock()
+        self.epoch = 1
         coordinator = self.network.inbox("coordinator", self._receive)
         self.names = tuple(f"worker-{index}" for index in range(num_stages))
         self.engines = {
-            name: Engine(name, coordinator, self.network, shelf_of(model_path, cache_dir)) for name in self.names
+            name: Engine(
+                name, coordinator, self.network, links_of(self.network), shelf_of(model_path, cache_dir), now=self.clock
+            )
+            for name in self.names
         }
         self.peers = {name: self.network.inbox(name, engine.post) for name, engine in self.engines.items()}
         self._others: list[Message] = []
@@ -124,9 +175,9 @@ class InProcessCluster:
             snapshots = any(prefix.needs.snapshots for message in loaded for prefix in message.prefixes)
             for route in {Route(self.names), Route(self.names[:1])}:
                 known = KnownPrefix(route=route, capacity=self._prefix_capacity, snapshots=snapshots)
-                kept = dict(self.engines[route.head]._stages.executors[route].prefixes.on_disk)
+                kept = dict(self.stores_of(route.head)[route].known)
                 for name in route:
-                    there = {key for key, _ in self.engines[name]._stages.executors[route].prefixes.on_disk}
+                    there = {key for key, _ in self.stores_of(name)[route].known}
                     kept = {key: length for key, length in kept.items() if key in there}
                 lengths = np.array(list(kept.values()), np.int32).tobytes()
                 self._send(route.head, known, (b"".join(kept), lengths))
@@ -134,14 +185,14 @@ class InProcessCluster:
 
     def _awaited(self, kind: type[Message], count: int) -> list:
         self.run()
-        failed = [message for message in self._others if isinstance(message, LoadFailed)]
+        failed = self.reports_of(LoadFailed)
         assert not failed, failed
-        found = [message for message in self._others if isinstance(message, kind)]
+        found = self.reports_of(kind)
         assert len(found) == count
         return found
 
     def _send(self, worker: str, message: Message, buffers: tuple[bytes, ...] = ()) -> None:
-        self.network.send(self.peers[worker], 1, message, buffers)
+        self.network.send(self.peers[worker], self.epoch, message, buffers)
 
     def generate(
         self,
@@ -180,12 +231,16 @@ class InProcessCluster:
 
     def post(self, worker: str, message: Message, buffers: tuple[bytes, ...] = ()) -> None:
         """Hand one engine a message that did not come through the network."""
-        self.engines[worker].post(Envelope(1, message, buffers))
+        self.engines[worker].post(Envelope(self.epoch, message, buffers))
 
     @property
     def load_progress(self) -> list[LoadProgress]:
         """What all workers said while they loaded, in order."""
-        return [message for message in self._others if isinstance(message, LoadProgress)]
+        return self.reports_of(LoadProgress)
+
+    def reports_of(self, kind: type[Message]) -> list:
+        """What workers said of one kind, in order."""
+        return [message for message in self._others if isinstance(message, kind)]
 
     # --- time
 
@@ -222,20 +277,24 @@ class InProcessCluster:
             case message:
                 self._others.append(message)
 
+    def stores_of(self, worker: str) -> dict:
+        """What a worker keeps of past sequences, by route."""
+        executors = self.engines[worker]._runner.stages.executors
+        return {route: executor.prefixes for route, executor in executors.items()}
+
     def settle_disk(self) -> None:
         """Return when everything kept is on disk."""
         for engine in self.engines.values():
-            for executor in engine._stages.executors.values():
-                executor.prefixes.flush()
+            engine._runner.flush()
 
     def assert_nothing_is_left(self) -> None:
         """No sequence, no cache, no step in flight, on any engine."""
         for engine in self.engines.values():
-            stats = engine._measure()
+            stats = heartbeat_of(engine)
             assert (stats.running, stats.kv_bytes) == (0, 0), stats
-            assert all(not executor._slots for executor in engine._stages.executors.values())
-            for head in engine._heads.values():
-                assert (len(head), len(head._in_flight), len(head._schedule)) == (0, 0, 0), head
+            assert all(not executor._slots for executor in engine._runner.stages.executors.values())
+            for head in engine._heads:
+                assert (len(head), head.num_in_flight, len(head._schedule)) == (0, 0, 0), head
 
 
 def _even_cuts(num_layers: int, legal: tuple[int, ...], num_stages: int) -> tuple[int, ...]:

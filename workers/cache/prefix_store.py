@@ -72,6 +72,11 @@ class PrefixStore:
         return self._disk.num_tokens_by_key if self._disk else []
 
     @property
+    def known(self) -> list[tuple[Key, int]]:
+        """Keys that are there, least recently used first, with their numbers of tokens."""
+        return self.on_disk
+
+    @property
     def disk_bytes(self) -> int:
         """Bytes of files, those still being written included."""
         return self._disk.num_bytes if self._disk else 0

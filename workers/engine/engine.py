@@ -1,22 +1,21 @@
-"""The compute thread of a worker: takes messages in order, runs stages and heads, sends results.
+"""The compute thread of a worker: a loop that takes messages in order, lets each head run a step, and performs actions.
 
 Everything that touches MLX happens here, on the thread that calls `run` (mlx refuses arrays that another thread made).
-Other threads only `post` messages and read `stats`. One turn of the loop handles what arrived, then lets each head run
-one step: so a stage's arrivals and the routes that begin here share the thread fairly, and a cancellation is seen
+Other threads only `post` messages and read `heartbeat` and `held`. One turn of the loop handles what arrived, then lets each
+head run one step: so a stage's arrivals and the routes that begin here share the thread fairly, and a cancellation is seen
 after at most one step.
+
+What is decided and computed is elsewhere: `Arrivals` says which messages count, `Heads` what is to be done for them,
+`StageRunner` runs it. Handlers return actions; `_perform` is the one place that performs them, and `_attempt` the one
+boundary: whatever goes wrong with a message or a step is its failure and no other's.
 """
 
 import contextlib
+import functools
 import logging
-import queue
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
-
-import mlx.core as mx
-import msgspec
-import numpy as np
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from protocol.codec import Envelope
 from protocol.errors import TandemError
@@ -27,363 +26,320 @@ from protocol.messages import (
     ForgetConversation,
     Generate,
     Heartbeat,
-    Inspected,
     InspectModel,
     KeepPrefix,
     KnownPrefix,
-    Loaded,
+    LinkLost,
     LoadFailed,
     LoadProgress,
     LoadStage,
     Message,
     OpenSequence,
+    PrepareStage,
     Sampled,
+    SequenceFailed,
     Shutdown,
     Step,
     StepFailed,
 )
 from protocol.transport import Sender
-from protocol.values import Buffer, Peer, Route, pack_ids, pack_keys, unpack_ids, unpack_keys
-from strategy.chunking import ChunkSize
-from strategy.prefix import Key, PrefixDirectory
-from strategy.scheduling import NO_SLOT
-from workers.engine.executor import Launched
-from workers.engine.head import Head
+from protocol.values import Buffer, LayerRange, Peer, unpack_ids, unpack_keys
+from workers.engine.actions import Action, Answer, Forward, Launch, Passed, Report
+from workers.engine.arrivals import Adrift, Arrivals
+from workers.engine.fitness import UnfitMessage, required_buffer
+from workers.engine.heads import Heads
+from workers.engine.links import DataLinks, Lost
+from workers.engine.loading import Loading
+from workers.engine.stage_loader import StageLoader
+from workers.engine.stage_runner import StageRunner, StepInFlight
 from workers.engine.trace import Tracer
-from workers.model import payload
-from workers.model.inspection import inspect
+from workers.engine.vitals import MEASURE_EVERY_S, Vitals
 from workers.model.shelf import ModelShelf
-from workers.model.stage_loading import LoadedStages, load_stages
+from workers.model.stage_loading import LoadedStages
 
 log = logging.getLogger(__name__)
 
-_STATS_EVERY_S = 0.25
-# How often MLX gives unused buffers back to the system, as mlx-lm does.
-_CLEAR_EVERY_STEPS = 256
-_Passed = OpenSequence | CloseSequence | KeepPrefix | DropPrefix
-
-
-@dataclass(frozen=True)
-class _Pending:
-    """A launched step whose end nobody waited for yet. started_ns: when the device was free for it."""
-
-    launched: Launched
-    tokens: np.ndarray
-    started_ns: int
+_Buffers = tuple[Buffer, ...]
+_Result = TypeVar("_Result")
 
 
 class Engine:
-    """See the module. `coordinator` is where reports go; `name` is this worker's name in plans."""
+    """See the module. name: this worker's in plans; reports go to the `coordinator` through `outbox`.
 
-    def __init__(self, name: str, coordinator: Peer, outbox: Sender, shelf: ModelShelf, tracer: Tracer | None = None):
+    links: makes what sends to other workers, given whom to tell of a lost one; now: a clock that never goes back.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        coordinator: Peer,
+        outbox: Sender,
+        links: Callable[[Lost], DataLinks],
+        shelf: ModelShelf,
+        *,
+        tracer: Tracer | None = None,
+        now: Callable[[], float] = time.monotonic,
+    ):
         self._name = name
-        self._coordinator = coordinator
-        self._outbox = outbox
-        self._shelf = shelf
-        self._tracer = tracer
-        self._arrivals: queue.SimpleQueue[Envelope] = queue.SimpleQueue()
-        self._epoch = 0
-        self._peers: dict[str, Peer] = {}
-        self._stages = LoadedStages()
-        self._heads: dict[Route, Head] = {}
-        self._directories: dict[Route, PrefixDirectory] = {}
-        self._num_steps = 0
-        self._num_rows = 0
-        self._busy_s = 0.0
-        self._pending: _Pending | None = None
-        self._launch_returns_at_once = mx.metal.is_available()
-        self._finished_ns = 0
-        self._running = True
-        self._stats_at = 0.0
-        self.stats = self._measure()
-        self._handlers: Mapping[type[Message], Callable[[Any, tuple[Buffer, ...]], None]] = {
+        self._tell = functools.partial(outbox.send, coordinator)
+        self._now = now
+        self._arrivals = Arrivals(name)
+        self._links = links(self._link_lost)
+        self._heads = Heads()
+        self._vitals = Vitals(name)
+        self._runner = StageRunner(name, self._links, self._vitals, tracer, now)
+        self._loading = Loading(name, shelf, StageLoader(shelf), self._report_progress)
+        self._in_flight: StepInFlight | None = None  # between turns only; within one it is handed on
+        self._is_running = True
+        self._handlers: Mapping[type[Message], Callable[[Any, _Buffers], Iterable[Action]]] = {
             InspectModel: self._inspect,
+            PrepareStage: self._prepare,
             LoadStage: self._load,
             Generate: self._generate,
-            Cancel: self._cancel,
+            Cancel: lambda message, _: self._heads.cancel(message),
             KnownPrefix: self._know,
-            ForgetConversation: self._forget,
-            OpenSequence: self._pass_on,
-            CloseSequence: self._pass_on,
-            KeepPrefix: self._pass_on,
-            DropPrefix: self._pass_on,
-            Step: self._arrived,
-            Sampled: self._sampled,
-            StepFailed: self._step_failed,
-            Shutdown: self._shutdown,
+            ForgetConversation: lambda message, _: self._heads.forget_conversation(message),
+            OpenSequence: _passed_on,
+            CloseSequence: _passed_on,
+            KeepPrefix: _passed_on,
+            DropPrefix: _passed_on,
+            Step: lambda step, buffers: [self._runner.received(step, buffers)],
+            Sampled: self._answered,
+            StepFailed: self._answered,
+            LinkLost: lambda message, _: [Report(message)],
+            Adrift: self._go_adrift,
+            Shutdown: self._shut_down,
         }
 
     def __repr__(self) -> str:
-        return f"Engine({self._name}, epoch {self._epoch}, heads {list(self._heads.values())})"
+        return f"Engine({self._name}, {self._arrivals}, {self._heads})"
+
+    # --- for other threads
 
     def post(self, envelope: Envelope) -> None:
-        """Hand in a message; callable from any thread."""
-        self._arrivals.put(envelope)
+        """Hand in a message."""
+        self._arrivals.post(envelope)
+
+    def heartbeat(self, now: float) -> Heartbeat:
+        """What this worker says of itself, its compute thread stuck or not."""
+        return self._vitals.heartbeat(now, num_waiting=self._arrivals.num_waiting)
+
+    @property
+    def held(self) -> tuple[str | None, tuple[LayerRange, ...]]:
+        """The digest of the model that is open here, and its layers whose weights were read."""
+        return self._vitals.held
+
+    def _link_lost(self, peer: str, why: str) -> None:
+        self.post(Envelope(self._links.epoch, LinkLost(worker=self._name, peer=peer, why=why)))
+
+    # --- the loop
 
     def run(self) -> None:
         """Work until a Shutdown arrives."""
-        idle = True
-        while self._running:
-            self._take(block=idle)
-            idle = not (self._advance_heads() or self._finish_pending() or self._spill())
-            self._update_stats()
-        self._stages.flush()
+        worked = True
+        while self._is_running:
+            worked = self.turn(wait_s=None if worked else MEASURE_EVERY_S)
+        self._vitals.rest()
+        self._runner.flush()
+        self._links.close()
 
-    def turn(self) -> bool:
-        """One turn without waiting, for tests; whether anything was done."""
-        return self._take(block=False) or self._advance_heads() or self._finish_pending() or self._spill()
+    def turn(self, *, wait_s: float | None = None) -> bool:
+        """One turn; whether anything was done. wait_s: how long to wait for a first message, None for not at all."""
+        in_flight, taken = self._take(self._in_flight, wait_s)
+        in_flight, stepped = self._step(in_flight)
+        now = self._now()
+        if self._vitals.is_due(now):
+            self._vitals.measure(now, self._runner.stages)
+            in_flight = self._perform(self._heads.overdue(now), in_flight)
+        self._in_flight = in_flight
+        return stepped or taken or self._spill(now)
 
-    def _take(self, *, block: bool) -> bool:
-        """Handle everything that arrived; with `block`, wait a while for something."""
+    def _take(self, in_flight: StepInFlight | None, wait_s: float | None) -> tuple[StepInFlight | None, bool]:
+        """Handle everything that arrived."""
         taken = False
-        while self._running:
-            try:
-                envelope = self._arrivals.get(block and not taken, timeout=_STATS_EVERY_S)
-            except queue.Empty:
-                return taken
-            taken = True
-            self._handle(envelope)
-        return taken
+        if wait_s is not None:
+            self._vitals.rest()
+        while self._is_running and (envelope := self._arrivals.next(wait_s=wait_s)):
+            in_flight = self._handle(envelope, in_flight)
+            wait_s, taken = None, True
+        return in_flight, taken
 
-    def _handle(self, envelope: Envelope) -> None:
-        if envelope.epoch < self._epoch:
-            log.info("dropped %s of epoch %d", type(envelope.message).__name__, envelope.epoch)
-            return
-        self._epoch = envelope.epoch
-        handler = self._handlers.get(type(envelope.message))
+    def _step(self, in_flight: StepInFlight | None) -> tuple[StepInFlight | None, bool]:
+        """A step of each head; where there is none to begin, the end of the one in flight."""
+        stepped = False
+        for head in self._heads:
+            if launch := head.next_step(self._now()):
+                stepped = True
+                in_flight = self._launch(launch, in_flight)
+                in_flight = self._perform(head.launched(launch.step), in_flight)
+        if stepped or in_flight is None:
+            return in_flight, stepped
+        self._finish(in_flight)
+        return None, True
+
+    def _spill(self, now: float) -> bool:
+        self._vitals.begin(now)
+        return self._runner.spill()
+
+    def _handle(self, envelope: Envelope, in_flight: StepInFlight | None) -> StepInFlight | None:
+        message = envelope.message
+        if not self._arrivals.counts(envelope):
+            log.info("dropped %s %d of epoch %d", type(message).__name__, envelope.number, envelope.epoch)
+            return in_flight
+        handler = self._handlers.get(type(message))
         if handler is None:
-            log.warning("dropped an unexpected %s", type(envelope.message).__name__)
+            log.warning("dropped an unexpected %s", type(message).__name__)
+            return in_flight
+        self._vitals.begin(self._now())
+        if isinstance(message, LoadStage | Adrift):
+            self._end_epoch(in_flight)
+            in_flight = None
+        if isinstance(message, LoadStage):
+            self._arrivals.renew(envelope.epoch, tuple(stage.worker for stage in message.stages))
+        actions, failure = self._attempt(message, functools.partial(handler, message, envelope.buffers))
+        return self._perform(failure if actions is None else actions, in_flight)
+
+    def _perform(self, actions: Iterable[Action], in_flight: StepInFlight | None) -> StepInFlight | None:
+        """Perform actions in order; returns the step that is in flight then."""
+        for action in actions:
+            match action:
+                case Report(message=message, buffers=buffers):
+                    self._tell(self._arrivals.epoch, message, buffers)
+                case Forward():
+                    in_flight = self._forward(action, in_flight)
+                case Launch():
+                    in_flight = self._launch(action, in_flight)
+                case Answer(message=message):
+                    in_flight = self._answer(message, in_flight)
+        return in_flight
+
+    def _forward(self, forward: Forward, in_flight: StepInFlight | None) -> StepInFlight | None:
+        message = forward.message
+        if in_flight is not None and self._runner.passes_on(message.route):
+            self._finish(in_flight)  # what was launched before must arrive before
+            in_flight = None
+        _, failure = self._attempt(message, functools.partial(self._runner.apply, message, forward.keys))
+        return self._perform(failure, in_flight)
+
+    def _launch(self, launch: Launch, in_flight: StepInFlight | None) -> StepInFlight | None:
+        """Begin a step, then finish the one before: the host prepares one while the device computes the other."""
+        step = launch.step
+        if in_flight is not None and self._runner.launch_waits(step.route):
+            self._finish(in_flight)
+            in_flight = None
+        launched, failure = self._attempt(step, functools.partial(self._runner.launch, launch, in_flight))
+        if launched is None:
+            return self._perform(failure, in_flight)
+        if in_flight is not None:
+            self._finish(in_flight)
+        return launched
+
+    def _finish(self, in_flight: StepInFlight) -> None:
+        """Wait for the step in flight, and tell its head what came of it where that is known here."""
+        step = in_flight.step
+        finished, failure = self._attempt(step, functools.partial(self._runner.finish, in_flight))
+        if finished is None:
+            self._perform(failure, None)
             return
-        handler(envelope.message, envelope.buffers)
+        self._heads.ran(step, finished.seconds)
+        if finished.answer is not None:
+            self._answer(finished.answer, None)
 
-    def _advance_heads(self) -> bool:
-        worked = False
-        for head in list(self._heads.values()):
-            if issued := head.next_step():
-                worked = True
-                step, tokens = issued
-                with self._failing_only(step):
-                    self._launch(step, tokens, None)
-                    head.launched(step)
-        return worked
+    def _answer(self, message: Sampled | StepFailed, in_flight: StepInFlight | None) -> StepInFlight | None:
+        """To the head of the step's route, directly when that is here."""
+        if message.route.head != self._name:
+            _, failure = self._attempt(message, functools.partial(self._links.send, message.route.head, message))
+            return self._perform(failure, in_flight)
+        actions, failure = self._attempt(message, functools.partial(self._answered, message, ()))
+        return self._perform(failure if actions is None else actions, in_flight)
 
-    def _spill(self) -> bool:
-        """While no request runs here, put what past ones left on disk, part by part."""
-        executors = self._stages.executors.values()
-        return not any(len(executor) for executor in executors) and any(
-            executor.prefixes.spill() for executor in executors
-        )
-
-    # --- loading
-
-    def _inspect(self, message: InspectModel, _: tuple[Buffer, ...]) -> None:
+    def _attempt(self, message: Message, act: Callable[[], _Result]) -> tuple[_Result | None, list[Action]]:
+        """What `act` gives or, when it raises, the failure of the message that it was done for."""
         try:
-            found = inspect(self._shelf.place(message.model), self._shelf.cache)
-        except TandemError as error:
-            self._report(LoadFailed(worker=self._name, message=str(error)))
-            return
-        self._report(
-            Inspected(
-                worker=self._name,
-                architecture=found.architecture,
-                num_layers=found.num_layers,
-                legal_cuts=found.legal_cuts,
-                why_not=found.why_not,
-                batches=found.batches,
-                last_position_only=found.last_position_only,
-                context_tokens=found.context_tokens,
-            )
-        )
+            return act(), []
+        except (UnfitMessage, TandemError) as error:
+            log.warning("dropped %s: %s", type(message).__name__, error)
+            return None, self._failure(message, error)
+        except Exception as error:  # the boundary of one message: a damaged one, or what the model's code raises
+            log.exception("%s failed", type(message).__name__)
+            return None, self._failure(message, error)
 
-    def _load(self, message: LoadStage, _: tuple[Buffer, ...]) -> None:
-        self._stages.flush()
-        self._peers = {stage.worker: stage.peer for stage in message.stages}
-        self._heads.clear()
-        self._directories.clear()
-        try:
-            self._stages = load_stages(self._name, message, self._shelf, self._report_loaded)
-        except TandemError as error:
-            self._report(LoadFailed(worker=self._name, message=str(error)))
-            return
-        except (RuntimeError, ValueError, MemoryError) as error:
-            log.exception("loading failed")
-            self._report(LoadFailed(worker=self._name, message=f"{self._name} could not load the model: {error}"))
-            return
-        prefixes = self._stages.prefixes
-        loaded = Loaded(worker=self._name, weights_bytes=self._stages.weights_bytes, prefixes=prefixes)
-        kept = [self._stages.executors[prefix.route].prefixes.on_disk for prefix in prefixes]
-        self._send(self._coordinator, loaded, [buffer for keys in kept for buffer in _packed(keys)])
+    def _failure(self, message: Message, error: Exception) -> list[Action]:
+        sentence = f"{self._name}: {error}"
+        if isinstance(message, Generate):
+            return [Report(SequenceFailed(sequence=message.sequence, message=sentence))]
+        if isinstance(message, Step) and message.route.workers:
+            return [Answer(StepFailed(number=message.number, route=message.route, message=sentence))]
+        if isinstance(message, InspectModel | LoadStage | PrepareStage):
+            said = str(error) if isinstance(error, TandemError) else f"{self._name} could not use the model: {error}"
+            return [Report(LoadFailed(worker=self._name, message=said))]
+        return []
 
-    def _report_loaded(self, num_bytes: int) -> None:
-        self._report(LoadProgress(worker=self._name, loaded_bytes=num_bytes))
+    # --- plans
 
-    def _shutdown(self, _: Shutdown, __: tuple[Buffer, ...]) -> None:
-        self._running = False
+    def _end_epoch(self, in_flight: StepInFlight | None) -> None:
+        """Nothing of the epoch that was in force goes on."""
+        if in_flight is not None:
+            self._finish(in_flight)
+        self._perform(self._heads.abandon(), None)
+        self._heads.renew(LoadedStages())
+        self._runner.close_sequences()
 
-    # --- head of routes that begin here
+    def _go_adrift(self, _: Adrift, __: _Buffers) -> Sequence[Action]:
+        self._arrivals.suspend()
+        self._links.renew(self._arrivals.epoch, 0, {})
+        return ()
 
-    def _generate(self, message: Generate, buffers: tuple[Buffer, ...]) -> None:
-        self._head(message.route).begin(message, unpack_ids(buffers[0]))
+    def _load(self, message: LoadStage, _: _Buffers) -> Sequence[Action]:
+        names = [stage.worker for stage in message.stages]
+        if self._name not in names:
+            raise UnfitMessage(f"a plan without {self._name}")
+        others = {stage.worker: stage.peer for stage in message.stages if stage.worker != self._name}
+        self._links.renew(self._arrivals.epoch, names.index(self._name), others)
+        self._runner.renew(LoadedStages())
+        with self._taking_its_time():
+            stages, report = self._loading.load(message)
+        self._runner.renew(stages)
+        self._heads.renew(stages)
+        return (report,)
 
-    def _head(self, route: Route) -> Head:
-        if route not in self._heads:
-            self._heads[route] = Head(
-                route,
-                chunk_size=ChunkSize(
-                    num_stages=len(route),
-                    cost=self._stages.chunk_costs[route],
-                    fixed_tokens=self._stages.fixed_chunk_tokens,
-                ),
-                max_rows=self._stages.max_rows,
-                prefixes=self._directories.get(route),
-                report=self._report,
-                forward=self._apply_and_pass_on,  # type: ignore[arg-type]
-            )
-        return self._heads[route]
+    def _inspect(self, message: InspectModel, _: _Buffers) -> Sequence[Action]:
+        with self._taking_its_time():
+            return (self._loading.inspect(message),)
 
-    def _know(self, message: KnownPrefix, buffers: tuple[Buffer, ...]) -> None:
-        """Reuse of prefixes begins on a route that has its head here."""
-        directory = PrefixDirectory(capacity=message.capacity, snapshots=message.snapshots)
-        lengths = unpack_ids(buffers[1])
-        gone = directory.restore(zip(unpack_keys(buffers[0]), lengths, strict=True))
-        self._directories[message.route] = directory
-        if gone:
-            self._apply_and_pass_on(DropPrefix(route=message.route), tuple(gone))
-
-    def _forget(self, message: ForgetConversation, _: tuple[Buffer, ...]) -> None:
-        for head in self._heads.values():
-            head.forget_conversation(message.conversation)
-
-    def _cancel(self, message: Cancel, _: tuple[Buffer, ...]) -> None:
-        for head in self._heads.values():
-            head.cancel(message.sequence)
-
-    def _sampled(self, message: Sampled, _: tuple[Buffer, ...]) -> None:
-        self._heads[message.route].sampled(message.number, message.tokens)
-
-    def _step_failed(self, message: StepFailed, _: tuple[Buffer, ...]) -> None:
-        self._heads[message.route].failed(message.number, message.message)
-
-    # --- stage
-
-    def _next_worker(self, route: Route) -> Peer | None:
-        following = route.next_after(self._name)
-        return None if following is None else self._peers[following]
-
-    def _pass_on(self, message: _Passed, buffers: tuple[Buffer, ...]) -> None:
-        self._apply_and_pass_on(message, unpack_keys(buffers[0]) if buffers else ())
-
-    def _apply_and_pass_on(self, message: _Passed, keys: tuple[Key, ...] = ()) -> None:
-        executor = self._stages.executors[message.route]
-        peer = self._next_worker(message.route)
-        if peer is not None:
-            self._finish_pending()  # what was launched before must arrive before
-            self._send(peer, message, [pack_keys(keys)])
-        match message:
-            case OpenSequence():
-                executor.open(message, keys)
-            case KeepPrefix():
-                executor.keep(message, keys)
-            case DropPrefix():
-                executor.prefixes.drop(keys)
-            case CloseSequence():
-                executor.close(message.sequence)
-
-    def _arrived(self, step: Step, buffers: tuple[Buffer, ...]) -> None:
-        with self._failing_only(step):
-            tokens = np.frombuffer(buffers[0], dtype=np.int32).reshape(len(step.rows), step.num_tokens)
-            self._launch(step, tokens, payload.decode(step.payload, buffers[1:]))
-
-    def _launch(self, step: Step, tokens: np.ndarray, received: Any) -> None:
-        """Begin a step, then finish the one before: the host prepares one while the device computes the other.
-
-        Not for a step that another stage waits for, on a CPU: there a launch blocks until most of the step is computed.
-        """
-        if not step.route.is_single and not self._launch_returns_at_once:
-            self._finish_pending()
-        started_ns = time.time_ns()
-        launched = self._stages.executors[step.route].launch(step, tokens, received)
-        self._finish_pending()
-        self._pending = _Pending(launched, tokens, max(started_ns, self._finished_ns))
-
-    def _finish_pending(self) -> bool:
-        """Wait for the step in progress and send what came of it; False when there is none."""
-        pending, self._pending = self._pending, None
-        if pending is None:
-            return False
-        step = pending.launched.step
-        with self._failing_only(step):
-            output = self._stages.executors[step.route].finish(pending.launched)
-            self._count(step, pending.started_ns)
-            if peer := self._next_worker(step.route):
-                spec, arrays = payload.encode(output)
-                passed_on = msgspec.structs.replace(step, payload=spec)
-                self._send(peer, passed_on, [pending.tokens.tobytes(), *arrays])
-            else:
-                self._answer(step, Sampled(number=step.number, route=step.route, tokens=tuple(output)))
-        return True
+    def _prepare(self, message: PrepareStage, _: _Buffers) -> Sequence[Action]:
+        with self._taking_its_time():
+            return (self._loading.prepare(message),)
 
     @contextlib.contextmanager
-    def _failing_only(self, step: Step) -> Iterator[None]:
-        """One request must never take the worker down: what goes wrong with a step is the failure of its rows."""
+    def _taking_its_time(self) -> Iterator[None]:
+        """While weights are read nobody can say how long it may take; what is open afterwards is noted."""
+        self._vitals.rest()
         try:
             yield
-        except Exception as error:  # the request's boundary: a damaged message, or what the model's code raises
-            log.exception("step %d failed", step.number)
-            self._answer(step, StepFailed(number=step.number, route=step.route, message=f"{self._name}: {error}"))
+        finally:
+            self._vitals.have(self._loading.held, self._loading.read_bytes)
+            self._vitals.begin(self._now())
 
-    def _count(self, step: Step, started_ns: int) -> None:
-        self._finished_ns = time.time_ns()
-        seconds = (self._finished_ns - started_ns) / 1e9
-        self._num_steps += 1
-        self._num_rows += len(step.rows)
-        self._busy_s += seconds
-        if step.route.head == self._name:
-            self._heads[step.route].ran(step, seconds)
-        if self._num_steps % _CLEAR_EVERY_STEPS == 0:
-            mx.clear_cache()
-        if self._tracer is not None:
-            kind = "decode" if step.slot != NO_SLOT else "prefill" if step.cached else "recompute"
-            sequences = [row.sequence for row in step.rows]
-            self._tracer.event(kind, started_ns, step=step.number, sequences=sequences, tokens=step.num_tokens)
+    def _report_progress(self, num_bytes: int) -> None:
+        self._tell(self._arrivals.epoch, LoadProgress(worker=self._name, loaded_bytes=num_bytes))
 
-    def _answer(self, step: Step, answer: Sampled | StepFailed) -> None:
-        """To the head of the step's route, directly when that is here."""
-        if step.route.head == self._name:
-            self._handlers[type(answer)](answer, ())
-        else:
-            self._send(self._peers[step.route.head], answer)
+    def _shut_down(self, _: Shutdown, __: _Buffers) -> Sequence[Action]:
+        self._is_running = False
+        return ()
 
-    # --- reporting
+    # --- sequences
 
-    def _report(self, message: Message) -> None:
-        self._send(self._coordinator, message)
+    def _generate(self, message: Generate, buffers: _Buffers) -> list[Action]:
+        return self._heads.begin(message, unpack_ids(required_buffer(buffers, 0, "the prompt")))
 
-    def _send(self, peer: Peer, message: Message, buffers: list[Buffer] | None = None) -> None:
-        self._outbox.send(peer, self._epoch, message, buffers or ())
+    def _know(self, message: KnownPrefix, buffers: _Buffers) -> list[Action]:
+        keys = unpack_keys(required_buffer(buffers, 0, "the keys"))
+        return self._heads.know(message, keys, unpack_ids(required_buffer(buffers, 1, "the lengths of the keys")))
 
-    def _update_stats(self) -> None:
-        now = time.monotonic()
-        if now - self._stats_at >= _STATS_EVERY_S:
-            self._stats_at = now
-            self.stats = self._measure()
-
-    def _measure(self) -> Heartbeat:
-        return Heartbeat(
-            worker=self._name,
-            weights_bytes=self._stages.weights_bytes,
-            kv_bytes=sum(executor.kv_bytes for executor in self._stages.executors.values()),
-            prefix_bytes=sum(executor.prefixes.num_bytes for executor in self._stages.executors.values()),
-            shared_bytes=sum(executor.shared_bytes for executor in self._stages.executors.values()),
-            disk_bytes=sum(executor.prefixes.disk_bytes for executor in self._stages.executors.values()),
-            running=sum(len(executor) for executor in self._stages.executors.values()),
-            queued=self._arrivals.qsize(),
-            steps=self._num_steps,
-            rows=self._num_rows,
-            busy_s=self._busy_s,
-        )
+    def _answered(self, message: Sampled | StepFailed, _: _Buffers) -> list[Action]:
+        return self._heads.answered(message, self._now())
 
 
-def _packed(keys: list[tuple[Key, int]]) -> tuple[bytes, bytes]:
-    """Keys, and their numbers of tokens, as two buffers."""
-    return pack_keys([key for key, _ in keys]), pack_ids(length for _, length in keys)
+def _passed_on(message: Passed, buffers: _Buffers) -> list[Action]:
+    return [Forward(message, unpack_keys(buffers[0]) if buffers else ())]

@@ -16,7 +16,6 @@ import numpy as np
 from protocol.messages import KeepPrefix, OpenSequence, Row, Step
 from protocol.values import LayerRange
 from strategy.prefix import Key
-from strategy.scheduling import NO_SLOT
 from workers.cache.prefix_store import PrefixLost, PrefixStore
 from workers.cache.stage_cache import StageCache
 from workers.engine.sampling import TokenSampler, sample_rows
@@ -137,8 +136,16 @@ class StageExecutor:
             if not self._has_open(slot):
                 del self._slots[number]
 
-    def launch(self, step: Step, tokens: np.ndarray, payload: Any) -> Launched:
-        """Begin to compute a step; tokens (rows, N) int32, payload from the stage before or None on the first.
+    def close_all(self) -> None:
+        """Every sequence ended."""
+        self._sequences.clear()
+        self._slots.clear()
+        self._last_sampled.clear()
+
+    def launch(self, step: Step, tokens: np.ndarray | None, payload: Any) -> Launched:
+        """Begin to compute a step; payload from the stage before or None on the first.
+
+        tokens: (rows, N) int32; None stands for those that the slot's step before is sampling.
 
         Raises:
             UnknownSequence: see there.
@@ -147,7 +154,7 @@ class StageExecutor:
             raise UnknownSequence(f"sequence {missing[0]} is not open on this worker")
         cache = self._cache_of(step) if step.cached else None
         sampling = self._stage.is_last and any(row.sample for row in step.rows)
-        inputs = self._last_sampled[step.slot][:, None] if tokens[0, -1] < 0 else mx.array(tokens)
+        inputs = self._sampled_before(step) if tokens is None else mx.array(tokens)
         output = self._model.forward(
             inputs,
             layers=self._stage.layers,
@@ -186,12 +193,16 @@ class StageExecutor:
         samplers = [self._sequences[step.rows[index].sequence].sampler for index in wanted]
         positions = [step.rows[index].position + step.num_tokens for index in wanted]
         sampled = sample_rows(samplers, logits, positions)
-        if step.slot != NO_SLOT:
+        if step.slot is not None:
             self._last_sampled[step.slot] = sampled
         return sampled, tuple(samplers)
 
+    def _sampled_before(self, step: Step) -> mx.array:
+        assert step.slot is not None, "only a slot runs ahead"
+        return self._last_sampled[step.slot][:, None]
+
     def _cache_of(self, step: Step) -> StageCache:
-        if step.slot == NO_SLOT or (len(step.rows) == 1 and step.slot not in self._slots):
+        if step.slot is None or (len(step.rows) == 1 and step.slot not in self._slots):
             sequence = self._sequences[step.rows[0].sequence]
             sequence.cache = self._own_cache(step.rows[0].sequence)
             return sequence.cache

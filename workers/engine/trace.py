@@ -22,16 +22,16 @@ class Tracer:
     def __repr__(self) -> str:
         return f"Tracer({self._pid})"
 
-    def event(self, name: str, started_ns: int, **arguments: object) -> None:
-        """What began at `started_ns` (`time.time_ns`) and ends now."""
-        duration_us = (time.time_ns() - started_ns) / 1000
+    def ended(self, name: str, seconds: float, **arguments: object) -> None:
+        """What took so long ends now."""
+        duration_us = seconds * 1e6
         self._write(
             {
                 "name": name,
                 "ph": "X",
                 "pid": self._pid,
                 "tid": 0,
-                "ts": started_ns / 1000,
+                "ts": time.time_ns() / 1000 - duration_us,
                 "dur": duration_us,
                 "args": arguments,
             }

@@ -48,6 +48,7 @@ class LoadedStages(msgspec.Struct, frozen=True, kw_only=True):
     max_rows: int = 1
     fixed_chunk_tokens: int | None = None
     weights_bytes: int = 0
+    read_bytes: int = 0
 
     def flush(self) -> None:
         """Put on disk what past sequences left."""

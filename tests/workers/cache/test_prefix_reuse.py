@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from strategy.prefix import BLOCK_TOKENS
 from strategy.vocabulary import Route
-from tests.support.in_process_cluster import InProcessCluster, alone
+from tests.support.in_process_cluster import InProcessCluster, alone, heartbeat_of
 from workers.zoo import make_tiny_model
 
 # Plain attention shares blocks; a sliding window and state-space layers keep snapshots.
@@ -83,11 +83,11 @@ def test_shared_bytes_are_those_that_a_running_request_began_with(models, cluste
     while len(cluster.tokens[number]) < 3:
         cluster.turn()
     for engine in cluster.engines.values():
-        stats = engine._measure()
+        stats = heartbeat_of(engine)
         assert 0 < stats.shared_bytes <= stats.prefix_bytes
     cluster.cancel(number)
     cluster.run()
-    assert [engine._measure().shared_bytes for engine in cluster.engines.values()] == [0, 0]
+    assert [heartbeat_of(engine).shared_bytes for engine in cluster.engines.values()] == [0, 0]
 
 
 def test_scopes_share_nothing(models, cluster_of):
@@ -103,8 +103,8 @@ def test_stages_keep_exactly_what_the_head_knows_within_capacity(models, cluster
     cluster = cluster_of("llama", prefix_capacity=4)
     for seed in range(6):
         answered(cluster, text(seed, 150), "distributed-cached", models["llama"])
-    for engine in cluster.engines.values():
-        assert len(engine._stages.executors[Route(cluster.names)].prefixes) == 4
+    for name in cluster.names:
+        assert len(cluster.stores_of(name)[Route(cluster.names)]) == 4
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))

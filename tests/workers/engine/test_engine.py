@@ -10,7 +10,7 @@ from protocol.codec import Envelope
 from protocol.messages import Cancel, Generate, Heartbeat, Inspected, InspectModel, LoadFailed, Sampled, Shutdown, Step
 from protocol.transport import InProcessNetwork
 from strategy.vocabulary import Route
-from tests.support.in_process_cluster import MODEL, InProcessCluster, alone, shelf_of
+from tests.support.in_process_cluster import MODEL, InProcessCluster, alone, heartbeat_of, links_of, shelf_of
 from workers.engine.engine import Engine
 from workers.zoo import make_tiny_model
 
@@ -33,16 +33,23 @@ def cluster(model, cache_dir):
 
 
 class Tampering:
-    """Passes on what an engine sends; `change` may replace the steps among it (message, buffers)."""
+    """Passes on what an engine sends to others; `change` may replace the steps among it (message, buffers)."""
 
-    def __init__(self, network, change):
-        self._network = network
+    def __init__(self, links, change):
+        self._links = links
         self._change = change
 
-    def send(self, peer, epoch, message, buffers=()):
+    def send(self, worker, message, buffers=()):
         if isinstance(message, Step):
             message, buffers = self._change(message, list(buffers))
-        self._network.send(peer, epoch, message, buffers)
+        self._links.send(worker, message, buffers)
+
+
+def tamper(cluster, change):
+    """Have the first stage's steps changed on their way; returns the links as they were."""
+    runner = cluster.engines["worker-0"]._runner
+    honest, runner._links = runner._links, Tampering(runner._links, change)
+    return honest
 
 
 def concerns(step, sequence):
@@ -95,10 +102,7 @@ def test_step_that_cannot_be_run_fails_its_request_and_no_other(cluster, model, 
     caplog.set_level(logging.CRITICAL)
     bad = cluster.generate(PROMPT, 6)
     good = cluster.generate(PROMPT[:20], 6)
-    first = cluster.engines["worker-0"]
-    first._outbox = Tampering(
-        cluster.network, lambda step, buffers: damage(step, buffers) if concerns(step, bad) else (step, buffers)
-    )
+    tamper(cluster, lambda step, buffers: damage(step, buffers) if concerns(step, bad) else (step, buffers))
     cluster.run()
     assert "worker-1" in cluster.failures[bad]
     assert cluster.tokens[bad] == []
@@ -109,12 +113,10 @@ def test_step_that_cannot_be_run_fails_its_request_and_no_other(cluster, model, 
 
 def test_request_after_a_failed_one_is_served(cluster, model, caplog):
     caplog.set_level(logging.CRITICAL)
-    first = cluster.engines["worker-0"]
-    honest = first._outbox
-    first._outbox = Tampering(cluster.network, cut_hidden_states)
+    honest = tamper(cluster, cut_hidden_states)
     cluster.generate(PROMPT, 6)
     cluster.run()
-    first._outbox = honest
+    cluster.engines["worker-0"]._runner._links = honest
     later = cluster.generate(PROMPT, 6)
     cluster.run()
     assert cluster.tokens[later] == alone(model, PROMPT, 6)
@@ -125,8 +127,7 @@ def test_failure_while_decoding_keeps_the_tokens_before_it(cluster, model, caplo
     sequence = cluster.generate(PROMPT, 8)
     while len(cluster.tokens[sequence]) < 3:
         cluster.turn()
-    first = cluster.engines["worker-0"]
-    first._outbox = Tampering(cluster.network, cut_hidden_states)
+    tamper(cluster, cut_hidden_states)
     cluster.run()
     assert sequence in cluster.failures
     found = cluster.tokens[sequence]
@@ -152,9 +153,9 @@ def test_cancelled_request_stops_costing_steps_within_two(cluster):
     while len(cluster.tokens[sequence]) < 3:
         cluster.turn()
     cluster.cancel(sequence)
-    before = [engine._measure().steps for engine in cluster.engines.values()]
+    before = [heartbeat_of(engine).steps for engine in cluster.engines.values()]
     cluster.run()
-    after = [engine._measure().steps for engine in cluster.engines.values()]
+    after = [heartbeat_of(engine).steps for engine in cluster.engines.values()]
     assert all(later - earlier <= 2 for earlier, later in zip(before, after, strict=True))
     cluster.assert_nothing_is_left()
 
@@ -222,9 +223,9 @@ def test_steps_of_all_stages_are_in_flight_together(cluster):
     head = None
     most = 0
     while cluster.turn():
-        head = head or next(iter(cluster.engines["worker-0"]._heads.values()), None)
+        head = head or next(iter(cluster.engines["worker-0"]._heads), None)
         if head is not None:
-            most = max(most, len(head._in_flight))
+            most = max(most, head.num_in_flight)
     assert most >= 2
 
 
@@ -233,7 +234,7 @@ def test_heartbeat_counts_weights_caches_and_steps(cluster):
     while len(cluster.tokens[sequence]) < 3:
         cluster.turn()
     for engine in cluster.engines.values():
-        stats = engine._measure()
+        stats = heartbeat_of(engine)
         assert isinstance(stats, Heartbeat)
         assert stats.weights_bytes > 0
         assert stats.kv_bytes > 0
@@ -247,7 +248,7 @@ def test_heartbeat_counts_weights_caches_and_steps(cluster):
 def engine_alone(path, cache_dir):
     network, reports = InProcessNetwork(), []
     coordinator = network.inbox("coordinator", lambda envelope: reports.append(envelope.message))
-    return Engine("worker-0", coordinator, network, shelf_of(path, cache_dir)), network, reports
+    return Engine("worker-0", coordinator, network, links_of(network), shelf_of(path, cache_dir)), network, reports
 
 
 def ask(path, cache_dir):

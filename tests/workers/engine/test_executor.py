@@ -5,7 +5,6 @@ import pytest
 
 from protocol.messages import OpenSequence, Row, Step
 from protocol.values import Route, Sampling
-from strategy.scheduling import NO_SLOT
 from workers.cache.prefix_store import PrefixStore
 from workers.engine.executor import Stage, StageExecutor, UnknownSequence
 from workers.model.split_model import SplitModel
@@ -46,7 +45,7 @@ class Played:
         )
         self.tokens[sequence] = list(prompt)
         if cached and len(prompt) > 1:
-            self._run(NO_SLOT, [Row(sequence, 0, sample=False)], [prompt[:-1]])
+            self._run(None, [Row(sequence, 0, sample=False)], [prompt[:-1]])
 
     def decode(self, slot, *sequences):
         """One token more for each of `sequences`, as one batch."""

@@ -4,7 +4,8 @@ import pytest
 
 from protocol.messages import CloseSequence, Generate, OpenSequence, PrefillProgress, SequenceFailed, Tokens, Update
 from protocol.values import Route, Sampling
-from strategy.chunking import ChunkCost, ChunkSize
+from strategy.chunking import ChunkCost
+from workers.engine.actions import Forward, Report
 from workers.engine.head import HISTORY_TOKENS, PROGRESS_FROM_TOKENS, Head
 
 ROUTE = Route(("alpha", "beta"))
@@ -12,45 +13,65 @@ END = 2
 
 
 class Played:
-    """A head whose steps the test answers. `forwarded` went down the route, `reported` to the coordinator."""
+    """A head whose steps the test answers. `forwarded` is to go down the route, `reported` to the coordinator."""
 
-    def __init__(self, *, chunk_tokens=16, max_rows=8):
+    def __init__(self, *, chunk_tokens=16, max_rows=8, prefixes=None, route=ROUTE):
         self.forwarded, self.reported = [], []
+        self.now = 100.0
         self.head = Head(
-            ROUTE,
-            chunk_size=ChunkSize(
-                num_stages=len(ROUTE), cost=ChunkCost(fixed_s=0.01, token_s=0.001), fixed_tokens=chunk_tokens
-            ),
+            route,
+            cost=ChunkCost(fixed_s=0.01, token_s=0.001),
+            fixed_chunk_tokens=chunk_tokens,
             max_rows=max_rows,
-            prefixes=None,
-            report=self.reported.append,
-            forward=lambda message, keys=(): self.forwarded.append(message),
+            prefixes=prefixes,
         )
+
+    def do(self, actions):
+        """Note what the head asks for."""
+        for action in actions:
+            match action:
+                case Forward(message=message):
+                    self.forwarded.append(message)
+                case Report(message=message):
+                    self.reported.append(message)
+                case _:
+                    raise AssertionError(action)
 
     def begin(self, sequence, prompt, *, max_tokens=5, cached=True, end_tokens=(END,), **sampling):
-        self.head.begin(
-            Generate(
-                sequence=sequence,
-                route=ROUTE,
-                cached=cached,
-                max_tokens=max_tokens,
-                end_tokens=end_tokens,
-                sampling=Sampling(**sampling),
-                seed=7,
-            ),
-            list(prompt),
+        request = Generate(
+            sequence=sequence,
+            route=self.head.route,
+            cached=cached,
+            max_tokens=max_tokens,
+            end_tokens=end_tokens,
+            sampling=Sampling(**sampling),
+            seed=7,
         )
+        self.do(self.head.begin(request, list(prompt)))
+
+    def cancel(self, sequence):
+        self.do(self.head.cancel(sequence))
+
+    def nothing_to_run(self):
+        return self.head.next_step(self.now) is None
 
     def issue(self):
         """The next step and its ids; there must be one."""
-        issued = self.head.next_step()
-        assert issued is not None
-        return issued
+        launch = self.head.next_step(self.now)
+        assert launch is not None
+        self.do(self.head.launched(launch.step))
+        return launch.step, launch.tokens
+
+    def sampled(self, step, *tokens):
+        self.do(self.head.sampled(step.number, tokens, self.now))
+
+    def failed(self, step, message):
+        self.do(self.head.failed(step.number, message))
 
     def answer(self, *tokens):
         """Issue the next step and answer it at once."""
         step, ids = self.issue()
-        self.head.sampled(step.number, tokens)
+        self.sampled(step, *tokens)
         return step, ids
 
     def updates(self):
@@ -111,7 +132,7 @@ def test_end_token_closes_the_sequence_and_is_reported_as_stop(played):
     played.answer(END)
     assert played.updates() == [Update(1, (END,), "stop")]
     assert played.forwarded[-1] == CloseSequence(sequence=1, route=ROUTE)
-    assert played.head.next_step() is None
+    assert played.nothing_to_run()
     assert len(played.head) == 0
 
 
@@ -132,28 +153,28 @@ def test_end_token_as_last_token_allowed_counts_as_stop(played):
 def test_cancelled_sequence_is_closed_and_the_answer_in_flight_is_dropped(played):
     played.begin(1, [5])
     step, _ = played.issue()
-    played.head.cancel(1)
+    played.cancel(1)
     assert played.forwarded[-1] == CloseSequence(sequence=1, route=ROUTE)
-    played.head.sampled(step.number, (77,))
+    played.sampled(step, 77)
     assert played.reported == []
-    assert played.head.next_step() is None
+    assert played.nothing_to_run()
 
 
 def test_cancel_of_an_unknown_or_ended_sequence_does_nothing(played):
     played.begin(1, [5])
     played.answer(END)
     count = len(played.forwarded)
-    played.head.cancel(1)
-    played.head.cancel(99)
+    played.cancel(1)
+    played.cancel(99)
     assert len(played.forwarded) == count
 
 
 def test_cancel_in_the_middle_of_a_prefill_issues_no_further_chunk(played):
     played.begin(1, range(100))
     step, _ = played.issue()
-    played.head.cancel(1)
-    assert played.head.next_step() is None
-    played.head.sampled(step.number, ())
+    played.cancel(1)
+    assert played.nothing_to_run()
+    played.sampled(step)
     assert played.reported == []
 
 
@@ -162,11 +183,11 @@ def test_failed_step_fails_each_of_its_rows_and_no_other_sequence(played):
         played.begin(sequence, [5])
     failing, _ = played.issue()
     going_on, _ = played.issue()
-    played.head.failed(failing.number, "beta: no memory")
+    played.failed(failing, "beta: no memory")
     failed = [message for message in played.reported if isinstance(message, SequenceFailed)]
     assert [message.sequence for message in failed] == [row.sequence for row in failing.rows]
     assert {message.message for message in failed} == {"beta: no memory"}
-    played.head.sampled(going_on.number, (70, 71))
+    played.sampled(going_on, 70, 71)
     assert [update.sequence for update in played.updates()] == [row.sequence for row in going_on.rows]
     assert len(played.head) == 2
 
@@ -175,8 +196,8 @@ def test_progress_of_a_long_prompt_only_is_reported():
     for length, expected in [(PROGRESS_FROM_TOKENS, 0), (PROGRESS_FROM_TOKENS + 1, 2)]:
         played = Played(chunk_tokens=PROGRESS_FROM_TOKENS - 1)
         played.begin(1, range(length))
-        while (step := played.issue()[0]).slot < 0:
-            played.head.sampled(step.number, ())
+        while (step := played.issue()[0]).slot is None:
+            played.sampled(step)
         progress = [message for message in played.reported if isinstance(message, PrefillProgress)]
         assert len(progress) == expected
         if expected:
@@ -187,6 +208,6 @@ def test_several_rows_of_a_step_are_reported_in_one_message(played):
     for sequence in range(1, 5):
         played.begin(sequence, [5])
     step, _ = played.issue()
-    played.head.sampled(step.number, (70, 71))
+    played.sampled(step, 70, 71)
     assert len(played.reported) == 1
     assert [update.tokens for update in played.updates()] == [(70,), (71,)]

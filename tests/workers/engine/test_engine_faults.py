@@ -1,0 +1,183 @@
+"""Messages that do not fit what a worker knows: each is its own failure, and whoever else is served goes on."""
+
+import logging
+
+import numpy as np
+import pytest
+
+from protocol.codec import Envelope
+from protocol.messages import (
+    CloseSequence,
+    DropPrefix,
+    Generate,
+    KeepPrefix,
+    KnownPrefix,
+    LoadFailed,
+    LoadStage,
+    OpenSequence,
+    Row,
+    Sampled,
+    Step,
+    StepFailed,
+)
+from protocol.values import KvSettings, Route, Sampling
+from tests.support.in_process_cluster import MODEL, InProcessCluster, alone
+from workers.zoo import make_tiny_model
+
+PROMPT = list(range(20, 60))
+BOTH = Route(("worker-0", "worker-1"))
+FIRST = Route(("worker-0",))
+ELSEWHERE = Route(("worker-0", "worker-7"))
+NOBODY = Route(())
+KEY = bytes(16)
+ROWS = (Row(900, 0, sample=True),)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return make_tiny_model("llama", tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture
+def cluster(model, tmp_path, caplog):
+    caplog.set_level(logging.CRITICAL)
+    return InProcessCluster(model, num_stages=2, cache_dir=tmp_path, chunk_tokens=16)
+
+
+def ids(*numbers):
+    return np.array(numbers, np.int32).tobytes()
+
+
+def generate(route=BOTH, sequence=900):
+    return Generate(
+        sequence=sequence, route=route, cached=True, max_tokens=3, end_tokens=(), sampling=Sampling(), seed=0
+    )
+
+
+def opening(route):
+    return OpenSequence(sequence=900, route=route, cached=True, sampling=Sampling(), seed=0, history=(), max_length=9)
+
+
+def step(route, *, number=900, rows=ROWS, num_tokens=1):
+    return Step(number=number, route=route, slot=0, cached=True, rows=rows, num_tokens=num_tokens)
+
+
+def keep(route, *spans):
+    return KeepPrefix(sequence=1, route=route, spans=spans)
+
+
+UNFIT_REQUESTS = {
+    "without a prompt": (generate(), ()),
+    "with half an id": (generate(), (ids(5, 6)[:-1],)),
+    "with an empty prompt": (generate(), (b"",)),
+    "for a route that is not loaded": (generate(ELSEWHERE), (ids(5, 6),)),
+    "for a route that begins elsewhere": (generate(Route(("worker-1", "worker-0"))), (ids(5, 6),)),
+    "for no route": (generate(NOBODY), (ids(5, 6),)),
+}
+
+UNFIT_MESSAGES = {
+    "sampled on an unknown route": (Sampled(number=1, route=ELSEWHERE, tokens=(1,)), ()),
+    "sampled for an unknown number": (Sampled(number=900, route=BOTH, tokens=(1,)), ()),
+    "failure on an unknown route": (StepFailed(number=1, route=ELSEWHERE, message="?"), ()),
+    "failure of an unknown number": (StepFailed(number=900, route=BOTH, message="?"), ()),
+    "keep on an unknown route": (keep(ELSEWHERE, (0, 16)), (KEY,)),
+    "keep of an unknown sequence": (KeepPrefix(sequence=900, route=BOTH, spans=((0, 16),)), (KEY,)),
+    "keep of more spans than keys": (keep(BOTH, (0, 16), (16, 32)), (KEY,)),
+    "keep of more keys than spans": (keep(BOTH, (0, 16)), (KEY + KEY,)),
+    "keep without keys": (keep(BOTH, (0, 16)), ()),
+    "keep of an odd key": (keep(BOTH, (0, 16)), (KEY[:-1],)),
+    "opening on an unknown route": (opening(ELSEWHERE), (b"",)),
+    "opening with an unknown prefix": (opening(FIRST), (KEY,)),
+    "closing on an unknown route": (CloseSequence(sequence=1, route=ELSEWHERE), (b"",)),
+    "closing of an unknown sequence": (CloseSequence(sequence=900, route=BOTH), (b"",)),
+    "dropping on an unknown route": (DropPrefix(route=ELSEWHERE), (KEY,)),
+    "dropping on no route": (DropPrefix(route=NOBODY), (KEY,)),
+    "dropping an odd key": (DropPrefix(route=BOTH), (KEY[:-1],)),
+    "known prefixes of an unknown route": (KnownPrefix(route=ELSEWHERE, capacity=4, snapshots=False), (KEY, ids(64))),
+    "known prefixes without lengths": (KnownPrefix(route=BOTH, capacity=4, snapshots=False), (KEY,)),
+    "known prefixes without buffers": (KnownPrefix(route=BOTH, capacity=4, snapshots=False), ()),
+    "known prefixes of odd numbers": (KnownPrefix(route=BOTH, capacity=4, snapshots=False), (KEY, ids(64, 128))),
+    "step on an unknown route": (step(ELSEWHERE), (ids(5),)),
+    "step on a route of strangers": (step(Route(("worker-8", "worker-9"))), (ids(5),)),
+    "step on no route": (step(NOBODY), (ids(5),)),
+    "step of an unknown sequence": (step(BOTH), (ids(5),)),
+    "step without rows": (step(BOTH, rows=()), (b"",)),
+    "step without buffers": (step(BOTH), ()),
+    "step of other numbers of ids": (step(BOTH, num_tokens=7), (ids(5),)),
+}
+
+
+def running(cluster):
+    """A request on each route in the midst of its answer."""
+    numbers = [cluster.generate(PROMPT, 12, strategy=name) for name in ("distributed-cached", "single-device-cached")]
+    while not all(len(cluster.tokens[number]) >= 3 for number in numbers):
+        cluster.turn()
+    return numbers
+
+
+def assert_served_as_ever(cluster, model, numbers):
+    cluster.run()
+    later = cluster.generate(PROMPT, 12)
+    cluster.run()
+    for number in [*numbers, later]:
+        assert cluster.tokens[number] == alone(model, PROMPT, 12)
+    cluster.assert_nothing_is_left()
+
+
+@pytest.mark.parametrize("what", UNFIT_REQUESTS)
+def test_request_that_does_not_fit_fails_alone_in_a_sentence(cluster, model, what):
+    numbers = running(cluster)
+    cluster.post("worker-0", *UNFIT_REQUESTS[what])
+    assert_served_as_ever(cluster, model, numbers)
+    assert set(cluster.failures) == {900}
+    assert cluster.failures[900].startswith("worker-0: ")
+    assert "\n" not in cluster.failures[900]
+
+
+def test_second_request_under_a_number_in_use_leaves_the_first_alone(cluster, model):
+    numbers = running(cluster)
+    cluster.post("worker-0", generate(sequence=numbers[0]), (ids(5, 6),))
+    cluster.run()
+    assert numbers[0] in cluster.failures
+    cluster.failures.clear()
+    assert_served_as_ever(cluster, model, numbers)
+
+
+@pytest.mark.parametrize("worker", ["worker-0", "worker-1"])
+@pytest.mark.parametrize("what", UNFIT_MESSAGES)
+def test_message_that_does_not_fit_is_dropped_alone(cluster, model, what, worker):
+    numbers = running(cluster)
+    cluster.post(worker, *UNFIT_MESSAGES[what])
+    assert_served_as_ever(cluster, model, numbers)
+    assert cluster.failures == {}
+
+
+@pytest.mark.parametrize("tokens", [(), (1, 2, 3)])
+def test_step_that_comes_back_with_other_numbers_of_ids_fails_its_rows(cluster, model, tokens):
+    numbers = running(cluster)
+    head = next(head for head in cluster.engines["worker-0"]._heads if not head.route.is_single)
+    while not head.num_in_flight:
+        cluster.turn()
+    number = next(iter(head._in_flight))
+    cluster.post("worker-0", Sampled(number=number, route=BOTH, tokens=tokens))
+    cluster.run()
+    assert set(cluster.failures) == {numbers[0]}
+    assert_served_as_ever(cluster, model, numbers[1:])
+
+
+def test_plan_without_this_worker_fails_to_load(cluster):
+    plan = LoadStage(
+        model=MODEL,
+        kv=KvSettings(),
+        prefix_memory_bytes=0,
+        prefix_disk_bytes=0,
+        stages=(),
+        pipeline=None,
+        last_position_only=True,
+        batches=True,
+        prefill_chunk_tokens=None,
+    )
+    cluster.engines["worker-0"].post(Envelope(2, plan))
+    cluster.run()
+    (failed,) = cluster.reports_of(LoadFailed)
+    assert failed.message == "worker-0 could not use the model: a plan without worker-0"

@@ -1,0 +1,242 @@
+"""A worker beside its engine: what it says to the coordinator and when, what reaches the engine, and how it ends."""
+
+import msgspec
+import pytest
+
+from protocol.codec import Envelope
+from protocol.home import Home
+from protocol.messages import (
+    Beat,
+    CloseSequence,
+    Generate,
+    Heartbeat,
+    InspectModel,
+    Join,
+    KeepPrefix,
+    LinkLost,
+    LoadStage,
+    PrepareStage,
+    Rejected,
+    Sampled,
+    Shutdown,
+    StepFailed,
+    Welcome,
+)
+from protocol.transport import InProcessNetwork
+from protocol.values import KvSettings, LayerRange, Route, Sampling
+from workers.attachment import BEAT_LIMIT_S, JOIN_EVERY_S
+from workers.engine.arrivals import Adrift
+from workers.worker import HEARTBEAT_S, Worker, WorkerOptions
+
+ORPHAN_S = 20.0
+ROUTE = Route(("worker-0", "worker-1"))
+IDLE = msgspec.convert(dict.fromkeys(Heartbeat.__struct_fields__, 0) | {"worker": "worker-0"}, Heartbeat)
+PLAN = LoadStage(
+    model="digest",
+    kv=KvSettings(),
+    prefix_memory_bytes=0,
+    prefix_disk_bytes=0,
+    stages=(),
+    pipeline=None,
+    last_position_only=True,
+    batches=True,
+    prefill_chunk_tokens=None,
+)
+REQUEST = Generate(sequence=1, route=ROUTE, cached=True, max_tokens=1, end_tokens=(), sampling=Sampling(), seed=0)
+
+
+class FakeEngine:
+    """Notes what it is handed."""
+
+    def __init__(self):
+        self.posted = []
+        self.held = (None, ())
+
+    def post(self, envelope):
+        self.posted.append(envelope)
+
+    def heartbeat(self, now):
+        return msgspec.structs.replace(IDLE, busy_s=now)
+
+    @property
+    def messages(self):
+        return [envelope.message for envelope in self.posted]
+
+
+class Played:
+    """A worker on a manual clock, and its coordinator."""
+
+    def __init__(self, tmp_path):
+        self.now = 50.0
+        self.said, self.num_exits = [], 0
+        self.network = InProcessNetwork()
+        self.engine = FakeEngine()
+        options = WorkerOptions(
+            name="worker-0",
+            coordinator=self.network.inbox("coordinator", lambda envelope: self.said.append(envelope.message)),
+            secret="s",
+            memory_limit_bytes=1 << 30,
+            orphan_s=ORPHAN_S,
+            home=Home(tmp_path),
+        )
+        self.peers = {}
+        self.worker = Worker(
+            options,
+            engine=self.engine,
+            outbox=self.network,
+            open_inbox=self._open_inbox,
+            exit_later=self._exit_later,
+            now=lambda: self.now,
+        )
+        self.worker.start()
+
+    def _open_inbox(self, name, deliver):
+        self.peers[name] = self.network.inbox(f"worker-0's {name}", deliver)
+        return self.peers[name]
+
+    def _exit_later(self):
+        self.num_exits += 1
+
+    def tell(self, message, *, inbox="control", epoch=3):
+        self.network.send(self.peers[inbox], epoch, message)
+        self.network.run()
+
+    def pass_time(self, seconds, *, members=None):
+        """Let the control thread do what is due, with Beats that name `members`; returns what it said with its times."""
+        end, said = self.now + seconds, []
+        while True:
+            if members is not None:
+                self.tell(Beat(members=members))
+            wait_s = self.worker.turn(0.0)
+            self.network.run()
+            said += [(round(self.now, 3), message) for message in self.said]
+            self.said.clear()
+            if wait_s is None or self.now + wait_s > end:
+                self.now = end
+                return said
+            self.now += wait_s
+
+
+@pytest.fixture
+def played(tmp_path):
+    return Played(tmp_path)
+
+
+def kinds(said):
+    return [type(message) for _, message in said]
+
+
+def joins(said):
+    return [message for _, message in said if isinstance(message, Join)]
+
+
+def test_it_joins_with_both_inboxes_and_nothing_held(played):
+    (join,) = joins(played.pass_time(0.0))
+    assert (join.name, join.secret, join.model, join.held) == ("worker-0", "s", None, ())
+    assert (join.peer, join.data) == (played.peers["control"], played.peers["data"])
+
+
+def test_it_beats_every_half_second_with_what_the_engine_says_then(played):
+    said = played.pass_time(5.0, members=("worker-0",))
+    beats = [(at, message) for at, message in said if isinstance(message, Heartbeat)]
+    assert [at for at, _ in beats] == [50.0 + HEARTBEAT_S * count for count in range(11)]
+    assert all(message.busy_s == at for at, message in beats)
+
+
+def test_it_joins_until_a_beat_names_it(played):
+    assert len(joins(played.pass_time(2.1))) == 1 + int(2.1 / JOIN_EVERY_S)
+    assert joins(played.pass_time(10.0, members=("worker-0",))) == []
+
+
+def test_without_beats_it_drops_what_runs_and_joins_with_what_it_holds(played):
+    played.pass_time(1.0, members=("worker-0",))
+    played.engine.held = ("digest", (LayerRange(2, 5),))
+    said = played.pass_time(BEAT_LIMIT_S + 0.1)
+    assert played.engine.messages == [Adrift()]
+    (join,) = joins(said)
+    assert (join.model, join.held) == ("digest", (LayerRange(2, 5),))
+    assert joins(played.pass_time(5.0, members=("worker-0",))) == []
+    assert played.engine.messages == [Adrift()]
+    assert played.num_exits == 0
+
+
+def test_beat_without_its_name_sets_it_adrift_at_once(played):
+    played.pass_time(1.0, members=("worker-0",))
+    said = played.pass_time(0.0, members=("worker-1",))
+    assert len(joins(said)) == 1
+    assert played.engine.messages == [Adrift()]
+
+
+def test_orphan_ends_its_engine_and_its_process_once(played):
+    played.pass_time(1.0, members=("worker-0",))
+    played.pass_time(ORPHAN_S + 1)
+    assert played.engine.messages == [Adrift(), Shutdown()]
+    assert played.num_exits == 1
+    assert played.worker.turn(0.0) is None
+
+
+def test_refusal_before_it_belonged_ends_it(played):
+    played.pass_time(0.0)
+    played.tell(Rejected(reason="the token is not this cluster's"))
+    assert played.worker.turn(0.0) is None
+    assert played.engine.messages == [Shutdown()]
+    assert played.num_exits == 1
+
+
+def test_refusal_afterwards_does_not(played):
+    played.pass_time(1.0, members=("worker-0",))
+    played.tell(Rejected(reason="the name is taken"))
+    assert len(joins(played.pass_time(BEAT_LIMIT_S))) == 1
+    assert played.num_exits == 0
+
+
+def test_shutdown_ends_it_once(played):
+    played.pass_time(1.0, members=("worker-0",))
+    played.tell(Shutdown())
+    played.tell(Shutdown())
+    assert played.engine.messages == [Shutdown()]
+    assert played.num_exits == 1
+    assert played.pass_time(5.0) == []
+
+
+def test_what_is_about_models_and_requests_goes_to_the_engine_in_its_epoch(played):
+    messages = [InspectModel(model="m"), PLAN, REQUEST, PrepareStage(model="m", layers=LayerRange(0, 1))]
+    for message in messages:
+        played.tell(message, epoch=9)
+    assert [envelope.epoch for envelope in played.engine.posted] == [9] * 4
+    assert played.engine.messages == messages
+
+
+def test_welcome_and_beats_are_not_the_engine_s(played):
+    played.tell(Welcome(coordinator="c"))
+    played.pass_time(1.0, members=("worker-0",))
+    assert played.engine.messages == []
+
+
+def test_other_workers_can_speak_of_sequences_and_of_nothing_else(played):
+    allowed = [
+        CloseSequence(sequence=1, route=ROUTE),
+        KeepPrefix(sequence=1, route=ROUTE, spans=()),
+        Sampled(number=1, route=ROUTE, tokens=()),
+        StepFailed(number=1, route=ROUTE, message="?"),
+    ]
+    refused = [
+        Shutdown(),
+        PLAN,
+        REQUEST,
+        InspectModel(model="m"),
+        Beat(members=()),
+        Rejected(reason="?"),
+        LinkLost(worker="worker-1", peer="worker-0", why="?"),
+    ]
+    for message in (*refused, *allowed):
+        played.tell(message, inbox="data")
+    played.pass_time(0.0)
+    assert played.engine.messages == allowed
+    assert played.num_exits == 0
+
+
+def test_envelopes_keep_sender_and_number(played):
+    played.worker._deliver_data(Envelope(3, CloseSequence(sequence=1, route=ROUTE), (), 1, 7))
+    (posted,) = played.engine.posted
+    assert (posted.sender, posted.number) == (1, 7)

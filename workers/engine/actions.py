@@ -1,0 +1,60 @@
+"""What is to be done: values that the head of a route and the handlers of messages return and the engine performs, in order."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from protocol.messages import (
+    CloseSequence,
+    DropPrefix,
+    KeepPrefix,
+    Message,
+    OpenSequence,
+    Sampled,
+    Step,
+    StepFailed,
+)
+from protocol.values import Buffer
+from strategy.prefix import Key
+
+Passed = OpenSequence | CloseSequence | KeepPrefix | DropPrefix
+
+
+@dataclass(frozen=True)
+class Report:
+    """Tell the coordinator."""
+
+    message: Message
+    buffers: Sequence[Buffer] = ()
+
+
+@dataclass(frozen=True)
+class Forward:
+    """Take a message, with the keys of the prefixes that it speaks of, to this worker's stage and down the route."""
+
+    message: Passed
+    keys: tuple[Key, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Launch:
+    """Run a step. tokens: ids (rows, N) int32; None stands for those that the same rows' step before is sampling.
+
+    received: what the stage before gave; None on the first.
+    """
+
+    step: Step
+    tokens: np.ndarray | None
+    received: Any = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Tell the head of the step's route what became of it."""
+
+    message: Sampled | StepFailed
+
+
+Action = Report | Forward | Launch | Answer

@@ -1,0 +1,89 @@
+"""The messages that wait for the compute thread, and which of them count.
+
+Owns the epoch in force here: only a LoadStage raises it, and what speaks of sequences counts in that epoch alone. On a
+link whose numbers have a gap nothing counts any more until the next epoch: what comes behind the gap would be computed on
+a cache with a hole.
+"""
+
+import queue
+
+from protocol.codec import Envelope
+from protocol.messages import InspectModel, LinkLost, LoadStage, Message, PrepareStage, Shutdown
+from workers.engine.links import Arrival, LinkNumbers
+
+
+class Adrift(Message, frozen=True, kw_only=True):
+    """Said within the process only: the coordinator is out of reach, and with it whoever waits for what runs here."""
+
+
+_OF_NO_EPOCH = (InspectModel, PrepareStage, Shutdown, Adrift)
+
+
+class Arrivals:
+    """See the module. `post` and `num_waiting` may be used on any thread, the rest on the compute thread.
+
+    name: this worker's.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._waiting: queue.SimpleQueue[Envelope] = queue.SimpleQueue()
+        self._numbers = LinkNumbers()
+        self._senders: tuple[str, ...] = ()
+        self._is_suspended = False
+        self.epoch = 0
+        self.num_dropped = 0
+
+    def __repr__(self) -> str:
+        return f"Arrivals(epoch {self.epoch}, {self.num_waiting} waiting, {self.num_dropped} dropped)"
+
+    @property
+    def num_waiting(self) -> int:
+        return self._waiting.qsize()
+
+    def post(self, envelope: Envelope) -> None:
+        """Hand in a message."""
+        self._waiting.put(envelope)
+
+    def next(self, *, wait_s: float | None) -> Envelope | None:
+        """The next message; None when there is none, or none within `wait_s`."""
+        try:
+            return self._waiting.get(wait_s is not None, timeout=wait_s)
+        except queue.Empty:
+            return None
+
+    def renew(self, epoch: int, senders: tuple[str, ...]) -> None:
+        """A new epoch is in force. senders: the workers of its plan in order."""
+        self.epoch = epoch
+        self._is_suspended = False
+        self._numbers.renew(epoch)
+        self._senders = senders
+
+    def suspend(self) -> None:
+        """No epoch is in force until the next one."""
+        self._is_suspended = True
+
+    def counts(self, envelope: Envelope) -> bool:
+        """Whether a message is of the epoch in force, or of none, and nothing before it is missing on its link.
+
+        Others are counted as dropped; the first behind a gap makes a LinkLost for the coordinator.
+        """
+        message = envelope.message
+        if isinstance(message, _OF_NO_EPOCH):
+            return True
+        if isinstance(message, LoadStage):
+            does_count = envelope.epoch >= self.epoch
+        else:
+            is_in_force = envelope.epoch == self.epoch and not self._is_suspended
+            does_count = is_in_force and self._is_whole(envelope)
+        self.num_dropped += not does_count
+        return does_count
+
+    def _is_whole(self, envelope: Envelope) -> bool:
+        arrival = self._numbers.accept(envelope)
+        if arrival is Arrival.GAP:
+            known = envelope.sender < len(self._senders)
+            sender = self._senders[envelope.sender] if known else "a stranger"
+            why = f"what came before message {envelope.number} is missing"
+            self.post(Envelope(self.epoch, LinkLost(worker=sender, peer=self._name, why=why)))
+        return arrival is Arrival.NEXT

@@ -1,0 +1,74 @@
+"""What a worker is asked about models: inspect one, load its stages of a plan, read weights ahead of one.
+
+On the MLX thread; sends nothing itself. Whatever a model's code raises passes through: it is the message's failure.
+"""
+
+from collections.abc import Callable, Sequence
+
+from protocol.messages import Inspected, InspectModel, Loaded, LoadStage, Prepared, PrepareStage
+from protocol.values import LayerRange, pack_ids, pack_keys
+from strategy.prefix import Key
+from workers.engine.actions import Report
+from workers.engine.stage_loader import StageLoader
+from workers.model.inspection import inspect
+from workers.model.shelf import ModelShelf
+from workers.model.stage_loading import LoadedStages
+
+
+class Loading:
+    """progress: told the bytes read so far."""
+
+    def __init__(self, name: str, shelf: ModelShelf, loader: StageLoader, progress: Callable[[int], None]):
+        self._name = name
+        self._shelf = shelf
+        self._loader = loader
+        self._progress = progress
+        self.read_bytes = 0  # since the process began
+
+    def __repr__(self) -> str:
+        return f"Loading({self._name}, {self._loader})"
+
+    @property
+    def held(self) -> tuple[str | None, tuple[LayerRange, ...]]:
+        """The model that is open and its layers whose weights were read."""
+        return self._loader.held
+
+    def inspect(self, message: InspectModel) -> Report:
+        """Find out how a model can be cut."""
+        found = inspect(self._shelf.place(message.model), self._shelf.cache)
+        return Report(
+            Inspected(
+                worker=self._name,
+                architecture=found.architecture,
+                num_layers=found.num_layers,
+                legal_cuts=found.legal_cuts,
+                why_not=found.why_not,
+                batches=found.batches,
+                last_position_only=found.last_position_only,
+                context_tokens=found.context_tokens,
+            )
+        )
+
+    def load(self, plan: LoadStage) -> tuple[LoadedStages, Report]:
+        """The stages of a plan, and what to say of them."""
+        stages = self._loader.load(self._name, plan, self._progress)
+        self.read_bytes += stages.read_bytes
+        loaded = Loaded(
+            worker=self._name,
+            weights_bytes=stages.weights_bytes,
+            read_bytes=stages.read_bytes,
+            prefixes=stages.prefixes,
+        )
+        known = [stages.executors[prefix.route].prefixes.known for prefix in stages.prefixes]
+        return stages, Report(loaded, [buffer for keys in known for buffer in _packed(keys)])
+
+    def prepare(self, message: PrepareStage) -> Report:
+        """Read weights ahead of a plan."""
+        read_bytes = self._loader.prepare(message, self._progress)
+        self.read_bytes += read_bytes
+        return Report(Prepared(worker=self._name, layers=message.layers, read_bytes=read_bytes))
+
+
+def _packed(keys: Sequence[tuple[Key, int]]) -> tuple[bytes, bytes]:
+    """Keys, and their numbers of tokens, as two buffers."""
+    return pack_keys([key for key, _ in keys]), pack_ids(length for _, length in keys)

@@ -1,0 +1,175 @@
+"""Runs steps through the stages that this worker has in its routes, and passes on what comes of them.
+
+Launches and finishes apart, so that the host prepares one step while the device computes the one before; who calls holds
+the step in flight. Decides nothing and answers nobody: what goes wrong is raised. On the MLX thread.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import msgspec
+import numpy as np
+
+from protocol.messages import CloseSequence, DropPrefix, KeepPrefix, OpenSequence, Sampled, Step
+from protocol.values import Buffer, Route, pack_keys
+from strategy.prefix import Key
+from workers.engine.actions import Launch, Passed
+from workers.engine.executor import Launched, StageExecutor
+from workers.engine.fitness import UnfitMessage, required_buffer
+from workers.engine.links import DataLinks
+from workers.engine.step_kind import kind_of
+from workers.engine.trace import Tracer
+from workers.engine.usual_times import UsualTimes
+from workers.engine.vitals import Vitals
+from workers.model import payload
+from workers.model.stage_loading import LoadedStages
+
+# How often MLX gives unused buffers back to the system, as mlx-lm does.
+_CLEAR_EVERY_STEPS = 256
+
+
+@dataclass(frozen=True, eq=False)
+class StepInFlight:
+    """A launched step whose end nobody waited for yet. limit_s: how long the wait should take at most."""
+
+    launched: Launched
+    tokens: np.ndarray | None
+    started_at: float
+    limit_s: float
+
+    @property
+    def step(self) -> Step:
+        return self.launched.step
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What came of a step here. answer: for the head, None where the step went on to another worker."""
+
+    seconds: float
+    answer: Sampled | None
+
+
+class StageRunner:
+    """See the module. now: a clock that never goes back."""
+
+    def __init__(self, name: str, links: DataLinks, vitals: Vitals, tracer: Tracer | None, now: Callable[[], float]):
+        self._name = name
+        self._links = links
+        self._vitals = vitals
+        self._tracer = tracer
+        self._now = now
+        self._usual: dict[Route, UsualTimes] = {}
+        self._launch_returns_at_once = mx.metal.is_available()
+        self._finished_at = now()
+        self.stages = LoadedStages()
+
+    def __repr__(self) -> str:
+        return f"StageRunner({self._name}, {[str(route) for route in self.stages.executors]})"
+
+    def renew(self, stages: LoadedStages) -> None:
+        """Run these from now on."""
+        self.stages = stages
+        self._usual = {route: UsualTimes(stages.chunk_costs.get(route)) for route in stages.executors}
+
+    def close_sequences(self) -> None:
+        """End every sequence; what is kept of earlier ones stays."""
+        for executor in self.stages.executors.values():
+            executor.close_all()
+
+    def _executor(self, route: Route) -> StageExecutor:
+        executor = self.stages.executors.get(route)
+        if executor is None:
+            raise UnfitMessage(f"the route {route} is not loaded here")
+        return executor
+
+    # --- what sequences leave and take
+
+    def passes_on(self, route: Route) -> bool:
+        """Whether another worker follows on a route."""
+        return self._name in route.workers[:-1]
+
+    def _next_worker(self, route: Route) -> str | None:
+        return None if route.is_single else route.next_after(self._name)
+
+    def apply(self, message: Passed, keys: tuple[Key, ...]) -> None:
+        """Pass a message on and do what it says."""
+        executor = self._executor(message.route)
+        if isinstance(message, KeepPrefix) and len(message.spans) != len(keys):
+            raise UnfitMessage(f"{len(message.spans)} spans to keep under {len(keys)} keys")
+        worker = self._next_worker(message.route)
+        if worker is not None:
+            self._links.send(worker, message, [pack_keys(keys)])
+        match message:
+            case OpenSequence():
+                executor.open(message, keys)
+            case KeepPrefix():
+                executor.keep(message, keys)
+            case DropPrefix():
+                executor.prefixes.drop(keys)
+            case CloseSequence():
+                executor.close(message.sequence)
+
+    def spill(self) -> bool:
+        """While no request runs here, put what past ones left on disk, part by part; whether there was any."""
+        executors = self.stages.executors.values()
+        return not any(map(len, executors)) and any(executor.prefixes.spill() for executor in executors)
+
+    def flush(self) -> None:
+        """Put on disk what past sequences left."""
+        self.stages.flush()
+
+    # --- steps
+
+    @staticmethod
+    def received(step: Step, buffers: Sequence[Buffer]) -> Launch:
+        """A step as another worker passed it on."""
+        ids = np.frombuffer(required_buffer(buffers, 0, "the step's token ids"), dtype=np.int32)
+        tokens = ids.reshape(len(step.rows), step.num_tokens)
+        return Launch(step, tokens, payload.decode(step.payload, buffers[1:]))
+
+    def launch_waits(self, route: Route) -> bool:
+        """Whether a launch would wait for the device: on a CPU it does until most of the step is computed.
+
+        So what another stage waits for goes out before.
+        """
+        return not route.is_single and not self._launch_returns_at_once
+
+    def launch(self, launch: Launch, before: StepInFlight | None) -> StepInFlight:
+        """Begin a step; `before` it another is in flight, for which the device may have to be waited for."""
+        step = launch.step
+        executor = self._executor(step.route)
+        limit_s = self._usual[step.route].limit_s(kind_of(step), step.num_tokens)
+        started_at = self._now()
+        self._vitals.begin(started_at, limit_s if before is None else limit_s + before.limit_s)
+        return StepInFlight(executor.launch(step, launch.tokens, launch.received), launch.tokens, started_at, limit_s)
+
+    def finish(self, in_flight: StepInFlight) -> Finished:
+        """Wait for a step, and pass on what came of it."""
+        step = in_flight.step
+        self._vitals.begin(self._now(), in_flight.limit_s)
+        output = self._executor(step.route).finish(in_flight.launched)
+        seconds = self._count(in_flight)
+        worker = self._next_worker(step.route)
+        if worker is None:
+            return Finished(seconds, Sampled(number=step.number, route=step.route, tokens=tuple(output)))
+        spec, arrays = payload.encode(output)
+        assert in_flight.tokens is not None, "only a route of one stage runs ahead of its ids"
+        self._links.send(worker, msgspec.structs.replace(step, payload=spec), [in_flight.tokens.tobytes(), *arrays])
+        return Finished(seconds, None)
+
+    def _count(self, in_flight: StepInFlight) -> float:
+        """Seconds that the device was at a step, from when it was free for it."""
+        step, kind = in_flight.step, kind_of(in_flight.step)
+        started_at = max(in_flight.started_at, self._finished_at)
+        self._finished_at = self._now()
+        seconds = self._finished_at - started_at
+        self._vitals.count(len(step.rows), seconds)
+        self._usual[step.route].observe(kind, step.num_tokens, seconds)
+        if self._vitals.num_steps % _CLEAR_EVERY_STEPS == 0:
+            mx.clear_cache()
+        if self._tracer is not None:
+            sequences = [row.sequence for row in step.rows]
+            self._tracer.ended(kind.value, seconds, step=step.number, sequences=sequences, tokens=step.num_tokens)
+        return seconds

@@ -1,0 +1,104 @@
+"""What a worker says of itself: what its compute thread is at, how much it did, what its caches take.
+
+Written by the compute thread alone. `heartbeat` may be called on another one, most of all while the compute thread is
+stuck: so whatever it reads is a frozen value in one attribute.
+"""
+
+from dataclasses import dataclass
+
+import msgspec
+
+from protocol.messages import Heartbeat
+from protocol.values import LayerRange
+from workers.model.stage_loading import LoadedStages
+
+# How old the figures in a heartbeat may be.
+MEASURE_EVERY_S = 0.25
+# What is not a step (a prefix that is copied or read) has no usual time.
+MESSAGE_LIMIT_S = 30.0
+
+
+@dataclass(frozen=True)
+class _Busy:
+    since: float
+    limit_s: float
+
+
+class Vitals:
+    """See the module. held: the model that is open here and its layers whose weights were read."""
+
+    def __init__(self, worker: str):
+        self._busy: _Busy | None = None
+        self._measured_at: float | None = None
+        self._measured = Heartbeat(
+            worker=worker,
+            weights_bytes=0,
+            kv_bytes=0,
+            prefix_bytes=0,
+            shared_bytes=0,
+            disk_bytes=0,
+            running=0,
+            queued=0,
+            steps=0,
+            rows=0,
+            busy_s=0.0,
+        )
+        self.num_steps = 0
+        self._num_rows = 0
+        self._busy_s = 0.0
+        self._read_bytes = 0
+        self.held: tuple[str | None, tuple[LayerRange, ...]] = (None, ())
+
+    def __repr__(self) -> str:
+        return f"Vitals({self.num_steps} steps, {self._busy})"
+
+    def begin(self, now: float, limit_s: float = MESSAGE_LIMIT_S) -> None:
+        """The compute thread turns to something that should take `limit_s` at most."""
+        self._busy = _Busy(now, limit_s)
+
+    def rest(self) -> None:
+        """The compute thread waits for messages, or does what may take as long as it takes."""
+        self._busy = None
+
+    def count(self, num_rows: int, seconds: float) -> None:
+        """A step is done."""
+        self.num_steps += 1
+        self._num_rows += num_rows
+        self._busy_s += seconds
+
+    def have(self, held: tuple[str | None, tuple[LayerRange, ...]], read_bytes: int) -> None:
+        """What is open here now; read_bytes: of weights, since the process began."""
+        self.held = held
+        self._read_bytes = read_bytes
+
+    def is_due(self, now: float) -> bool:
+        """Whether it is time to measure again."""
+        return self._measured_at is None or now - self._measured_at >= MEASURE_EVERY_S
+
+    def measure(self, now: float, stages: LoadedStages) -> None:
+        """Take the figures that the next heartbeats say."""
+        self._measured_at = now
+        executors = stages.executors.values()
+        self._measured = msgspec.structs.replace(
+            self._measured,
+            weights_bytes=stages.weights_bytes,
+            kv_bytes=sum(executor.kv_bytes for executor in executors),
+            prefix_bytes=sum(executor.prefixes.num_bytes for executor in executors),
+            shared_bytes=sum(executor.shared_bytes for executor in executors),
+            disk_bytes=sum(executor.prefixes.disk_bytes for executor in executors),
+            running=sum(len(executor) for executor in executors),
+            steps=self.num_steps,
+            rows=self._num_rows,
+            busy_s=self._busy_s,
+            read_bytes=self._read_bytes,
+        )
+
+    def heartbeat(self, now: float, *, num_waiting: int) -> Heartbeat:
+        """For any thread. num_waiting: messages that the compute thread has not taken yet."""
+        busy = self._busy
+        return msgspec.structs.replace(
+            self._measured,
+            queued=num_waiting,
+            oldest_step_s=None if busy is None else max(0.0, now - busy.since),
+            overdue_s=0.0 if busy is None else busy.limit_s,
+        )
