@@ -1,1 +1,1 @@
-"""What the figures in README and docs/BENCHMARKS.md come from: `./launch.sh bench NAME`, one module for each."""
+"""What the figures in README, docs/BENCHMARKS.md and docs/RELIABILITY.md come from: `./launch.sh bench NAME`, one module for each."""

@@ -8,8 +8,6 @@ its threads, has one core; the fake worker and the client share another.
 import argparse
 import contextlib
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -24,6 +22,7 @@ from benchmarks.support.fake_stages import PACE_FILE, SENT_FILE, Pace
 from benchmarks.support.figures import Bar, bar_chart
 from benchmarks.support.main import main
 from benchmarks.support.many_streams import Arrivals, read_streams
+from benchmarks.support.own_coordinator import own_coordinator
 from benchmarks.support.random_models import MARK, SIZES, ensure_model
 from benchmarks.support.reporting import Report
 from cluster.settings import ApiSettings, ModelSettings, Settings, WorkerSettings
@@ -102,24 +101,9 @@ def coordinator_alone(home: Home, pace: Pace) -> Iterator[tuple[int, int]]:
         workers=(WorkerSettings(name="worker-0"),),
     )
     home.create()
-    home.write_private(home.settings_file, msgspec.json.encode(settings))
     (home.root / PACE_FILE).write_bytes(msgspec.json.encode(pace))
-    command = [sys.executable, "-m", "benchmarks.support.coordinator_alone", "--home", str(home.root)]
-    environment = {**os.environ, "PYTHONPATH": str(machine.CHECKOUT)}
-    process = subprocess.Popen(command, cwd=machine.CHECKOUT, env=environment, stdout=subprocess.PIPE)
-    try:
-        assert process.stdout is not None
-        lines = process.stdout.read()  # ends when it is ready or has failed
-        if b'"ready"' not in lines:
-            raise RuntimeError(f"the coordinator did not start: {lines.decode(errors='replace')}")
-        yield port, process.pid
-    finally:
-        process.terminate()
-        try:
-            process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    with own_coordinator("benchmarks.support.coordinator_alone", home, settings) as pid:
+        yield port, pid
 
 
 def run(arguments: argparse.Namespace) -> Report:

@@ -1,8 +1,8 @@
-"""Runs the measurements that docs/BENCHMARKS.md shows and writes its results: `./launch.sh bench record [NAME ...]`.
+"""Runs the measurements that two pages show and writes their results there: `./launch.sh bench record [NAME ...]`.
 
-Each runs in a process of its own, one after the other. Results are kept as JSON under TANDEM_HOME/benchmarks, so that a
-part can be measured again; the page's part below the marker is written anew from all that are there, the figures beside
-it into docs/figures.
+The pages are docs/BENCHMARKS.md (speed) and docs/RELIABILITY.md (losses). Each measurement runs in a process of its own,
+one after the other. Results are kept as JSON under TANDEM_HOME/benchmarks, so that a part can be measured again; a page's
+part below the marker is written anew from all that are there, the figures beside it into docs/figures.
 """
 
 import argparse
@@ -16,17 +16,19 @@ import msgspec
 from benchmarks.support import machine
 from benchmarks.support.reporting import as_markdown
 
-PAGE = machine.CHECKOUT / "docs" / "BENCHMARKS.md"
-FIGURES = machine.CHECKOUT / "docs" / "figures"
+DOCS = machine.CHECKOUT / "docs"
+SPEED, LOSSES = DOCS / "BENCHMARKS.md", DOCS / "RELIABILITY.md"
+FIGURES = DOCS / "figures"
 MARKER = "<!-- Everything below is written by ./launch.sh bench record -->"
 
 
 class Measurement(msgspec.Struct, frozen=True):
-    """One section of the page: its heading, the benchmark and its arguments."""
+    """One section of a page: its heading, the benchmark and its arguments."""
 
     title: str
     module: str
     arguments: tuple[str, ...] = ()
+    page: Path = SPEED
 
     @property
     def command(self) -> str:
@@ -63,6 +65,11 @@ MEASUREMENTS = {
     "memory": Measurement("Memory of each worker, model of 1 GB", "memory"),
     "coordinator": Measurement("The coordinator alone", "coordinator"),
     "coordinator-8": Measurement("The coordinator alone, eight sequences in a message", "coordinator", ("--rows", "8")),
+    "kills": Measurement("Workers lost at random moments", "kills", page=LOSSES),
+    "links": Measurement("Faults of the link between two workers", "links", page=LOSSES),
+    "restarts": Measurement("The coordinator killed under load", "restarts", page=LOSSES),
+    "copies": Measurement("Copies of caches on the next worker", "copies", page=LOSSES),
+    "soak": Measurement("20,000 requests with losses", "soak", page=LOSSES),
 }
 
 
@@ -80,7 +87,7 @@ def measure(name: str, folder: Path, *, quick: bool) -> bool:
 
 
 def page(head: str, found: dict[str, dict[str, Any]]) -> str:
-    """The page: `head` up to its marker, then a section for each result."""
+    """A page: `head` up to its marker, then a section for each result."""
     parts = [head.partition(MARKER)[0].rstrip(), MARKER]
     for name, measurement in MEASUREMENTS.items():
         if name in found:
@@ -89,11 +96,18 @@ def page(head: str, found: dict[str, dict[str, Any]]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def results(folder: Path, of_page: Path) -> dict[str, dict[str, Any]]:
+    """What has been measured for a page, by name."""
+    names = [name for name, measurement in MEASUREMENTS.items() if measurement.page == of_page]
+    files = {name: folder / f"{name}.json" for name in names}
+    return {name: msgspec.json.decode(file.read_bytes()) for name, file in files.items() if file.exists()}
+
+
 def main() -> int:
     """Measure and write; 1 when a measurement failed."""
     parser = argparse.ArgumentParser(prog="launch.sh bench record", description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: all of {', '.join(MEASUREMENTS)}")
-    parser.add_argument("--quick", action="store_true", help="small settings; the page is left alone")
+    parser.add_argument("--quick", action="store_true", help="small settings; the pages are left alone")
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(MEASUREMENTS):
         parser.error(f"there is no measurement {', '.join(sorted(unknown))}; there are: {', '.join(MEASUREMENTS)}")
@@ -103,9 +117,8 @@ def main() -> int:
     FIGURES.mkdir(parents=True, exist_ok=True)
     failed = [name for name in arguments.names or MEASUREMENTS if not measure(name, folder, quick=arguments.quick)]
     if not arguments.quick:
-        files = {name: folder / f"{name}.json" for name in MEASUREMENTS}
-        found = {name: msgspec.json.decode(file.read_bytes()) for name, file in files.items() if file.exists()}
-        PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), found), encoding="utf-8")
+        for file in (SPEED, LOSSES):
+            file.write_text(page(file.read_text(encoding="utf-8"), results(folder, file)), encoding="utf-8")
     if failed:
         print(f"bench record: {', '.join(failed)} failed", file=sys.stderr)
     return 1 if failed else 0

@@ -77,8 +77,8 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """One request of a trial. moment: where it was when it happened, None when it had ended.
 
-    wait_s: the longest time without a token since it happened; None when none came after it. resumed: whether it went on
-    on another plan.
+    wait_s: the longest time without a token since it happened, and silence_s without a token or a report of its prefill;
+    None when none came after it. resumed: whether it went on on another plan.
     """
 
     strategy: str
@@ -86,6 +86,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     moment: Moment | None
     resumed: bool
     wait_s: float | None
+    silence_s: float | None
     token_at: tuple[float, ...]
     error: str | None
 
@@ -219,6 +220,7 @@ def _judge(request: Request, answer: Answer, right: Undisturbed, struck: float) 
         moment=_moment_at(answer, struck),
         resumed=bool(answer.tandem.get("resumed", 0)),
         wait_s=longest_wait(answer.text_at, struck),
+        silence_s=longest_wait(sorted([*answer.text_at, *(moment for moment, _ in answer.progress_at)]), struck),
         token_at=tuple(answer.text_at),
         error=answer.error,
     )

@@ -7,7 +7,7 @@ import tomllib
 
 from rich.console import Console
 
-from benchmarks.record import MARKER, MEASUREMENTS, page
+from benchmarks.record import LOSSES, MARKER, MEASUREMENTS, SPEED, page, results
 from benchmarks.support.contenders import WorkerLimits, configuration
 from benchmarks.support.fake_stages import batches, idle_heartbeat
 from benchmarks.support.many_streams import Arrivals
@@ -61,6 +61,12 @@ def test_cluster_configuration_is_toml_that_tandem_takes(tmp_path):
     load_settings(tmp_path / "bench.toml", checkout=tmp_path, working_directory=tmp_path, environment={}, flags=Flags())
 
 
+def test_copies_stand_in_the_configuration_only_where_they_are_wanted(tmp_path):
+    assert "recovery" not in tomllib.loads(configuration(tmp_path, 1234, [WorkerLimits()]))
+    wanted = tomllib.loads(configuration(tmp_path, 1234, [WorkerLimits()], kv_copies=1))
+    assert wanted["recovery"] == {"kv_copies": 1}
+
+
 def test_fake_heartbeat_is_a_valid_message():
     frames = encode(0, idle_heartbeat("worker-0"))
     assert decode(frames).message.worker == "worker-0"
@@ -104,3 +110,12 @@ def test_page_keeps_what_people_wrote_and_replaces_the_results():
     assert again == written
     assert written.startswith(f"# Benchmarks\n\nHow.\n\n{MARKER}")
     assert MEASUREMENTS[name].command in written
+
+
+def test_each_page_has_its_own_results(tmp_path):
+    for name in ("kills", "hop"):
+        (tmp_path / f"{name}.json").write_text("{}")
+    assert results(tmp_path, LOSSES) == {"kills": {}}
+    assert results(tmp_path, SPEED) == {"hop": {}}
+    for file in (LOSSES, SPEED):
+        assert MARKER in file.read_text()

@@ -115,6 +115,7 @@ def outcome(*token_at, resumed=True):
         moment="decode",
         resumed=resumed,
         wait_s=None,
+        silence_s=None,
         token_at=token_at,
         error=None,
     )
