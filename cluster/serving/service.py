@@ -12,13 +12,12 @@ import secrets
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.config import Settings
 from cluster.planning.control import ControlPlane
 from cluster.serving.admission import Admission
 from cluster.serving.answer import Answer, Report
-from cluster.serving.prompts import Prompts
 from cluster.serving.requests import Event, GenerationRequest, ModelInfo, Routed
 from cluster.serving.routes import Routes
 from cluster.serving.status import model_status, reuse_status, worker_status
@@ -37,6 +36,9 @@ from strategy.selector import (
     Thresholds,
     select,
 )
+
+if TYPE_CHECKING:  # see `answer`
+    from cluster.serving.prompts import Prompts
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +87,7 @@ class GenerationService:
     def __init__(
         self,
         control: ControlPlane,
-        prompts: Prompts,
+        prompts: "Prompts",
         settings: Settings,
         model_id: str,
         api: str,
