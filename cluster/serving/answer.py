@@ -5,10 +5,13 @@ argument. Knows nothing of workers or HTTP.
 """
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from cluster.serving.prompts import TextStream
 from cluster.serving.requests import Delta, Event, Finished, Progress
 from protocol.messages import PrefillProgress, Reused, Update
+
+if TYPE_CHECKING:  # the tokenizer's library takes a second to import, and the coordinator loads it beside other things
+    from cluster.serving.prompts import TextStream
 
 Report = Update | PrefillProgress | Reused
 
@@ -16,7 +19,7 @@ Report = Update | PrefillProgress | Reused
 class Answer:
     """stream: the detokenizer of this request; arrival: when the request came."""
 
-    def __init__(self, stream: TextStream, *, prompt_tokens: int, arrival: float):
+    def __init__(self, stream: "TextStream", *, prompt_tokens: int, arrival: float):
         self._stream = stream
         self._prompt_tokens = prompt_tokens
         self._arrival = arrival

@@ -6,18 +6,21 @@ was generated, with the same seed, so that what follows is what would have follo
 
 import secrets
 from collections import Counter
+from typing import TYPE_CHECKING
 
 from cluster.planning.plan import Loss
 from cluster.serving.answer import Answer
 from cluster.serving.counts import Counts
 from cluster.serving.lifecycle import RequestEvent, RequestState, following
-from cluster.serving.prompts import TextStream
 from cluster.serving.requests import GenerationRequest, Routed
 from protocol.errors import ApiError, BadRequest, TooLarge
 from protocol.messages import Generate
 from protocol.values import Route
 from strategy.decision import Asked, Decision, Mode, Strategy
 from strategy.prefix import BLOCK_TOKENS, block_keys
+
+if TYPE_CHECKING:  # see `answer`
+    from cluster.serving.prompts import TextStream
 
 DEFAULT_MAX_TOKENS = 512
 # For architectures without positions to run out of, such as state-space models.
@@ -30,7 +33,7 @@ class LiveRequest:
     """tokens: of the prompt; stream: the detokenizer of the answer; arrival: when the request came."""
 
     def __init__(
-        self, request: GenerationRequest, tokens: tuple[int, ...], stream: TextStream, counts: Counts, arrival: float
+        self, request: GenerationRequest, tokens: tuple[int, ...], stream: "TextStream", counts: Counts, arrival: float
     ):
         self.request = request
         self.tokens = tokens

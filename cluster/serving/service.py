@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.planning.interface import Cluster
 from cluster.planning.plan import Loss, Plan
@@ -20,7 +20,6 @@ from cluster.serving.health import Health
 from cluster.serving.lifecycle import RequestEvent, RequestState
 from cluster.serving.live_request import LiveRequest
 from cluster.serving.overview import Identity, Overview
-from cluster.serving.prompts import Prompts
 from cluster.serving.requests import Event, Explanation, Finished, GenerationRequest, ModelInfo
 from cluster.serving.runs import RouteLost, Runs
 from cluster.serving.status import HealthReport, Status, health_report
@@ -30,6 +29,9 @@ from protocol.errors import ApiError, Unavailable, UsageError
 from protocol.messages import ForgetConversation, PrefillProgress, Reused, SequenceFailed, Tokens
 from strategy.cache_use import MeasuredUse
 from strategy.decision import Asked, Decision, Mode
+
+if TYPE_CHECKING:  # see `answer`
+    from cluster.serving.prompts import Prompts
 
 MAX_RUNNING = 256
 
@@ -42,7 +44,7 @@ class GenerationService:
     def __init__(
         self,
         cluster: Cluster,
-        prompts: Prompts,
+        prompts: "Prompts",
         settings: Settings,
         identity: Identity,
         measured_use: MeasuredUse | None = None,

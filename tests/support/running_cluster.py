@@ -116,6 +116,13 @@ class RunningCluster:
         assert done.returncode == (0 if status["state"] == "ready" else 3), done.stderr
         return status
 
+    def ready_status(self) -> dict[str, Any] | None:
+        """GET /status once the cluster is ready, else None."""
+        with contextlib.suppress(httpx.HTTPError):
+            status = self.api_status()
+            return status if status["state"] == "ready" else None
+        return None
+
     # --- HTTP
 
     def api_status(self) -> dict[str, Any]:

@@ -62,9 +62,6 @@ class Chat:
         limit = {"max_tokens": older if newer is None else newer}
         return api_request(fields | limit, ChatPrompt(fields["messages"]), "messages")
 
-    def failure(self, error: ApiError) -> bytes:
-        return event(error.body())
-
     def answer(self, request: ApiRequest, routed: Routed, *, model: str, created: int) -> AnswerFormat:
         """See `Surface`."""
         return _ChatCompletion(request, routed, model=model, created=created)

@@ -47,9 +47,6 @@ class Completions:
             raise BadRequest("prompt is missing; send a string or a list of token ids", param="prompt")
         return api_request(fields, fields["prompt"], "prompt")
 
-    def failure(self, error: ApiError) -> bytes:
-        return event(error.body())
-
     def answer(self, request: ApiRequest, routed: Routed, *, model: str, created: int) -> AnswerFormat:
         """See `Surface`."""
         return _TextCompletion(request, routed, model=model, created=created)
