@@ -16,7 +16,7 @@ import zmq  # to measure what encryption costs: the transport has no way without
 
 from protocol.codec import Envelope
 from protocol.messages import Row, Step
-from protocol.transport import ZmqInbox, ZmqOutbox
+from protocol.transport import ZmqDataLinks, ZmqInbox
 from protocol.values import Peer, Route
 from workers.model import payload
 
@@ -50,13 +50,12 @@ class TandemLink:
     def __init__(self) -> None:
         self._arrivals: queue.SimpleQueue[Envelope] = queue.SimpleQueue()
         self._inbox = ZmqInbox(self._arrivals.put)
-        self._outbox = ZmqOutbox()
+        self._links = ZmqDataLinks(_fail)
         self.peer = self._inbox.peer
-        self._other = self.peer
         self._inbox.start()
 
     def connect(self, peer: Peer) -> None:
-        self._other = peer
+        self._links.renew(1, 0, {"other": peer})
 
     def send(self, array: mx.array) -> None:
         spec, buffers = payload.encode(array)
@@ -70,7 +69,7 @@ class TandemLink:
             num_tokens=array.shape[1],
             payload=spec,
         )
-        self._outbox.send(self._other, 1, step, [tokens.tobytes(), *buffers])
+        self._links.send("other", step, [tokens.tobytes(), *buffers])
 
     def receive(self) -> mx.array:
         envelope = self._arrivals.get(timeout=_TIMEOUT_S)
@@ -145,6 +144,10 @@ def make_link(way: str) -> Link:
     ends: dict[str, type[Any]] = {"tandem": TandemLink, "zeromq": ZeroMqLink, "tcp": TcpLink}
     link: Link = ends[way]()
     return link
+
+
+def _fail(worker: str, why: str) -> None:
+    raise ConnectionError(f"the link to the {worker} process is lost: {why}")
 
 
 def _evaluated(array: mx.array) -> mx.array:
