@@ -124,9 +124,9 @@ class InProcessCluster:
             snapshots = any(prefix.needs.snapshots for message in loaded for prefix in message.prefixes)
             for route in {Route(self.names), Route(self.names[:1])}:
                 known = KnownPrefix(route=route, capacity=self._prefix_capacity, snapshots=snapshots)
-                kept = dict(self.engines[route.head]._stages.executors[route].prefixes.on_disk)
+                kept = dict(self.engines[route.head]._stages.executors[route].prefixes.known)
                 for name in route:
-                    there = {key for key, _ in self.engines[name]._stages.executors[route].prefixes.on_disk}
+                    there = {key for key, _ in self.engines[name]._stages.executors[route].prefixes.known}
                     kept = {key: length for key, length in kept.items() if key in there}
                 lengths = np.array(list(kept.values()), np.int32).tobytes()
                 self._send(route.head, known, (b"".join(kept), lengths))

@@ -53,7 +53,7 @@ from workers.engine.trace import Tracer
 from workers.model import payload
 from workers.model.inspection import inspect
 from workers.model.shelf import ModelShelf
-from workers.model.stage_loading import LoadedStages, load_stages
+from workers.model.stage_loading import LoadedStages, StageLoader
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +80,7 @@ class Engine:
         self._coordinator = coordinator
         self._outbox = outbox
         self._shelf = shelf
+        self._loader = StageLoader(shelf)
         self._tracer = tracer
         self._arrivals: queue.SimpleQueue[Envelope] = queue.SimpleQueue()
         self._epoch = 0
@@ -196,12 +197,12 @@ class Engine:
         )
 
     def _load(self, message: LoadStage, _: tuple[Buffer, ...]) -> None:
-        self._stages.flush()
         self._peers = {stage.worker: stage.peer for stage in message.stages}
         self._heads.clear()
         self._directories.clear()
+        self._stages = LoadedStages()
         try:
-            self._stages = load_stages(self._name, message, self._shelf, self._report_loaded)
+            self._stages = self._loader.load(self._name, message, self._report_loaded)
         except TandemError as error:
             self._report(LoadFailed(worker=self._name, message=str(error)))
             return
@@ -210,8 +211,9 @@ class Engine:
             self._report(LoadFailed(worker=self._name, message=f"{self._name} could not load the model: {error}"))
             return
         prefixes = self._stages.prefixes
-        loaded = Loaded(worker=self._name, weights_bytes=self._stages.weights_bytes, prefixes=prefixes)
-        kept = [self._stages.executors[prefix.route].prefixes.on_disk for prefix in prefixes]
+        weights_bytes, read_bytes = self._stages.weights_bytes, self._stages.read_bytes
+        loaded = Loaded(worker=self._name, weights_bytes=weights_bytes, read_bytes=read_bytes, prefixes=prefixes)
+        kept = [self._stages.executors[prefix.route].prefixes.known for prefix in prefixes]
         self._send(self._coordinator, loaded, [buffer for keys in kept for buffer in _packed(keys)])
 
     def _report_loaded(self, num_bytes: int) -> None:

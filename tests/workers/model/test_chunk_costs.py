@@ -1,8 +1,8 @@
-"""What loading measures; the loading itself is tried by the tests of clusters."""
+"""What loading measures."""
 
 import pytest
 
-from workers.model.stage_loading import chunk_cost
+from workers.model.chunk_costs import chunk_cost
 
 
 def measured(fixed_s: float, token_s: float, *, disturbed: tuple[int, ...] = (0,)) -> tuple[list[int], float, float]:
