@@ -201,7 +201,7 @@ class PrefixStore:
 
     def in_memory(self) -> Iterator[tuple[Key, dict[LayerRange, KvPart]]]:
         """Each key with the parts of it that are in memory, by their layers; least recently used first."""
-        for key in dict.fromkeys([*self._copies, *self._parts]):
+        for key in [*(key for key in self._copies if key not in self._parts), *self._parts]:
             own = {self._layers: self._parts[key]} if key in self._parts else {}
             yield key, own | self._copies.of(key)
 
