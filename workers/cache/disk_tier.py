@@ -11,11 +11,13 @@ import io
 import logging
 import os
 import queue
+import re
 import shutil
+import stat
 import threading
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 from mlx_lm.models.cache import load_prompt_cache, save_prompt_cache
@@ -27,6 +29,8 @@ log = logging.getLogger(__name__)
 FORMAT = "1"
 _SUFFIX = ".safetensors"
 _CHECKSUM_BYTES = 16
+_TOKENS = re.compile("[0-9]{1,10}")
+_MAX_TOKENS = 2**31 - 1
 
 
 def signature(**parts: object) -> str:
@@ -41,8 +45,9 @@ def remove_stale(root: Path, model: str, *, limit_bytes: int) -> None:
     model: what the names of the folders in use begin with.
     """
     try:
-        folders = sorted(root.iterdir(), key=lambda folder: (folder.name.startswith(model), folder.stat().st_mtime))
-        sizes = {folder: sum(file.stat().st_size for file in folder.iterdir()) for folder in folders}
+        found = [path for path in root.iterdir() if path.is_dir()]
+        folders = sorted(found, key=lambda folder: (folder.name.startswith(model), folder.stat().st_mtime))
+        sizes = {folder: sum(file.lstat().st_size for file in folder.iterdir()) for folder in folders}
     except OSError as error:  # another worker writes or removes at this moment, so it looks after the limit itself
         log.info("left stale folders alone: %s", error)
         return
@@ -54,96 +59,127 @@ def remove_stale(root: Path, model: str, *, limit_bytes: int) -> None:
             excess -= size
 
 
+class _File(NamedTuple):
+    path: Path
+    checksum: str
+    num_bytes: int
+    num_tokens: int
+
+
 class DiskTier:
     """The files of one signature. limit_bytes: of all files together. Reads and `write` belong to the MLX thread."""
 
     def __init__(self, folder: Path, *, limit_bytes: int):
         self._folder = folder
         self._limit_bytes = limit_bytes
-        self._files: OrderedDict[Key, Path] = OrderedDict()  # least recently used first
-        self._sizes: dict[Key, int] = {}
-        self._tasks: queue.Queue[tuple[Path, bytes] | Path] = queue.Queue()
+        self._files: OrderedDict[Key, _File] = OrderedDict()  # least recently used first
+        self._tasks: queue.Queue[tuple[Path, bytes] | Path | None] = queue.Queue()
+        self.num_bytes = 0
         self.num_ignored = 0
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.utime(folder)  # when it was opened last
         self._scan()
+        self.limit(limit_bytes)
         threading.Thread(target=self._work, name="disk-tier", daemon=True).start()
 
     def __repr__(self) -> str:
         return f"DiskTier({self._folder.name}, {len(self._files)} files, {self.num_bytes} bytes)"
 
     @property
-    def num_bytes(self) -> int:
-        return sum(self._sizes.values())
-
-    @property
     def num_tokens_by_key(self) -> list[tuple[Key, int]]:
         """Keys that are there, least recently used first, each with its number of tokens."""
-        return [(key, int(path.name.split("-")[2].removesuffix(_SUFFIX))) for key, path in self._files.items()]
+        return [(key, file.num_tokens) for key, file in self._files.items()]
+
+    def limit(self, limit_bytes: int) -> None:
+        """The folder is in use, with this much room from now on."""
+        self._limit_bytes = limit_bytes
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.utime(self._folder)  # when it was opened last
+        self._shrink()
 
     def _scan(self) -> None:
         found = []
         for path in self._folder.iterdir():
-            key = _key_of(path)
-            if key is None:
-                self._ignore(path, "its name is not one of ours")
+            named = _named(path)
+            try:
+                status = path.lstat()
+            except OSError:  # another process removed it meanwhile
+                continue
+            if named is None or not stat.S_ISREG(status.st_mode):
+                self._ignore(path, "it is not one of ours")
             else:
-                found.append((path.stat().st_mtime, key, path))
-        for _, key, path in sorted(found):
-            self._files[key] = path
-            self._sizes[key] = path.stat().st_size
+                key, checksum, num_tokens = named
+                found.append((status.st_mtime, key, _File(path, checksum, status.st_size, num_tokens)))
+        for _, key, file in sorted(found):
+            if key in self._files:
+                self.remove(key)
+            self._add(key, file)
 
     def write(self, key: Key, entries: list[Any], num_tokens: int) -> None:
         """Write a part in the background; the least recently used files go where it needs their room."""
         if key in self._files:
+            self._files.move_to_end(key)
             return
         buffer = io.BytesIO()
         save_prompt_cache(buffer, entries, {"format": FORMAT, "key": key.hex()})
         content = buffer.getvalue()
-        path = self._folder / f"{key.hex()}-{_checksum(content)}-{num_tokens}{_SUFFIX}"
-        self._files[key] = path
-        self._sizes[key] = len(content)
+        checksum = _checksum(content)
+        path = self._folder / f"{key.hex()}-{checksum}-{num_tokens}{_SUFFIX}"
+        self._add(key, _File(path, checksum, len(content), num_tokens))
         self._tasks.put((path, content))
-        while self.num_bytes > self._limit_bytes and len(self._files) > 1:
-            self.remove(next(iter(self._files)))
+        self._shrink()
 
-    def read(self, key: Key) -> list[Any] | None:
-        """The entries of a part, evaluated; None when it is not there or cannot be believed."""
-        path = self._files.get(key)
-        if path is None:
+    def read(self, key: Key) -> tuple[list[Any], int] | None:
+        """The entries of a part, evaluated, and its number of tokens; None when it is not there or cannot be believed."""
+        file = self._files.get(key)
+        if file is None:
             return None
         self.flush()
         try:
-            content = path.read_bytes()
-            if path.name.split("-")[1] != _checksum(content):
+            if file.checksum != _checksum(file.path.read_bytes()):
                 raise ValueError("its checksum is wrong")
-            entries, metadata = load_prompt_cache(str(path), return_metadata=True)
+            entries, metadata = load_prompt_cache(str(file.path), return_metadata=True)
             if metadata != {"format": FORMAT, "key": key.hex()}:
                 raise ValueError("it belongs elsewhere")
             mx.eval([entry.state for entry in entries])
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
-            self._files.pop(key)
-            self._sizes.pop(key)
-            self._ignore(path, str(error))
+            self._forget(key)
+            self._ignore(file.path, str(error))
             return None
         self._files.move_to_end(key)
-        return entries
+        return entries, file.num_tokens
 
     def remove(self, key: Key) -> None:
         """Delete a part's file, in the background."""
-        path = self._files.pop(key, None)
-        self._sizes.pop(key, None)
-        if path is not None:
-            self._tasks.put(path)
+        file = self._forget(key)
+        if file is not None:
+            self._tasks.put(file.path)
 
     def flush(self) -> None:
         """Return when everything asked for so far is on disk."""
         self._tasks.join()
 
+    def close(self) -> None:
+        """Nothing more is asked for; returns at once, what was asked for is still done."""
+        self._tasks.put(None)
+
+    def _add(self, key: Key, file: _File) -> None:
+        self._files[key] = file
+        self.num_bytes += file.num_bytes
+
+    def _forget(self, key: Key) -> _File | None:
+        file = self._files.pop(key, None)
+        self.num_bytes -= 0 if file is None else file.num_bytes
+        return file
+
+    def _shrink(self) -> None:
+        while self.num_bytes > self._limit_bytes and len(self._files) > 1:
+            self.remove(next(iter(self._files)))
+
     def _work(self) -> None:
-        while True:
-            self._do(self._tasks.get())
+        while (task := self._tasks.get()) is not None:
+            self._do(task)
             self._tasks.task_done()
+        self._tasks.task_done()
 
     def _do(self, task: tuple[Path, bytes] | Path) -> None:
         try:
@@ -167,12 +203,49 @@ def _checksum(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=_CHECKSUM_BYTES).hexdigest()
 
 
-def _key_of(path: Path) -> Key | None:
+def _named(path: Path) -> tuple[Key, str, int] | None:
+    """The key, checksum and number of tokens that a file's name says; None for a name that is not one of ours."""
     parts = path.name.removesuffix(_SUFFIX).split("-")
-    if not path.name.endswith(_SUFFIX) or len(parts) != 3 or not parts[2].isdigit():
+    if not path.name.endswith(_SUFFIX) or len(parts) != 3:
         return None
-    try:
-        key, checksum = bytes.fromhex(parts[0]), bytes.fromhex(parts[1])
-    except ValueError:
+    key, checksum, tokens = parts
+    if not (_is_hex(key, KEY_BYTES) and _is_hex(checksum, _CHECKSUM_BYTES) and _TOKENS.fullmatch(tokens)):
         return None
-    return key if len(key) == KEY_BYTES and len(checksum) == _CHECKSUM_BYTES else None
+    return (bytes.fromhex(key), checksum, int(tokens)) if 0 < int(tokens) <= _MAX_TOKENS else None
+
+
+def _is_hex(text: str, num_bytes: int) -> bool:
+    return re.fullmatch(f"[0-9a-f]{{{2 * num_bytes}}}", text) is not None
+
+
+class DiskTiers:
+    """The tiers of one model that this worker has opened, each once: what one still writes, whoever opens it again knows.
+
+    root: the folder of all models; content: of this model, what its folders' names begin with.
+    """
+
+    def __init__(self, root: Path, content: str):
+        self._root = root
+        self._content = content
+        self._open: dict[str, DiskTier] = {}
+
+    def __repr__(self) -> str:
+        return f"DiskTiers({self._content}, {len(self._open)} open)"
+
+    def open(self, *, limit_bytes: int, **parts: object) -> DiskTier:
+        """The tier of a signature. Waits for no other tier."""
+        name = signature(**parts)
+        if name not in self._open:
+            self._open[name] = DiskTier(self._root / f"{self._content}-{name}", limit_bytes=limit_bytes)
+        self._open[name].limit(limit_bytes)
+        return self._open[name]
+
+    def remove_stale(self, *, limit_bytes: int) -> None:
+        """See `remove_stale`."""
+        remove_stale(self._root, self._content, limit_bytes=limit_bytes)
+
+    def close(self) -> None:
+        """The model is given up."""
+        for tier in self._open.values():
+            tier.close()
+        self._open.clear()

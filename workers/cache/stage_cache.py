@@ -145,6 +145,10 @@ class StageCache:
     def distinct(self) -> tuple[int, ...]:
         return self.owned + tuple(group[0] for group in self._stand_ins.values())
 
+    def sharing(self, index: int) -> tuple[int, ...]:
+        """The indices at which the object at `index` stands; the first of them is in `distinct`."""
+        return next((group for group in self._stand_ins.values() if index in group), (index,))
+
     def replaced(self, change: Callable[[int, Any], Any]) -> Self:
         """A cache of the same layout whose objects are `change(index, object)`."""
         entries: list[Any] = [None] * len(self.entries)

@@ -50,12 +50,11 @@ from workers.engine.fitness import UnfitMessage, required_buffer
 from workers.engine.heads import Heads
 from workers.engine.links import DataLinks, Lost
 from workers.engine.loading import Loading
-from workers.engine.stage_loader import StageLoader
 from workers.engine.stage_runner import StageRunner, StepInFlight
 from workers.engine.trace import Tracer
 from workers.engine.vitals import MEASURE_EVERY_S, Vitals
 from workers.model.shelf import ModelShelf
-from workers.model.stage_loading import LoadedStages
+from workers.model.stage_loading import LoadedStages, StageLoader
 
 log = logging.getLogger(__name__)
 

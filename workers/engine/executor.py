@@ -104,6 +104,12 @@ class StageExecutor:
         """Bytes of the kept parts that open sequences began with."""
         return self.prefixes.bytes_of({key for sequence in self._sequences.values() for key in sequence.keys})
 
+    def clear(self) -> None:
+        """Forget every sequence; what is kept of past ones stays."""
+        self._sequences.clear()
+        self._slots.clear()
+        self._last_sampled.clear()
+
     def open(self, message: OpenSequence, keys: Sequence[Key]) -> None:
         """A sequence begins, with the parts of earlier ones named by `keys`.
 

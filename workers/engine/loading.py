@@ -9,10 +9,9 @@ from protocol.messages import Inspected, InspectModel, Loaded, LoadStage, Prepar
 from protocol.values import LayerRange, pack_ids, pack_keys
 from strategy.prefix import Key
 from workers.engine.actions import Report
-from workers.engine.stage_loader import StageLoader
 from workers.model.inspection import inspect
 from workers.model.shelf import ModelShelf
-from workers.model.stage_loading import LoadedStages
+from workers.model.stage_loading import LoadedStages, StageLoader
 
 
 class Loading:

@@ -6,13 +6,14 @@ layers after it hand on what the last layer of the range returned. What nobody a
 weights are never read. Belongs to one thread, as all of MLX does here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import mlx.core as mx
 from mlx import nn
+from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 
 from protocol.errors import ModelError
@@ -21,6 +22,7 @@ from workers.cache.stage_cache import StageCache
 from workers.kv_cache import KINDS, Kind, KvSettings
 from workers.model import loading
 from workers.model.payload import Carried, Payload, arrays, like, map_arrays
+from workers.model.weights import Weights
 
 Part = tuple[str | int, ...]
 
@@ -33,7 +35,7 @@ class SplitModel:
     """A whole mlx-lm module tree, lazily loaded, whose layer calls can be redirected to any contiguous range.
 
     model: usable as mlx-lm made it, also while this object holds it. unused: for each cut (the first layer after it),
-    the parts of a payload that nobody reads there; they are sent as None.
+    the parts of a payload that nobody reads there; they are sent as None. weights: which of them are in memory.
     """
 
     def __init__(self, model: nn.Module, unused: dict[int, tuple[Part, ...]] | None = None):
@@ -44,6 +46,8 @@ class SplitModel:
         self._switch = _Switch()
         self._owner_of_entry: tuple[int | None, ...] | None = None
         self._kinds: dict[str, Kind] = {}
+        self.weights = Weights(model, self.layers)
+        self._outside: dict[LayerRange, frozenset[str]] = {}
         _redirect(self.layers, self._switch)
 
     def __repr__(self) -> str:
@@ -120,27 +124,55 @@ class SplitModel:
         mx.eval(list(arrays(output)), [] if cache is None else cache.states())
 
     def warm_up(
-        self, layers: LayerRange, kv: KvSettings | None = None, read: Callable[[], None] = lambda: None
+        self, layers: LayerRange, kv: KvSettings | None = None, progress: Callable[[int], None] = lambda _: None
     ) -> StageCache:
-        """Reads from disk the weights which the range needs, and no others; returns the caches after one token.
-
-        read: called after each layer that was read.
+        """Reads what the range needs, see `read`, and runs one token through it; returns the caches after that token.
 
         An architecture that looks at values while it runs (dbrx) reads the layers before the range as well.
         """
-        start, stop = layers
-        for layer in self.layers[start:stop]:
-            mx.eval(layer.parameters())
-            read()
-        tokens = mx.zeros((1, 1), mx.int32)
-        payload = None
-        if start:
-            before = LayerRange(0, start)
-            made = self.forward(tokens, layers=before, cache=self.make_cache(before))
-            payload = map_arrays(lambda array: mx.zeros(array.shape, array.dtype), made)
+        self.read(layers, progress)
         cache = self.make_cache(layers, kv)
-        self.evaluate(self.forward(tokens, layers=layers, cache=cache, payload=payload), cache)
+        self.evaluate(self._one_token(layers, cache), cache)
         return cache
+
+    def read(self, layers: LayerRange, progress: Callable[[int], None] = lambda _: None) -> int:
+        """Reads from disk what is missing of the weights that the range needs, and no others; returns their bytes.
+
+        progress: told the bytes after each layer.
+        """
+        num_bytes = self.weights.read_named(self._needed_outside(layers))
+        for index in range(*layers):
+            num_bytes += self.weights.read_layer(index)
+            progress(num_bytes)
+        return num_bytes
+
+    def release(self, path: Path, keep: Iterable[LayerRange]) -> None:
+        """Gives back the memory of all weights that none of these ranges needs. path: where the model lies."""
+        ranges = list(keep)
+        layers = {index for bounds in ranges for index in range(*bounds)}
+        names = frozenset().union(*(self._needed_outside(bounds) for bounds in ranges))
+        if self.weights.excess(layers=layers, names=names):
+            self._kinds.clear()  # some keep what they made of a layer's weights
+            self.weights.release(loading.load(path), layers=layers, names=names)
+
+    def _needed_outside(self, layers: LayerRange) -> frozenset[str]:
+        """Names of the weights outside the layers (embedding, head, norms) that a range needs."""
+        if layers not in self._outside:
+            cache = self.make_cache(layers)
+            output = self._one_token(layers, cache)
+            states = [value for _, value in tree_flatten(cache.states()) if isinstance(value, mx.array)]
+            self._outside[layers] = self.weights.used_by([*arrays(output), *states])
+        return self._outside[layers]
+
+    def _one_token(self, layers: LayerRange, cache: StageCache) -> Payload:
+        """The pass of one token, after a payload of zeros, so that nothing before the range is computed."""
+        token = mx.zeros((1, 1), mx.int32)
+        payload = None
+        if layers[0]:
+            before = LayerRange(0, layers[0])
+            made = self.forward(token, layers=before, cache=self.make_cache(before))
+            payload = map_arrays(lambda array: mx.zeros(array.shape, array.dtype), made)
+        return self.forward(token, layers=layers, cache=cache, payload=payload)
 
     def _run(self, current: "_Pass", tokens: mx.array, entries: list[Any] | None) -> mx.array:
         self._switch.current = current

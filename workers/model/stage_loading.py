@@ -1,35 +1,36 @@
-"""From a plan to everything that one worker needs to run its stages: model, executors, costs, kept prefixes.
+"""From plans to everything that one worker needs to run its stages: model, executors, costs, kept prefixes.
 
-Reads exactly the weights of the worker's layers, or of the full model where the plan says so, and measures what prefill
-chunks cost here. On the MLX thread; sends nothing.
+Owns what is loaded, from one plan to the next: of the same model only weights that are missing are read, those that no
+route here wants any more are given back, and executors of an unchanged range are emptied, not made anew. Exactly the
+weights of the worker's layers are in memory, or of the full model where the plan says so. On the MLX thread; sends
+nothing.
 """
 
-import functools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import mlx.core as mx
 import msgspec
 
 from protocol.errors import ModelError
-from protocol.messages import KeptPrefix, LoadStage
+from protocol.messages import KeptPrefix, LoadStage, PrepareStage
 from protocol.model_digest import model_digest
 from protocol.values import KvSettings, LayerRange, Route
 from strategy.chunking import ChunkCost
-from workers.cache.disk_tier import DiskTier, remove_stale, signature
+from strategy.memory import KvNeeds
+from workers.cache.disk_tier import DiskTiers
 from workers.cache.kv_memory import kv_needs
 from workers.cache.prefix_store import PrefixStore
 from workers.engine.executor import Stage, StageExecutor
+from workers.model.chunk_costs import ChunkCosts
 from workers.model.inspection import inspect
 from workers.model.shelf import ModelShelf
 from workers.model.split_model import SplitModel
 
 log = logging.getLogger(__name__)
 
-# Chunks tried at load, smallest first: two, and more until they took this long.
-_TRIED_CHUNKS = (16, 32, 64, 128, 256, 512)
-_TRIED_CHUNKS_S = 0.4
 # Sequences whose caches are merged into one decode batch.
 MAX_ROWS = 32
 # A static cache's room where only its shape matters.
@@ -39,7 +40,8 @@ _SOME_TOKENS = 256
 class LoadedStages(msgspec.Struct, frozen=True, kw_only=True):
     """By route: how to run this worker's part of it, and what a prefill chunk costs where the route begins here.
 
-    max_rows: sequences in one batch; prefixes: what each route keeps of past sequences, in the order of loading.
+    max_rows: sequences in one batch; prefixes: what each route keeps of past sequences, in the order of loading;
+    read_bytes: of weights read from disk for this plan.
     """
 
     executors: dict[Route, StageExecutor] = {}
@@ -56,91 +58,217 @@ class LoadedStages(msgspec.Struct, frozen=True, kw_only=True):
             executor.prefixes.flush()
 
 
-def load_stages(name: str, plan: LoadStage, shelf: ModelShelf, progress: Callable[[int], None]) -> LoadedStages:
-    """Load the stages of the worker `name`. progress: told the bytes read so far.
+@dataclass(frozen=True)
+class _Place:
+    """What an executor is made for; while it is equal, the executor stays."""
 
-    Raises:
-        ModelError: mlx-lm cannot use the model, or the model does not allow the kind of cache.
-        RuntimeError, ValueError, MemoryError: what MLX raises while it reads the weights.
-    """
-    if mx.metal.is_available():  # keep weights resident on the GPU, as mlx-lm does while it generates
-        mx.set_wired_limit(int(mx.device_info()["max_recommended_working_set_size"]))
-    path = shelf.place(plan.model)
-    model = SplitModel.load(path)
-    model.unused = inspect(path, shelf.cache).unused
-    routes = _routes_through(name, plan, model.num_layers)
-    kv = _kv_settings(plan, model, list(routes.values()))
-    executors, prefixes, chunk_costs = {}, [], {}
-    for route, layers in routes.items():
-        needs = kv_needs(model.warm_up(layers, kv, lambda: progress(mx.get_active_memory())))
-        kept = _prefix_store(plan, shelf, model, layers, num_routes=len(routes), needs=needs)
-        stage = Stage(layers, is_last=route.last == name)
-        executors[route] = StageExecutor(model, stage, last_position_only=plan.last_position_only, prefixes=kept, kv=kv)
-        prefixes.append(KeptPrefix(route=route, needs=needs))
-        if route.head == name:
-            chunk_costs[route] = chunk_cost(functools.partial(_measure_chunk, model, layers))
-            log.info("chunks of layers %s cost %s", layers, chunk_costs[route])
-    mx.clear_cache()
-    batches = plan.batches and (kv is None or model.kv_kind(kv.kind).batches(kv))
-    return LoadedStages(
-        executors=executors,
-        chunk_costs=chunk_costs,
-        prefixes=tuple(prefixes),
-        max_rows=MAX_ROWS if batches else 1,
-        fixed_chunk_tokens=plan.prefill_chunk_tokens,
-        weights_bytes=mx.get_active_memory(),
-    )
+    stage: Stage
+    kv: KvSettings | None
+    last_position_only: bool
+
+
+@dataclass(frozen=True)
+class _Open:
+    """A model that is open: lazily, with the weights of some layers in memory."""
+
+    digest: str
+    model: SplitModel
+    costs: ChunkCosts
+    tiers: DiskTiers
+
+
+class StageLoader:
+    """See the module. shelf: where models lie."""
+
+    def __init__(self, shelf: ModelShelf):
+        self._shelf = shelf
+        self._open: _Open | None = None
+        self._executors: dict[_Place, StageExecutor] = {}
+        self._needs: dict[_Place, KvNeeds] = {}
+        self._held: tuple[str | None, tuple[LayerRange, ...]] = (None, ())
+
+    def __repr__(self) -> str:
+        return f"StageLoader({self._held}, {len(self._executors)} executors)"
+
+    @property
+    def held(self) -> tuple[str | None, tuple[LayerRange, ...]]:
+        """The digest of the model that is open and which of its layers are in memory; readable from any thread."""
+        return self._held
+
+    def load(self, name: str, plan: LoadStage, progress: Callable[[int], None]) -> LoadedStages:
+        """Come to what the plan wants of the worker `name`. progress: told the bytes of weights in memory.
+
+        After an error the next plan can be loaded.
+
+        Raises:
+            ModelError: mlx-lm cannot use the model, or the model does not allow the kind of cache.
+            RuntimeError, ValueError, MemoryError: what MLX raises while it reads the weights; nothing stays loaded.
+        """
+        if mx.metal.is_available():  # keep weights resident on the GPU, as mlx-lm does while it generates
+            mx.set_wired_limit(int(mx.device_info()["max_recommended_working_set_size"]))
+        try:
+            return self._load(name, plan, self._opened(plan.model), progress)
+        except (RuntimeError, ValueError, MemoryError):
+            self._drop()  # an array whose reading failed cannot be read again
+            raise
+        finally:
+            self._note()
+
+    def prepare(self, message: PrepareStage, progress: Callable[[int], None]) -> int:
+        """Read the weights of layers in advance of a plan; returns their bytes. progress: as in `load`.
+
+        Raises:
+            ModelError: mlx-lm cannot use the model, or another one is in use here.
+            RuntimeError, ValueError, MemoryError: what MLX raises while it reads the weights.
+        """
+        if self._open is not None and self._open.digest != message.model and self._executors:
+            raise ModelError("another model is in use here; it is replaced when a plan asks for this one")
+        model = self._opened(message.model).model
+        before = model.weights.num_bytes
+        try:
+            return model.read(message.layers, lambda num_bytes: progress(before + num_bytes))
+        finally:
+            self._note()
+
+    def _opened(self, digest: str) -> _Open:
+        """The model, opened if another one or none was; another one is dropped first."""
+        path = self._shelf.place(digest)
+        if self._open is None or self._open.digest != digest:
+            self._drop()
+            model = SplitModel.load(path)
+            model.unused = inspect(path, self._shelf.cache).unused
+            costs = ChunkCosts(lambda layers, num_tokens: _measure_chunk(model, layers, num_tokens))
+            tiers = DiskTiers(self._shelf.cache / "kv", model_digest(path, with_times=True))
+            self._open = _Open(digest, model, costs, tiers)
+        return self._open
+
+    def _drop(self) -> None:
+        for executor in self._executors.values():
+            executor.clear()
+            executor.prefixes.retire()
+        self._executors, self._needs = {}, {}
+        if self._open is not None:
+            self._open.tiers.close()
+        self._open = None
+        mx.clear_cache()
+
+    def _note(self) -> None:
+        if self._open is None:
+            self._held = (None, ())
+        else:
+            self._held = (self._open.digest, _merged(self._open.model.weights.held_layers()))
+
+    def _load(self, name: str, plan: LoadStage, opened: _Open, progress: Callable[[int], None]) -> LoadedStages:
+        model = opened.model
+        routes = _routes_through(name, plan, model.num_layers)
+        places = {route: _place(name, plan, route, layers) for route, layers in routes.items()}
+        self._arrange(model, plan, places)
+        path = self._shelf.place(plan.model)
+        model.release(path, routes.values())
+        before = model.weights.num_bytes
+        for place in places.values():
+            self._warm_up(model, place, progress)
+        read_bytes = model.weights.num_bytes - before
+        model.release(path, routes.values())  # what some architectures read only to warm up
+        self._attach_disks(plan, opened, places)
+        chunk_costs = {route: opened.costs.of(layers) for route, layers in routes.items() if route.head == name}
+        log.info("read %d bytes of weights; chunks cost %s", read_bytes, chunk_costs)
+        mx.clear_cache()
+        batches = plan.batches and all(
+            place.kv is None or model.kv_kind(place.kv.kind).batches(place.kv) for place in places.values()
+        )
+        executors = {route: self._executors[place] for route, place in places.items()}
+        return LoadedStages(
+            executors=executors,
+            chunk_costs=chunk_costs,
+            prefixes=tuple(KeptPrefix(route=route, needs=self._needs[place]) for route, place in places.items()),
+            max_rows=MAX_ROWS if batches else 1,
+            fixed_chunk_tokens=plan.prefill_chunk_tokens,
+            weights_bytes=mx.get_active_memory() - sum(each.prefixes.num_bytes for each in executors.values()),
+            read_bytes=read_bytes,
+        )
+
+    def _arrange(self, model: SplitModel, plan: LoadStage, places: dict[Route, _Place]) -> None:
+        """Executors for exactly these places; new ones take over what suits them of what those that go have kept."""
+        gone = {place: self._executors.pop(place) for place in self._executors.keys() - set(places.values())}
+        for route, place in places.items():
+            memory_bytes, copy_bytes = _room(plan, route, len(places))
+            if place in self._executors:
+                self._executors[place].clear()
+                self._executors[place].prefixes.limit(memory_bytes=memory_bytes, copy_bytes=copy_bytes)
+                continue
+            store = PrefixStore(
+                model, place.stage.layers, memory_bytes=memory_bytes, copy_bytes=copy_bytes, kv=place.kv
+            )
+            for earlier, executor in gone.items():
+                if earlier.kv == place.kv:
+                    store.take_over(executor.prefixes)
+            self._executors[place] = StageExecutor(
+                model, place.stage, last_position_only=place.last_position_only, prefixes=store, kv=place.kv
+            )
+        for executor in gone.values():
+            executor.clear()
+            executor.prefixes.retire()
+        self._needs = {place: needs for place, needs in self._needs.items() if place in self._executors}
+
+    def _warm_up(self, model: SplitModel, place: _Place, progress: Callable[[int], None]) -> None:
+        if place in self._needs:
+            return
+        before = model.weights.num_bytes
+        if place.kv is not None and (reason := model.kv_kind(place.kv.kind).why_not(place.kv, place.stage.layers)):
+            raise ModelError(f"kv_cache.kind {place.kv.kind!r} cannot be had: {reason}")
+        caches = model.warm_up(place.stage.layers, place.kv, lambda num_bytes: progress(before + num_bytes))
+        self._needs[place] = kv_needs(caches)
+
+    def _attach_disks(self, plan: LoadStage, opened: _Open, places: dict[Route, _Place]) -> None:
+        for place in places.values():
+            disk = None
+            if plan.prefix_disk_bytes:
+                disk = opened.tiers.open(
+                    limit_bytes=plan.prefix_disk_bytes // len(places),
+                    layers=place.stage.layers,
+                    kv=plan.kv,
+                    needs=self._needs[place],
+                )
+            self._executors[place].prefixes.attach(disk)
+        if plan.prefix_disk_bytes:
+            opened.tiers.remove_stale(limit_bytes=plan.prefix_disk_bytes * len(plan.stages))
 
 
 def _routes_through(name: str, plan: LoadStage, num_layers: int) -> dict[Route, LayerRange]:
     """The routes that pass through this worker and its layers in each: all stages, and itself alone where it holds the
-    full model.
+    full model, which it does where the model cannot be cut.
     """
     own = next(stage for stage in plan.stages if stage.worker == name)
     routes = {} if plan.pipeline is None else {plan.pipeline: own.layers}
-    if own.holds_full_model:
+    if own.holds_full_model or plan.pipeline is None:
         routes[Route((name,))] = LayerRange(0, num_layers)
     return routes
 
 
-def _kv_settings(plan: LoadStage, model: SplitModel, ranges: list[LayerRange]) -> KvSettings | None:
-    """The plan's kind of cache, None for mlx-lm's own."""
-    if plan.kv.kind == "dynamic":
-        return None
-    kv = plan.kv
-    if kv.kind == "static":
+def _place(name: str, plan: LoadStage, route: Route, layers: LayerRange) -> _Place:
+    kv = plan.kv if plan.kv.kind != "dynamic" else None  # mlx-lm's own
+    if kv is not None and kv.kind == "static":
         kv = msgspec.structs.replace(kv, max_tokens=_SOME_TOKENS)  # each sequence has its own
-    for layers in ranges:
-        if reason := model.kv_kind(kv.kind).why_not(kv, layers):
-            raise ModelError(f"kv_cache.kind {kv.kind!r} cannot be had: {reason}")
-    return kv
+    return _Place(Stage(layers, is_last=route.last == name), kv, plan.last_position_only)
 
 
-def _prefix_store(
-    plan: LoadStage, shelf: ModelShelf, model: SplitModel, layers: LayerRange, *, num_routes: int, needs: msgspec.Struct
-) -> PrefixStore:
-    disk = None
-    if plan.prefix_disk_bytes:
-        content = model_digest(shelf.place(plan.model), with_times=True)
-        folder = f"{content}-{signature(layers=layers, kv=plan.kv, needs=needs)}"
-        root = shelf.cache / "kv"
-        disk = DiskTier(root / folder, limit_bytes=plan.prefix_disk_bytes // num_routes)
-        remove_stale(root, content, limit_bytes=plan.prefix_disk_bytes * len(plan.stages))
-    return PrefixStore(model, layers, memory_bytes=plan.prefix_memory_bytes // num_routes, disk=disk)
+def _room(plan: LoadStage, route: Route, num_routes: int) -> tuple[int, int]:
+    """Bytes of memory for what a route keeps of past sequences, and for copies of what its other stages keep."""
+    num_bytes = plan.prefix_memory_bytes // num_routes
+    own_bytes = num_bytes // (1 + plan.kv_copies) if route == plan.pipeline and not route.is_single else num_bytes
+    return own_bytes, num_bytes - own_bytes
 
 
-def chunk_cost(measure: Callable[[int], float]) -> ChunkCost:
-    """What chunks cost here, from a few short runs. measure: runs a chunk of so many tokens and gives its seconds.
-
-    Each size is tried twice, some time apart, and its faster run counts: other workers load at the same time.
-    """
-    measure(_TRIED_CHUNKS[0])  # the first run of all is never like the others
-    first: dict[int, float] = {}
-    for num_tokens in _TRIED_CHUNKS:
-        first[num_tokens] = measure(num_tokens)
-        if len(first) > 1 and sum(first.values()) > _TRIED_CHUNKS_S:
-            break
-    return ChunkCost.fit([(num_tokens, min(seconds, measure(num_tokens))) for num_tokens, seconds in first.items()])
+def _merged(layers: Iterable[int]) -> tuple[LayerRange, ...]:
+    """Ascending indices as half-open ranges."""
+    ranges: list[LayerRange] = []
+    for index in layers:
+        if ranges and ranges[-1][1] == index:
+            ranges[-1] = LayerRange(ranges[-1][0], index + 1)
+        else:
+            ranges.append(LayerRange(index, index + 1))
+    return tuple(ranges)
 
 
 def _measure_chunk(model: SplitModel, layers: LayerRange, num_tokens: int) -> float:

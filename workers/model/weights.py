@@ -1,0 +1,101 @@
+"""Which weights of a lazily loaded model are in memory: reading some, counting them, giving others back.
+
+Owns the knowledge of what is read, taken from MLX's own graph: an array that still has an operation to run is not in
+memory. Knows nothing of plans or passes. A weight is given back by putting a lazy array of a freshly opened model in its
+place, so that the module tree, and whoever refers to it, stays.
+"""
+
+import io
+import re
+from collections.abc import Collection, Iterable, Sequence
+
+import mlx.core as mx
+from mlx import nn
+from mlx.utils import tree_flatten, tree_unflatten
+
+_MADE = re.compile(r'^\d+ -> "w(\d+)"$', re.MULTILINE)
+_USED = re.compile(r'^"w(\d+)" -> \d+$', re.MULTILINE)
+
+
+class Weights:
+    """Of one model. layers: its decoder layers, in order."""
+
+    def __init__(self, model: nn.Module, layers: Sequence[nn.Module]):
+        self._model = model
+        self._layers = layers
+
+    def __repr__(self) -> str:
+        return f"Weights({self.num_bytes} bytes in memory)"
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes in memory; what two parts of the model share counts once."""
+        found = _distinct(self._model)
+        missing = _unread(found)
+        return sum(array.nbytes for array in found if id(array) not in missing)
+
+    def held_layers(self) -> list[int]:
+        """The layers of which every weight is in memory."""
+        missing = _unread(_distinct(self._model))
+        return [
+            index
+            for index, layer in enumerate(self._layers)
+            if (arrays := _distinct(layer)) and not any(id(array) in missing for array in arrays)
+        ]
+
+    def read_layer(self, index: int) -> int:
+        """Read what is missing of a layer; returns the bytes of that."""
+        return _read(_distinct(self._layers[index]))
+
+    def read_named(self, names: Collection[str]) -> int:
+        """Read what is missing of these weights; returns the bytes of that."""
+        return _read([array for name, array in tree_flatten(self._model.parameters()) if name in names])
+
+    def used_by(self, outputs: Iterable[mx.array]) -> frozenset[str]:
+        """Names of the weights outside the layers that an unevaluated computation needs."""
+        in_layers = {id(array) for layer in self._layers for array in _distinct(layer)}
+        named = [(name, array) for name, array in tree_flatten(self._model.parameters()) if id(array) not in in_layers]
+        used = _marked(_USED, [array for _, array in named], outputs)
+        return frozenset(name for name, array in named if id(array) in used)
+
+    def release(self, fresh: nn.Module, *, layers: Collection[int], names: Collection[str]) -> None:
+        """Give back all but the weights of these layers and these others. fresh: the same model, opened anew."""
+        kept = {id(array) for index in layers for array in _distinct(self._layers[index])}
+        named = tree_flatten(self._model.parameters())
+        kept |= {id(array) for name, array in named if name in names}
+        lazy = dict(tree_flatten(fresh.parameters()))
+        unwanted = [(name, lazy[name]) for name, array in named if id(array) not in kept]
+        self._model.update(tree_unflatten(unwanted))
+        del named
+        mx.clear_cache()
+
+    def excess(self, *, layers: Collection[int], names: Collection[str]) -> bool:
+        """Whether anything but the weights of these layers and these others is in memory."""
+        kept = {id(array) for index in layers for array in _distinct(self._layers[index])}
+        kept |= {id(array) for name, array in tree_flatten(self._model.parameters()) if name in names}
+        found = _distinct(self._model)
+        missing = _unread(found)
+        return any(id(array) not in kept and id(array) not in missing for array in found)
+
+
+def _distinct(module: nn.Module) -> list[mx.array]:
+    return list({id(array): array for _, array in tree_flatten(module.parameters())}.values())
+
+
+def _read(arrays: list[mx.array]) -> int:
+    missing = _unread(arrays)
+    wanted = [array for array in arrays if id(array) in missing]
+    mx.eval(wanted)
+    return sum(array.nbytes for array in {id(array): array for array in wanted}.values())
+
+
+def _unread(arrays: list[mx.array]) -> set[int]:
+    """`id` of the arrays that are not in memory."""
+    return _marked(_MADE, arrays, arrays)
+
+
+def _marked(pattern: re.Pattern[str], arrays: Iterable[mx.array], outputs: Iterable[mx.array]) -> set[int]:
+    """`id` of the arrays that stand so in the graph which the outputs still have to run."""
+    graph = io.StringIO()
+    mx.export_to_dot(graph, *outputs, **{f"w{id(array)}": array for array in arrays})
+    return {int(found) for found in pattern.findall(graph.getvalue())}
