@@ -222,6 +222,11 @@ class Coordinator:
         log.info("stopped")
 
 
+def _worker_options(settings: Settings) -> tuple[str, ...]:
+    trace = () if settings.engine.trace is None else ("--trace", settings.engine.trace)
+    return ("--orphan-s", f"{settings.recovery.orphan_s:g}", *trace)
+
+
 def _make_keys() -> tuple[str, str]:
     keys = KeyPair.generate()
     return keys.public, keys.secret
@@ -267,7 +272,7 @@ def main(worker: Sequence[str] = WORKER) -> int:
     report = StartReport(must_be_heard=not arguments.again)
     try:
         settings = msgspec.json.decode(home.settings_file.read_bytes(), type=Settings)
-        launcher = LocalLauncher(home, CHECKOUT, settings.recovery.orphan_s, worker)
+        launcher = LocalLauncher(home, CHECKOUT, _worker_options(settings), worker)
         asyncio.run(Coordinator(home, settings, report, launcher, is_again=arguments.again).run())
     except TandemError as error:
         log.error("%s", error)

@@ -16,12 +16,15 @@ from strategy.vocabulary import LayerRange, Route
 Buffer = bytes | memoryview
 # The coordinator's place among the senders of numbered messages; workers have their index in the plan.
 COORDINATOR = 0xFFFF
+# The name of a worker's link to it, which no worker can have.
+TO_COORDINATOR = ""
 Count = Annotated[int, Meta(ge=1, description="a whole number of at least 1")]
 Natural = Annotated[int, Meta(ge=0, description="a whole number of at least 0")]
 KvKind = Literal["dynamic", "static", "rotating", "quantized", "keys-only", "paged"]
 
 __all__ = [
     "COORDINATOR",
+    "TO_COORDINATOR",
     "Buffer",
     "Count",
     "KvKind",

@@ -15,6 +15,7 @@ from protocol.errors import TandemError
 from protocol.home import Home
 from protocol.join_token import read_token
 from protocol.logs import configure_logging
+from protocol.transport import ZmqInbox
 from protocol.values import Peer
 
 
@@ -33,11 +34,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--orphan-s", type=float, default=120.0, metavar="S", help="how long to wait for a coordinator that is gone"
     )
+    parser.add_argument("--trace", type=Path, metavar="FILE", help="append a timeline of every step")
     return parser.parse_args()
 
 
-def main() -> int:
-    """Run one worker to its end."""
+def main(data_inbox: type[ZmqInbox] = ZmqInbox) -> int:
+    """Run one worker to its end. data_inbox: where other workers reach it."""
     arguments = _arguments()
     configure_logging(Home(Path(arguments.home)), arguments.name)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -57,9 +59,10 @@ def main() -> int:
         memory_limit_bytes=arguments.memory_limit,
         orphan_s=arguments.orphan_s,
         home=Home(Path(arguments.home)),
+        trace=arguments.trace,
     )
     try:
-        run_worker(options)
+        run_worker(options, data_inbox)
     except Exception:
         logging.getLogger("workers").exception("the worker failed")
         return 1

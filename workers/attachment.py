@@ -3,7 +3,7 @@
 Pure: `handle(event, now)` gives what is to be done, `next_timer()` when the next Tick is due. One table says what each state
 makes of each event; an event that a state does not have raises `IllegalEvent` and changes nothing.
 
-A worker is *adrift* when the coordinator was silent for BEAT_LIMIT_S or does not name it any more: nobody waits for what it
+A worker is *adrift* when the coordinator was silent for BEAT_LIMIT_S, does not name it any more, or may have missed something: nobody waits for what it
 computes, but its weights are worth much. So it keeps those, drops all else, and asks to be taken back until a Beat names it.
 """
 
@@ -52,11 +52,16 @@ class BeatArrived:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """What was sent to the coordinator may be lost."""
+
+
+@dataclass(frozen=True)
 class Tick:
     """The time of `next_timer` has come."""
 
 
-Event = Started | Welcomed | Refused | BeatArrived | Tick
+Event = Started | Welcomed | Refused | BeatArrived | Cut | Tick
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,7 @@ class Attachment:
         self._join_at = 0.0
         self._epoch = 0
         self.state = State.NEW
+        self.num_losses = 0
 
     def __repr__(self) -> str:
         return f"Attachment({self._name}, {self.state.value})"
@@ -148,7 +154,11 @@ class Attachment:
 
     def _drift(self, now: float) -> list[Action]:
         self.state = State.ADRIFT
+        self.num_losses += 1
         return [DropLinks(), *self._join(now)]
+
+    def _cut(self, _: Event, now: float) -> list[Action]:
+        return self._drift(now)
 
     def _tick(self, _: Event, now: float) -> list[Action]:
         silence_s = now - self._beat_at
@@ -164,13 +174,16 @@ class Attachment:
         (State.JOINING, Welcomed): _await_beat,
         (State.JOINING, Refused): _give_up,
         (State.JOINING, BeatArrived): _beat,
+        (State.JOINING, Cut): _ignore,
         (State.JOINING, Tick): _tick,
         (State.ATTACHED, Welcomed): _ignore,
         (State.ATTACHED, Refused): _ignore,
         (State.ATTACHED, BeatArrived): _beat,
+        (State.ATTACHED, Cut): _cut,
         (State.ATTACHED, Tick): _tick,
         (State.ADRIFT, Welcomed): _await_beat,
         (State.ADRIFT, Refused): _ignore,
         (State.ADRIFT, BeatArrived): _beat,
+        (State.ADRIFT, Cut): _ignore,
         (State.ADRIFT, Tick): _tick,
     }

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from protocol.codec import PROTOCOL, Envelope
 from protocol.home import Home
@@ -22,6 +23,7 @@ from protocol.messages import (
     DropPrefix,
     Join,
     KeepPrefix,
+    LinkLost,
     OpenSequence,
     Rejected,
     Sampled,
@@ -30,11 +32,12 @@ from protocol.messages import (
     StepFailed,
     Welcome,
 )
-from protocol.transport import Sender, ZmqInbox, ZmqOutbox
-from protocol.values import Peer
+from protocol.transport import Sender, ZmqDataLinks, ZmqInbox, ZmqOutbox
+from protocol.values import TO_COORDINATOR, Peer
 from workers.attachment import (
     Attachment,
     BeatArrived,
+    Cut,
     DropLinks,
     End,
     Event,
@@ -47,8 +50,7 @@ from workers.attachment import (
 from workers.engine.arrivals import Adrift
 from workers.engine.compute_thread import put_compute_thread_in_batch_class
 from workers.engine.engine import Engine
-from workers.engine.links import OutboxLinks
-from workers.engine.trace import open_trace
+from workers.engine.trace import Tracer
 from workers.model.shelf import ModelShelf
 
 log = logging.getLogger(__name__)
@@ -64,7 +66,9 @@ OpenInbox = Callable[[str, Deliver], Peer]
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerOptions:
-    """coordinator: its inbox; secret: the token's secret part; orphan_s: how long to live without the coordinator."""
+    """coordinator: its inbox; secret: the token's secret part; orphan_s: how long to live without the coordinator; trace: a file
+    for a timeline of every step.
+    """
 
     name: str
     coordinator: Peer
@@ -72,6 +76,7 @@ class WorkerOptions:
     memory_limit_bytes: int
     orphan_s: float
     home: Home
+    trace: Path | None = None
 
 
 class Worker:
@@ -97,7 +102,7 @@ class Worker:
         self._exit_later = exit_later
         self._now = now
         self._attachment = Attachment(options.name, orphan_s=options.orphan_s)
-        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[Event | Envelope] = queue.SimpleQueue()
         self._heartbeat_at = now()
         self._is_ending = threading.Event()
         self._control = open_inbox("control", self._deliver)
@@ -128,6 +133,14 @@ class Worker:
             self._engine.post(envelope)
         else:
             log.warning("dropped a %s from another worker", type(envelope.message).__name__)
+
+    def link_lost(self, peer: str, why: str, epoch: int) -> None:
+        """What this worker sent to `peer` in `epoch` may be lost. On any thread."""
+        log.warning("the link to %s is lost: %s", peer or "the coordinator", why)
+        if peer == TO_COORDINATOR:
+            self._events.put(Cut())
+        else:
+            self._events.put(Envelope(epoch, LinkLost(worker=self._options.name, peer=peer, why=why)))
 
     def _end(self) -> None:
         if not self._is_ending.is_set():
@@ -167,7 +180,10 @@ class Worker:
         except queue.Empty:
             return
 
-    def _handle(self, event: Event) -> None:
+    def _handle(self, event: Event | Envelope) -> None:
+        if isinstance(event, Envelope):  # to pass on
+            self._outbox.send(self._options.coordinator, event.epoch, event.message)
+            return
         before = self._attachment.state
         for action in self._attachment.handle(event, self._now()):
             match action:
@@ -198,26 +214,28 @@ class Worker:
             memory_limit_bytes=self._options.memory_limit_bytes,
             model=model,
             held=held,
+            num_losses=self._attachment.num_losses,
         )
 
 
-def run_worker(options: WorkerOptions) -> None:
-    """Be a worker until told to end. On the main thread, which becomes MLX's."""
+def run_worker(options: WorkerOptions, data_inbox: type[ZmqInbox] = ZmqInbox) -> None:
+    """Be a worker until told to end. On the main thread, which becomes MLX's. data_inbox: where other workers reach it."""
     put_compute_thread_in_batch_class()
     shelf = ModelShelf(options.home, options.home.cache)
-    tracer = open_trace(os.environ, options.name)
-    engine = Engine(options.name, options.coordinator, ZmqOutbox(), OutboxLinks, shelf, tracer=tracer)
-    worker = Worker(options, engine=engine, outbox=ZmqOutbox(), open_inbox=_open_zmq_inbox, exit_later=_exit_later)
+    tracer = None if options.trace is None else Tracer(options.trace, options.name)
+    links = ZmqDataLinks(lambda peer, why: worker.link_lost(peer, why, links.epoch))
+    engine = Engine(options.name, options.coordinator, links, shelf, tracer=tracer)
+
+    def open_inbox(kind: str, deliver: Deliver) -> Peer:
+        inbox = (data_inbox if kind == "data" else ZmqInbox)(deliver)
+        inbox.start()
+        return inbox.peer
+
+    worker = Worker(options, engine=engine, outbox=ZmqOutbox(), open_inbox=open_inbox, exit_later=_exit_later)
     worker.start()
     threading.Thread(target=worker.run, name="control", daemon=True).start()
     engine.run()
     log.info("ended")
-
-
-def _open_zmq_inbox(_: str, deliver: Deliver) -> Peer:
-    inbox = ZmqInbox(deliver)
-    inbox.start()
-    return inbox.peer
 
 
 def _exit_later() -> None:

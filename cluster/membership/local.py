@@ -105,13 +105,13 @@ class _Worker:
 
 
 class LocalLauncher:
-    """See `Launcher`. orphan_s: for how long a worker lives on without a coordinator; command: what runs a worker."""
+    """See `Launcher`. options: further arguments of every worker; command: what runs one."""
 
-    def __init__(self, home: Home, checkout: Path, orphan_s: float, command: Sequence[str] = WORKER):
+    def __init__(self, home: Home, checkout: Path, options: Sequence[str] = (), command: Sequence[str] = WORKER):
         self.ended: Callable[[str, int | None], None] = lambda _name, _status: None
         self._home = home
         self._checkout = checkout
-        self._orphan_s = orphan_s
+        self._options = options
         self._command = command
         self._workers: dict[str, _Worker] = {}
 
@@ -128,7 +128,7 @@ class LocalLauncher:
         with (self._home.logs / f"{name}.out").open("wb") as output:
             child = await asyncio.create_subprocess_exec(
                 *(*self._command, "--token", "-", "--home", str(self._home.root), *arguments),
-                *("--orphan-s", f"{self._orphan_s:g}"),
+                *self._options,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=output,
                 stderr=output,

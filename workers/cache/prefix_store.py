@@ -91,11 +91,6 @@ class PrefixStore:
         return [(key, num_tokens) for key, num_tokens in on_disk if key not in self._parts] + in_memory
 
     @property
-    def known(self) -> list[tuple[Key, int]]:
-        """Keys that are there, least recently used first, with their numbers of tokens."""
-        return self.on_disk
-
-    @property
     def disk_bytes(self) -> int:
         """Bytes of files, those still being written included."""
         return self._disk.num_bytes if self._disk else 0

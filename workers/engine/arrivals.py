@@ -9,7 +9,7 @@ import queue
 
 from protocol.codec import Envelope
 from protocol.messages import InspectModel, LinkLost, LoadStage, Message, PrepareStage, Shutdown
-from workers.engine.links import Arrival, LinkNumbers
+from protocol.transport import Arrival, LinkNumbers
 
 
 class Adrift(Message, frozen=True, kw_only=True):
@@ -30,7 +30,7 @@ class Arrivals:
         self._waiting: queue.SimpleQueue[Envelope] = queue.SimpleQueue()
         self._numbers = LinkNumbers()
         self._senders: tuple[str, ...] = ()
-        self._is_suspended = False
+        self.is_suspended = False
         self.epoch = 0
         self.num_dropped = 0
 
@@ -52,16 +52,17 @@ class Arrivals:
         except queue.Empty:
             return None
 
-    def renew(self, epoch: int, senders: tuple[str, ...]) -> None:
-        """A new epoch is in force. senders: the workers of its plan in order."""
-        self.epoch = epoch
-        self._is_suspended = False
-        self._numbers.renew(epoch)
+    def renew(self, first: Envelope, senders: tuple[str, ...]) -> None:
+        """The message `first` puts a new epoch in force. senders: the workers of its plan in order."""
+        self.epoch = first.epoch
+        self.is_suspended = False
+        self._numbers.renew(first.epoch)
+        self._numbers.accept(first)
         self._senders = senders
 
     def suspend(self) -> None:
         """No epoch is in force until the next one."""
-        self._is_suspended = True
+        self.is_suspended = True
 
     def counts(self, envelope: Envelope) -> bool:
         """Whether a message is of the epoch in force, or of none, and nothing before it is missing on its link.
@@ -74,7 +75,7 @@ class Arrivals:
         if isinstance(message, LoadStage):
             does_count = envelope.epoch >= self.epoch
         else:
-            is_in_force = envelope.epoch == self.epoch and not self._is_suspended
+            is_in_force = envelope.epoch == self.epoch and not self.is_suspended
             does_count = is_in_force and self._is_whole(envelope)
         self.num_dropped += not does_count
         return does_count
@@ -83,7 +84,7 @@ class Arrivals:
         arrival = self._numbers.accept(envelope)
         if arrival is Arrival.GAP:
             known = envelope.sender < len(self._senders)
-            sender = self._senders[envelope.sender] if known else "a stranger"
+            sender = self._senders[envelope.sender] if known else "the coordinator"
             why = f"what came before message {envelope.number} is missing"
             self.post(Envelope(self.epoch, LinkLost(worker=sender, peer=self._name, why=why)))
         return arrival is Arrival.NEXT

@@ -42,13 +42,12 @@ from protocol.messages import (
     Step,
     StepFailed,
 )
-from protocol.transport import Sender
-from protocol.values import Buffer, LayerRange, Peer, unpack_ids, unpack_keys
+from protocol.transport import DataLinks
+from protocol.values import TO_COORDINATOR, Buffer, LayerRange, Peer, unpack_ids, unpack_keys
 from workers.engine.actions import Action, Answer, Forward, Launch, Passed, Report
 from workers.engine.arrivals import Adrift, Arrivals
 from workers.engine.fitness import UnfitMessage, required_buffer
 from workers.engine.heads import Heads
-from workers.engine.links import DataLinks, Lost
 from workers.engine.loading import Loading
 from workers.engine.stage_runner import StageRunner, StepInFlight
 from workers.engine.trace import Tracer
@@ -63,27 +62,26 @@ _Result = TypeVar("_Result")
 
 
 class Engine:
-    """See the module. name: this worker's in plans; reports go to the `coordinator` through `outbox`.
-
-    links: makes what sends to other workers, given whom to tell of a lost one; now: a clock that never goes back.
+    """See the module. name: this worker's in plans; links: to other workers and, for what is reported, to the `coordinator`;
+    now: a clock that never goes back.
     """
 
     def __init__(
         self,
         name: str,
         coordinator: Peer,
-        outbox: Sender,
-        links: Callable[[Lost], DataLinks],
+        links: DataLinks,
         shelf: ModelShelf,
         *,
         tracer: Tracer | None = None,
         now: Callable[[], float] = time.monotonic,
     ):
         self._name = name
-        self._tell = functools.partial(outbox.send, coordinator)
+        self._coordinator = coordinator
         self._now = now
         self._arrivals = Arrivals(name)
-        self._links = links(self._link_lost)
+        self._links = links
+        self._renew_links(0, {})
         self._heads = Heads()
         self._vitals = Vitals(name)
         self._runner = StageRunner(name, self._links, self._vitals, tracer, now)
@@ -127,9 +125,6 @@ class Engine:
     def held(self) -> tuple[str | None, tuple[LayerRange, ...]]:
         """The digest of the model that is open here, and its layers whose weights were read."""
         return self._vitals.held
-
-    def _link_lost(self, peer: str, why: str) -> None:
-        self.post(Envelope(self._links.epoch, LinkLost(worker=self._name, peer=peer, why=why)))
 
     # --- the loop
 
@@ -194,7 +189,7 @@ class Engine:
             self._end_epoch(in_flight)
             in_flight = None
         if isinstance(message, LoadStage):
-            self._arrivals.renew(envelope.epoch, tuple(stage.worker for stage in message.stages))
+            self._arrivals.renew(envelope, tuple(stage.worker for stage in message.stages))
         actions, failure = self._attempt(message, functools.partial(handler, message, envelope.buffers))
         return self._perform(failure if actions is None else actions, in_flight)
 
@@ -203,7 +198,7 @@ class Engine:
         for action in actions:
             match action:
                 case Report(message=message, buffers=buffers):
-                    self._tell(self._arrivals.epoch, message, buffers)
+                    self._links.send(TO_COORDINATOR, message, buffers)
                 case Forward():
                     in_flight = self._forward(action, in_flight)
                 case Launch():
@@ -284,9 +279,12 @@ class Engine:
         self._heads.renew(LoadedStages())
         self._runner.close_sequences()
 
+    def _renew_links(self, place: int, others: Mapping[str, Peer]) -> None:
+        self._links.renew(self._arrivals.epoch, place, {**others, TO_COORDINATOR: self._coordinator})
+
     def _go_adrift(self, _: Adrift, __: _Buffers) -> Sequence[Action]:
         self._arrivals.suspend()
-        self._links.renew(self._arrivals.epoch, 0, {})
+        self._renew_links(0, {})
         return ()
 
     def _load(self, message: LoadStage, _: _Buffers) -> Sequence[Action]:
@@ -294,7 +292,7 @@ class Engine:
         if self._name not in names:
             raise UnfitMessage(f"a plan without {self._name}")
         others = {stage.worker: stage.peer for stage in message.stages if stage.worker != self._name}
-        self._links.renew(self._arrivals.epoch, names.index(self._name), others)
+        self._renew_links(names.index(self._name), others)
         self._runner.renew(LoadedStages())
         with self._taking_its_time():
             stages, report = self._loading.load(message)
@@ -303,6 +301,8 @@ class Engine:
         return (report,)
 
     def _inspect(self, message: InspectModel, _: _Buffers) -> Sequence[Action]:
+        if self._arrivals.is_suspended:
+            self._renew_links(0, {})  # to the coordinator that asks, which may be another than before
         with self._taking_its_time():
             return (self._loading.inspect(message),)
 
@@ -321,7 +321,7 @@ class Engine:
             self._vitals.begin(self._now())
 
     def _report_progress(self, num_bytes: int) -> None:
-        self._tell(self._arrivals.epoch, LoadProgress(worker=self._name, loaded_bytes=num_bytes))
+        self._links.send(TO_COORDINATOR, LoadProgress(worker=self._name, loaded_bytes=num_bytes))
 
     def _shut_down(self, _: Shutdown, __: _Buffers) -> Sequence[Action]:
         self._is_running = False

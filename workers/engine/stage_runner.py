@@ -12,12 +12,12 @@ import msgspec
 import numpy as np
 
 from protocol.messages import CloseSequence, DropPrefix, KeepPrefix, OpenSequence, Sampled, Step
+from protocol.transport import DataLinks
 from protocol.values import Buffer, Route, pack_keys
 from strategy.prefix import Key
 from workers.engine.actions import Launch, Passed
 from workers.engine.executor import Launched, StageExecutor
 from workers.engine.fitness import UnfitMessage, required_buffer
-from workers.engine.links import DataLinks
 from workers.engine.step_kind import kind_of
 from workers.engine.trace import Tracer
 from workers.engine.usual_times import UsualTimes

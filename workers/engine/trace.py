@@ -39,9 +39,3 @@ class Tracer:
 
     def _write(self, event: dict[str, object]) -> None:
         os.write(self._file, json.dumps(event, separators=(",", ":")).encode() + b",\n")
-
-
-def open_trace(environment: "os._Environ[str]", name: str) -> Tracer | None:
-    """The tracer for TANDEM_TRACE, or None when it is not set."""
-    path = environment.get("TANDEM_TRACE")
-    return Tracer(Path(path), name) if path else None

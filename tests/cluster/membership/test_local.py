@@ -38,7 +38,7 @@ def launch(home, tmp_path):
     """Makes a launcher whose workers run `script`."""
 
     def make(script):
-        return LocalLauncher(home, tmp_path, 7.5, (sys.executable, "-c", script))
+        return LocalLauncher(home, tmp_path, ("--orphan-s", "7.5"), (sys.executable, "-c", script))
 
     return make
 
