@@ -104,6 +104,12 @@ class StageExecutor:
         """Bytes of the kept parts that open sequences began with."""
         return self.prefixes.bytes_of({key for sequence in self._sequences.values() for key in sequence.keys})
 
+    def clear(self) -> None:
+        """Forget every sequence; what is kept of past ones stays."""
+        self._sequences.clear()
+        self._slots.clear()
+        self._last_sampled.clear()
+
     def open(self, message: OpenSequence, keys: Sequence[Key]) -> None:
         """A sequence begins, with the parts of earlier ones named by `keys`.
 
@@ -135,12 +141,6 @@ class StageExecutor:
         for number, slot in list(self._slots.items()):
             if not self._has_open(slot):
                 del self._slots[number]
-
-    def close_all(self) -> None:
-        """Every sequence ended."""
-        self._sequences.clear()
-        self._slots.clear()
-        self._last_sampled.clear()
 
     def launch(self, step: Step, tokens: np.ndarray | None, payload: Any) -> Launched:
         """Begin to compute a step; payload from the stage before or None on the first.
