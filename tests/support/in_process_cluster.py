@@ -140,11 +140,12 @@ class InProcessCluster:
         self.failures: dict[int, str] = {}
         self.progress: dict[int, list[int]] = {}
         self.num_reports: Counter[int] = Counter()
-        self._load(model_path, cache_dir, chunk_tokens)
+        self.plan = self._planned(chunk_tokens)
+        self._load()
 
     # --- what a coordinator does
 
-    def _load(self, model_path: Path, cache_dir: Path, chunk_tokens: int | None) -> None:
+    def _planned(self, chunk_tokens: int | None) -> LoadStage:
         self._send(self.names[0], InspectModel(model=MODEL))
         found = self._awaited(Inspected, 1)[0]
         cuts = _even_cuts(found.num_layers, found.legal_cuts, len(self.names))
@@ -157,7 +158,7 @@ class InProcessCluster:
             )
             for name, start, end in zip(self.names, (0, *cuts), (*cuts, found.num_layers), strict=True)
         )
-        plan = LoadStage(
+        return LoadStage(
             model=MODEL,
             pipeline=Route(self.names),
             kv=self._kv,
@@ -168,8 +169,10 @@ class InProcessCluster:
             batches=found.batches,
             prefill_chunk_tokens=chunk_tokens,
         )
+
+    def _load(self) -> None:
         for name in self.names:
-            self._send(name, plan)
+            self._send(name, self.plan)
         loaded = self._awaited(Loaded, len(self.names))
         if self._prefix_capacity:
             snapshots = any(prefix.needs.snapshots for message in loaded for prefix in message.prefixes)
@@ -182,6 +185,12 @@ class InProcessCluster:
                 lengths = np.array(list(kept.values()), np.int32).tobytes()
                 self._send(route.head, known, (b"".join(kept), lengths))
             self.run()
+
+    def replan(self) -> None:
+        """A new epoch with the same plan."""
+        self.epoch += 1
+        self._others.clear()
+        self._load()
 
     def _awaited(self, kind: type[Message], count: int) -> list:
         self.run()
@@ -260,6 +269,8 @@ class InProcessCluster:
     # --- what became of it
 
     def _receive(self, envelope: Envelope) -> None:
+        if envelope.epoch < self.epoch and isinstance(envelope.message, Tokens | SequenceFailed | Reused):
+            return
         match envelope.message:
             case Tokens(updates=updates):
                 for update in updates:
