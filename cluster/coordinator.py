@@ -13,10 +13,9 @@ import logging
 import os
 import signal
 import socket
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -209,5 +208,12 @@ def main(worker: Sequence[str] = WORKER) -> int:
     return 0
 
 
+def run(worker: Sequence[str] = WORKER) -> NoReturn:
+    """`main`, and the end of the process, at once: MLX, which the tokenizer's library brings, may abort an orderly one."""
+    status = main(worker)
+    logging.shutdown()
+    os._exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run()
