@@ -13,11 +13,10 @@ import itertools
 import logging
 import os
 import signal
-import sys
 from asyncio import FIRST_COMPLETED
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 from starlette.applications import Starlette
@@ -211,8 +210,9 @@ class Coordinator:
         )
 
     async def _stop(self) -> None:
+        """End what was started; workers of an earlier coordinator only when that was asked for: another may take them up."""
         self._served.set()
-        if self._control is not None:
+        if self._control is not None and (self._stopping.is_set() or not self._is_again):
             await self._control.stop()
         for task in self._tasks:
             task.cancel()
@@ -285,5 +285,12 @@ def main(worker: Sequence[str] = WORKER) -> int:
     return 0
 
 
+def run(worker: Sequence[str] = WORKER) -> NoReturn:
+    """`main`, and the end of the process, at once: MLX, which the tokenizer's library brings, may abort an orderly one."""
+    status = main(worker)
+    logging.shutdown()
+    os._exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -36,7 +36,7 @@ _INPUT = 0
 _OUTPUT = 1
 
 
-class Coordinator:
+class CoordinatorProcess:
     """The coordinator's process: our child, or one that we adopted."""
 
     def __init__(self, identity: ProcessIdentity, child: "subprocess.Popen[bytes] | None" = None):
@@ -45,7 +45,7 @@ class Coordinator:
         self._unread = b""
 
     def __repr__(self) -> str:
-        return f"Coordinator(pid {self.identity.pid}, {'adopted' if self._child is None else 'child'})"
+        return f"CoordinatorProcess(pid {self.identity.pid}, {'adopted' if self._child is None else 'child'})"
 
     @property
     def is_child(self) -> bool:
@@ -90,7 +90,7 @@ class Supervisor:
         self._command = command
         self._me = ProcessIdentity.of(os.getpid())
         self._supervision = Supervision(Phase.RUNNING if adopt else Phase.STARTING)
-        self._coordinator: Coordinator | None = None
+        self._coordinator: CoordinatorProcess | None = None
         self._is_watched = not adopt  # whether the end of our input means something
         self._exit_code: int | None = None
 
@@ -150,7 +150,7 @@ class Supervisor:
                 self._is_watched = False
                 _close_output()
 
-    def _coordinator_ended(self, coordinator: Coordinator) -> None:
+    def _coordinator_ended(self, coordinator: CoordinatorProcess) -> None:
         self._pass_on_report()
         self._coordinator = None
         log.warning("coordinator (pid %d) ended with status %s", coordinator.identity.pid, coordinator.status)
@@ -197,7 +197,7 @@ class Supervisor:
             return
         assert child.stdout is not None
         os.set_blocking(child.stdout.fileno(), False)
-        self._coordinator = Coordinator(ProcessIdentity.of(child.pid), child)
+        self._coordinator = CoordinatorProcess(ProcessIdentity.of(child.pid), child)
         self._name(self._coordinator.identity)
         log.info("started coordinator (pid %d)%s", child.pid, " again" if again else "")
 
@@ -213,7 +213,7 @@ class Supervisor:
         if state is None or state.coordinator is None:
             self._do(self._supervision.ended(0, time.monotonic()))
             return
-        self._coordinator = Coordinator(state.coordinator)
+        self._coordinator = CoordinatorProcess(state.coordinator)
         log.info("adopted coordinator (pid %d)", state.coordinator.pid)
 
     def _end(self, exit_code: int, *, gave_up: bool) -> None:

@@ -7,4 +7,4 @@ from cluster import coordinator
 FAKE_WORKER = (sys.executable, "-m", "benchmarks.support.fake_stages")
 
 if __name__ == "__main__":
-    sys.exit(coordinator.main(FAKE_WORKER))
+    coordinator.run(FAKE_WORKER)

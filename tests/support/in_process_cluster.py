@@ -54,35 +54,6 @@ def shelf_of(model_path, cache_dir):
     return ModelShelf(OneModel(model_path), cache_dir)
 
 
-class CountedLinks:
-    """The data links of one engine through an in-process network, numbered as on the wire."""
-
-    def __init__(self, network, lost):
-        self._network = network
-        self.lost = lost
-        self.epoch = 0
-        self._sender = 0
-        self._peers = {}
-        self._numbers = Counter()
-
-    def renew(self, epoch, sender, peers):
-        self.epoch, self._sender, self._peers = epoch, sender, dict(peers)
-        self._numbers.clear()
-
-    def send(self, worker, message, buffers=()):
-        peer = self._peers[worker]
-        self._numbers[worker] += 1
-        frames = encode(self.epoch, message, buffers, sender=self._sender, number=self._numbers[worker])
-        self._network._queue.append((peer, [bytes(frame) for frame in frames]))
-
-    def close(self):
-        self._peers = {}
-
-
-def links_of(network):
-    return lambda lost: CountedLinks(network, lost)
-
-
 class Clock:
     """A clock that goes on a little with each look, and as far as a test says."""
 
@@ -124,11 +95,16 @@ class InProcessCluster:
         self.network = InProcessNetwork()
         self.clock = Clock()
         self.epoch = 1
+        self.lost_links: list[tuple[str, str]] = []
         coordinator = self.network.inbox("coordinator", self._receive)
         self.names = tuple(f"worker-{index}" for index in range(num_stages))
         self.engines = {
             name: Engine(
-                name, coordinator, self.network, links_of(self.network), shelf_of(model_path, cache_dir), now=self.clock
+                name,
+                coordinator,
+                self.network.links(name, lambda peer, _, name=name: self.lost_links.append((name, peer))),
+                shelf_of(model_path, cache_dir),
+                now=self.clock,
             )
             for name in self.names
         }
