@@ -59,7 +59,8 @@ def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """Each setting with its key ("api.port", "workers[0].name")."""
     if isinstance(value, dict):
         for name, inner in value.items():
-            yield from _flat(inner, f"{key}.{name}" if key else name)
+            # the values of a kind of cache stand in its section, as in the file
+            yield from _flat(inner, key if name == "kv" else f"{key}.{name}" if key else name)
     elif key == "workers":
         for index, inner in enumerate(value):
             yield from _flat(inner, f"{key}[{index}]")

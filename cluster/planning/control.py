@@ -158,8 +158,9 @@ class ControlPlane:
             self._mailbox.send(worker, message, buffers)
 
     def mend(self) -> list[str]:
-        """Start every worker that is not there, also those left out; returns their names."""
-        return self.roster.mend(self._now())
+        """Start every worker that is not there, also those left out; returns who will be taken in."""
+        self.roster.mend(self._now())
+        return list(self.missing)
 
     async def stop(self) -> None:
         """End every worker; returns when their processes are gone."""

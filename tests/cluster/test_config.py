@@ -117,8 +117,8 @@ def test_wrong_value_names_key_and_expectation(tmp_path, text, key, expected):
 
 
 def test_policy_that_does_not_exist_yet_is_refused_where_it_stands(tmp_path):
-    assert "comes with a later version; use thresholds" in refused(tmp_path, '[strategy]\npolicy = "measured"\n')
-    with pytest.raises(UsageError, match=r"environment TANDEM_STRATEGY_POLICY: strategy\.policy 'measured' comes with"):
+    assert "must be thresholds, the only one so far" in refused(tmp_path, '[strategy]\npolicy = "measured"\n')
+    with pytest.raises(UsageError, match=r"TANDEM_STRATEGY_POLICY: strategy\.policy must be thresholds"):
         load(tmp_path, "", {"TANDEM_STRATEGY_POLICY": "measured"})
 
 
