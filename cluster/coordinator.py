@@ -132,7 +132,7 @@ class Coordinator:
         path = await asyncio.to_thread(resolve_model, self._settings.model.path)
         prompts = asyncio.create_task(asyncio.to_thread(_load_prompts, path))
         await asyncio.to_thread(check_weights, path)
-        control = self._control = await self._take_up(path, url, port)
+        control = await self._take_up(path, url, port)
         identity = Identity(
             model_id=path.name, api=url, pid=os.getpid(), has_chat_template=(await prompts).has_chat_template
         )
@@ -155,7 +155,7 @@ class Coordinator:
         self._report.tell(progress="starting the workers")
         now = asyncio.get_running_loop().time
         names = tuple(worker.name for worker in settings.workers)
-        control = ControlPlane(
+        control = self._control = ControlPlane(
             KnownModel(path, digest, settings),
             mailbox=mailbox,
             launcher=self._launcher,

@@ -21,7 +21,7 @@ RETURN_WITHIN_S = 3.0
 # A process that was started joins at last; how long that takes depends on the machine, so this only ends what hangs.
 JOIN_WITHIN_S = 300.0
 # Workers that outlived their coordinator look for it twice a second.
-REJOIN_WITHIN_S = 5.0
+REJOIN_WITHIN_S = 15.0
 
 
 class WorkerState(StrEnum):
