@@ -12,6 +12,7 @@ from enum import StrEnum
 import msgspec
 
 from cluster.membership.restarts import Restarts
+from protocol.errors import IllegalEvent
 
 SHORT_LIFE_S = 1.0
 _COORDINATOR = "coordinator"
@@ -37,10 +38,6 @@ class Happening(StrEnum):
     DIED_TOO_OFTEN = "died too often"
     DUE = "due"
     ASKED_TO_STOP = "asked to stop"
-
-
-class IllegalHappening(Exception):
-    """It cannot happen in this phase; nothing changed."""
 
 
 _P, _H = Phase, Happening
@@ -75,14 +72,14 @@ class Terminate(msgspec.Struct, frozen=True):
     """Ask the coordinator to stop."""
 
 
-class End(msgspec.Struct, frozen=True):
+class EndCluster(msgspec.Struct, frozen=True):
     """End what is left of the cluster, then oneself with this exit code. gave_up: the coordinator died too often."""
 
     exit_code: int
     gave_up: bool = False
 
 
-Action = StartAgain | Terminate | End
+Action = StartAgain | Terminate | EndCluster
 
 
 class Supervision:
@@ -103,7 +100,7 @@ class Supervision:
         return self._due_at
 
     def ready(self, now: float) -> tuple[Action, ...]:
-        """The coordinator is ready. Raises IllegalHappening, as the other events do."""
+        """The coordinator is ready. Raises IllegalEvent, as the other events do."""
         self._apply(Happening.READY)
         self._ready_at = now
         return ()
@@ -113,15 +110,15 @@ class Supervision:
         starting, stopping = self.phase is Phase.STARTING, self.phase is Phase.STOPPING
         if status in (0, -signal.SIGTERM):
             self._apply(Happening.STOPPED)
-            return (End(0),)
+            return (EndCluster(0),)
         if starting or stopping or self.phase in (Phase.WAITING, Phase.ENDED):
             self._apply(Happening.DIED)
-            return (End(_exit_code(status) if starting else 0),)
+            return (EndCluster(_exit_code(status) if starting else 0),)
         due_at = self._due_after_death(now)
         self._apply(Happening.DIED_TOO_OFTEN if due_at is None else Happening.DIED)
         self._ready_at = None
         self._due_at = due_at
-        return (End(1, gave_up=True),) if due_at is None else ()
+        return (EndCluster(1, gave_up=True),) if due_at is None else ()
 
     def handle_timer(self, now: float) -> tuple[Action, ...]:
         """The time of `next_timer` may have come."""
@@ -135,7 +132,7 @@ class Supervision:
         """Somebody wants the cluster to end."""
         self._apply(Happening.ASKED_TO_STOP)
         self._due_at = None
-        return (End(0),) if self.phase is Phase.ENDED else (Terminate(),)
+        return (EndCluster(0),) if self.phase is Phase.ENDED else (Terminate(),)
 
     def _due_after_death(self, now: float) -> float | None:
         is_short = self.phase is Phase.RESTARTING or (
@@ -146,7 +143,7 @@ class Supervision:
     def _apply(self, happening: Happening) -> None:
         following = TRANSITIONS.get((self.phase, happening))
         if following is None:
-            raise IllegalHappening(f"the supervisor is {self.phase} and cannot take {happening!r}")
+            raise IllegalEvent(f"the supervisor is {self.phase} and cannot take {happening!r}")
         self.phase = following
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import msgspec
 
-from cluster.supervision import Action, End, Phase, StartAgain, Supervision, Terminate
+from cluster.supervision import Action, EndCluster, Phase, StartAgain, Supervision, Terminate
 from protocol.home import ClusterState, DamagedState, Home, ProcessIdentity, end_processes
 from protocol.logs import configure_logging
 
@@ -180,7 +180,7 @@ class Supervisor:
                 case Terminate():
                     if self._coordinator is not None:
                         self._coordinator.identity.terminate()
-                case End(exit_code=code, gave_up=gave_up):
+                case EndCluster(exit_code=code, gave_up=gave_up):
                     self._end(code, gave_up=gave_up)
 
     def _start(self, *, again: bool) -> None:

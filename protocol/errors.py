@@ -117,3 +117,7 @@ class Unavailable(ApiError):
     status = 503
     error_type = "service_unavailable"
     code = "unavailable"
+
+
+class IllegalEvent(Exception):
+    """An event that the state of a lifecycle does not have; nothing changed."""

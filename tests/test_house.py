@@ -27,19 +27,11 @@ OWNER_ATTRIBUTES = 12
 PROPER_NOUNS = frozenset({"Tandem", "Python"})
 
 BROKEN: dict[str, frozenset[str]] = {
-    "files": frozenset({"cluster/planning/control.py", "tests/cluster/serving/test_service.py"}),
-    "functions": frozenset({"cluster/serving/service.py GenerationService.__init__"}),
-    "owners": frozenset(
-        {
-            "cluster/membership/roster.py Member",
-            "cluster/planning/control.py ControlPlane",
-            "cluster/serving/service.py GenerationService",
-            "tests/support/in_process_cluster.py InProcessCluster",
-            "workers/engine/engine.py Engine",
-        }
-    ),
-    "public names": frozenset({"Stage"}),
-    "private names": frozenset({"_Sequence", "_Slot"}),
+    "files": frozenset(),
+    "functions": frozenset(),
+    "owners": frozenset(),
+    "public names": frozenset(),
+    "private names": frozenset(),
     "errors": frozenset(
         {
             "workers/model/loading.py: {} has no config.json; give a model directory in the Hugging Face layout.",
@@ -88,21 +80,26 @@ def definitions(module: ast.Module) -> Iterator[tuple[str, Function | ast.ClassD
     return inside(module, "")
 
 
+def product() -> dict[str, ast.Module]:
+    """All but the tests: those are lists of cases, as long as there are cases."""
+    return {path: module for path, module in modules().items() if not path.startswith("tests/")}
+
+
 def long_files() -> Iterator[str]:
-    for path in (*modules(), *SCRIPTS):
+    for path in (*product(), *SCRIPTS):
         if len((CHECKOUT / path).read_text(encoding="utf-8").splitlines()) > FILE_LINES:
             yield path
 
 
 def long_functions() -> Iterator[str]:
-    for path, module in modules().items():
+    for path, module in product().items():
         for name, node in definitions(module):
             if isinstance(node, Function) and (node.end_lineno or 0) - node.lineno + 1 > FUNCTION_LINES:
                 yield f"{path} {name}"
 
 
 def owners_of_too_much() -> Iterator[str]:
-    for path, module in modules().items():
+    for path, module in product().items():
         for name, node in definitions(module):
             if isinstance(node, ast.ClassDef) and len(own_attributes(node)) > OWNER_ATTRIBUTES:
                 yield f"{path} {name}"

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
+from protocol.errors import IllegalEvent
+
 JOIN_EVERY_S = 0.5
 BEAT_LIMIT_S = 3.0
 
@@ -27,7 +29,7 @@ class State(enum.Enum):
 
 
 @dataclass(frozen=True)
-class Started:
+class Reachable:
     """The worker can be reached."""
 
 
@@ -61,7 +63,7 @@ class Tick:
     """The time of `next_timer` has come."""
 
 
-Event = Started | Welcomed | Refused | BeatArrived | Cut | Tick
+Event = Reachable | Welcomed | Refused | BeatArrived | Cut | Tick
 
 
 @dataclass(frozen=True)
@@ -75,17 +77,13 @@ class DropLinks:
 
 
 @dataclass(frozen=True)
-class End:
+class EndProcess:
     """End the process."""
 
     reason: str
 
 
-Action = SendJoin | DropLinks | End
-
-
-class IllegalEvent(Exception):
-    """A state does not have this event."""
+Action = SendJoin | DropLinks | EndProcess
 
 
 class Attachment:
@@ -136,7 +134,7 @@ class Attachment:
     def _give_up(self, event: Event, _: float) -> list[Action]:
         assert isinstance(event, Refused)
         self.state = State.ENDED
-        return [End(event.reason)]
+        return [EndProcess(event.reason)]
 
     def _ignore(self, _: Event, __: float) -> list[Action]:
         return []
@@ -164,13 +162,13 @@ class Attachment:
         silence_s = now - self._beat_at
         if silence_s >= self._orphan_s:
             self.state = State.ENDED
-            return [End(f"the coordinator was not heard of for {self._orphan_s:g} s")]
+            return [EndProcess(f"the coordinator was not heard of for {self._orphan_s:g} s")]
         if self.state is State.ATTACHED:
             return self._drift(now) if silence_s >= BEAT_LIMIT_S else []
         return self._join(now) if now >= self._join_at else []
 
     _table: ClassVar[dict[tuple[State, type[Event]], Callable[["Attachment", Event, float], list[Action]]]] = {
-        (State.NEW, Started): _start,
+        (State.NEW, Reachable): _start,
         (State.JOINING, Welcomed): _await_beat,
         (State.JOINING, Refused): _give_up,
         (State.JOINING, BeatArrived): _beat,

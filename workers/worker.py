@@ -39,11 +39,11 @@ from workers.attachment import (
     BeatArrived,
     Cut,
     DropLinks,
-    End,
+    EndProcess,
     Event,
+    Reachable,
     Refused,
     SendJoin,
-    Started,
     Tick,
     Welcomed,
 )
@@ -191,7 +191,7 @@ class Worker:
                     self._outbox.send(self._options.coordinator, 0, self._join())
                 case DropLinks():
                     self._engine.post(Envelope(0, Adrift()))
-                case End(reason=reason):
+                case EndProcess(reason=reason):
                     log.error("ends: %s", reason)
                     self._end()
         if self._attachment.state is not before:
@@ -199,7 +199,7 @@ class Worker:
 
     def start(self) -> None:
         """The worker can be reached: let it join."""
-        self._events.put(Started())
+        self._events.put(Reachable())
 
     def _join(self) -> Join:
         model, held = self._engine.held

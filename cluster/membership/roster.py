@@ -11,6 +11,7 @@ import msgspec
 
 from cluster.membership.restarts import Restarts
 from protocol.codec import PROTOCOL
+from protocol.errors import IllegalEvent
 from protocol.join_token import make_token
 from protocol.messages import Heartbeat, Join
 from protocol.values import LayerRange, Peer
@@ -47,10 +48,6 @@ class WorkerEvent(StrEnum):
     STOP = "stop"
 
 
-class IllegalEvent(Exception):
-    """The event does not belong to the worker's state."""
-
-
 _S, _E = WorkerState, WorkerEvent
 TRANSITIONS: dict[tuple[WorkerState, WorkerEvent], WorkerState] = {
     (_S.JOINING, _E.JOIN): _S.JOINED,
@@ -78,7 +75,7 @@ TRANSITIONS: dict[tuple[WorkerState, WorkerEvent], WorkerState] = {
 THERE = frozenset({_S.JOINED, _S.LOADING, _S.READY})
 
 
-class Load(msgspec.Struct, frozen=True, kw_only=True):
+class WorkerLoad(msgspec.Struct, frozen=True, kw_only=True):
     """How busy a worker was between two heartbeats. batch_size: sequences in a step on average."""
 
     busy_share: float = 0.0
@@ -87,7 +84,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     queue: int = 0
 
     @classmethod
-    def between(cls, earlier: Heartbeat, later: Heartbeat, seconds: float) -> "Load":
+    def between(cls, earlier: Heartbeat, later: Heartbeat, seconds: float) -> "WorkerLoad":
         """From the counts of two heartbeats `seconds` apart; nothing where a new process counts anew."""
         steps = later.steps - earlier.steps
         if steps < 0:
@@ -110,7 +107,7 @@ class Member:
         self.state = WorkerState.JOINING
         self.join: Join | None = None
         self.heartbeat: Heartbeat | None = None
-        self.load = Load()
+        self.load = WorkerLoad()
         self.held: tuple[LayerRange, ...] = ()
         self.seen_at = now
         self.due_at: float | None = None  # when it is expected at the latest
@@ -136,7 +133,7 @@ class Member:
     def beat(self, heartbeat: Heartbeat, now: float) -> None:
         """A heartbeat arrived."""
         if self.heartbeat is not None and now > self.seen_at:
-            self.load = Load.between(self.heartbeat, heartbeat, now - self.seen_at)
+            self.load = WorkerLoad.between(self.heartbeat, heartbeat, now - self.seen_at)
         self.heartbeat = heartbeat
         self.seen_at = now
 
@@ -160,7 +157,7 @@ class Admitted(msgspec.Struct, frozen=True):
     name: str
 
 
-class Refused(msgspec.Struct, frozen=True):
+class RefuseJoin(msgspec.Struct, frozen=True):
     """Somebody who may not join."""
 
     peer: Peer
@@ -187,7 +184,7 @@ class Start(msgspec.Struct, frozen=True):
     name: str
 
 
-Action = Admitted | Refused | Lost | Kill | Start
+Action = Admitted | RefuseJoin | Lost | Kill | Start
 
 
 class Roster:
@@ -210,16 +207,18 @@ class Roster:
         """A worker asks to be admitted; one that is known already comes back, in whatever state it was."""
         member = self.members.get(join.name)
         if join.secret != self._secret or join.protocol != PROTOCOL or member is None:
-            return [Refused(join.peer, "a wrong token, another version of Tandem, or a name that is not in the plan")]
+            return [
+                RefuseJoin(join.peer, "a wrong token, another version of Tandem, or a name that is not in the plan")
+            ]
         if member.is_there and member.join is not None:
             if member.join.pid != join.pid:
-                return [Refused(join.peer, f"{join.name} is there already")]
+                return [RefuseJoin(join.peer, f"{join.name} is there already")]
             if member.join.num_losses == join.num_losses:
                 return []
         try:
             member.apply(WorkerEvent.JOIN)
         except IllegalEvent as error:
-            return [Refused(join.peer, str(error))]
+            return [RefuseJoin(join.peer, str(error))]
         member.join, member.seen_at, member.due_at = join, now, None
         member.heartbeat = None
         self._start_at.pop(join.name, None)

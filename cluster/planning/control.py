@@ -255,30 +255,24 @@ class ControlPlane:
 
     def _closed(self, worker: str, why: str) -> None:
         """A connection to a worker closed; that its process ended is known a moment later."""
-        epoch = self.epoch
+        if self.roster.members[worker].is_there:
+            self._unless_replanned(lambda: self._still_closed(worker, why))
 
-        def still_closed() -> None:
-            if self.epoch != epoch or not self.roster.members[worker].is_there:
-                return
-            if self._launcher.has_ended(worker):
-                self._process_ended(worker, None)
-                return
+    def _still_closed(self, worker: str, why: str) -> None:
+        if self._launcher.has_ended(worker):
+            self._process_ended(worker, None)
+        else:
             log.warning("%s: %s", worker, why)
             self._perform_all(self.roster.closed(worker, self._now()))
 
-        if self.roster.members[worker].is_there:
-            asyncio.get_running_loop().call_later(_ENDING_S, still_closed)
-
     def _suspect(self, sentence: str) -> None:
         """A link between workers broke, unless one of them turns out to have ended."""
+        self._unless_replanned(lambda: self._plan_all(self._deployment.broken(sentence, self._now())))
+
+    def _unless_replanned(self, act: Callable[[], None]) -> None:
+        """Act once a process that ended has been noticed, where that has not changed everything."""
         epoch = self.epoch
-
-        def still_broken() -> None:
-            if self.epoch == epoch:
-                log.warning("%s", sentence)
-                self._plan_all(self._deployment.broken(sentence, self._now()))
-
-        asyncio.get_running_loop().call_later(_ENDING_S, still_broken)
+        asyncio.get_running_loop().call_later(_ENDING_S, lambda: act() if self.epoch == epoch else None)
 
     def _overdue(self, sentence: str) -> None:
         """Somebody may be stuck, who is lost then; else a link must have lost the step."""
@@ -297,7 +291,7 @@ class ControlPlane:
         match action:
             case membership.Admitted(name=name):
                 self._admit(self.roster.members[name])
-            case membership.Refused(peer=peer, reason=reason):
+            case membership.RefuseJoin(peer=peer, reason=reason):
                 log.warning("refused a worker: %s", reason)
                 self._mailbox.answer(peer, Rejected(reason=reason))
             case membership.Lost(name=name, sentence=sentence, died=died):
@@ -359,11 +353,11 @@ class ControlPlane:
                 self._mailbox.tell(name, InspectModel(model=self._model.digest))
             case planning.Prepare(worker=name, layers=layers):
                 self._mailbox.tell(name, PrepareStage(model=self._model.digest, layers=layers))
-            case planning.Load(partition=found):
+            case planning.SendPlan(partition=found):
                 self._load(found)
-            case planning.Begin():
+            case planning.BeginPlan():
                 self._begin()
-            case planning.End(loss=loss):
+            case planning.EndPlan(loss=loss):
                 self._end(loss)
             case planning.Refuse(reason=reason, settings_at_fault=settings_at_fault):
                 if not self._deployment.has_served:

@@ -18,6 +18,7 @@ from enum import StrEnum
 import msgspec
 
 from cluster.planning.plan import Loss
+from protocol.errors import IllegalEvent
 from protocol.messages import Inspected
 from protocol.values import LayerRange
 from strategy.partition import ModelSizes, Node, NoPlan, Partition, Stage, partition, partition_of_survivors
@@ -46,10 +47,6 @@ class DeploymentEvent(StrEnum):
     LOADED = "loaded"
     BREAK = "break"
     STOP = "stop"
-
-
-class IllegalStep(Exception):
-    """The event does not belong to the deployment's state."""
 
 
 _S, _E = DeploymentState, DeploymentEvent
@@ -84,7 +81,7 @@ class Inspect(msgspec.Struct, frozen=True):
     worker: str
 
 
-class Load(msgspec.Struct, frozen=True):
+class SendPlan(msgspec.Struct, frozen=True):
     """Send every worker of the partition its part, in a new epoch; others are released."""
 
     partition: Partition
@@ -97,11 +94,11 @@ class Prepare(msgspec.Struct, frozen=True):
     layers: LayerRange
 
 
-class Begin(msgspec.Struct, frozen=True):
+class BeginPlan(msgspec.Struct, frozen=True):
     """Every worker has its part: the plan is in force."""
 
 
-class End(msgspec.Struct, frozen=True):
+class EndPlan(msgspec.Struct, frozen=True):
     """The plan that was in force is no more."""
 
     loss: Loss
@@ -114,7 +111,7 @@ class Refuse(msgspec.Struct, frozen=True):
     settings_at_fault: bool
 
 
-Action = Inspect | Load | Prepare | Begin | End | Refuse
+Action = Inspect | SendPlan | Prepare | BeginPlan | EndPlan | Refuse
 
 
 class Deployment:
@@ -179,7 +176,7 @@ class Deployment:
             return []
         self._apply(_E.LOADED)
         self._is_first = False
-        return [Begin(), *self.tick(now)]
+        return [BeginPlan(), *self.tick(now)]
 
     def prepared(self, worker: str, now: float, *, is_idle: bool) -> list[Action]:
         """A newcomer read what it will need."""
@@ -303,17 +300,17 @@ class Deployment:
         self._awaited = frozenset(stage.worker for stage in found.stages)
         self._next = _Upcoming()
         self._apply(_E.LOAD)
-        return [Load(found)]
+        return [SendPlan(found)]
 
     def _break(self, loss: Loss) -> list[Action]:
         was_serving = self.state is _S.SERVING
         self._apply(_E.BREAK)
-        return [End(loss)] if was_serving else []
+        return [EndPlan(loss)] if was_serving else []
 
     def _apply(self, event: DeploymentEvent) -> None:
         following = TRANSITIONS.get((self.state, event))
         if following is None:
-            raise IllegalStep(f"a deployment that is {self.state} cannot {event}")
+            raise IllegalEvent(f"a deployment that is {self.state} cannot {event}")
         self.state = following
 
 

@@ -5,6 +5,8 @@ A request whose client leaves simply ends where it is; that is nothing that happ
 
 from enum import StrEnum
 
+from protocol.errors import IllegalEvent
+
 
 class RequestState(StrEnum):
     """WAITING: for a plan or a place; REASSIGNED: it ran, lost its route, and waits to go on."""
@@ -25,10 +27,6 @@ class RequestEvent(StrEnum):
     FAIL = "fail"
 
 
-class IllegalMove(Exception):
-    """The event does not belong to the request's state."""
-
-
 _S, _E = RequestState, RequestEvent
 TRANSITIONS: dict[tuple[RequestState, RequestEvent], RequestState] = {
     (_S.WAITING, _E.ADMIT): _S.RUNNING,
@@ -42,8 +40,8 @@ TRANSITIONS: dict[tuple[RequestState, RequestEvent], RequestState] = {
 
 
 def following(state: RequestState, event: RequestEvent) -> RequestState:
-    """Where `event` leads. Raises IllegalMove."""
+    """Where `event` leads. Raises IllegalEvent."""
     after = TRANSITIONS.get((state, event))
     if after is None:
-        raise IllegalMove(f"a request that is {state} cannot {event}")
+        raise IllegalEvent(f"a request that is {state} cannot {event}")
     return after

@@ -52,7 +52,7 @@ class LiveRequest:
         return f"LiveRequest({self.state}, {len(self.tokens)} prompt tokens, {self.answer})"
 
     def apply(self, event: RequestEvent) -> None:
-        """Move on. Raises IllegalMove."""
+        """Move on. Raises IllegalEvent."""
         after = following(self.state, event)
         self._counts.moved(self.state, after)
         self.state = after

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from cluster.membership.roster import Load, Member
+from cluster.membership.roster import Member, WorkerLoad
 from cluster.planning.events import ClusterEvent
 from cluster.planning.plan import Plan
 from cluster.serving.counts import RequestCounts, ReuseCounts
@@ -64,7 +64,7 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     holds_full_model: bool
     memory: MemoryStatus
     cache: CacheStatus
-    load: Load
+    load: WorkerLoad
     oldest_step_s: float | None
     link: None = None
 

@@ -9,14 +9,14 @@ from cluster.membership.restarts import MANY_DEATHS
 from cluster.supervision import (
     SHORT_LIFE_S,
     TRANSITIONS,
-    End,
+    EndCluster,
     Happening,
-    IllegalHappening,
     Phase,
     StartAgain,
     Supervision,
     Terminate,
 )
+from protocol.errors import IllegalEvent
 
 KILLED = -9
 
@@ -50,7 +50,7 @@ def test_every_pair_follows_the_table_or_is_refused_and_changes_nothing(phase, h
     supervision = in_phase(phase)
     following = TRANSITIONS.get((phase, happening))
     if following is None:
-        with pytest.raises(IllegalHappening):
+        with pytest.raises(IllegalEvent):
             supervision._apply(happening)
         assert supervision.phase is phase
     else:
@@ -78,7 +78,7 @@ def test_coordinator_that_dies_again_and_again_is_waited_for_longer_and_then_giv
         now = supervision.next_timer
     assert waits == [1.0, 2.0, 4.0, 8.0]
     supervision.handle_timer(now)
-    assert supervision.ended(KILLED, now) == (End(1, gave_up=True),)
+    assert supervision.ended(KILLED, now) == (EndCluster(1, gave_up=True),)
     assert supervision.phase is Phase.ENDED
 
 
@@ -109,13 +109,13 @@ def test_timer_does_nothing_before_its_time():
 
 @pytest.mark.parametrize(("status", "code"), [(2, 2), (1, 1), (KILLED, 1), (0, 0)])
 def test_first_start_that_fails_is_the_end_with_its_code(status, code):
-    assert Supervision().ended(status, 1.0) == (End(code),)
+    assert Supervision().ended(status, 1.0) == (EndCluster(code),)
 
 
 @pytest.mark.parametrize("status", [0, -signal.SIGTERM])
 def test_stopped_coordinator_is_the_end(status):
     for phase in (Phase.RUNNING, Phase.RESTARTING, Phase.STOPPING):
-        assert in_phase(phase).ended(status, 200.0) == (End(0),)
+        assert in_phase(phase).ended(status, 200.0) == (EndCluster(0),)
 
 
 def test_stop_asks_the_coordinator_and_waits_for_it_however_it_ends():
@@ -123,12 +123,12 @@ def test_stop_asks_the_coordinator_and_waits_for_it_however_it_ends():
     assert supervision.asked_to_stop() == (Terminate(),)
     assert supervision.asked_to_stop() == (Terminate(),)
     assert supervision.ready(1.0) == ()
-    assert supervision.ended(KILLED, 60.0) == (End(0),)
+    assert supervision.ended(KILLED, 60.0) == (EndCluster(0),)
 
 
 def test_stop_before_a_restart_ends_at_once():
     supervision = in_phase(Phase.WAITING)
-    assert supervision.asked_to_stop() == (End(0),)
+    assert supervision.asked_to_stop() == (EndCluster(0),)
     assert supervision.next_timer is None
 
 

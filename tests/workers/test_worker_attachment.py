@@ -2,17 +2,17 @@
 
 import pytest
 
+from protocol.errors import IllegalEvent
 from workers.attachment import (
     BEAT_LIMIT_S,
     JOIN_EVERY_S,
     Attachment,
     BeatArrived,
     DropLinks,
-    End,
-    IllegalEvent,
+    EndProcess,
+    Reachable,
     Refused,
     SendJoin,
-    Started,
     State,
     Tick,
     Welcomed,
@@ -22,7 +22,7 @@ ORPHAN_S = 120.0
 NAMED = BeatArrived(epoch=7, members=("worker-0", "worker-1"))
 NOT_NAMED = BeatArrived(epoch=7, members=("worker-1",))
 REFUSED = Refused("the token is not this cluster's")
-ORPHANED = End("the coordinator was not heard of for 120 s")
+ORPHANED = EndProcess("the coordinator was not heard of for 120 s")
 
 
 class Played:
@@ -62,14 +62,14 @@ class Played:
 
 PATHS = {
     State.NEW: (),
-    State.JOINING: (Started(),),
-    State.ATTACHED: (Started(), NAMED),
-    State.ADRIFT: (Started(), NAMED, NOT_NAMED),
-    State.ENDED: (Started(), REFUSED),
+    State.JOINING: (Reachable(),),
+    State.ATTACHED: (Reachable(), NAMED),
+    State.ADRIFT: (Reachable(), NAMED, NOT_NAMED),
+    State.ENDED: (Reachable(), REFUSED),
 }
 
 EVENTS = {
-    "started": Started(),
+    "started": Reachable(),
     "welcomed": Welcomed(),
     "refused": REFUSED,
     "beat that names it": NAMED,
@@ -81,7 +81,7 @@ EVENTS = {
 LEGAL = {
     (State.NEW, "started"): (State.JOINING, [SendJoin()]),
     (State.JOINING, "welcomed"): (State.JOINING, []),
-    (State.JOINING, "refused"): (State.ENDED, [End(REFUSED.reason)]),
+    (State.JOINING, "refused"): (State.ENDED, [EndProcess(REFUSED.reason)]),
     (State.JOINING, "beat that names it"): (State.ATTACHED, []),
     (State.JOINING, "beat that does not"): (State.JOINING, []),
     (State.JOINING, "beat of an older epoch"): (State.JOINING, []),
@@ -170,10 +170,10 @@ def test_admissions_and_refusals_without_beats_do_not_keep_an_orphan():
 
 def test_orphan_that_may_wait_less_than_a_silence_takes_ends_without_drifting():
     attachment = Attachment("worker-0", orphan_s=1.0)
-    attachment.handle(Started(), 0.0)
+    attachment.handle(Reachable(), 0.0)
     attachment.handle(NAMED, 0.0)
     assert attachment.next_timer() == 1.0
-    assert attachment.handle(Tick(), 1.0) == [End("the coordinator was not heard of for 1 s")]
+    assert attachment.handle(Tick(), 1.0) == [EndProcess("the coordinator was not heard of for 1 s")]
 
 
 def test_beat_of_a_coordinator_that_was_replaced_counts_for_nothing():

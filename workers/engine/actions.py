@@ -51,10 +51,10 @@ class Launch:
 
 
 @dataclass(frozen=True)
-class Answer:
+class AnswerHead:
     """Tell the head of the step's route what became of it."""
 
     message: Sampled | StepFailed
 
 
-Action = Report | Forward | Launch | Answer
+Action = Report | Forward | Launch | AnswerHead

@@ -44,7 +44,7 @@ from protocol.messages import (
 )
 from protocol.transport import DataLinks
 from protocol.values import TO_COORDINATOR, Buffer, LayerRange, Peer, unpack_ids, unpack_keys
-from workers.engine.actions import Action, Answer, Forward, Launch, Passed, Report
+from workers.engine.actions import Action, AnswerHead, Forward, Launch, Passed, Report
 from workers.engine.arrivals import Adrift, Arrivals
 from workers.engine.fitness import UnfitMessage, required_buffer
 from workers.engine.heads import Heads
@@ -88,7 +88,10 @@ class Engine:
         self._loading = Loading(name, shelf, StageLoader(shelf), self._report_progress)
         self._in_flight: StepInFlight | None = None  # between turns only; within one it is handed on
         self._is_running = True
-        self._handlers: Mapping[type[Message], Callable[[Any, _Buffers], Iterable[Action]]] = {
+        self._handlers = self._handlers_by_kind()
+
+    def _handlers_by_kind(self) -> Mapping[type[Message], Callable[[Any, _Buffers], Iterable[Action]]]:
+        return {
             InspectModel: self._inspect,
             PrepareStage: self._prepare,
             LoadStage: self._load,
@@ -209,7 +212,7 @@ class Engine:
                     in_flight = self._forward(action, in_flight)
                 case Launch():
                     in_flight = self._launch(action, in_flight)
-                case Answer(message=message):
+                case AnswerHead(message=message):
                     in_flight = self._answer(message, in_flight)
         return in_flight
 
@@ -269,7 +272,7 @@ class Engine:
         if isinstance(message, Generate):
             return [Report(SequenceFailed(sequence=message.sequence, message=sentence))]
         if isinstance(message, Step) and message.route.workers:
-            return [Answer(StepFailed(number=message.number, route=message.route, message=sentence))]
+            return [AnswerHead(StepFailed(number=message.number, route=message.route, message=sentence))]
         if isinstance(message, InspectModel | LoadStage | PrepareStage):
             said = str(error) if isinstance(error, TandemError) else f"{self._name} could not use the model: {error}"
             return [Report(LoadFailed(worker=self._name, message=said))]

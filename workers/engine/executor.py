@@ -31,7 +31,7 @@ class UnknownSequence(Exception):
 
 
 @dataclass(frozen=True)
-class Stage:
+class StagePlace:
     """This worker's place in a route. layers: half open."""
 
     layers: LayerRange
@@ -39,7 +39,7 @@ class Stage:
 
 
 @dataclass
-class _Sequence:
+class _OpenedSequence:
     cached: bool
     sampler: TokenSampler
     cache: StageCache | None  # None when uncached, or while merged into a slot
@@ -47,7 +47,7 @@ class _Sequence:
 
 
 @dataclass
-class _Slot:
+class _SlotCache:
     rows: list[int] = field(default_factory=list)
     cache: StageCache | None = None
 
@@ -71,7 +71,7 @@ class StageExecutor:
     def __init__(
         self,
         model: SplitModel,
-        stage: Stage,
+        stage: StagePlace,
         *,
         last_position_only: bool,
         prefixes: PrefixStore,
@@ -82,8 +82,8 @@ class StageExecutor:
         self._last_position_only = last_position_only
         self.prefixes = prefixes
         self._kv = kv
-        self._sequences: dict[int, _Sequence] = {}
-        self._slots: dict[int, _Slot] = {}
+        self._sequences: dict[int, _OpenedSequence] = {}
+        self._slots: dict[int, _SlotCache] = {}
         self._last_sampled: dict[int, mx.array] = {}  # by slot, for steps that run ahead
 
     def __repr__(self) -> str:
@@ -122,7 +122,7 @@ class StageExecutor:
             log.warning("a kept prefix is lost: %s", error)
             return
         sampler = TokenSampler(message.sampling, message.seed, message.history)
-        self._sequences[message.sequence] = _Sequence(message.cached, sampler, cache, keys)
+        self._sequences[message.sequence] = _OpenedSequence(message.cached, sampler, cache, keys)
 
     def _kv_of(self, message: OpenSequence) -> KvSettings | None:
         if self._kv is None or self._kv.kind != "static":
@@ -206,7 +206,7 @@ class StageExecutor:
             sequence = self._sequences[step.rows[0].sequence]
             sequence.cache = self._own_cache(step.rows[0].sequence)
             return sequence.cache
-        slot = self._slots.setdefault(step.slot, _Slot())
+        slot = self._slots.setdefault(step.slot, _SlotCache())
         self._arrange(slot, step.rows)
         assert slot.cache is not None
         return slot.cache
@@ -236,10 +236,10 @@ class StageExecutor:
         assert slot.cache is not None
         return slot.cache.view(slot.rows.index(sequence))
 
-    def _has_open(self, slot: _Slot) -> bool:
+    def _has_open(self, slot: _SlotCache) -> bool:
         return any(row in self._sequences for row in slot.rows)
 
-    def _arrange(self, slot: _Slot, rows: tuple[Row, ...]) -> None:
+    def _arrange(self, slot: _SlotCache, rows: tuple[Row, ...]) -> None:
         """Bring the slot's merged cache to exactly `rows`: drop who left, append who came with a cache of its own."""
         wanted = [row.sequence for row in rows]
         if slot.rows == wanted:

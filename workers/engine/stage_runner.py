@@ -44,7 +44,7 @@ class StepInFlight:
 
 
 @dataclass(frozen=True)
-class Finished:
+class FinishedStep:
     """What came of a step here. answer: for the head, None where the step went on to another worker."""
 
     seconds: float
@@ -145,7 +145,7 @@ class StageRunner:
         self._vitals.begin(started_at, limit_s if before is None else limit_s + before.limit_s)
         return StepInFlight(executor.launch(step, launch.tokens, launch.received), launch.tokens, started_at, limit_s)
 
-    def finish(self, in_flight: StepInFlight) -> Finished:
+    def finish(self, in_flight: StepInFlight) -> FinishedStep:
         """Wait for a step, and pass on what came of it."""
         step = in_flight.step
         self._vitals.begin(self._now(), in_flight.limit_s)
@@ -153,11 +153,11 @@ class StageRunner:
         seconds = self._count(in_flight)
         worker = self._next_worker(step.route)
         if worker is None:
-            return Finished(seconds, Sampled(number=step.number, route=step.route, tokens=tuple(output)))
+            return FinishedStep(seconds, Sampled(number=step.number, route=step.route, tokens=tuple(output)))
         spec, arrays = payload.encode(output)
         assert in_flight.tokens is not None, "only a route of one stage runs ahead of its ids"
         self._links.send(worker, msgspec.structs.replace(step, payload=spec), [in_flight.tokens.tobytes(), *arrays])
-        return Finished(seconds, None)
+        return FinishedStep(seconds, None)
 
     def _count(self, in_flight: StepInFlight) -> float:
         """Seconds that the device was at a step, from when it was free for it."""

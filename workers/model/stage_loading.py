@@ -23,7 +23,7 @@ from strategy.memory import KvNeeds
 from workers.cache.disk_tier import DiskTiers
 from workers.cache.kv_memory import kv_needs
 from workers.cache.prefix_store import PrefixStore
-from workers.engine.executor import Stage, StageExecutor
+from workers.engine.executor import StageExecutor, StagePlace
 from workers.model.chunk_costs import ChunkCosts
 from workers.model.inspection import inspect
 from workers.model.shelf import ModelShelf
@@ -62,7 +62,7 @@ class LoadedStages(msgspec.Struct, frozen=True, kw_only=True):
 class _Place:
     """What an executor is made for; while it is equal, the executor stays."""
 
-    stage: Stage
+    stage: StagePlace
     kv: KvSettings | None
     last_position_only: bool
 
@@ -251,7 +251,7 @@ def _place(name: str, plan: LoadStage, route: Route, layers: LayerRange) -> _Pla
     kv = plan.kv if plan.kv.kind != "dynamic" else None  # mlx-lm's own
     if kv is not None and kv.kind == "static":
         kv = msgspec.structs.replace(kv, max_tokens=_SOME_TOKENS)  # each sequence has its own
-    return _Place(Stage(layers, is_last=route.last == name), kv, plan.last_position_only)
+    return _Place(StagePlace(layers, is_last=route.last == name), kv, plan.last_position_only)
 
 
 def _room(plan: LoadStage, route: Route, num_routes: int) -> tuple[int, int]:

@@ -10,18 +10,18 @@ from cluster.membership.roster import (
     RETURN_WITHIN_S,
     TRANSITIONS,
     Admitted,
-    IllegalEvent,
     Kill,
-    Load,
     Lost,
     Member,
-    Refused,
+    RefuseJoin,
     Roster,
     Start,
     WorkerEvent,
+    WorkerLoad,
     WorkerState,
 )
 from protocol.codec import PROTOCOL
+from protocol.errors import IllegalEvent
 from protocol.messages import Heartbeat, Join
 from protocol.values import Peer
 
@@ -75,14 +75,14 @@ def test_expected_worker_is_admitted(roster):
 @pytest.mark.parametrize("changes", [{"secret": "a guess"}, {"protocol": PROTOCOL + 1}, {"name": "gamma"}])
 def test_worker_with_a_wrong_token_version_or_name_is_refused(roster, changes):
     (action,) = roster.joined(join(**{"name": "alpha"} | changes), 0)
-    assert isinstance(action, Refused)
+    assert isinstance(action, RefuseJoin)
     assert not roster.there
 
 
 def test_second_worker_under_a_name_is_refused_where_it_is_and_the_first_stays(roster):
     roster.joined(join(), 0)
     intruder = Peer(endpoint="tcp://intruder", public_key="k" * 40)
-    assert roster.joined(join(pid=8, peer=intruder), 1) == [Refused(intruder, "alpha is there already")]
+    assert roster.joined(join(pid=8, peer=intruder), 1) == [RefuseJoin(intruder, "alpha is there already")]
     assert roster.members["alpha"].join.pid == 7
 
 
@@ -177,6 +177,6 @@ def test_heartbeat_of_a_stranger_or_of_who_was_given_up_means_nothing(roster):
 def test_load_is_counted_between_two_heartbeats():
     earlier = beat(steps=10, rows=20, busy_s=1.0)
     later = msgspec.structs.replace(earlier, steps=30, rows=80, busy_s=1.25, queued=3)
-    expected = Load(busy_share=0.5, steps_per_s=40.0, batch_size=3.0, queue=3)
-    assert Load.between(earlier, later, 0.5) == expected
-    assert Load.between(later, earlier, 0.5) == Load()
+    expected = WorkerLoad(busy_share=0.5, steps_per_s=40.0, batch_size=3.0, queue=3)
+    assert WorkerLoad.between(earlier, later, 0.5) == expected
+    assert WorkerLoad.between(later, earlier, 0.5) == WorkerLoad()

@@ -7,19 +7,19 @@ from cluster.planning.deployment import (
     PATIENCE_S,
     SETTLE_S,
     TRANSITIONS,
-    Begin,
+    BeginPlan,
     Candidate,
     Deployment,
     DeploymentEvent,
     DeploymentState,
-    End,
-    IllegalStep,
+    EndPlan,
     Inspect,
-    Load,
     Prepare,
     Refuse,
+    SendPlan,
 )
 from cluster.planning.plan import Loss
+from protocol.errors import IllegalEvent
 from protocol.messages import Inspected
 from protocol.values import LayerRange
 from strategy.partition import ModelSizes
@@ -76,7 +76,7 @@ class Played:
         for stage in load.partition.stages:
             self.held[stage.worker] = (stage.layers,)
             actions = self.deployment.loaded(stage.worker, now)
-        assert actions[0] == Begin()
+        assert actions[0] == BeginPlan()
 
 
 def layers(load):
@@ -92,7 +92,7 @@ def test_every_event_in_every_state_moves_on_by_the_table_or_changes_nothing(sta
         subject._apply(event)
         assert subject.state is TRANSITIONS[state, event]
     else:
-        with pytest.raises(IllegalStep):
+        with pytest.raises(IllegalEvent):
             subject._apply(event)
         assert subject.state is state
 
@@ -106,7 +106,7 @@ def test_first_worker_inspects_and_the_first_plan_waits_for_all():
     assert layers(load) == {"a": (0, 3), "b": (3, 6), "c": (6, 9)}
     assert played.deployment.loaded("a", 4) == []
     assert played.deployment.loaded("c", 4) == []
-    assert played.deployment.loaded("b", 4) == [Begin()]
+    assert played.deployment.loaded("b", 4) == [BeginPlan()]
 
 
 def test_another_worker_inspects_when_the_first_is_lost():
@@ -127,7 +127,7 @@ def test_loss_ends_the_plan_and_survivors_read_only_what_the_lost_one_held():
     played = Played("a", "b", "c")
     played.serving("a", "b", "c")
     end, load = played.changed("a", "c", now=5, lost=died("b"), gone="b")
-    assert end == End(died("b"))
+    assert end == EndPlan(died("b"))
     assert layers(load) in ({"a": (0, 4), "c": (4, 9)}, {"a": (0, 5), "c": (5, 9)})
 
 
@@ -152,7 +152,7 @@ def test_survivors_without_room_wait_and_go_on_when_somebody_comes_back():
     played = Played("a", "b")
     played.serving("a", "b")
     end, refuse = played.changed("a", lost=died("b"), gone="b")
-    assert isinstance(end, End)
+    assert isinstance(end, EndPlan)
     assert isinstance(refuse, Refuse)
     (load,) = played.changed("a", "b", now=9)
     assert {stage.worker for stage in load.partition.stages} == {"a", "b"}
@@ -162,7 +162,7 @@ def test_broken_link_begins_a_new_epoch_with_the_same_layers():
     played = Played("a", "b")
     before = played.serving("a", "b")
     end, load = played.deployment.broken("a link broke", 1)
-    assert end == End(Loss(workers=(), sentence="a link broke"))
+    assert end == EndPlan(Loss(workers=(), sentence="a link broke"))
     assert load.partition == before
 
 
@@ -171,7 +171,7 @@ def test_worker_that_begins_anew_breaks_the_plan_it_was_part_of():
     played.serving("a", "b")
     back = Loss(workers=(), sentence="b came back")
     end, load = played.changed("a", "b", lost=back, gone="b")
-    assert (end, type(load)) == (End(back), Load)
+    assert (end, type(load)) == (EndPlan(back), SendPlan)
 
 
 def newcomer(played, now):

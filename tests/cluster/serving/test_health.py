@@ -5,7 +5,7 @@ import asyncio
 import msgspec
 import pytest
 
-from cluster.membership.roster import Load
+from cluster.membership.roster import WorkerLoad
 from cluster.planning.events import EventLog
 from cluster.serving.health import Health
 from cluster.serving.prompts import Prompts
@@ -28,7 +28,7 @@ def beat_of(worker, **fields):
 def member_of(name, *, steps_per_s=0.0, **beat):
     member = ready_member(name)
     member.heartbeat = beat_of(name, **beat)
-    member.load = Load(busy_share=0.0, steps_per_s=steps_per_s, batch_size=0.0, queue=0)
+    member.load = WorkerLoad(busy_share=0.0, steps_per_s=steps_per_s, batch_size=0.0, queue=0)
     return member
 
 

@@ -5,7 +5,8 @@ from itertools import product
 import pytest
 
 from cluster.serving.counts import Counts
-from cluster.serving.lifecycle import TRANSITIONS, IllegalMove, RequestEvent, RequestState, following
+from cluster.serving.lifecycle import TRANSITIONS, RequestEvent, RequestState, following
+from protocol.errors import IllegalEvent
 
 S, E = RequestState, RequestEvent
 LEGAL = {
@@ -24,7 +25,7 @@ def test_every_pair_leads_where_it_should_or_is_refused(state, event):
     if (state, event) in LEGAL:
         assert following(state, event) is LEGAL[state, event]
     else:
-        with pytest.raises(IllegalMove, match=f"{state} cannot {event}"):
+        with pytest.raises(IllegalEvent, match=f"{state} cannot {event}"):
             following(state, event)
     assert len(TRANSITIONS) == len(LEGAL)
 

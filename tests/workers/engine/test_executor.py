@@ -6,7 +6,7 @@ import pytest
 from protocol.messages import OpenSequence, Row, Step
 from protocol.values import Route, Sampling
 from workers.cache.prefix_store import PrefixStore
-from workers.engine.executor import Stage, StageExecutor, UnknownSequence
+from workers.engine.executor import StageExecutor, StagePlace, UnknownSequence
 from workers.model.split_model import SplitModel
 from workers.zoo import make_tiny_model
 
@@ -24,7 +24,7 @@ class Played:
     def __init__(self, model):
         layers = (0, model.num_layers)
         prefixes = PrefixStore(model, layers, memory_bytes=1 << 20, disk=None)
-        stage = Stage(layers, is_last=True)
+        stage = StagePlace(layers, is_last=True)
         self.executor = StageExecutor(model, stage, last_position_only=True, prefixes=prefixes)
         self.tokens = {}
         self._number = 0
