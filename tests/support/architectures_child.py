@@ -1,4 +1,4 @@
-"""Run as a process of its own: splits tiny models and prints one JSON line for each.
+"""Run as a process of its own: splits tiny models, asks engines for answers, and prints one JSON line for each.
 
 MLX checks no bounds, so a wrong configuration can end the process or take all memory: never in the test process.
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 import mlx.core as mx
 from mlx.utils import tree_map
 
+from tests.support.in_process_cluster import InProcessCluster, alone
 from workers import zoo
 from workers.model import payload
 from workers.model.inspection import inspect_config
@@ -20,6 +21,11 @@ from workers.model.split_model import SplitModel
 MEMORY_BYTES = 8 << 30
 WITHOUT_CACHE = [[[7, 3, 250, 19, 66, 5, 88, 41, 9, 120, 13, 2], [4, 71, 18, 9, 201, 33, 6, 54, 90, 12, 5, 77]]]
 WITH_CACHE = [[[7, 3, 250, 19, 66, 5, 88, 41, 9, 120, 13, 2]], [[31, 8, 77, 45, 6]], [[9]], [[14]]]
+
+# Beyond the sliding windows of tiny models, and short of them.
+PROMPTS = [[(7 * place) % 251 + 5 for place in range(40)], [11, 30, 4, 99, 7]]
+MAX_TOKENS = 12
+STRATEGIES = {1: ("single-device-cached",), 2: ("single-device-cached", "distributed-cached", "distributed-no-cache")}
 
 
 def main(cases):
@@ -48,6 +54,25 @@ def outcome(case, directory):
     except Exception as error:  # noqa: BLE001  reported to the test
         return {"wrong": [f"{type(error).__name__}: {error}"]}
     return {"wrong": wrong, "cuts": len(cuts), "layers": found.num_layers}
+
+
+def other_ids(directory, found):
+    """Where the answers of engines, under each strategy and all at once, are not the greedy ids of mlx-lm alone."""
+    num_stages = 1 if found.why_not else 2
+    with tempfile.TemporaryDirectory() as kept:
+        cluster = InProcessCluster(directory, num_stages=num_stages, cache_dir=Path(kept))
+        asked = {
+            (strategy, number): cluster.generate(list(prompt), MAX_TOKENS, strategy=strategy)
+            for strategy in STRATEGIES[num_stages]
+            for number, prompt in enumerate(PROMPTS)
+        }
+        cluster.run()
+    expected = [alone(directory, list(prompt), MAX_TOKENS) for prompt in PROMPTS]
+    return [
+        f"{strategy}, prompt {number}: {cluster.failures.get(sequence) or cluster.tokens[sequence]} for {expected[number]}"
+        for (strategy, number), sequence in asked.items()
+        if cluster.tokens[sequence] != expected[number]
+    ]
 
 
 def differences(directory, found, cuts):

@@ -20,7 +20,7 @@ from strategy.chunking import ChunkCost
 from workers.cache.disk_tier import DiskTier, remove_stale, signature
 from workers.cache.kv_memory import kv_needs
 from workers.cache.prefix_store import PrefixStore
-from workers.engine.executor import Stage, StageExecutor
+from workers.engine.executor import MLX_LM_CHUNK_TOKENS, Stage, StageExecutor, Uncached
 from workers.model.inspection import inspect
 from workers.model.shelf import ModelShelf
 from workers.model.split_model import SplitModel
@@ -74,10 +74,14 @@ def load_stages(name: str, plan: LoadStage, shelf: ModelShelf, progress: Callabl
         needs = kv_needs(model.warm_up(layers, kv, lambda: progress(mx.get_active_memory())))
         kept = _prefix_store(plan, shelf, model, layers, num_routes=len(routes), needs=needs)
         stage = Stage(layers, is_last=route.last == name)
-        executors[route] = StageExecutor(model, stage, last_position_only=plan.last_position_only, prefixes=kept, kv=kv)
+        executors[route] = StageExecutor(
+            model, stage, last_position_only=plan.last_position_only, prefixes=kept, kv=kv, uncached=_uncached(plan)
+        )
         prefixes.append(KeptPrefix(route=route, needs=needs))
         if route.head == name:
-            chunk_costs[route] = chunk_cost(functools.partial(_measure_chunk, model, layers))
+            chunk_costs[route] = chunk_cost(
+                functools.partial(_measure_chunk, model, layers, last_position_only=plan.last_position_only)
+            )
             log.info("chunks of layers %s cost %s", layers, chunk_costs[route])
     mx.clear_cache()
     batches = plan.batches and (kv is None or model.kv_kind(kv.kind).batches(kv))
@@ -86,7 +90,7 @@ def load_stages(name: str, plan: LoadStage, shelf: ModelShelf, progress: Callabl
         chunk_costs=chunk_costs,
         prefixes=tuple(prefixes),
         max_rows=MAX_ROWS if batches else 1,
-        fixed_chunk_tokens=plan.prefill_chunk_tokens,
+        fixed_chunk_tokens=MLX_LM_CHUNK_TOKENS if plan.whole_prompts else plan.prefill_chunk_tokens,
         weights_bytes=mx.get_active_memory(),
     )
 
@@ -100,6 +104,13 @@ def _routes_through(name: str, plan: LoadStage, num_layers: int) -> dict[Route, 
     if own.holds_full_model:
         routes[Route((name,))] = LayerRange(0, num_layers)
     return routes
+
+
+def _uncached(plan: LoadStage) -> Uncached:
+    """How passes without a KV cache run under this plan."""
+    if not plan.uncached_in_caches:
+        return Uncached.PLAIN
+    return Uncached.AS_MLX_LM if plan.whole_prompts else Uncached.IN_CACHES
 
 
 def _kv_settings(plan: LoadStage, model: SplitModel, ranges: list[LayerRange]) -> KvSettings | None:
@@ -142,9 +153,9 @@ def chunk_cost(measure: Callable[[int], float]) -> ChunkCost:
     return ChunkCost.fit([(num_tokens, min(seconds, measure(num_tokens))) for num_tokens, seconds in first.items()])
 
 
-def _measure_chunk(model: SplitModel, layers: LayerRange, num_tokens: int) -> float:
+def _measure_chunk(model: SplitModel, layers: LayerRange, num_tokens: int, *, last_position_only: bool) -> float:
     tokens = mx.zeros((1, num_tokens), mx.int32)
     cache = model.make_cache(layers)
     started = time.perf_counter()
-    model.evaluate(model.forward(tokens, layers=layers, cache=cache, last_position_only=True), cache)
+    model.evaluate(model.forward(tokens, layers=layers, cache=cache, last_position_only=last_position_only), cache)
     return time.perf_counter() - started
