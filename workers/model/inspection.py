@@ -18,15 +18,16 @@ from typing import Any
 
 import mlx.core as mx
 import msgspec
+from mlx.utils import tree_flatten
 
 from protocol.errors import ModelError
 from workers import zoo
 from workers.model import loading
-from workers.model.split_model import CannotSplit
 from workers.model.trial import Trial
 from workers.zoo.configurations import architecture_of
 
 REVISION = 4
+MAX_TRIED_WEIGHTS = 50_000_000
 _CONTEXT_KEYS = ("max_position_embeddings", "model_max_length", "n_positions", "max_seq_len", "n_ctx", "seq_length")
 
 
@@ -81,16 +82,34 @@ def inspect_config(config: Mapping[str, Any]) -> Inspection:
     )
     with _without_compiling():
         try:
-            trial = Trial(zoo.random_model(zoo.shrunk(config)))
+            return _tried(_trial(config), refused)
         except Exception as error:  # noqa: BLE001  the boundary between us and any model's code
-            return msgspec.structs.replace(refused, why_not=_reason(architecture, error))
-        return _tried(trial, refused)
+            why_not = (
+                str(error)
+                if isinstance(error, ModelError)
+                else f"mlx-lm cannot run {architecture} here: {_said(error)}"
+            )
+            return msgspec.structs.replace(refused, why_not=why_not)
+
+
+def _trial(config: Mapping[str, Any]) -> Trial:
+    """Of the configuration in small or, where its structure does not shrink, as it is, if that is not too large."""
+    try:
+        return Trial(zoo.random_model(zoo.shrunk(config)))
+    except Exception:  # the boundary between us and any model's code
+        model = zoo.random_model(zoo.shrunk(config, only_windows=True))
+        if sum(weight.size for _, weight in tree_flatten(model.parameters())) > MAX_TRIED_WEIGHTS:
+            raise
+        return Trial(model)
 
 
 def _tried(trial: Trial, base: Inspection) -> Inspection:
     """Everything that can be found out, on top of what the configuration says."""
     cuts = trial.legal_cuts()
-    why_not = "It has only one layer." if trial.num_layers < 2 else _reason(base.architecture, trial.last_error)
+    why_not = "It has only one layer."
+    if trial.num_layers > 1:
+        said = _said(trial.last_error) or "the logits of its stages differ from the whole model's"
+        why_not = f"The layers of {base.architecture} cannot run apart from each other: {said}"
     return msgspec.structs.replace(
         base,
         num_layers=trial.num_layers,
@@ -119,11 +138,8 @@ def _layers_of(config: Mapping[str, Any]) -> int:
     return _layers_of(config["text_config"]) if isinstance(config.get("text_config"), Mapping) else 0
 
 
-def _reason(architecture: str, error: Exception | None) -> str:
-    if isinstance(error, ModelError) and not isinstance(error, CannotSplit):
-        return str(error)
-    said = " ".join(str(error).split())[:160] if error else "the logits of its stages differ from the whole model's"
-    return f"The layers of {architecture} cannot run apart from each other: {said}"
+def _said(error: Exception | None) -> str:
+    return " ".join(str(error).split())[:160] if error else ""
 
 
 def _fingerprint(config: Mapping[str, Any]) -> str:
