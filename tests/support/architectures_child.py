@@ -65,7 +65,7 @@ def outcome(case, directory):
 def other_ids(directory, found, expected):
     """Where the answers of engines, under each strategy and all at once, are not the ids expected for each prompt."""
     num_stages = 1 if found.why_not else 2
-    cluster = InProcessCluster(directory, num_stages=num_stages, cache_dir=directory)
+    cluster = InProcessCluster(directory, num_stages=num_stages, cache_dir=directory, chunk_tokens=16)
     asked = {
         (strategy, number): cluster.generate(list(prompt), MAX_TOKENS, strategy=strategy)
         for strategy in STRATEGIES[num_stages]

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 # Chunks tried at load, smallest first: two, and more until they took this long.
 _TRIED_CHUNKS = (16, 32, 64, 128, 256, 512)
 _TRIED_CHUNKS_S = 0.4
+# Where chunks have a fixed size, nobody asks what they cost.
+_UNMEASURED = ChunkCost(0.0, 0.0)
 # Sequences whose caches are merged into one decode batch.
 MAX_ROWS = 32
 # A static cache's room where only its shape matters.
@@ -69,6 +71,7 @@ def load_stages(name: str, plan: LoadStage, shelf: ModelShelf, progress: Callabl
     model.unused = inspect(path, shelf.cache).unused
     routes = _routes_through(name, plan, model.num_layers)
     kv = _kv_settings(plan, model, list(routes.values()))
+    fixed_chunk_tokens = MLX_LM_CHUNK_TOKENS if plan.whole_prompts else plan.prefill_chunk_tokens
     executors, prefixes, chunk_costs = {}, [], {}
     for route, layers in routes.items():
         needs = kv_needs(model.warm_up(layers, kv, lambda: progress(mx.get_active_memory())))
@@ -79,9 +82,8 @@ def load_stages(name: str, plan: LoadStage, shelf: ModelShelf, progress: Callabl
         )
         prefixes.append(KeptPrefix(route=route, needs=needs))
         if route.head == name:
-            chunk_costs[route] = chunk_cost(
-                functools.partial(_measure_chunk, model, layers, last_position_only=plan.last_position_only)
-            )
+            run = functools.partial(_measure_chunk, model, layers, last_position_only=plan.last_position_only)
+            chunk_costs[route] = _UNMEASURED if fixed_chunk_tokens else chunk_cost(run)
             log.info("chunks of layers %s cost %s", layers, chunk_costs[route])
     mx.clear_cache()
     batches = plan.batches and (kv is None or model.kv_kind(kv.kind).batches(kv))
@@ -90,7 +92,7 @@ def load_stages(name: str, plan: LoadStage, shelf: ModelShelf, progress: Callabl
         chunk_costs=chunk_costs,
         prefixes=tuple(prefixes),
         max_rows=MAX_ROWS if batches else 1,
-        fixed_chunk_tokens=MLX_LM_CHUNK_TOKENS if plan.whole_prompts else plan.prefill_chunk_tokens,
+        fixed_chunk_tokens=fixed_chunk_tokens,
         weights_bytes=mx.get_active_memory(),
     )
 

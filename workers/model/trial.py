@@ -9,7 +9,6 @@ import io
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import Any, TypeVar
 
 import mlx.core as mx
@@ -25,18 +24,18 @@ from workers.model.split_model import Part, SplitModel
 T = TypeVar("T")
 Passes = tuple[tuple[int, ...], ...]
 
-# Longer than the sliding windows, blocks and choices of a shrunk model several times over, and never twice the same.
-_IDS = tuple((7 * place + place * place // 9) % 251 + 3 for place in range(79))
-_PROMPT_TOKENS = 77
-_AFTER = len(_IDS) - _PROMPT_TOKENS + 1
-# A prefill, a chunk on top of it and decodes.
-_CACHED: Passes = (_IDS[:37], _IDS[37:49], _IDS[49:50], _IDS[50:51])
+# Longer than the sliding windows, blocks and choices of a shrunk model several times over.
+_IDS = tuple((7 * place + place * place // 9) % 251 + 3 for place in range(47))
+# As mlx-lm runs a prompt: all but its last token in one pass, then token by token.
+_OWN: Passes = (_IDS[:38], _IDS[38:39], _IDS[39:40])
+_IN_CHUNKS: Passes = (_IDS[:15], _IDS[15:16], _IDS[16:38], *_OWN[1:])
+_CACHED: Passes = (*_OWN, _IDS[40:])
+_AT_ONCE: Passes = (_IDS[:40],)
 _BRIEFLY: Passes = (_IDS[:4], _IDS[4:5])
-_CHUNKS = (23, 1, 16, 5)
-_RAGGED: Passes = (_IDS[:37], _IDS[5:17], _IDS[40:61])
+_RAGGED: Passes = (_IDS[:17], _IDS[5:9], _IDS[9:20])
 # Of the largest logit: what another order of additions may change.
 _ROUNDING = 1e-4
-# Logits beyond it, or that are not numbers, say nothing of the size of the others.
+# Logits beyond it say nothing of the size of the others.
 _MASKED = 1e6
 
 
@@ -51,7 +50,7 @@ class Trial:
         self._split = SplitModel(model)
         self._handed_on: dict[int, Payload] = {}
         self._whole: dict[tuple[Passes, bool], list[mx.array]] = {}
-        self._of_whole(_CACHED, cached=True)
+        self._own = self._of_whole(_CACHED, cached=True)[: len(_OWN)]
         self.last_error: Exception | None = None
 
     @property
@@ -76,20 +75,23 @@ class Trial:
         """Parts that no layer after a cut reads, by the graph of what is computed there; most architectures hand on one
         array. What it reads without any effect on a short sequence counts as read.
         """
-        several = [cut for cut in cuts if len(_parts(self._handed_on[cut])) > 1]
-        self._split.unused = {cut: parts for cut in several if (parts := self._unread(cut))}
-        if self._split.unused and not self._exact(cuts):
+        extra = {cut: list(_parts(self._handed_on[cut]))[1:] for cut in cuts}
+        if not any(extra.values()):
+            return {}
+        read = self._read(cuts)
+        unread = {cut: tuple(part for part in parts if (cut, *part) not in read) for cut, parts in extra.items()}
+        self._split.unused = {cut: parts for cut, parts in unread.items() if parts}
+        if not self._exact(cuts):
             self._split.unused = {}
         return self._split.unused
 
     def uncached_is_wrong(self) -> bool:
         """Whether a pass without caches gives something else than mlx-lm's own run of the same ids, which has them."""
-        return not self._equals_own(partial(self._all_at_once, cached=False))
+        return not self._equals_own(_AT_ONCE, cached=False)
 
     def chunks_are_wrong(self) -> bool:
         """Whether the logits depend on how a prompt is cut into passes, so that only mlx-lm's own way gives its own."""
-        in_chunks = partial(self._logits, (), _in_chunks(_CHUNKS), cached=True)
-        return not (self._equals_own(in_chunks) and self._equals_own(partial(self._all_at_once, cached=True)))
+        return not (self._equals_own(_IN_CHUNKS, cached=True) and self._equals_own(_AT_ONCE, cached=True))
 
     def batches(self, cuts: Sequence[int]) -> bool:
         """Whether sequences of different lengths give the same in a batch, cut in the middle where that is legal: some
@@ -100,16 +102,17 @@ class Trial:
 
     def last_position_only(self) -> bool:
         """Whether the projection can be limited to the last position; not where passes cannot be redirected at all."""
-        tokens, whole = mx.array([_CACHED[0]], mx.int32), LayerRange(0, self.num_layers)
+        whole = LayerRange(0, self.num_layers)
 
         def same() -> bool:
-            last = self._split.forward(tokens, layers=whole, cache=None, last_position_only=True)
-            return _near(last, self._split.forward(tokens, layers=whole, cache=None)[:, -1:, :])
+            tokens, cache = mx.array(_BRIEFLY[:1], mx.int32), self._split.make_cache(whole)
+            last = self._split.forward(tokens, layers=whole, cache=cache, last_position_only=True)
+            return _near(last, self._of_whole(_BRIEFLY, cached=True)[0][:, -1:])
 
         return bool(_attempt(same)[0])
 
     def _exact(self, cuts: Sequence[int]) -> bool:
-        return self._same(cuts, _CACHED, cached=True) and self._same(cuts, _CACHED[:1], cached=False)
+        return self._same(cuts, _CACHED, cached=True) and self._same(cuts, _AT_ONCE, cached=False)
 
     def _exact_briefly(self, cuts: Sequence[int]) -> bool:
         return self._fits(cuts) and self._same(cuts, _BRIEFLY, cached=True)
@@ -126,32 +129,26 @@ class Trial:
         self.last_error = error
         return found is not None and all(_equal(a, b) for a, b in zip(expected, found, strict=True))
 
-    def _unread(self, cut: int) -> tuple[Part, ...]:
+    def _read(self, cuts: tuple[int, ...]) -> set[Part]:
+        """What is read of the payloads at cuts that are in force together; each part's path begins with the cut."""
+        stages = _stages(cuts, self.num_layers)
         read: set[Part] = set()
-        before, after = _stages((cut,), self.num_layers)
-        for passes, cached in ((_CACHED, True), (_CACHED[:1], False)):
-            caches = [self._split.make_cache(layers) if cached else None for layers in (before, after)]
+        for passes, cached in ((_CACHED, True), (_AT_ONCE, False)):
+            caches = [self._split.make_cache(layers) if cached else None for layers in stages]
             for ids in passes:
-                tokens = mx.array([ids], mx.int32)
-                payload = self._split.forward(tokens, layers=before, cache=caches[0])
-                self._split.evaluate(payload, caches[0])
-                logits = self._split.forward(tokens, layers=after, cache=caches[1], payload=payload)
-                states = [] if caches[1] is None else caches[1].states()
-                read |= _read_by([logits, states], _parts(payload))
-                self._split.evaluate(logits, caches[1])
-        return tuple(part for part in list(_parts(self._handed_on[cut]))[1:] if part not in read)
+                logits = self._through(stages, [ids], caches, evaluate=False)
+                states = [cache.states() for cache in caches if cache is not None]
+                handed_on: dict[Part, mx.array] = {}
+                for cut in cuts:
+                    handed_on |= _parts(self._handed_on[cut], (cut,))
+                read |= _read_by([logits, states], handed_on)
+                mx.eval(logits, states)
+        return read
 
-    def _equals_own(self, run: Callable[[], list[mx.array]]) -> bool:
-        """Whether the logits after the prompt and after each token behind it are those of mlx-lm's own run."""
-        own = self._of_whole(_in_chunks((_PROMPT_TOKENS,)), cached=True)[-_AFTER:]
-        found, _ = _attempt(run)
-        return found is not None and all(_near(a[:, -1:], b) for a, b in zip(found[-_AFTER:], own, strict=True))
-
-    def _all_at_once(self, *, cached: bool) -> list[mx.array]:
-        """As without a KV cache: the prompt in one pass, then everything in one."""
-        prompt = self._logits((), (_IDS[:_PROMPT_TOKENS],), cached=cached)[0]
-        everything = self._logits((), (_IDS,), cached=cached)[0]
-        return [prompt[:, -1:], *mx.split(everything[:, _PROMPT_TOKENS:], _AFTER - 1, axis=1)]
+    def _equals_own(self, passes: Passes, *, cached: bool) -> bool:
+        """Whether the last logits of these passes are those of mlx-lm's own run, after the prompt and one token later."""
+        found, _ = _attempt(lambda: mx.concatenate(self._of_whole(passes, cached=cached), axis=1))
+        return found is not None and _near(found[:, -2:], mx.concatenate(self._own[1:], axis=1))
 
     def _of_whole(self, passes: Passes, *, cached: bool) -> list[mx.array]:
         if (passes, cached) not in self._whole:
@@ -182,24 +179,21 @@ class Trial:
         return logits
 
     def _batch_equals_its_sequences(self, stages: Sequence[LayerRange]) -> bool:
-        """Three sequences, of which one comes later, another one leaves and a third goes on alone."""
-        whole = [LayerRange(0, self.num_layers)]
-        alone = [[self._split.make_cache(whole[0])] for _ in _RAGGED]
-        parts = [[self._split.make_cache(layers) for layers in stages] for _ in _RAGGED]
-        for ids, own, caches in zip(_RAGGED, alone, parts, strict=True):
-            self._through(whole, [ids], own)
+        """Of three sequences one comes later, then one leaves and goes on alone."""
+        alone = [[self._split.make_cache(layers) for layers in stages] for _ in _RAGGED]
+        for ids, caches in zip(_RAGGED, alone, strict=True):
             self._through(stages, [ids], caches)
 
         def same(batch: Sequence[StageCache], rows: Sequence[int], token: int) -> bool:
-            expected = mx.concatenate([self._through(whole, [(token,)], alone[row]) for row in rows])
+            expected = mx.concatenate([self._through(stages, [(token,)], alone[row]) for row in rows])
             return _near(self._through(stages, [(token,)] * len(rows), batch), expected)
 
-        batch = [StageCache.merge(list(caches)) for caches in zip(*parts[:2], strict=True)]
+        batch = [StageCache.merge(list(caches)) for caches in zip(*alone[:2], strict=True)]
         if not same(batch, (0, 1), 9):
             return False
-        for cache, newcomer in zip(batch, parts[2], strict=True):
+        for cache, newcomer in zip(batch, alone[2], strict=True):
             cache.extend(StageCache.merge([newcomer]))
-        if not (same(batch, (0, 1, 2), 13) and same(batch, (0, 1, 2), 64)):
+        if not same(batch, (0, 1, 2), 13):
             return False
         left = [cache.extract(1) for cache in batch]
         for cache in batch:
@@ -219,24 +213,14 @@ def _stages(cuts: Sequence[int], num_layers: int) -> list[LayerRange]:
     return [LayerRange(*bounds) for bounds in zip((0, *cuts), (*cuts, num_layers), strict=True)]
 
 
-def _in_chunks(sizes: tuple[int, ...]) -> Passes:
-    """The prompt but its last token in chunks of these sizes in turn, then token by token, as mlx-lm does."""
-    chunks: list[tuple[int, ...]] = []
-    start, last = 0, _PROMPT_TOKENS - 1
-    while start < last:
-        end = min(start + sizes[len(chunks) % len(sizes)], last)
-        chunks.append(_IDS[start:end])
-        start = end
-    return *chunks, *((token,) for token in _IDS[last:])
-
-
 def _equal(a: mx.array, b: mx.array) -> bool:
     return a.shape == b.shape and bool(mx.array_equal(a, b, equal_nan=True).item())
 
 
 def _near(a: mx.array, b: mx.array) -> bool:
+    """Equal but for rounding; what is not a number says nothing and is not."""
     size: Any = mx.max(mx.where(mx.abs(b) < _MASKED, mx.abs(b), 0.0)).item()
-    return a.shape == b.shape and bool(mx.allclose(a, b, 0.0, _ROUNDING * size, equal_nan=True).item())
+    return a.shape == b.shape and bool(mx.allclose(a, b, 0.0, _ROUNDING * size).item())
 
 
 def _parts(payload: Payload, path: Part = ()) -> dict[Part, mx.array]:
@@ -255,9 +239,18 @@ def _parts(payload: Payload, path: Part = ()) -> dict[Part, mx.array]:
 
 
 def _read_by(outputs: Payload, parts: dict[Part, mx.array]) -> set[Part]:
-    """Which of these arrays stand in the graph that the unevaluated outputs still have to run."""
-    graph = io.StringIO()
+    """Which of these arrays the unevaluated outputs are computed from, by MLX's own graph."""
     wanted = [array for _, array in tree_flatten(outputs) if isinstance(array, mx.array)]
-    mx.export_to_dot(graph, *wanted, **{f"part{number}": array for number, array in enumerate(parts.values())})
-    read = {int(number) for number in re.findall(r'^"part(\d+)" -> ', graph.getvalue(), re.MULTILINE)}
-    return {part for number, part in enumerate(parts) if number in read}
+    names = {f"output{number}": array for number, array in enumerate(wanted)}
+    names |= {f"part{number}": array for number, array in enumerate(parts.values())}
+    graph = io.StringIO()
+    mx.export_to_dot(graph, *wanted, **names)
+    sources: dict[str, list[str]] = {}
+    for source, target in re.findall(r"^(\S+) -> (\S+)$", graph.getvalue(), re.MULTILINE):
+        sources.setdefault(target.strip('"'), []).append(source.strip('"'))
+    found, queue = set[str](), [f"output{number}" for number in range(len(wanted))]
+    while queue:
+        for source in sources.pop(queue.pop(), []):
+            found.add(source)
+            queue.append(source)
+    return {part for number, part in enumerate(parts) if f"part{number}" in found}

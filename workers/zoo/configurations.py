@@ -162,7 +162,7 @@ def _small(name: str, value: Any, sizes: Mapping[str, Any], special: Mapping[str
         return _table("widths.toml")["scalars"][name]
     if name not in sizes or isinstance(value, bool | str) or not value:
         return value
-    small = special.get(name, sizes[name])
+    small = sizes[name] if name in _table("widths.toml")["windows"] else special.get(name, sizes[name])
     if isinstance(value, list):
         return [
             _size(item, small[index % len(small)] if isinstance(small, list) else small)
