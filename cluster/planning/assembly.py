@@ -67,6 +67,7 @@ class Assembly:
             batches=inspected.batches,
             prefill_chunk_tokens=settings.engine.prefill_chunk,
             uncached_in_caches=inspected.uncached_in_caches,
+            whole_prompts=inspected.whole_prompts,
             kv_copies=settings.recovery.kv_copies,
         )
         return {

@@ -25,6 +25,7 @@ class Inspected(Message, frozen=True, kw_only=True):
     last_position_only: bool
     context_tokens: int | None
     uncached_in_caches: bool = False
+    whole_prompts: bool = False
 
 
 class StagePlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,7 +42,8 @@ class LoadStage(Message, frozen=True, kw_only=True):
 
     model: its digest; stages: every worker of the plan in order; pipeline: the route through all of them, None where the
     model cannot be cut; uncached_in_caches: passes without a KV cache run in caches that are thrown away, since the model
-    computes something else without any; kv_copies: to how many neighbours finished KV blocks are copied.
+    computes something else without any; whole_prompts: a prompt runs in mlx-lm's own chunks, since others change what the
+    model computes (so nothing of it can be reused either); kv_copies: to how many neighbours finished KV blocks are copied.
     """
 
     model: str
@@ -54,6 +56,7 @@ class LoadStage(Message, frozen=True, kw_only=True):
     batches: bool
     prefill_chunk_tokens: int | None
     uncached_in_caches: bool = False
+    whole_prompts: bool = False
     kv_copies: int = 0
 
 

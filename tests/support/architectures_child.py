@@ -1,4 +1,4 @@
-"""Run as a process of its own: splits tiny models and prints one JSON line for each.
+"""Run as a process of its own: splits tiny models, asks engines for answers, and prints one JSON line for each.
 
 MLX checks no bounds, so a wrong configuration can end the process or take all memory: never in the test process.
 """
@@ -12,14 +12,27 @@ from pathlib import Path
 import mlx.core as mx
 from mlx.utils import tree_map
 
+from tests.support.in_process_cluster import InProcessCluster, alone
 from workers import zoo
 from workers.model import payload
-from workers.model.inspection import inspect_config
+from workers.model.inspection import inspect
 from workers.model.split_model import SplitModel
 
 MEMORY_BYTES = 8 << 30
 WITHOUT_CACHE = [[[7, 3, 250, 19, 66, 5, 88, 41, 9, 120, 13, 2], [4, 71, 18, 9, 201, 33, 6, 54, 90, 12, 5, 77]]]
 WITH_CACHE = [[[7, 3, 250, 19, 66, 5, 88, 41, 9, 120, 13, 2]], [[31, 8, 77, 45, 6]], [[9]], [[14]]]
+# Beyond the sliding windows of tiny models, and short of them.
+PROMPTS = ([(7 * place) % 251 + 5 for place in range(40)], [11, 30, 4, 99, 7])
+MAX_TOKENS = 12
+STRATEGIES = {1: ("single-device-cached",), 2: ("single-device-cached", "distributed-cached", "distributed-no-cache")}
+SPECIAL = {
+    "tied": {"tie_word_embeddings": True},
+    "3": {"num_hidden_layers": 3},
+    "5": {"num_hidden_layers": 5},
+    "one key head": {"num_key_value_heads": 1},
+    "all key heads": {"num_key_value_heads": 4},
+    "looped": {"num_loops": 2},
+}
 
 
 def main(cases):
@@ -30,24 +43,40 @@ def main(cases):
 
 
 def outcome(case, directory):
-    """`case` is an architecture, or an architecture, a colon and what is special: "4bit" or "tied"."""
+    """`case` is an architecture, or an architecture, a colon and what is special: "4bit" or one of SPECIAL."""
     architecture, _, special = case.partition(":")
-    overrides = {"tie_word_embeddings": True} if special == "tied" else {}
     try:
-        config = zoo.tiny_config(architecture, **overrides)
-        found = inspect_config(config)
-        if found.why_not is not None:
-            return {"refused": found.why_not}
-        zoo.make_tiny_model(architecture, directory, bits=4 if special == "4bit" else None, **overrides)
+        bits = 4 if special == "4bit" else None
+        zoo.make_tiny_model(architecture, directory, bits=bits, **SPECIAL.get(special, {}))
+        expected = [alone(directory, prompt, MAX_TOKENS) for prompt in PROMPTS]
     except Exception as error:  # noqa: BLE001  reported to the test
-        return {"refused": str(error)}
+        return {"not_run": str(error)}
+    found = inspect(directory, directory)
+    cuts = found.legal_cuts
     try:
-        cuts = found.legal_cuts
-        wrong = differences(directory, found, (cuts[len(cuts) // 2],))
+        wrong = differences(directory, found, (cuts[len(cuts) // 2],)) if cuts else []
         wrong += differences(directory, found, (cuts[0], cuts[-1])) if len(cuts) > 1 else []
+        wrong += other_ids(directory, found, expected)
     except Exception as error:  # noqa: BLE001  reported to the test
-        return {"wrong": [f"{type(error).__name__}: {error}"]}
-    return {"wrong": wrong, "cuts": len(cuts), "layers": found.num_layers}
+        wrong = [f"{type(error).__name__}: {error}"]
+    return {"wrong": wrong, "why_not": found.why_not, "cuts": len(cuts), "layers": found.num_layers}
+
+
+def other_ids(directory, found, expected):
+    """Where the answers of engines, under each strategy and all at once, are not the ids expected for each prompt."""
+    num_stages = 1 if found.why_not else 2
+    cluster = InProcessCluster(directory, num_stages=num_stages, cache_dir=directory, chunk_tokens=16)
+    asked = {
+        (strategy, number): cluster.generate(list(prompt), MAX_TOKENS, strategy=strategy)
+        for strategy in STRATEGIES[num_stages]
+        for number, prompt in enumerate(PROMPTS)
+    }
+    cluster.run()
+    return [
+        f"{strategy}, prompt {number}: {cluster.failures.get(sequence, cluster.tokens[sequence])}, not {expected[number]}"
+        for (strategy, number), sequence in asked.items()
+        if cluster.tokens[sequence] != expected[number]
+    ]
 
 
 def differences(directory, found, cuts):

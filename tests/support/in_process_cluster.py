@@ -136,7 +136,7 @@ class InProcessCluster:
         )
         return LoadStage(
             model=MODEL,
-            pipeline=Route(self.names),
+            pipeline=None if found.why_not and len(self.names) == 1 else Route(self.names),
             kv=self._kv,
             prefix_memory_bytes=PREFIX_BYTES,
             prefix_disk_bytes=PREFIX_BYTES if self._disk else 0,
@@ -144,13 +144,15 @@ class InProcessCluster:
             last_position_only=found.last_position_only,
             batches=found.batches,
             prefill_chunk_tokens=chunk_tokens,
+            uncached_in_caches=found.uncached_in_caches,
+            whole_prompts=found.whole_prompts,
         )
 
     def _load(self) -> None:
         for name in self.names:
             self._send(name, self.plan)
         loaded = self._awaited(Loaded, len(self.names))
-        if self._prefix_capacity:
+        if self._prefix_capacity and not found.whole_prompts:
             snapshots = any(prefix.needs.snapshots for message in loaded for prefix in message.prefixes)
             for route in {Route(self.names), Route(self.names[:1])}:
                 known = KnownPrefix(route=route, capacity=self._prefix_capacity, snapshots=snapshots)

@@ -67,7 +67,7 @@ class StageCache:
 
     def extract(self, index: int) -> Self:
         """Sequence `index` of a batch, as a cache of its own."""
-        return self.replaced(lambda _, entry: entry.extract(index))
+        return self.replaced(lambda _, entry: _row(entry, index))
 
     def view(self, index: int) -> Self:
         """As `extract`, to read from only: shares the batch's memory where it can."""
@@ -162,6 +162,12 @@ def can_batch(entries: Sequence[Any]) -> bool:
     return all(
         can_batch(entry.caches) if isinstance(entry, CacheList) else hasattr(entry, "merge") for entry in entries
     )
+
+
+def _row(entry: Any, index: int) -> Any:
+    if type(entry) is BatchKVCache and entry.keys is None:  # of a layer that keeps nothing, as some of nemotron-nas
+        return KVCache()
+    return entry.extract(index)
 
 
 def _sharing(entries: list[Any], groups: Iterable[tuple[int, ...]]) -> list[Any]:

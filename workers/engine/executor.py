@@ -4,6 +4,7 @@ Owns, per sequence, its cache of the worker's layers (alone, or merged with othe
 stage, its sampler. Does what arrives in the order it arrives; decides nothing. All on the MLX thread.
 """
 
+import enum
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,21 @@ from workers.model.split_model import SplitModel
 log = logging.getLogger(__name__)
 
 
+# mlx-lm's generate_step runs a prompt but its last token in passes of so many tokens.
+MLX_LM_CHUNK_TOKENS = 2048
+
+
+class Uncached(enum.Enum):
+    """How a pass without a KV cache, of everything that a sequence has, gives what mlx-lm gives with one.
+
+    IN_CACHES: in caches that are thrown away; AS_MLX_LM: so, and cut into the passes that mlx-lm would have run.
+    """
+
+    PLAIN = enum.auto()
+    IN_CACHES = enum.auto()
+    AS_MLX_LM = enum.auto()
+
+
 class UnknownSequence(Exception):
     """A step names a sequence that was never opened here or is closed."""
 
@@ -44,6 +60,7 @@ class _OpenedSequence:
     sampler: TokenSampler
     cache: StageCache | None  # None when uncached, or while merged into a slot
     keys: Sequence[Key] = ()  # of the parts that it began with
+    prompt_tokens: int | None = None  # known from the first step of one without cache
 
 
 @dataclass
@@ -76,12 +93,14 @@ class StageExecutor:
         last_position_only: bool,
         prefixes: PrefixStore,
         kv: KvSettings | None = None,
+        uncached: Uncached = Uncached.PLAIN,
     ):
         self._model = model
         self._stage = stage
         self._last_position_only = last_position_only
         self.prefixes = prefixes
         self._kv = kv
+        self._uncached = uncached
         self._sequences: dict[int, _OpenedSequence] = {}
         self._slots: dict[int, _SlotCache] = {}
         self._last_sampled: dict[int, mx.array] = {}  # by slot, for steps that run ahead
@@ -152,16 +171,13 @@ class StageExecutor:
         """
         if missing := [row.sequence for row in step.rows if row.sequence not in self._sequences]:
             raise UnknownSequence(f"sequence {missing[0]} is not open on this worker")
-        cache = self._cache_of(step) if step.cached else None
         sampling = self._stage.is_last and any(row.sample for row in step.rows)
         inputs = self._sampled_before(step) if tokens is None else mx.array(tokens)
-        output = self._model.forward(
-            inputs,
-            layers=self._stage.layers,
-            cache=cache,
-            payload=payload,
-            last_position_only=sampling and self._last_position_only,
-        )
+        cache = self._cache_of(step) if step.cached else None
+        if cache is not None or self._uncached is Uncached.PLAIN:
+            output = self._forward(inputs, cache, payload, sampling=sampling)
+        else:
+            output = self._forward_in_caches(step, inputs, payload, sampling=sampling)
         samplers: tuple[TokenSampler, ...] = ()
         if sampling:
             output, samplers = self._sample(output[:, -1, :], step)
@@ -170,6 +186,36 @@ class StageExecutor:
         self._model.begin_evaluation(output, cache)
         awaited = output if output is not None or cache is None else cache.states()
         return Launched(step, output, awaited, samplers)
+
+    def _forward(self, tokens: mx.array, cache: StageCache | None, payload: Any, *, sampling: bool) -> Any:
+        return self._model.forward(
+            tokens,
+            layers=self._stage.layers,
+            cache=cache,
+            payload=payload,
+            last_position_only=sampling and self._last_position_only,
+        )
+
+    def _forward_in_caches(self, step: Step, tokens: mx.array, payload: Any, *, sampling: bool) -> Any:
+        """A pass of all that a sequence has, in caches that are thrown away; cut as mlx-lm would have cut it, where that
+        matters: then its payload is the list of what the parts hand on.
+        """
+        cache = self._model.make_cache(self._stage.layers)
+        if self._uncached is Uncached.IN_CACHES:
+            return self._forward(tokens, cache, payload, sampling=sampling)
+        parts = mx.split(tokens, self._ends_of_parts(step), axis=1)
+        outputs = []
+        for part, received in zip(parts, payload or [None] * len(parts), strict=True):
+            outputs.append(self._forward(part, cache, received, sampling=sampling))
+            self._model.begin_evaluation(outputs[-1], cache)
+        return outputs[-1] if self._stage.is_last else outputs
+
+    def _ends_of_parts(self, step: Step) -> list[int]:
+        """Where mlx-lm would have ended the passes of a sequence, but for the last: its prompt's chunks, then each token."""
+        sequence = self._sequences[step.rows[0].sequence]
+        sequence.prompt_tokens = sequence.prompt_tokens or step.num_tokens
+        last = sequence.prompt_tokens - 1
+        return [*range(MLX_LM_CHUNK_TOKENS, last, MLX_LM_CHUNK_TOKENS), *range(max(last, 1), step.num_tokens)]
 
     def finish(self, launched: Launched) -> Any:
         """Wait for a step. The payload for the next stage or, on the last stage, the sampled ids in row order."""

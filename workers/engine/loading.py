@@ -45,6 +45,8 @@ class Loading:
                 batches=found.batches,
                 last_position_only=found.last_position_only,
                 context_tokens=found.context_tokens,
+                uncached_in_caches=found.uncached_in_caches,
+                whole_prompts=found.whole_prompts,
             )
         )
 

@@ -23,7 +23,7 @@ from strategy.memory import KvNeeds
 from workers.cache.disk_tier import DiskTiers
 from workers.cache.kv_memory import kv_needs
 from workers.cache.prefix_store import PrefixStore
-from workers.engine.executor import StageExecutor, StagePlace
+from workers.engine.executor import MLX_LM_CHUNK_TOKENS, StageExecutor, StagePlace, Uncached
 from workers.model.chunk_costs import ChunkCosts
 from workers.model.inspection import inspect
 from workers.model.shelf import ModelShelf
@@ -65,6 +65,7 @@ class _Place:
     stage: StagePlace
     kv: KvSettings | None
     last_position_only: bool
+    uncached: Uncached
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ class StageLoader:
             chunk_costs=chunk_costs,
             prefixes=tuple(KeptPrefix(route=route, needs=self._needs[place]) for route, place in places.items()),
             max_rows=MAX_ROWS if batches else 1,
-            fixed_chunk_tokens=plan.prefill_chunk_tokens,
+            fixed_chunk_tokens=MLX_LM_CHUNK_TOKENS if plan.whole_prompts else plan.prefill_chunk_tokens,
             weights_bytes=max(model.weights.num_bytes, mx.get_active_memory() - kept_bytes),
             read_bytes=read_bytes,
         )
@@ -205,7 +206,7 @@ class StageLoader:
                 if earlier.kv == place.kv:
                     store.take_over(executor.prefixes)
             self._executors[place] = StageExecutor(
-                model, place.stage, last_position_only=place.last_position_only, prefixes=store, kv=place.kv
+                model, place.stage, last_position_only=place.last_position_only, prefixes=store, kv=place.kv, uncached=place.uncached
             )
         for executor in gone.values():
             executor.clear()
@@ -251,7 +252,14 @@ def _place(name: str, plan: LoadStage, route: Route, layers: LayerRange) -> _Pla
     kv = plan.kv if plan.kv.kind != "dynamic" else None  # mlx-lm's own
     if kv is not None and kv.kind == "static":
         kv = msgspec.structs.replace(kv, max_tokens=_SOME_TOKENS)  # each sequence has its own
-    return _Place(StagePlace(layers, is_last=route.last == name), kv, plan.last_position_only)
+    return _Place(StagePlace(layers, is_last=route.last == name), kv, plan.last_position_only, _uncached(plan))
+
+
+def _uncached(plan: LoadStage) -> Uncached:
+    """How passes without a KV cache run under this plan."""
+    if not plan.uncached_in_caches:
+        return Uncached.PLAIN
+    return Uncached.AS_MLX_LM if plan.whole_prompts else Uncached.IN_CACHES
 
 
 def _room(plan: LoadStage, route: Route, num_routes: int) -> tuple[int, int]:

@@ -21,6 +21,13 @@ from mlx_lm.utils import MODEL_ARCHITECTURE_REMAPPING, MODEL_REMAPPING
 from protocol.errors import ModelError
 
 _NOT_ARCHITECTURES = frozenset({"base", "cache", "mla", "pipeline", "rope_utils", "ssm", "switch_layers"})
+# Fields that count heads of keys and values, and those that count the heads of queries to them.
+_KV_HEADS = {
+    "num_key_value_heads": "num_attention_heads",
+    "num_swa_key_value_heads": "num_swa_attention_heads",
+    "swa_num_key_value_heads": "swa_num_attention_heads",
+    "n_kv_heads": "n_heads",
+}
 
 
 @cache
@@ -52,15 +59,19 @@ def tiny_config(architecture: str, **overrides: Any) -> dict[str, Any]:
     return config | {"text_config": text, "num_hidden_layers": text["num_hidden_layers"]}
 
 
-def shrunk(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The same structure (layers, their kinds, who shares what) with the sizes of `widths.toml`."""
+def shrunk(config: Mapping[str, Any], *, only_windows: bool = False) -> dict[str, Any]:
+    """The same structure (layers, their kinds, who shares what) with the sizes of `widths.toml`.
+
+    only_windows: weights keep their shapes; only what decides how much of a context counts gets small.
+    """
     architecture = architecture_of(config)
     special = _table("architectures.toml").get(architecture, {})
+    sizes = _sizes(only_windows=only_windows)
     if isinstance(config.get("text_config"), Mapping) and "text" in special:
         module, _, name = special["text"].partition(".")
-        text = _shrunk(config["text_config"], getattr(_module(module), name), special.get("text_config", {}))
-        return {**_shrunk(config, arguments_class(architecture), special), "text_config": text}
-    return _shrunk(config, arguments_class(architecture), special)
+        text = _shrunk(config["text_config"], getattr(_module(module), name), special.get("text_config", {}), sizes)
+        return {**_shrunk(config, arguments_class(architecture), special, sizes), "text_config": text}
+    return _shrunk(config, arguments_class(architecture), special, sizes)
 
 
 def architecture_of(config: Mapping[str, Any]) -> str:
@@ -102,7 +113,7 @@ def _has_model(name: str) -> bool:
 
 
 def _filled(arguments: type, special: Mapping[str, Any]) -> dict[str, Any]:
-    widths, defaults = _table("widths.toml")["widths"], _table("widths.toml")["defaults"]
+    widths, defaults = _sizes(), _table("widths.toml")["defaults"]
     config: dict[str, Any] = {}
     for field in dataclasses.fields(arguments):
         known = field.default
@@ -117,26 +128,49 @@ def _filled(arguments: type, special: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if name != "model_type"}
 
 
-def _shrunk(config: Mapping[str, Any], arguments: type, special: Mapping[str, Any]) -> dict[str, Any]:
-    widths = _table("widths.toml")["widths"]
-    small = {name: _small(name, value, widths, special) for name, value in config.items()}
+def _sizes(*, only_windows: bool = False) -> dict[str, Any]:
+    """Small sizes by the name of their field."""
+    table = _table("widths.toml")
+    sizes: dict[str, Any] = table["windows"]
+    return sizes if only_windows else table["widths"] | sizes
+
+
+def _shrunk(
+    config: Mapping[str, Any], arguments: type, special: Mapping[str, Any], sizes: Mapping[str, Any]
+) -> dict[str, Any]:
+    small = {name: _small(name, value, sizes, special) for name, value in config.items()}
     for field in dataclasses.fields(arguments):
-        if field.name in widths and field.name not in small and isinstance(field.default, int) and field.default:
-            small[field.name] = special.get(field.name, widths[field.name])
-    return small
+        if field.name in sizes and field.name not in small and isinstance(field.default, int) and field.default:
+            small[field.name] = special.get(field.name, sizes[field.name])
+    return _as_many_kv_heads(config, small)
 
 
-def _small(name: str, value: Any, widths: Mapping[str, Any], special: Mapping[str, Any]) -> Any:
+def _as_many_kv_heads(config: Mapping[str, Any], small: dict[str, Any]) -> dict[str, Any]:
+    """Whether each query head has keys of its own is structure."""
+    equal = {kv for kv, heads in _KV_HEADS.items() if config.get(kv) and config[kv] == config.get(heads)}
+    return small | {kv: small[_KV_HEADS[kv]] for kv in equal}
+
+
+def _small(name: str, value: Any, sizes: Mapping[str, Any], special: Mapping[str, Any]) -> Any:
     if isinstance(value, Mapping):
         nested = special.get(name, {})
-        return {
-            key: _small(key, item, widths, nested if isinstance(nested, Mapping) else {}) for key, item in value.items()
-        }
-    if name in _table("widths.toml")["scalars"]:
+        nested = nested if isinstance(nested, Mapping) else {}
+        return _as_many_kv_heads(value, {key: _small(key, item, sizes, nested) for key, item in value.items()})
+    if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        return [_small(name, item, sizes, {}) for item in value]
+    if name in _table("widths.toml")["scalars"] and "hidden_size" in sizes:
         return _table("widths.toml")["scalars"][name]
-    if name not in widths or isinstance(value, bool | str) or not value:
+    if name not in sizes or isinstance(value, bool | str) or not value:
         return value
-    width = special.get(name, widths[name])
+    small = sizes[name] if name in _table("widths.toml")["windows"] else special.get(name, sizes[name])
     if isinstance(value, list):
-        return [width[index % len(width)] if isinstance(width, list) else width for index in range(len(value))]
-    return width[0] if isinstance(width, list) else width
+        return [
+            _size(item, small[index % len(small)] if isinstance(small, list) else small)
+            for index, item in enumerate(value)
+        ]
+    return _size(value, small[0] if isinstance(small, list) else small)
+
+
+def _size(value: Any, small: Any) -> Any:
+    """None of a thing, and one alone, are structure."""
+    return value if value in (0, 1) else small
