@@ -206,7 +206,12 @@ class StageLoader:
                 if earlier.kv == place.kv:
                     store.take_over(executor.prefixes)
             self._executors[place] = StageExecutor(
-                model, place.stage, last_position_only=place.last_position_only, prefixes=store, kv=place.kv, uncached=place.uncached
+                model,
+                place.stage,
+                last_position_only=place.last_position_only,
+                prefixes=store,
+                kv=place.kv,
+                uncached=place.uncached,
             )
         for executor in gone.values():
             executor.clear()
