@@ -54,35 +54,6 @@ def shelf_of(model_path, cache_dir):
     return ModelShelf(OneModel(model_path), cache_dir)
 
 
-class CountedLinks:
-    """The data links of one engine through an in-process network, numbered as on the wire."""
-
-    def __init__(self, network, lost):
-        self._network = network
-        self.lost = lost
-        self.epoch = 0
-        self._sender = 0
-        self._peers = {}
-        self._numbers = Counter()
-
-    def renew(self, epoch, sender, peers):
-        self.epoch, self._sender, self._peers = epoch, sender, dict(peers)
-        self._numbers.clear()
-
-    def send(self, worker, message, buffers=()):
-        peer = self._peers[worker]
-        self._numbers[worker] += 1
-        frames = encode(self.epoch, message, buffers, sender=self._sender, number=self._numbers[worker])
-        self._network._queue.append((peer, [bytes(frame) for frame in frames]))
-
-    def close(self):
-        self._peers = {}
-
-
-def links_of(network):
-    return lambda lost: CountedLinks(network, lost)
-
-
 class Clock:
     """A clock that goes on a little with each look, and as far as a test says."""
 
@@ -124,11 +95,16 @@ class InProcessCluster:
         self.network = InProcessNetwork()
         self.clock = Clock()
         self.epoch = 1
+        self.lost_links: list[tuple[str, str]] = []
         coordinator = self.network.inbox("coordinator", self._receive)
         self.names = tuple(f"worker-{index}" for index in range(num_stages))
         self.engines = {
             name: Engine(
-                name, coordinator, self.network, links_of(self.network), shelf_of(model_path, cache_dir), now=self.clock
+                name,
+                coordinator,
+                self.network.links(name, lambda peer, _, name=name: self.lost_links.append((name, peer))),
+                shelf_of(model_path, cache_dir),
+                now=self.clock,
             )
             for name in self.names
         }
@@ -140,11 +116,12 @@ class InProcessCluster:
         self.failures: dict[int, str] = {}
         self.progress: dict[int, list[int]] = {}
         self.num_reports: Counter[int] = Counter()
-        self._load(model_path, cache_dir, chunk_tokens)
+        self.plan = self._planned(chunk_tokens)
+        self._load()
 
     # --- what a coordinator does
 
-    def _load(self, model_path: Path, cache_dir: Path, chunk_tokens: int | None) -> None:
+    def _planned(self, chunk_tokens: int | None) -> LoadStage:
         self._send(self.names[0], InspectModel(model=MODEL))
         found = self._awaited(Inspected, 1)[0]
         cuts = _even_cuts(found.num_layers, found.legal_cuts, len(self.names))
@@ -157,7 +134,7 @@ class InProcessCluster:
             )
             for name, start, end in zip(self.names, (0, *cuts), (*cuts, found.num_layers), strict=True)
         )
-        plan = LoadStage(
+        return LoadStage(
             model=MODEL,
             pipeline=Route(self.names),
             kv=self._kv,
@@ -168,8 +145,10 @@ class InProcessCluster:
             batches=found.batches,
             prefill_chunk_tokens=chunk_tokens,
         )
+
+    def _load(self) -> None:
         for name in self.names:
-            self._send(name, plan)
+            self._send(name, self.plan)
         loaded = self._awaited(Loaded, len(self.names))
         if self._prefix_capacity:
             snapshots = any(prefix.needs.snapshots for message in loaded for prefix in message.prefixes)
@@ -182,6 +161,12 @@ class InProcessCluster:
                 lengths = np.array(list(kept.values()), np.int32).tobytes()
                 self._send(route.head, known, (b"".join(kept), lengths))
             self.run()
+
+    def replan(self) -> None:
+        """A new epoch with the same plan."""
+        self.epoch += 1
+        self._others.clear()
+        self._load()
 
     def _awaited(self, kind: type[Message], count: int) -> list:
         self.run()
@@ -260,6 +245,8 @@ class InProcessCluster:
     # --- what became of it
 
     def _receive(self, envelope: Envelope) -> None:
+        if envelope.epoch < self.epoch and isinstance(envelope.message, Tokens | SequenceFailed | Reused):
+            return
         match envelope.message:
             case Tokens(updates=updates):
                 for update in updates:

@@ -141,12 +141,9 @@ class Engine:
         """One turn; whether anything was done. wait_s: how long to wait for a first message, None for not at all."""
         in_flight, taken = self._take(self._in_flight, wait_s)
         in_flight, stepped = self._step(in_flight)
-        now = self._now()
-        if self._vitals.is_due(now):
-            self._vitals.measure(now, self._runner.stages)
-            in_flight = self._perform(self._heads.overdue(now), in_flight)
+        in_flight, told = self._look(in_flight)
         self._in_flight = in_flight
-        return stepped or taken or self._spill(now)
+        return taken or stepped or told or self._spill()
 
     def _take(self, in_flight: StepInFlight | None, wait_s: float | None) -> tuple[StepInFlight | None, bool]:
         """Handle everything that arrived."""
@@ -171,8 +168,17 @@ class Engine:
         self._finish(in_flight)
         return None, True
 
-    def _spill(self, now: float) -> bool:
-        self._vitals.begin(now)
+    def _look(self, in_flight: StepInFlight | None) -> tuple[StepInFlight | None, bool]:
+        """Now and then: what there is to say of this worker, and steps that do not come back."""
+        now = self._now()
+        if not self._vitals.is_due(now):
+            return in_flight, False
+        self._vitals.measure(now, self._runner.stages)
+        overdue = self._heads.overdue(now)
+        return self._perform(overdue, in_flight), bool(overdue)
+
+    def _spill(self) -> bool:
+        self._vitals.begin(self._now())
         return self._runner.spill()
 
     def _handle(self, envelope: Envelope, in_flight: StepInFlight | None) -> StepInFlight | None:

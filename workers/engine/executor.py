@@ -142,12 +142,6 @@ class StageExecutor:
             if not self._has_open(slot):
                 del self._slots[number]
 
-    def close_all(self) -> None:
-        """Every sequence ended."""
-        self._sequences.clear()
-        self._slots.clear()
-        self._last_sampled.clear()
-
     def launch(self, step: Step, tokens: np.ndarray | None, payload: Any) -> Launched:
         """Begin to compute a step; payload from the stage before or None on the first.
 

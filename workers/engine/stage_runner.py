@@ -76,7 +76,7 @@ class StageRunner:
     def close_sequences(self) -> None:
         """End every sequence; what is kept of earlier ones stays."""
         for executor in self.stages.executors.values():
-            executor.close_all()
+            executor.clear()
 
     def _executor(self, route: Route) -> StageExecutor:
         executor = self.stages.executors.get(route)

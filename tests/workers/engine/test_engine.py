@@ -10,7 +10,7 @@ from protocol.codec import Envelope
 from protocol.messages import Cancel, Generate, Heartbeat, Inspected, InspectModel, LoadFailed, Sampled, Shutdown, Step
 from protocol.transport import InProcessNetwork
 from strategy.vocabulary import Route
-from tests.support.in_process_cluster import MODEL, InProcessCluster, alone, heartbeat_of, links_of, shelf_of
+from tests.support.in_process_cluster import MODEL, InProcessCluster, alone, heartbeat_of, shelf_of
 from workers.engine.engine import Engine
 from workers.zoo import make_tiny_model
 
@@ -248,7 +248,7 @@ def test_heartbeat_counts_weights_caches_and_steps(cluster):
 def engine_alone(path, cache_dir):
     network, reports = InProcessNetwork(), []
     coordinator = network.inbox("coordinator", lambda envelope: reports.append(envelope.message))
-    return Engine("worker-0", coordinator, network, links_of(network), shelf_of(path, cache_dir)), network, reports
+    return Engine("worker-0", coordinator, network.links("worker-0", print), shelf_of(path, cache_dir)), network, reports
 
 
 def ask(path, cache_dir):

@@ -2,10 +2,22 @@
 
 import pytest
 
-from protocol.messages import CloseSequence, Generate, OpenSequence, PrefillProgress, SequenceFailed, Tokens, Update
+from protocol.messages import (
+    CloseSequence,
+    Generate,
+    KeepPrefix,
+    OpenSequence,
+    PrefillProgress,
+    SequenceFailed,
+    StepOverdue,
+    Tokens,
+    Update,
+)
 from protocol.values import Route, Sampling
 from strategy.chunking import ChunkCost
+from strategy.prefix import BLOCK_TOKENS, PrefixDirectory
 from workers.engine.actions import Forward, Report
+from workers.engine.fitness import UnfitMessage
 from workers.engine.head import HISTORY_TOKENS, PROGRESS_FROM_TOKENS, Head
 
 ROUTE = Route(("alpha", "beta"))
@@ -211,3 +223,97 @@ def test_several_rows_of_a_step_are_reported_in_one_message(played):
     played.sampled(step, 70, 71)
     assert len(played.reported) == 1
     assert [update.tokens for update in played.updates()] == [(70,), (71,)]
+
+
+def test_step_is_overdue_after_ten_times_the_usual_and_told_once(played):
+    played.begin(1, [5], max_tokens=50)
+    for _ in range(30):
+        step, _ = played.issue()
+        played.now += 2.0
+        played.sampled(step, 70)
+    step, _ = played.issue()
+    played.now += 19.9
+    assert played.head.overdue(played.now) == []
+    played.now += 0.2
+    played.do(played.head.overdue(played.now))
+    (overdue,) = [message for message in played.reported if isinstance(message, StepOverdue)]
+    assert (overdue.worker, overdue.route, overdue.number) == ("alpha", ROUTE, step.number)
+    assert overdue.seconds == pytest.approx(20.1)
+    assert played.head.overdue(played.now + 100) == []
+
+
+def test_step_has_the_time_of_those_in_front_of_it_too(played):
+    """A decode step that waits behind a chunk on a later stage is as late as the chunk."""
+    played.begin(1, [5])
+    played.begin(2, range(100))
+    played.issue()
+    played.issue()
+    played.now += 100.0
+    late = played.head.overdue(played.now)
+    assert len(late) == 2
+    slow = Played()
+    for _ in range(30):
+        slow.begin(1, range(3), max_tokens=1)
+        chunk, _ = slow.issue()
+        slow.now += 4.0
+        slow.sampled(chunk)
+        slow.answer(70)
+    slow.begin(2, range(40), max_tokens=1)
+    slow.begin(3, [5], max_tokens=1)
+    for _ in range(3):
+        slow.issue()
+    slow.now += 20.0
+    assert slow.head.overdue(slow.now) == []
+
+
+def test_step_of_an_unknown_number_changes_nothing(played):
+    played.begin(1, [5])
+    played.issue()
+    with pytest.raises(UnfitMessage):
+        played.head.sampled(99, (1,), played.now)
+    with pytest.raises(UnfitMessage):
+        played.head.failed(99, "?")
+    assert played.head.num_in_flight == 1
+
+
+@pytest.mark.parametrize("tokens", [(), (1, 2)])
+def test_step_that_sampled_too_few_or_too_many_fails_its_rows(played, tokens):
+    played.begin(1, [5])
+    step, _ = played.issue()
+    played.sampled(step, *tokens)
+    (failed,) = played.reported
+    assert isinstance(failed, SequenceFailed)
+    assert played.nothing_to_run()
+
+
+def test_empty_prompt_and_number_in_use_do_not_fit(played):
+    with pytest.raises(UnfitMessage):
+        played.begin(1, [])
+    played.begin(1, [5])
+    with pytest.raises(UnfitMessage):
+        played.begin(1, [6])
+    assert len(played.head) == 1
+
+
+def test_abandoned_sequences_leave_what_they_had_computed_without_a_report():
+    prefixes = PrefixDirectory(capacity=10, snapshots=False)
+    played = Played(chunk_tokens=BLOCK_TOKENS, prefixes=prefixes, route=Route(("alpha",)))
+    played.begin(1, range(3 * BLOCK_TOKENS))
+    for _ in range(2):
+        played.answer()
+    played.begin(2, [5], cached=False)
+    played.forwarded.clear()
+    played.do(played.head.abandon())
+    assert [type(message) for message in played.forwarded] == [KeepPrefix, CloseSequence, CloseSequence]
+    assert played.forwarded[0].spans == ((0, BLOCK_TOKENS), (BLOCK_TOKENS, 2 * BLOCK_TOKENS))
+    assert played.reported == []
+    assert len(played.head) == 0
+
+
+def test_ids_that_the_step_before_samples_are_not_sent():
+    played = Played(route=Route(("alpha",)))
+    played.begin(1, [5])
+    _, known = played.issue()
+    step, unknown = played.issue()
+    assert (known.tolist(), unknown) == ([[5]], None)
+    assert step.rows[0].position == 1
