@@ -16,6 +16,7 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models.cache import CacheList, RotatingKVCache
 
+from protocol.errors import WireError
 from protocol.values import LayerRange
 from strategy.prefix import Key
 from workers.cache import kv_parts
@@ -182,6 +183,8 @@ class PrefixStore:
 
     def adopt(self, layers: LayerRange, key: Key, spec: Spec, buffers: Sequence[Buffer]) -> None:
         """Hold what the stage of these other layers keeps under a key. Raises WireError for a part that is none."""
+        if not 0 <= layers[0] < layers[1] <= self._model.num_layers:
+            raise WireError(f"a part of a cache is of layers {tuple(layers)}, which the model does not have")
         self._copies.add(layers, key, kv_parts.decode(spec, buffers))
 
     def take_over(self, earlier: "PrefixStore") -> None:

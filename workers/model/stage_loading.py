@@ -178,13 +178,14 @@ class StageLoader:
             place.kv is None or model.kv_kind(place.kv.kind).batches(place.kv) for place in places.values()
         )
         executors = {route: self._executors[place] for route, place in places.items()}
+        kept_bytes = sum(executor.prefixes.num_bytes for executor in executors.values())
         return LoadedStages(
             executors=executors,
             chunk_costs=chunk_costs,
             prefixes=tuple(KeptPrefix(route=route, needs=self._needs[place]) for route, place in places.items()),
             max_rows=MAX_ROWS if batches else 1,
             fixed_chunk_tokens=plan.prefill_chunk_tokens,
-            weights_bytes=mx.get_active_memory() - sum(each.prefixes.num_bytes for each in executors.values()),
+            weights_bytes=max(model.weights.num_bytes, mx.get_active_memory() - kept_bytes),
             read_bytes=read_bytes,
         )
 

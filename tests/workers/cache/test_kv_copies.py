@@ -162,6 +162,14 @@ def test_without_neighbours_that_copy_there_is_no_room_for_copies(models, tmp_pa
     assert alone.prefixes.num_bytes == 0
 
 
+@pytest.mark.parametrize("layers", [(0, 7), (-1, 3), (3, 3), (4, 2)])
+def test_copies_of_layers_that_the_model_does_not_have_are_refused(layers, stage_of):
+    (_, front), (_, back) = stage_of("llama", FRONT), stage_of("llama", BACK)
+    keys, _ = keep(front, FRONT)
+    with pytest.raises(WireError):
+        copy(front, LayerRange(*layers), back, keys)
+
+
 # --- on the wire
 
 
