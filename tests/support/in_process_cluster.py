@@ -11,7 +11,7 @@ from mlx_lm.generate import generate_step
 from mlx_lm.sample_utils import make_logits_processors
 from mlx_lm.utils import load_model
 
-from protocol.codec import Envelope, encode
+from protocol.codec import Envelope
 from protocol.messages import (
     Cancel,
     Generate,

@@ -248,7 +248,11 @@ def test_heartbeat_counts_weights_caches_and_steps(cluster):
 def engine_alone(path, cache_dir):
     network, reports = InProcessNetwork(), []
     coordinator = network.inbox("coordinator", lambda envelope: reports.append(envelope.message))
-    return Engine("worker-0", coordinator, network.links("worker-0", print), shelf_of(path, cache_dir)), network, reports
+    return (
+        Engine("worker-0", coordinator, network.links("worker-0", print), shelf_of(path, cache_dir)),
+        network,
+        reports,
+    )
 
 
 def ask(path, cache_dir):
