@@ -19,6 +19,8 @@ from protocol.messages import (
     Beat,
     Cancel,
     CloseSequence,
+    CopyArrived,
+    CopyPrefix,
     DropPrefix,
     ForgetConversation,
     Generate,
@@ -99,6 +101,8 @@ KINDS: dict[int, type[Message]] = {
     44: StepFailed,
     45: KeepPrefix,
     46: DropPrefix,
+    47: CopyPrefix,
+    48: CopyArrived,
 }
 _NUMBERS = {kind: number for number, kind in KINDS.items()}
 

@@ -20,6 +20,8 @@ from protocol.home import Home
 from protocol.messages import (
     Beat,
     CloseSequence,
+    CopyArrived,
+    CopyPrefix,
     DropPrefix,
     Join,
     KeepPrefix,
@@ -57,7 +59,17 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 0.5
 _EXIT_GRACE_S = 3.0
-_FROM_WORKERS = (OpenSequence, CloseSequence, KeepPrefix, DropPrefix, Step, Sampled, StepFailed)
+_FROM_WORKERS = (
+    OpenSequence,
+    CloseSequence,
+    KeepPrefix,
+    DropPrefix,
+    CopyPrefix,
+    CopyArrived,
+    Step,
+    Sampled,
+    StepFailed,
+)
 
 Deliver = Callable[[Envelope], object]
 # Opens an inbox under a name; says where it receives.

@@ -111,7 +111,10 @@ class Assembly:
         """For each route's head, what all of its stages still have of past sequences."""
         if not self._settings.cache.prefix:
             return {}
-        return {route: self._kept.known(route, self.budgets, self._disk_bytes) for route in self._kept.needs}
+        return {
+            route: self._kept.known(route, self.budgets, self._disk_bytes, kv_copies=self._settings.recovery.kv_copies)
+            for route in self._kept.needs
+        }
 
     @property
     def _disk_bytes(self) -> int:

@@ -21,6 +21,7 @@ from cluster.planning.plan import Loss
 from protocol.errors import IllegalEvent
 from protocol.messages import Inspected
 from protocol.values import LayerRange
+from strategy.copies import copy_holder
 from strategy.partition import ModelSizes, Node, NoPlan, Partition, Stage, partition, partition_of_survivors
 
 SETTLE_S = 2.0
@@ -288,11 +289,13 @@ class Deployment:
 
     def _copies(self, name: str) -> tuple[LayerRange, ...]:
         """Layers whose KV a worker has: its own, and those of whoever hands it copies."""
-        if not self._kv_copies or self._current is None:
+        if not self._kv_copies or self._current is None or self._current.pipeline is None:
             return ()
-        stages = self._current.stages
+        pipeline = self._current.pipeline
         return tuple(
-            stage.layers for index, stage in enumerate(stages) if name in (stage.worker, copy_holder(stages, index))
+            stage.layers
+            for stage in self._current.stages
+            if name in (stage.worker, copy_holder(pipeline, stage.worker))
         )
 
     def _load(self, found: Partition) -> list[Action]:
@@ -321,12 +324,3 @@ class _Upcoming(msgspec.Struct):
     settled_at: float = 0.0
     partition: Partition | None = None
     preparing: frozenset[str] = frozenset()
-
-
-def copy_holder(stages: Sequence[Stage], index: int) -> str | None:
-    """Who is given copies of a stage's KV: the next of the ring that can take the stage's layers over, which is the one
-    behind it, and for the last stage the one before it; None for a single stage.
-    """
-    if len(stages) < 2:
-        return None
-    return stages[index + 1 if index + 1 < len(stages) else index - 1].worker

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from protocol.messages import KnownPrefix, Loaded
 from protocol.values import Buffer, Route, pack_ids, pack_keys, unpack_ids, unpack_keys
+from strategy.copies import share
 from strategy.memory import KvNeeds, WorkerBudget, prefix_capacity
 from strategy.prefix import Key
 
@@ -29,14 +30,18 @@ class KeptPrefixes:
             self._keys.setdefault(prefix.route, {})[message.worker] = list(zip(keys, lengths, strict=True))
 
     def known(
-        self, route: Route, budgets: Mapping[str, WorkerBudget], disk_bytes: int
+        self, route: Route, budgets: Mapping[str, WorkerBudget], disk_bytes: int, *, kv_copies: int
     ) -> tuple[KnownPrefix, tuple[bytes, bytes]]:
         """For a route's head: how many parts may be kept, and which of an earlier life every stage still has.
 
-        disk_bytes: what one worker may keep on disk. A worker shares its room among at most two routes.
+        disk_bytes: what one worker may keep on disk. A worker shares its room among at most two routes, and with copies of
+        what others keep.
         """
         needs, keys = self.needs[route], self._keys[route]
-        in_memory = prefix_capacity((need, budgets[name].prefix_bytes // 2) for name, need in needs.items())
+        rooms = {name: budgets[name].prefix_bytes // 2 for name in needs}
+        if kv_copies:
+            rooms = {name: share(room, route, name) for name, room in rooms.items()}
+        in_memory = prefix_capacity((need, rooms[name]) for name, need in needs.items())
         on_disk = prefix_capacity((need, disk_bytes // 2) for need in needs.values())
         everywhere = set.intersection(*({key for key, _ in of_worker} for of_worker in keys.values()))
         kept = [(key, length) for key, length in keys[route.head] if key in everywhere]

@@ -27,6 +27,8 @@ from protocol.messages.loading import (
 from protocol.messages.message import Message
 from protocol.messages.stages import (
     CloseSequence,
+    CopyArrived,
+    CopyPrefix,
     DropPrefix,
     KeepPrefix,
     OpenSequence,
@@ -40,6 +42,8 @@ __all__ = [
     "Beat",
     "Cancel",
     "CloseSequence",
+    "CopyArrived",
+    "CopyPrefix",
     "DropPrefix",
     "ForgetConversation",
     "Generate",

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 from protocol.messages.message import Message
-from protocol.values import Route, Sampling
+from protocol.values import LayerRange, Route, Sampling
 
 
 class OpenSequence(Message, frozen=True, kw_only=True):
@@ -42,6 +42,25 @@ class KeepPrefix(Message, frozen=True, kw_only=True):
 
 class DropPrefix(Message, frozen=True, kw_only=True):
     """Forget the parts whose keys are in buffer 0. Passed on like OpenSequence."""
+
+    route: Route
+
+
+class CopyPrefix(Message, frozen=True, kw_only=True):
+    """For the worker that holds copies of what `worker` keeps on a route: a part of its stage of these layers.
+
+    part: structure of the part (see workers.cache.kv_parts), number of tokens included. Buffer 0: its key; its arrays are
+    in the buffers behind that. Each is answered by a CopyArrived.
+    """
+
+    route: Route
+    worker: str
+    layers: LayerRange
+    part: Any
+
+
+class CopyArrived(Message, frozen=True, kw_only=True):
+    """A CopyPrefix was taken or refused; another may come."""
 
     route: Route
 

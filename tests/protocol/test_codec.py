@@ -102,6 +102,8 @@ EXAMPLES: dict[int, messages.Message] = {
     44: messages.StepFailed(number=1, route=Route(("a",)), message="m"),
     45: messages.KeepPrefix(sequence=1, route=Route(("a", "b")), spans=((0, 64),)),
     46: messages.DropPrefix(route=Route(("a", "b"))),
+    47: messages.CopyPrefix(route=Route(("a", "b")), worker="a", layers=LayerRange(0, 4), part=["a", 0]),
+    48: messages.CopyArrived(route=Route(("a", "b"))),
 }
 GOLDEN = {
     8: "83a873657175656e636501a970726f63657373656402a5746f74616c03",

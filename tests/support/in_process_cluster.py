@@ -152,7 +152,7 @@ class InProcessCluster:
         for name in self.names:
             self._send(name, self.plan)
         loaded = self._awaited(Loaded, len(self.names))
-        if self._prefix_capacity and not found.whole_prompts:
+        if self._prefix_capacity and not self.plan.whole_prompts:
             snapshots = any(prefix.needs.snapshots for message in loaded for prefix in message.prefixes)
             for route in {Route(self.names), Route(self.names[:1])}:
                 known = KnownPrefix(route=route, capacity=self._prefix_capacity, snapshots=snapshots)

@@ -58,21 +58,24 @@ def _holding(index: int, layout: StageCache, sources: Sequence[tuple[StageCache,
                 yield part.entries[at]
 
 
-def encode(part: KvPart) -> tuple[Spec, list[payload.Buffer]] | None:
-    """What `decode` makes the part from again; None where one of its caches is of a class of the model's own."""
+def encode(part: KvPart) -> tuple[Spec, list[memoryview]] | None:
+    """What `decode` makes the part from again; None where one of its caches is of a class of the model's own.
+
+    The buffers are views of the part's own arrays where these are evaluated and contiguous, as those of a block are: then
+    nothing is copied, and nothing waits for what the device is at.
+    """
     entries = list(part.entries.values())
     if not all(map(_can_send, entries)):
         return None
-    packed = payload.map_arrays(mx.contiguous, [_packed(entry) for entry in entries])
-    mx.eval(list(payload.arrays(packed)))
+    packed = payload.map_arrays(_contiguous, [_packed(entry) for entry in entries])
     spec, buffers = payload.encode([part.end, list(part.entries), packed])
-    return spec, list(buffers)
+    return spec, buffers
 
 
 def decode(spec: Spec, buffers: Sequence[payload.Buffer]) -> KvPart:
     """The part of a specification and buffers that came from another process; one copy of the bytes.
 
-    Raises WireError for anything that `encode` does not produce.
+    Waits for nothing that the device is at. Raises WireError for anything that `encode` does not produce.
     """
     match payload.decode(spec, buffers):
         case [int(end), [*indices], [*packed]] if 0 < end <= _MAX_TOKENS and len(indices) == len(packed):
@@ -81,8 +84,15 @@ def decode(spec: Spec, buffers: Sequence[payload.Buffer]) -> KvPart:
             entries = [_unpacked(item) for item in packed]
         case _:
             raise WireError("a part of a cache is not made of an end, indices and entries")
-    mx.eval([entry.state for entry in entries])
     return KvPart(end, dict(zip(indices, entries, strict=True)))
+
+
+def _contiguous(array: mx.array) -> mx.array:
+    if memoryview(array).c_contiguous:  # type: ignore[arg-type]
+        return array
+    array = mx.contiguous(array)
+    mx.eval(array)
+    return array
 
 
 def _can_send(entry: Any) -> bool:

@@ -47,7 +47,7 @@ def _keeps_every_token(entry: Any) -> bool:
 
 
 class PrefixStore:
-    """The parts of one route on one stage.
+    """The parts of one route on one stage, of the `layers` that it has there.
 
     memory_bytes: the most to hold in memory; copy_bytes: the most to hold of other stages' parts; disk: None keeps
     nothing across restarts. kv: None is mlx-lm's default kind.
@@ -64,7 +64,7 @@ class PrefixStore:
         kv: KvSettings | None = None,
     ):
         self._model = model
-        self._layers = layers
+        self.layers = layers
         self._kv = kv
         self._memory_bytes = memory_bytes
         self._disk = disk
@@ -74,7 +74,7 @@ class PrefixStore:
         self._own_bytes = 0
 
     def __repr__(self) -> str:
-        return f"PrefixStore({self._layers}, {len(self._parts)} parts, {self.num_bytes} bytes)"
+        return f"PrefixStore({self.layers}, {len(self._parts)} parts, {self.num_bytes} bytes)"
 
     def __len__(self) -> int:
         return len(self._parts)
@@ -135,7 +135,7 @@ class PrefixStore:
         Raises:
             PrefixLost: a part is missing, damaged, or of another kind.
         """
-        cache = self._model.make_cache(self._layers, kv)
+        cache = self._model.make_cache(self.layers, kv)
         if not keys:
             return cache
         parts = [self._find(key).entries for key in reversed(keys)][::-1]  # the beginning goes last
@@ -176,7 +176,7 @@ class PrefixStore:
 
     # --- copies between stages
 
-    def export(self, key: Key) -> tuple[Spec, list[Buffer]] | None:
+    def export(self, key: Key) -> tuple[Spec, list[memoryview]] | None:
         """A part in memory as a specification and buffers, for `adopt` on another stage; None where it cannot be sent."""
         part = self._parts.get(key)
         return None if part is None else kv_parts.encode(part)
@@ -199,13 +199,13 @@ class PrefixStore:
             if part is not None:
                 self._hold(key, part, on_disk=False)
             for layers, copied in parts.items():
-                if layers[1] <= self._layers[0] or layers[0] >= self._layers[1]:
+                if layers[1] <= self.layers[0] or layers[0] >= self.layers[1]:
                     self._copies.add(layers, key, copied)
 
     def in_memory(self) -> Iterator[tuple[Key, dict[LayerRange, KvPart]]]:
         """Each key with the parts of it that are in memory, by their layers; least recently used first."""
         for key in [*(key for key in self._copies if key not in self._parts), *self._parts]:
-            own = {self._layers: self._parts[key]} if key in self._parts else {}
+            own = {self.layers: self._parts[key]} if key in self._parts else {}
             yield key, own | self._copies.of(key)
 
     def retire(self) -> None:
@@ -221,7 +221,7 @@ class PrefixStore:
 
     @cached_property
     def _layout(self) -> StageCache:
-        return self._model.make_cache(self._layers, self._kv)
+        return self._model.make_cache(self.layers, self._kv)
 
     def _find(self, key: Key) -> KvPart:
         part = self._parts.get(key)

@@ -22,6 +22,8 @@ from protocol.errors import TandemError
 from protocol.messages import (
     Cancel,
     CloseSequence,
+    CopyArrived,
+    CopyPrefix,
     DropPrefix,
     ForgetConversation,
     Generate,
@@ -103,6 +105,8 @@ class Engine:
             CloseSequence: _passed_on,
             KeepPrefix: _passed_on,
             DropPrefix: _passed_on,
+            CopyPrefix: self._adopt,
+            CopyArrived: self._copied,
             Step: lambda step, buffers: [self._runner.received(step, buffers)],
             Sampled: self._answered,
             StepFailed: self._answered,
@@ -146,7 +150,8 @@ class Engine:
         in_flight, stepped = self._step(in_flight)
         in_flight, told = self._look(in_flight)
         self._in_flight = in_flight
-        return taken or stepped or told or self._spill()
+        worked = taken or stepped or told
+        return self._runner.copy(is_idle=not worked) or worked or self._spill()
 
     def _take(self, in_flight: StepInFlight | None, wait_s: float | None) -> tuple[StepInFlight | None, bool]:
         """Handle everything that arrived."""
@@ -344,6 +349,14 @@ class Engine:
     def _know(self, message: KnownPrefix, buffers: _Buffers) -> list[Action]:
         keys = unpack_keys(required_buffer(buffers, 0, "the keys"))
         return self._heads.know(message, keys, unpack_ids(required_buffer(buffers, 1, "the lengths of the keys")))
+
+    def _adopt(self, message: CopyPrefix, buffers: _Buffers) -> Sequence[Action]:
+        self._runner.adopt(message, buffers)
+        return ()
+
+    def _copied(self, message: CopyArrived, _: _Buffers) -> Sequence[Action]:
+        self._runner.copied(message)
+        return ()
 
     def _answered(self, message: Sampled | StepFailed, _: _Buffers) -> list[Action]:
         return self._heads.answered(message, self._now())

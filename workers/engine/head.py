@@ -72,7 +72,8 @@ class _InFlight:
 
 
 class Head:
-    """The head of one route. cost: of a chunk on its own stage; prefixes: None where nothing is reused.
+    """The head of one route. cost: of a chunk on its own stage; prefixes: None where nothing is reused; keeps_answers: what
+    is kept of a sequence grows with its answer, not only at the end, since somebody holds copies of it.
 
     On the route a sequence has a number of its own, since one that lost its prefix begins anew under another.
     """
@@ -85,6 +86,7 @@ class Head:
         fixed_chunk_tokens: int | None,
         max_rows: int,
         prefixes: PrefixDirectory | None,
+        keeps_answers: bool = False,
     ):
         self.route = route
         self._chunk_size = ChunkSize(num_stages=len(route), cost=cost, fixed_tokens=fixed_chunk_tokens)
@@ -95,6 +97,7 @@ class Head:
         )
         self._usual = UsualTimes(cost, num_stages=len(route))
         self._prefixes = prefixes
+        self._keeps_answers = keeps_answers
         self._generations: dict[int, _Generation] = {}
         self._numbers: dict[int, int] = {}  # the coordinator's number to the route's
         self._num_sequences = 0
@@ -232,14 +235,29 @@ class Head:
         Some blocks at a time: kept all at once, a long prompt would stop everyone for a while. A snapshot, which is a
         copy of everything before it, only behind the last chunk.
         """
-        if self._prefixes is None or kind_of(step) is not StepKind.PREFILL:
+        if self._prefixes is None:
             return []
+        match kind_of(step):
+            case StepKind.PREFILL:
+                return self._keep_prompt(step, self._prefixes)
+            case StepKind.DECODE if self._keeps_answers and not self._prefixes.snapshots:
+                return [action for row in step.rows for action in self._keep_block(row)]
+        return []
+
+    def _keep_block(self, row: Row) -> list[Action]:
+        """Behind the last token of a block."""
+        generation = self._generations.get(row.sequence)
+        if generation is None or (row.position + 1) % BLOCK_TOKENS:
+            return []
+        return self._keep(row.sequence, generation, row.position + 1, ended=False)
+
+    def _keep_prompt(self, step: Step, prefixes: PrefixDirectory) -> list[Action]:
         row = step.rows[0]
         generation = self._generations.get(row.sequence)
         end = row.position + step.num_tokens
         if generation is None:
             return []
-        is_due = not self._prefixes.snapshots and end // KEEP_EVERY_TOKENS > row.position // KEEP_EVERY_TOKENS
+        is_due = not prefixes.snapshots and end // KEEP_EVERY_TOKENS > row.position // KEEP_EVERY_TOKENS
         if is_due or end == generation.prompt_tokens - 1:
             return self._keep(row.sequence, generation, end, ended=False)
         return []

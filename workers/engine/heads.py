@@ -69,6 +69,7 @@ class Heads:
             fixed_chunk_tokens=self._stages.fixed_chunk_tokens,
             max_rows=self._stages.max_rows,
             prefixes=self._directories.get(route),
+            keeps_answers=route == self._stages.copied,
         )
 
     def know(self, message: KnownPrefix, keys: Sequence[Key], lengths: Sequence[int]) -> list[Action]:

@@ -11,11 +11,21 @@ import mlx.core as mx
 import msgspec
 import numpy as np
 
-from protocol.messages import CloseSequence, DropPrefix, KeepPrefix, OpenSequence, Sampled, Step
+from protocol.messages import (
+    CloseSequence,
+    CopyArrived,
+    CopyPrefix,
+    DropPrefix,
+    KeepPrefix,
+    OpenSequence,
+    Sampled,
+    Step,
+)
 from protocol.transport import DataLinks
-from protocol.values import Buffer, Route, pack_keys
+from protocol.values import Buffer, Route, pack_keys, unpack_keys
 from strategy.prefix import Key
 from workers.engine.actions import Launch, Passed
+from workers.engine.copying import Copying
 from workers.engine.executor import Launched, StageExecutor
 from workers.engine.fitness import UnfitMessage, required_buffer
 from workers.engine.step_kind import kind_of
@@ -63,6 +73,7 @@ class StageRunner:
         self._usual: dict[Route, UsualTimes] = {}
         self._launch_returns_at_once = mx.metal.is_available()
         self._finished_at = now()
+        self._copying = Copying(name, links)
         self.stages = LoadedStages()
 
     def __repr__(self) -> str:
@@ -71,10 +82,12 @@ class StageRunner:
     def renew(self, stages: LoadedStages) -> None:
         """Run these from now on."""
         self.stages = stages
+        self._copying.renew(stages)
         self._usual = {route: UsualTimes(stages.chunk_costs.get(route)) for route in stages.executors}
 
     def close_sequences(self) -> None:
-        """End every sequence; what is kept of earlier ones stays."""
+        """End every sequence; what is kept of earlier ones stays here, and goes to nobody until the next plan."""
+        self._copying.renew(LoadedStages())
         for executor in self.stages.executors.values():
             executor.clear()
 
@@ -106,8 +119,10 @@ class StageRunner:
                 executor.open(message, keys)
             case KeepPrefix():
                 executor.keep(message, keys)
+                self._copying.kept(message.route, keys)
             case DropPrefix():
                 executor.prefixes.drop(keys)
+                self._copying.dropped(message.route, keys)
             case CloseSequence():
                 executor.close(message.sequence)
 
@@ -115,6 +130,28 @@ class StageRunner:
         """While no request runs here, put what past ones left on disk, part by part; whether there was any."""
         executors = self.stages.executors.values()
         return not any(map(len, executors)) and any(executor.prefixes.spill() for executor in executors)
+
+    # --- copies of what is kept, for another worker and of another worker
+
+    def copy(self, *, is_idle: bool) -> bool:
+        """Hand over what may go now of what is kept here; whether anything went. is_idle: nothing else is to do."""
+        return self._copying.go_on(is_idle=is_idle)
+
+    def adopt(self, message: CopyPrefix, buffers: Sequence[Buffer]) -> None:
+        """Hold what the stage of another worker keeps. Raises WireError for a part that is none."""
+        prefixes = self._executor(message.route).prefixes
+        if message.worker == self._name or message.worker not in message.route.workers:
+            raise UnfitMessage(f"a copy for {self._name} of what {message.worker} keeps on {message.route}")
+        try:
+            (key,) = unpack_keys(required_buffer(buffers, 0, "the key of the part"))
+            prefixes.adopt(message.layers, key, message.part, buffers[1:])
+        finally:
+            self._links.send(message.worker, CopyArrived(route=message.route))
+
+    def copied(self, message: CopyArrived) -> None:
+        """Another worker is done with a part that it was handed."""
+        self._executor(message.route)
+        self._copying.arrived()
 
     def flush(self) -> None:
         """Put on disk what past sequences left."""

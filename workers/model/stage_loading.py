@@ -19,6 +19,7 @@ from protocol.messages import KeptPrefix, LoadStage, PrepareStage
 from protocol.model_digest import model_digest
 from protocol.values import KvSettings, LayerRange, Route
 from strategy.chunking import ChunkCost
+from strategy.copies import share
 from strategy.memory import KvNeeds
 from workers.cache.disk_tier import DiskTiers
 from workers.cache.kv_memory import kv_needs
@@ -40,13 +41,15 @@ _SOME_TOKENS = 256
 class LoadedStages(msgspec.Struct, frozen=True, kw_only=True):
     """By route: how to run this worker's part of it, and what a prefill chunk costs where the route begins here.
 
-    max_rows: sequences in one batch; prefixes: what each route keeps of past sequences, in the order of loading;
-    read_bytes: of weights read from disk for this plan.
+    copied: the route of which another worker is given copies of what is kept here, None for none; max_rows: sequences in
+    one batch; prefixes: what each route keeps of past sequences, in the order of loading; read_bytes: of weights read from
+    disk for this plan.
     """
 
     executors: dict[Route, StageExecutor] = {}
     chunk_costs: dict[Route, ChunkCost] = {}
     prefixes: tuple[KeptPrefix, ...] = ()
+    copied: Route | None = None
     max_rows: int = 1
     fixed_chunk_tokens: int | None = None
     weights_bytes: int = 0
@@ -163,7 +166,7 @@ class StageLoader:
         model = opened.model
         routes = _routes_through(name, plan, model.num_layers)
         places = {route: _place(name, plan, route, layers) for route, layers in routes.items()}
-        self._arrange(model, plan, places)
+        self._arrange(name, model, plan, places)
         path = self._shelf.place(plan.model)
         model.release(path, routes.values())
         before = model.weights.num_bytes
@@ -184,35 +187,38 @@ class StageLoader:
             executors=executors,
             chunk_costs=chunk_costs,
             prefixes=tuple(KeptPrefix(route=route, needs=self._needs[place]) for route, place in places.items()),
+            copied=plan.pipeline
+            if plan.kv_copies and plan.pipeline is not None and not plan.pipeline.is_single
+            else None,
             max_rows=MAX_ROWS if batches else 1,
             fixed_chunk_tokens=MLX_LM_CHUNK_TOKENS if plan.whole_prompts else plan.prefill_chunk_tokens,
             weights_bytes=max(model.weights.num_bytes, mx.get_active_memory() - kept_bytes),
             read_bytes=read_bytes,
         )
 
-    def _arrange(self, model: SplitModel, plan: LoadStage, places: dict[Route, _Place]) -> None:
-        """Executors for exactly these places; new ones take over what suits them of what those that go have kept."""
+    def _arrange(self, name: str, model: SplitModel, plan: LoadStage, places: dict[Route, _Place]) -> None:
+        """Executors for exactly these places; what those that go have kept is taken over where it suits."""
         gone = {place: self._executors.pop(place) for place in self._executors.keys() - set(places.values())}
         for route, place in places.items():
-            memory_bytes, copy_bytes = _room(plan, route, len(places))
+            memory_bytes, copy_bytes = _room(name, plan, route, len(places))
             if place in self._executors:
                 self._executors[place].clear()
                 self._executors[place].prefixes.limit(memory_bytes=memory_bytes, copy_bytes=copy_bytes)
-                continue
-            store = PrefixStore(
-                model, place.stage.layers, memory_bytes=memory_bytes, copy_bytes=copy_bytes, kv=place.kv
-            )
+            else:
+                store = PrefixStore(
+                    model, place.stage.layers, memory_bytes=memory_bytes, copy_bytes=copy_bytes, kv=place.kv
+                )
+                self._executors[place] = StageExecutor(
+                    model,
+                    place.stage,
+                    last_position_only=place.last_position_only,
+                    prefixes=store,
+                    kv=place.kv,
+                    uncached=place.uncached,
+                )
             for earlier, executor in gone.items():
                 if earlier.kv == place.kv:
-                    store.take_over(executor.prefixes)
-            self._executors[place] = StageExecutor(
-                model,
-                place.stage,
-                last_position_only=place.last_position_only,
-                prefixes=store,
-                kv=place.kv,
-                uncached=place.uncached,
-            )
+                    self._executors[place].prefixes.take_over(executor.prefixes)
         for executor in gone.values():
             executor.clear()
             executor.prefixes.retire()
@@ -267,10 +273,10 @@ def _uncached(plan: LoadStage) -> Uncached:
     return Uncached.AS_MLX_LM if plan.whole_prompts else Uncached.IN_CACHES
 
 
-def _room(plan: LoadStage, route: Route, num_routes: int) -> tuple[int, int]:
+def _room(name: str, plan: LoadStage, route: Route, num_routes: int) -> tuple[int, int]:
     """Bytes of memory for what a route keeps of past sequences, and for copies of what its other stages keep."""
     num_bytes = plan.prefix_memory_bytes // num_routes
-    own_bytes = num_bytes // (1 + plan.kv_copies) if route == plan.pipeline and not route.is_single else num_bytes
+    own_bytes = share(num_bytes, route, name) if plan.kv_copies and route == plan.pipeline else num_bytes
     return own_bytes, num_bytes - own_bytes
 
 

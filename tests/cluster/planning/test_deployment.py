@@ -2,7 +2,6 @@
 
 import pytest
 
-from cluster.planning import deployment
 from cluster.planning.deployment import (
     PATIENCE_S,
     SETTLE_S,
@@ -242,12 +241,6 @@ def test_with_kv_copies_the_neighbour_that_has_them_takes_the_layers_over():
     played.serving("a", "b", "c")
     _, load = played.changed("a", "c", lost=died("b"), gone="b")
     assert layers(load) == {"a": (0, 3), "c": (3, 9)}
-
-
-def test_last_stages_copies_are_with_the_one_before_it():
-    stages = Played("a", "b", "c").serving("a", "b", "c").stages
-    assert [deployment.copy_holder(stages, index) for index in range(3)] == ["b", "c", "b"]
-    assert deployment.copy_holder(stages[:1], 0) is None
 
 
 def test_model_that_cannot_be_cut_is_held_whole_by_each_with_room():
