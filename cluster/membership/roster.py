@@ -147,7 +147,7 @@ class Member:
         if now - self.seen_at > LOST_AFTER_S:
             return "does not answer"
         beat = self.heartbeat
-        if self.is_ready and beat is not None and beat.oldest_step_s is not None and beat.overdue_s:
+        if beat is not None and beat.oldest_step_s is not None and beat.overdue_s:  # one that loads says neither
             stuck_s = beat.oldest_step_s + now - self.seen_at
             if stuck_s > beat.overdue_s:
                 return f"has been stuck in a step for {stuck_s:.1f} s"
