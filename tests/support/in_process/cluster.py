@@ -25,7 +25,7 @@ from protocol.transport import InProcessNetwork
 from tests.support import virtual_time
 from tests.support.fake_cluster import at_once
 from tests.support.in_process.client import Client
-from tests.support.in_process.mailbox import ENDPOINT, InProcessMailbox
+from tests.support.in_process.mailbox import InProcessMailbox
 from tests.support.in_process.workers import InProcessHost, InProcessLauncher
 
 SECRET = "ab" * 16

@@ -12,7 +12,7 @@ PUBLIC_KEY = "k" * 40
 class InProcessMailbox:
     """Numbered links that live as long as an epoch, as ZmqMailbox has; `stir` is called whenever something is sent.
 
-    next_epoch: a number higher than all before.
+    next_epoch: a number higher than all before. sent: every message of a plan.
     """
 
     peer = Peer(endpoint=ENDPOINT, public_key=PUBLIC_KEY)
@@ -28,6 +28,7 @@ class InProcessMailbox:
         self._peers = {}
         self._planned = ()
         self.epoch = 0
+        self.sent = []
 
     def __repr__(self):
         return f"InProcessMailbox(epoch {self.epoch})"
@@ -80,6 +81,7 @@ class InProcessMailbox:
 
     def send(self, worker, message, buffers=()):
         if worker in self._peers:
+            self.sent.append(message)
             self._links.send(worker, message, buffers)
             self._stir()
 

@@ -20,6 +20,11 @@ class _Halted(BaseException):
     """The compute thread comes no further: its process died or hangs in this step. No `except Exception` holds it up."""
 
 
+def _chunk_seconds(model, layers, num_tokens):
+    """Much as a small model, and always the same."""
+    return 1e-3 + 1e-5 * num_tokens
+
+
 class InProcessWorker:
     """One worker as its process would run it. pid: none of the system's; number: of its life, in its inboxes' names."""
 
@@ -33,10 +38,10 @@ class InProcessWorker:
         self.num_launched = 0
         links = network.links(options.name, self._link_lost)
         shelf = ModelShelf(options.home, options.home.cache)
-        self.engine = Engine(options.name, options.coordinator, links, shelf, now=now)
+        self.engine = Engine(options.name, options.coordinator, links, shelf, now=now, measure_chunk=_chunk_seconds)
         self._links = links
         self._launch, self.engine._runner.launch = self.engine._runner.launch, self._launched
-        self._network = network
+        self._now = now
         self.worker = Worker(
             options,
             engine=self.engine,
@@ -69,11 +74,16 @@ class InProcessWorker:
             raise _Halted
         return self._launch(launch, before)
 
+    def forget_launches(self):
+        """Nothing is done `at_launch` any more."""
+        self._at_launch.clear()
+
     def block(self):
         """The next step that is launched never ends."""
-        self.at_launch(1, self._hang)
+        self.at_launch(1, self.hang)
 
-    def _hang(self):
+    def hang(self):
+        """What the compute thread is at never ends."""
         self.is_blocked = True
 
     def end(self, network):
@@ -87,11 +97,19 @@ class InProcessWorker:
 
     # --- life
 
+    def _stand_still(self):
+        """One that hung while it had nothing to do hangs in the first message that it takes."""
+        vitals = self.engine._vitals
+        if vitals._busy is None and self.engine._arrivals.num_waiting:
+            vitals.begin(self._now())
+
     def turn(self):
         """What its threads do at this moment; whether anything was done, and after how long to look again."""
         if self.is_stopped:
             return False, None
-        if not self.is_blocked:
+        if self.is_blocked:
+            self._stand_still()
+        else:
             try:
                 self._worked = self.engine.turn(wait_s=None if self._worked else 0.0)
             except _Halted:
@@ -212,7 +230,7 @@ class InProcessLauncher:
         wanted = set(names or self._watched)
         self._watched -= wanted
         until = self._loop.time() + grace_s
-        while wanted & self._host.workers.keys() and self._loop.time() < until:
+        while wanted & self._host.workers.keys() and self._loop.time() < until:  # noqa: ASYNC110 - as a process is waited for
             await asyncio.sleep(_POLL_S)
         for name in wanted:
             self._host.kill(name)
