@@ -134,6 +134,14 @@ def test_worker_that_is_stuck_in_a_step_of_the_plan_before_is_lost_while_its_loa
     assert roster.tick(1)[-1] == Kill("alpha")
 
 
+def test_join_that_arrives_after_its_process_ended_is_nobodys(roster):
+    ready(roster, "alpha")
+    roster.closed("alpha", 0)
+    roster.process_ended("alpha", -9, 1)
+    assert roster.joined(join(num_losses=1), 1) == []
+    assert Start("alpha") in roster.tick(1 + RETURN_WITHIN_S)
+
+
 def test_ended_process_is_started_again_with_growing_waits_and_then_left_out(roster):
     now, waits = 0.0, []
     for _ in range(5):
@@ -158,6 +166,7 @@ def test_closed_connection_is_a_loss_that_may_come_back(roster):
     assert not lost.died
     assert roster.closed("alpha", 1) == []
     assert roster.joined(join(num_losses=1), 1.5) == [Admitted("alpha")]
+    roster.beat(beat("alpha"), 1 + RETURN_WITHIN_S)
     assert roster.tick(1 + RETURN_WITHIN_S + 0.1) == []
 
 
