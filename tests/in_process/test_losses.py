@@ -26,10 +26,9 @@ async def at_every_step(cluster, disturb, *, counted, prompt=PROMPT, count=COUNT
             disturb(step)
 
         reply = cluster.client.ask(prompt, count, **fields)
-        worker = cluster.worker(counted)
-        worker.at_launch(step, act)
+        cluster.worker(counted).at_launch(step, act)
         await reply.whole()
-        worker.forget_launches()
+        cluster.forget_faults()
         assert_same(reply, expected)
         if not fired:
             return resumed

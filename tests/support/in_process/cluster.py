@@ -219,6 +219,13 @@ class VirtualCluster:
         """The next message on a link vanishes."""
         self.network.lose_next(owner, self.host.inbox_of(name, owner))
 
+    def forget_faults(self):
+        """What was going to happen will not; what happened stays."""
+        self.network.heal()
+        self.network._vanishing.clear()
+        for worker in self.host.workers.values():
+            worker.forget_launches()
+
     # --- what is left
 
     def assert_at_rest(self):
