@@ -17,8 +17,9 @@ from protocol.messages import Heartbeat, Join
 from protocol.values import LayerRange, Peer
 
 LOST_AFTER_S = 3.0
-# A worker whose connection closed may come back by itself; after that its process is ended.
-RETURN_WITHIN_S = 3.0
+# A worker whose connection closed may come back by itself, which takes it LOST_AFTER_S where no Beat tells it that it was
+# given up; after that its process is ended.
+RETURN_WITHIN_S = 2 * LOST_AFTER_S
 # A process that was started joins at last; how long that takes depends on the machine, so this only ends what hangs.
 JOIN_WITHIN_S = 300.0
 # Workers that outlived their coordinator look for it twice a second.
@@ -144,7 +145,7 @@ class Member:
         if now - self.seen_at > LOST_AFTER_S:
             return "does not answer"
         beat = self.heartbeat
-        if self.is_ready and beat is not None and beat.oldest_step_s is not None and beat.overdue_s:
+        if beat is not None and beat.oldest_step_s is not None and beat.overdue_s:  # one that loads says neither
             stuck_s = beat.oldest_step_s + now - self.seen_at
             if stuck_s > beat.overdue_s:
                 return f"has been stuck in a step for {stuck_s:.1f} s"
@@ -204,7 +205,10 @@ class Roster:
         self.members[name].due_at = now + within_s
 
     def joined(self, join: Join, now: float) -> list[Action]:
-        """A worker asks to be admitted; one that is known already comes back, in whatever state it was."""
+        """A worker asks to be admitted; one that is known already comes back, in whatever state it was.
+
+        What a process asked before it ended may arrive afterwards, and means nothing.
+        """
         member = self.members.get(join.name)
         if join.secret != self._secret or join.protocol != PROTOCOL or member is None:
             return [
@@ -215,13 +219,14 @@ class Roster:
                 return [RefuseJoin(join.peer, f"{join.name} is there already")]
             if member.join.num_losses == join.num_losses:
                 return []
+        if join.name in self._start_at:
+            return []
         try:
             member.apply(WorkerEvent.JOIN)
         except IllegalEvent as error:
             return [RefuseJoin(join.peer, str(error))]
         member.join, member.seen_at, member.due_at = join, now, None
         member.heartbeat = None
-        self._start_at.pop(join.name, None)
         return [Admitted(join.name)]
 
     def beat(self, heartbeat: Heartbeat, now: float) -> None:

@@ -144,8 +144,9 @@ class ControlPlane:
             self._plan_all(self._deployment.tick(now, is_idle=self._is_idle))
 
     def _beat(self) -> None:
+        """To everybody who may live: whoever was given up learns from it that it has to join again."""
         there = tuple(member.name for member in self.roster.there)
-        for name in there:
+        for name in self.members:
             self._mailbox.tell(name, Beat(members=there))
 
     @property
@@ -251,6 +252,7 @@ class ControlPlane:
 
     def _process_ended(self, name: str, status: int | None) -> None:
         log.error("worker %s ended with status %s", name, status)
+        self._mailbox.forget(name)
         self._perform_all(self.roster.process_ended(name, status, self._now()))
 
     def _closed(self, worker: str, why: str) -> None:
@@ -324,12 +326,15 @@ class ControlPlane:
     def _lose(self, name: str, sentence: str, *, died: bool) -> None:
         log.error("%s", sentence)
         self.events.add(f"lost {name}: {sentence}")
-        self._mailbox.forget(name)
         if not self._deployment.has_served:
             self.starting.fail(TandemError(sentence))
             return
         loss = Loss(workers=(name,) if died else (), sentence=sentence)
         self._plan_all(self._deployment.changed(self._candidates(), self._now(), loss, name))
+        if died:
+            self._mailbox.forget(name)
+        else:
+            self._beat()
 
     def _candidates(self) -> dict[str, Candidate]:
         return {

@@ -6,6 +6,7 @@ weights of the worker's layers are in memory, or of the full model where the pla
 nothing.
 """
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -31,6 +32,8 @@ from workers.model.shelf import ModelShelf
 from workers.model.split_model import SplitModel
 
 log = logging.getLogger(__name__)
+
+MeasureChunk = Callable[[SplitModel, LayerRange, int], float]
 
 # Sequences whose caches are merged into one decode batch.
 MAX_ROWS = 32
@@ -82,10 +85,13 @@ class _Open:
 
 
 class StageLoader:
-    """See the module. shelf: where models lie."""
+    """See the module. shelf: where models lie; measure_chunk: gives the seconds that a prefill chunk takes to
+    run through some layers of a model.
+    """
 
-    def __init__(self, shelf: ModelShelf):
+    def __init__(self, shelf: ModelShelf, measure_chunk: MeasureChunk | None = None):
         self._shelf = shelf
+        self._measure_chunk = measure_chunk or _measure_chunk
         self._open: _Open | None = None
         self._executors: dict[_Place, StageExecutor] = {}
         self._needs: dict[_Place, KvNeeds] = {}
@@ -141,7 +147,7 @@ class StageLoader:
             self._drop()
             model = SplitModel.load(path)
             model.unused = inspect(path, self._shelf.cache).unused
-            costs = ChunkCosts(lambda layers, num_tokens: _measure_chunk(model, layers, num_tokens))
+            costs = ChunkCosts(functools.partial(self._measure_chunk, model))
             tiers = DiskTiers(self._shelf.cache / "kv", model_digest(path, with_times=True))
             self._open = _Open(digest, model, costs, tiers)
         return self._open

@@ -122,8 +122,24 @@ def test_worker_that_beats_but_is_stuck_in_a_step_is_lost(roster):
 def test_worker_that_loads_may_take_as_long_as_it_needs(roster):
     roster.joined(join(), 0)
     roster.members["alpha"].apply(WorkerEvent.LOAD)
-    roster.beat(beat("alpha", oldest_step_s=500.0, overdue_s=5.0), 1)
-    assert roster.tick(1) == []
+    for now in range(1000):
+        roster.beat(beat("alpha", oldest_step_s=None), now)
+        assert roster.tick(now) == []
+
+
+def test_worker_that_is_stuck_in_a_step_of_the_plan_before_is_lost_while_its_load_waits(roster):
+    ready(roster, "alpha")
+    roster.members["alpha"].apply(WorkerEvent.LOAD)
+    roster.beat(beat("alpha", oldest_step_s=5.1, overdue_s=5.0), 1)
+    assert roster.tick(1)[-1] == Kill("alpha")
+
+
+def test_join_that_arrives_after_its_process_ended_is_nobodys(roster):
+    ready(roster, "alpha")
+    roster.closed("alpha", 0)
+    roster.process_ended("alpha", -9, 1)
+    assert roster.joined(join(num_losses=1), 1) == []
+    assert Start("alpha") in roster.tick(1 + RETURN_WITHIN_S)
 
 
 def test_ended_process_is_started_again_with_growing_waits_and_then_left_out(roster):
@@ -150,6 +166,7 @@ def test_closed_connection_is_a_loss_that_may_come_back(roster):
     assert not lost.died
     assert roster.closed("alpha", 1) == []
     assert roster.joined(join(num_losses=1), 1.5) == [Admitted("alpha")]
+    roster.beat(beat("alpha"), 1 + RETURN_WITHIN_S)
     assert roster.tick(1 + RETURN_WITHIN_S + 0.1) == []
 
 

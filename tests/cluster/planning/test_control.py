@@ -381,6 +381,14 @@ async def test_closed_connection_of_a_living_worker_is_no_death_and_it_comes_bac
 
 
 @scenario()
+async def test_worker_that_was_given_up_is_told_so_at_once(subject):
+    await subject.ready()
+    subject.mailbox.closed("beta", "the connection closed")
+    await subject.until(lambda: subject.control.plan and subject.control.plan.workers == ("alpha",))
+    assert ("beta", Beat(members=("alpha",))) in subject.mailbox.told
+
+
+@scenario()
 async def test_closed_connection_of_a_process_that_ended_is_its_death(subject):
     await subject.ready()
     subject.launcher.dead.add("beta")

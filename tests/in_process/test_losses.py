@@ -1,0 +1,99 @@
+"""A worker, a link or a message lost at every step of an answer: the answer is the one that it would have been."""
+
+import pytest
+
+from strategy.decision import Strategy
+from tests.support.in_process.asked import COUNT, PROMPT, STRATEGIES, assert_same, undisturbed
+
+PAIR = ("alpha", "beta")
+SILENTLY = {"silently": True}
+
+
+def counter_of(strategy, victim):
+    """Whose steps are counted: the victim's where it has any."""
+    return "alpha" if strategy is Strategy.SINGLE_DEVICE_CACHED else victim
+
+
+async def at_every_step(cluster, disturb, *, counted, prompt=PROMPT, count=COUNT, every=1, **fields):
+    """Disturb an answer at each step of a worker (each so many steps); how often it went on, by step."""
+    expected = await undisturbed(cluster, prompt, count, **fields)
+    resumed, step = [], 1
+    while True:
+        fired = []
+
+        def act(fired=fired, step=step):
+            fired.append(step)
+            disturb(step)
+
+        reply = cluster.client.ask(prompt, count, **fields)
+        cluster.worker(counted).at_launch(step, act)
+        await reply.whole()
+        cluster.forget_faults()
+        assert_same(reply, expected)
+        if not fired:
+            return resumed
+        resumed.append(reply.tandem["resumed"])
+        await cluster.whole()
+        cluster.assert_at_rest()
+        step += every
+
+
+@pytest.mark.parametrize("victim", PAIR)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_worker_killed_at_any_step_changes_nothing(workshop, strategy, victim):
+    async def scenario(cluster):
+        resumed = await at_every_step(
+            cluster,
+            lambda step: cluster.kill(victim, silently=step % 2 == 0),
+            counted=counter_of(strategy, victim),
+            strategy=strategy,
+        )
+        assert len(resumed) >= COUNT
+        assert set(resumed) == {1}
+
+    workshop.run(scenario, *PAIR)
+
+
+@pytest.mark.parametrize("victim", PAIR)
+@pytest.mark.parametrize("fault", ["stop", "block"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_worker_that_stands_still_is_replaced(workshop, strategy, fault, victim):
+    async def scenario(cluster):
+        def disturb(_):
+            if fault == "stop":
+                cluster.stop(victim)
+            else:
+                cluster.worker(victim).hang()
+
+        resumed = await at_every_step(
+            cluster, disturb, counted=counter_of(strategy, victim), every=9, strategy=strategy
+        )
+        assert set(resumed) <= {0, 1}
+
+    workshop.run(scenario, *PAIR)
+
+
+LINKS = [
+    ("alpha", "beta"),
+    ("beta", "alpha"),
+    ("coordinator", "alpha"),
+    ("coordinator", "beta"),
+    ("alpha", ""),
+    ("beta", ""),
+]
+
+
+@pytest.mark.parametrize("fault", ["reset", "lose_next"])
+@pytest.mark.parametrize("strategy", [Strategy.DISTRIBUTED_NO_CACHE, Strategy.DISTRIBUTED_CACHED])
+def test_what_a_link_loses_changes_nothing(workshop, strategy, fault):
+    async def scenario(cluster):
+        for owner, name in LINKS:
+            await at_every_step(
+                cluster,
+                lambda _, owner=owner, name=name: getattr(cluster, fault)(owner, name),
+                counted="alpha",
+                every=11,
+                strategy=strategy,
+            )
+
+    workshop.run(scenario, *PAIR)

@@ -1,0 +1,26 @@
+"""What the tests of whole clusters ask, and what an answer must be whatever befell it."""
+
+from strategy.decision import Strategy
+
+STRATEGIES = (Strategy.SINGLE_DEVICE_CACHED, Strategy.DISTRIBUTED_NO_CACHE, Strategy.DISTRIBUTED_CACHED)
+# Its greedy answer by the tiny model keeps changing, so that a token lost or twice would show.
+PROMPT = (10, 20, 30, 40, 50)
+COUNT = 40
+
+
+def assert_same(reply, expected):
+    """The very answer: ids, text without a token lost or repeated, reason and usage."""
+    assert reply.error is None, reply.error
+    assert reply.is_complete
+    assert reply.ids == expected.ids
+    assert reply.text == expected.text
+    assert reply.finish_reason == expected.finish_reason
+    counts = ("prompt_tokens", "completion_tokens", "total_tokens")
+    assert [reply.usage[name] for name in counts] == [expected.usage[name] for name in counts]
+
+
+async def undisturbed(cluster, prompt, count, **fields):
+    reply = await cluster.client.answer(prompt, count, **fields)
+    assert reply.error is None, reply.error
+    assert reply.tandem["resumed"] == 0
+    return reply
