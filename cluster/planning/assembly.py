@@ -44,6 +44,12 @@ class Assembly:
     def workers(self) -> tuple[str, ...]:
         return tuple(stage.worker for stage in self._partition.stages)
 
+    @property
+    def described(self) -> str:
+        """Who holds what, for people."""
+        held = [f"{stage.worker} layers {stage.layers.start}-{stage.layers.end - 1}" for stage in self._partition.stages]
+        return ", ".join(held)
+
     def messages(self) -> dict[str, LoadStage]:
         """What to tell each worker."""
         settings, inspected = self._settings, self._model.inspected

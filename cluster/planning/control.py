@@ -380,7 +380,7 @@ class ControlPlane:
             parts[stage.worker] = Part(member.memory_limit_bytes, member.join.data)
         epoch = self._mailbox.begin_epoch(tuple(parts))
         self._assembly = self._model.assemble(epoch, found, parts)
-        self.events.add(f"replanned, epoch {epoch & 0xFFFFFFFF}: {_described(found)}")
+        self.events.add(f"replanned, epoch {epoch & 0xFFFFFFFF}: {self._assembly.described}")
         for worker, message in self._assembly.messages().items():
             self._mailbox.send(worker, message)
 
@@ -398,7 +398,3 @@ class ControlPlane:
         self.plan = None
         if self.listener is not None:
             self.listener.plan_ended(loss)
-
-
-def _described(found: planning.Partition) -> str:
-    return ", ".join(f"{stage.worker} layers {stage.layers.start}-{stage.layers.end - 1}" for stage in found.stages)
