@@ -47,7 +47,9 @@ class Assembly:
     @property
     def described(self) -> str:
         """Who holds what, for people."""
-        held = [f"{stage.worker} layers {stage.layers.start}-{stage.layers.end - 1}" for stage in self._partition.stages]
+        held = [
+            f"{stage.worker} layers {stage.layers.start}-{stage.layers.end - 1}" for stage in self._partition.stages
+        ]
         return ", ".join(held)
 
     def messages(self) -> dict[str, LoadStage]:

@@ -158,7 +158,7 @@ class Engine:
         """Handle everything that arrived."""
         taken = False
         if wait_s is not None:
-            self._vitals.rest()
+            self._vitals.wait()
         while self._is_running and (envelope := self._arrivals.next(wait_s=wait_s)):
             in_flight = self._handle(envelope, in_flight)
             wait_s, taken = None, True

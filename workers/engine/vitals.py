@@ -16,6 +16,8 @@ from workers.model.stage_loading import LoadedStages
 MEASURE_EVERY_S = 0.25
 # What is not a step (a prefix that is copied or read) has no usual time.
 MESSAGE_LIMIT_S = 30.0
+# A thread that waits for messages takes one that comes at once.
+DEAF_LIMIT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,9 @@ class Vitals:
 
     def __init__(self, worker: str):
         self._busy: _Busy | None = None
+        self._waits = False
+        self._num_begun = 0
+        self._deaf: tuple[int, float] | None = None  # since when messages wait for a thread that waits for messages
         self._measured_at: float | None = None
         self._measured = Heartbeat(
             worker=worker,
@@ -55,10 +60,15 @@ class Vitals:
     def begin(self, now: float, limit_s: float = MESSAGE_LIMIT_S) -> None:
         """The compute thread turns to something that should take `limit_s` at most."""
         self._busy = _Busy(now, limit_s)
+        self._num_begun += 1
 
     def rest(self) -> None:
-        """The compute thread waits for messages, or does what may take as long as it takes."""
-        self._busy = None
+        """The compute thread does what may take as long as it takes."""
+        self._busy, self._waits = None, False
+
+    def wait(self) -> None:
+        """The compute thread waits for messages."""
+        self._busy, self._waits = None, True
 
     def count(self, num_rows: int, seconds: float) -> None:
         """A step is done."""
@@ -95,10 +105,18 @@ class Vitals:
 
     def heartbeat(self, now: float, *, num_waiting: int) -> Heartbeat:
         """For any thread. num_waiting: messages that the compute thread has not taken yet."""
-        busy = self._busy
+        busy = self._busy or self._deafness(now, num_waiting)
         return msgspec.structs.replace(
             self._measured,
             queued=num_waiting,
             oldest_step_s=None if busy is None else max(0.0, now - busy.since),
             overdue_s=0.0 if busy is None else busy.limit_s,
         )
+
+    def _deafness(self, now: float, num_waiting: int) -> _Busy | None:
+        """A thread that should have woken up for a message long ago is stuck, too."""
+        if not num_waiting or not self._waits:
+            self._deaf = None
+        elif self._deaf is None or self._deaf[0] != self._num_begun:
+            self._deaf = (self._num_begun, now)
+        return None if self._deaf is None else _Busy(self._deaf[1], DEAF_LIMIT_S)

@@ -9,7 +9,7 @@ from protocol.messages import StepOverdue
 from protocol.values import Route
 from tests.support.in_process_cluster import InProcessCluster
 from workers.engine.usual_times import LIMIT_OF_UNKNOWN_S, SHORTEST_LIMIT_S
-from workers.engine.vitals import MESSAGE_LIMIT_S
+from workers.engine.vitals import DEAF_LIMIT_S, MESSAGE_LIMIT_S, Vitals
 from workers.zoo import make_tiny_model
 
 PROMPT = list(range(20, 60))
@@ -121,3 +121,17 @@ def test_steps_that_come_back_are_never_reported(cluster):
         while cluster.turn():
             cluster.clock.now += 0.3
     assert cluster.reports_of(StepOverdue) == []
+
+
+def test_thread_that_does_not_wake_up_for_a_message_is_stuck_like_one_in_a_step():
+    vitals = Vitals("worker-0")
+    vitals.wait()
+    assert vitals.heartbeat(10.0, num_waiting=0).oldest_step_s is None
+    assert vitals.heartbeat(11.0, num_waiting=2).oldest_step_s == 0.0
+    beat = vitals.heartbeat(17.0, num_waiting=2)
+    assert (beat.oldest_step_s, beat.overdue_s) == (6.0, DEAF_LIMIT_S)
+    vitals.begin(17.0)
+    vitals.wait()
+    assert vitals.heartbeat(18.0, num_waiting=1).oldest_step_s == 0.0  # it took others meanwhile
+    vitals.rest()
+    assert vitals.heartbeat(60.0, num_waiting=1).oldest_step_s is None  # it reads weights
