@@ -14,8 +14,6 @@ ARCHITECTURES = (
     "llama", "qwen2", "qwen3", "qwen3_moe", "gemma2", "gemma3_text", "phi3", "mixtral",
     "deepseek_v3", "gpt_oss", "mamba2", "nemotron_h", "olmo2", "cohere2", "starcoder2", "glm4",
 )  # fmt: skip
-# What the tokenizer's loader checks of a configuration and mlx-lm does not use.
-OVERRIDES = {"mamba2": {"expand": 1}}
 PROMPTS = tuple(np.random.default_rng(seed).integers(5, 300, length).tolist() for seed, length in enumerate((7, 40)))
 MAX_TOKENS = 10
 END_ID = 1  # of the tiny models' tokenizer
@@ -28,7 +26,7 @@ def answers(tmp_path_factory):
     Two clusters at a time, one on each core of a small machine.
     """
     root = tmp_path_factory.mktemp("architectures")
-    models = {name: make_tiny_model(name, root / name, **OVERRIDES.get(name, {})) for name in ARCHITECTURES}
+    models = {name: make_tiny_model(name, root / name) for name in ARCHITECTURES}
     with ThreadPoolExecutor(2) as pool:
         asked = {name: pool.submit(ask, model) for name, model in models.items()}
         return {name: (models[name], future) for name, future in asked.items()}

@@ -125,7 +125,7 @@ def _filled(arguments: type, special: Mapping[str, Any]) -> dict[str, Any]:
             config[field.name] = defaults[field.name]
         elif known is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             config[field.name] = None
-    return {name: value for name, value in config.items() if name != "model_type"}
+    return {name: value for name, value in (dict(special) | config).items() if name != "model_type"}
 
 
 def _sizes(*, only_windows: bool = False) -> dict[str, Any]:
