@@ -49,14 +49,16 @@ class DropPrefix(Message, frozen=True, kw_only=True):
 class CopyPrefix(Message, frozen=True, kw_only=True):
     """For the worker that holds copies of what `worker` keeps on a route: a part of its stage of these layers.
 
-    part: structure of the part (see workers.cache.kv_parts), number of tokens included. Buffer 0: its key; its arrays are
-    in the buffers behind that. Each is answered by a CopyArrived.
+    part: structure of the part (see workers.cache.kv_parts), number of tokens included; is_earlier: it is from before this
+    epoch and less recently used than whatever came before it, so that nothing has to go for it. Buffer 0: its key; its
+    arrays are in the buffers behind that. Each is answered by a CopyArrived.
     """
 
     route: Route
     worker: str
     layers: LayerRange
     part: Any
+    is_earlier: bool
 
 
 class CopyArrived(Message, frozen=True, kw_only=True):

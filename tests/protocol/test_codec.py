@@ -102,7 +102,9 @@ EXAMPLES: dict[int, messages.Message] = {
     44: messages.StepFailed(number=1, route=Route(("a",)), message="m"),
     45: messages.KeepPrefix(sequence=1, route=Route(("a", "b")), spans=((0, 64),)),
     46: messages.DropPrefix(route=Route(("a", "b"))),
-    47: messages.CopyPrefix(route=Route(("a", "b")), worker="a", layers=LayerRange(0, 4), part=["a", 0]),
+    47: messages.CopyPrefix(
+        route=Route(("a", "b")), worker="a", layers=LayerRange(0, 4), part=["a", 0], is_earlier=True
+    ),
     48: messages.CopyArrived(route=Route(("a", "b"))),
 }
 GOLDEN = {

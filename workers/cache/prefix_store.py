@@ -181,11 +181,20 @@ class PrefixStore:
         part = self._parts.get(key)
         return None if part is None else kv_parts.encode(part)
 
-    def adopt(self, layers: LayerRange, key: Key, spec: Spec, buffers: Sequence[Buffer]) -> None:
-        """Hold what the stage of these other layers keeps under a key. Raises WireError for a part that is none."""
+    def adopt(
+        self, layers: LayerRange, key: Key, spec: Spec, buffers: Sequence[Buffer], *, is_earlier: bool = False
+    ) -> None:
+        """Hold what the stage of these other layers keeps under a key. Raises WireError for a part that is none.
+
+        is_earlier: it was used before whatever is held already.
+        """
         if not 0 <= layers[0] < layers[1] <= self._model.num_layers:
             raise WireError(f"a part of a cache is of layers {tuple(layers)}, which the model does not have")
-        self._copies.add(layers, key, kv_parts.decode(spec, buffers))
+        part = kv_parts.decode(spec, buffers)
+        if is_earlier:
+            self._copies.add_earlier(layers, key, part)
+        else:
+            self._copies.add(layers, key, part)
 
     def take_over(self, earlier: "PrefixStore") -> None:
         """Keep what covers the layers of this store, its copies included, of one that is given up. Of the same kind of
@@ -281,15 +290,22 @@ class _Copies:
     def of(self, key: Key) -> dict[LayerRange, KvPart]:
         return self._parts.get(key, {})
 
-    def ranges(self) -> set[LayerRange]:
-        return {layers for parts in self._parts.values() for layers in parts}
-
     def add(self, layers: LayerRange, key: Key, part: KvPart) -> None:
         parts = self._parts.setdefault(key, {})
         self.num_bytes += part.num_bytes - (parts[layers].num_bytes if layers in parts else 0)
         parts[layers] = part
         self.touch(key)
         self.limit(self._limit_bytes)
+
+    def add_earlier(self, layers: LayerRange, key: Key, part: KvPart) -> None:
+        """Only where there is room; what is held already counts as more recently used."""
+        if layers in self.of(key) or self.num_bytes + part.num_bytes > self._limit_bytes:
+            return
+        is_new = key not in self._parts
+        self._parts.setdefault(key, {})[layers] = part
+        self.num_bytes += part.num_bytes
+        if is_new:
+            self._parts.move_to_end(key, last=False)
 
     def touch(self, key: Key) -> None:
         if key in self._parts:

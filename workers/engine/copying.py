@@ -2,8 +2,8 @@
 
 Owns what is still to be handed over, and how much of it is under way. Goes on when it is told to, between steps. The rules:
 
-1. What was kept in this epoch goes first, one part behind each step, more while nothing else is to do. What is from before
-   goes only then.
+1. What sequences of this epoch left or begin with goes first, one part behind each step, more while nothing else is to
+   do. What else is from before goes only then, most recently used first.
 2. Few parts are under way: what the link or the holder cannot take yet waits here, not in front of a step.
 3. No part goes twice in an epoch, unless it was given up meanwhile. Nor does one so large that a step behind it would wait.
 """
@@ -69,8 +69,8 @@ class Copying:
             return None
         return _Task(route, holder, stages.executors[route].prefixes)
 
-    def kept(self, route: Route, keys: Iterable[Key]) -> None:
-        """The stage of a route keeps these from now on."""
+    def in_use(self, route: Route, keys: Iterable[Key]) -> None:
+        """The stage of a route keeps these from now on, or a sequence begins with them."""
         if self._task is None or route != self._task.route:
             return
         for key in keys:
@@ -95,23 +95,26 @@ class Copying:
         """Hand over what may go now; whether anything went. is_idle: nothing else is to do."""
         went = False
         while self._task is not None and self._num_under_way < _MOST_UNDER_WAY and (is_idle or not went):
-            waiting = self._fresh or (self._earlier if is_idle else {})
-            if not waiting:
+            is_earlier = not self._fresh
+            waiting = self._earlier if is_earlier else self._fresh
+            if not waiting or (is_earlier and not is_idle):
                 break
             key = next(iter(waiting))
             del waiting[key]
-            went = self._hand_over(key, self._task) or went
+            went = self._hand_over(key, self._task, is_earlier=is_earlier) or went
         return went
 
-    def _hand_over(self, key: Key, task: _Task) -> bool:
+    def _hand_over(self, key: Key, task: _Task, *, is_earlier: bool) -> bool:
         """Whether the part is there and can be sent."""
-        self._handed_over.add(key)
         is_too_large = task.store.bytes_of((key,)) > LARGEST_PART_BYTES
         exported = None if is_too_large else task.store.export(key)
         if exported is None:
             return False
         spec, buffers = exported
-        copy = CopyPrefix(route=task.route, worker=self._name, layers=task.store.layers, part=spec)
+        copy = CopyPrefix(
+            route=task.route, worker=self._name, layers=task.store.layers, part=spec, is_earlier=is_earlier
+        )
         self._links.send(task.holder, copy, [key, *buffers])
+        self._handed_over.add(key)
         self._num_under_way += 1
         return True

@@ -117,9 +117,10 @@ class StageRunner:
         match message:
             case OpenSequence():
                 executor.open(message, keys)
+                self._copying.in_use(message.route, keys)
             case KeepPrefix():
                 executor.keep(message, keys)
-                self._copying.kept(message.route, keys)
+                self._copying.in_use(message.route, keys)
             case DropPrefix():
                 executor.prefixes.drop(keys)
                 self._copying.dropped(message.route, keys)
@@ -144,7 +145,7 @@ class StageRunner:
             raise UnfitMessage(f"a copy for {self._name} of what {message.worker} keeps on {message.route}")
         try:
             (key,) = unpack_keys(required_buffer(buffers, 0, "the key of the part"))
-            prefixes.adopt(message.layers, key, message.part, buffers[1:])
+            prefixes.adopt(message.layers, key, message.part, buffers[1:], is_earlier=message.is_earlier)
         finally:
             self._links.send(message.worker, CopyArrived(route=message.route))
 

@@ -1,11 +1,12 @@
 """What a neighbour keeps of past sequences, held as copies, serves a stage that takes over the neighbour's layers."""
 
 import mlx.core as mx
+import numpy as np
 import pytest
 from mlx_lm.models.cache import ArraysCache, KVCache
 
 from protocol.errors import WireError
-from protocol.values import KvSettings, LayerRange
+from protocol.values import KvSettings, LayerRange, Route
 from strategy.prefix import KEY_BYTES
 from tests.support.loaded_stages import executor_of, load, loader_for, ran, same
 from workers.cache.kv_parts import KvPart, decode, encode
@@ -155,6 +156,33 @@ def test_copies_stay_within_their_own_budget_least_recently_used_first(stage_of)
     assert [key for key, parts in back.prefixes.in_memory() if FRONT in parts] == keys[:1]
 
 
+def test_copies_from_before_need_no_others_to_go_and_are_the_first_to(stage_of):
+    (_, front), (_, back) = stage_of("llama", FRONT), stage_of("llama", BACK)
+    keys, _ = keep(front, FRONT)
+    part_bytes = front.prefixes.bytes_of(keys[:1])
+    back.prefixes.limit(memory_bytes=ROOM, copy_bytes=2 * part_bytes)
+    for key, is_earlier in ((keys[1], False), (keys[0], True), (keys[2], True)):  # the last one has no room
+        spec, buffers = front.prefixes.export(key)
+        back.prefixes.adopt(FRONT, key, spec, buffers, is_earlier=is_earlier)
+    assert [key for key, _ in back.prefixes.in_memory()] == [keys[0], keys[1]]
+    back.prefixes.limit(memory_bytes=ROOM, copy_bytes=part_bytes)
+    assert [key for key, _ in back.prefixes.in_memory()] == [keys[1]]
+
+
+def test_whole_model_that_is_loaded_already_gets_what_its_stage_and_the_copies_make_together(models, stage_of):
+    (_, front), (loader, _) = stage_of("llama", FRONT), stage_of("llama", BACK)
+    both = load(loader, "llama", *BACK, 6, full=True, copies=1, memory=ROOM)
+    back, whole = (both.executors[route] for route in (Route(("before", "own")), Route(("own",))))
+    keys, payload = keep(front, FRONT)
+    keep(back, BACK, payload)
+    copy(front, FRONT, back, keys)
+    assert whole.prefixes.known == []
+    grown = load(loader, "llama", *WHOLE, 6, full=True, copies=1, memory=ROOM)
+    assert grown.executors == {Route(("own",)): whole}
+    assert [key for key, _ in whole.prefixes.known] == keys[::-1]
+    assert same(goes_on(whole, WHOLE, keys), undisturbed(models["llama"], None))
+
+
 def test_without_neighbours_that_copy_there_is_no_room_for_copies(models, tmp_path, stage_of):
     _, front = stage_of("llama", FRONT)
     alone = executor_of(load(loader_for(models, tmp_path), "llama", *BACK, 6, memory=ROOM))
@@ -177,6 +205,15 @@ def block():
     entry = ArraysCache(2)
     entry[0], entry[1] = mx.ones((1, 2, 3, 4), mx.bfloat16), mx.zeros((1, 2, 3, 4))
     return entry
+
+
+def test_buffers_of_a_block_are_views_of_its_arrays():
+    entry = block()
+    mx.eval(entry.cache)
+    _, buffers = encode(KvPart(3, {0: entry}))
+    assert [np.frombuffer(buffer, np.uint8).ctypes.data for buffer in buffers] == [
+        np.asarray(array.view(mx.uint8)).ctypes.data for array in entry.cache
+    ]
 
 
 def test_part_comes_back_from_its_buffers():

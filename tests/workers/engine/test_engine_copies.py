@@ -5,12 +5,14 @@ import logging
 import msgspec
 import pytest
 
-from protocol.messages import CopyArrived, CopyPrefix, StagePlan
-from protocol.values import KvSettings, LayerRange, Route
+from protocol.codec import Envelope
+from protocol.messages import CopyArrived, CopyPrefix, OpenSequence, StagePlan
+from protocol.values import KvSettings, LayerRange, Route, Sampling
 from strategy.copies import copy_holder
 from strategy.prefix import BLOCK_TOKENS, block_keys, snapshot_key
 from tests.support.in_process_cluster import PREFIX_BYTES, InProcessCluster, alone
 from workers.engine import copying
+from workers.engine.arrivals import Adrift
 from workers.zoo import make_tiny_model
 
 PROMPT = [(7 * index) % 290 + 5 for index in range(300)]
@@ -160,6 +162,49 @@ def test_second_loss_finds_what_was_copied_again_after_the_first(cluster_of, mod
     assert cluster.tokens[again] == cluster.tokens[number] == alone(models["llama"], PROMPT, 5)
 
 
+def test_what_a_sequence_begins_with_goes_before_what_else_is_from_before(cluster_of):
+    cluster = cluster_of(2)
+    for start in range(3):
+        cluster.generate([start + 5, *PROMPT], 5)
+    cluster.run()
+    cluster.replan()  # comes to rest with all of it handed over
+    watched = Watched(cluster, "worker-0")
+    cluster.epoch += 1
+    for name in cluster.names:
+        cluster._send(name, cluster.plan)
+    engine = cluster.engines["worker-0"]
+    cluster.network.run()
+    engine.turn()
+    cluster.post("worker-0", opening([5, *PROMPT]), (b"".join(block_keys([5, *PROMPT], "")),))
+    while len(watched.copies) < 12:
+        cluster.turn()
+    went = [(message.is_earlier, buffers[0]) for message, buffers in watched.copies]
+    first = [key for is_earlier, key in went if not is_earlier]
+    assert set(first) <= set(block_keys([5, *PROMPT], ""))
+    assert len(first) >= 3
+
+
+def test_engine_that_is_adrift_hands_nothing_over_and_goes_on_with_the_next_plan(cluster_of, models):
+    cluster = cluster_of(2)
+    number = cluster.generate(PROMPT, 5)
+    cluster.run()
+    watched = Watched(cluster, "worker-0")
+    cluster.epoch += 1
+    for name in cluster.names:
+        cluster._send(name, cluster.plan)
+    cluster.network.run()
+    for engine in cluster.engines.values():
+        engine.post(Envelope(0, Adrift()))
+        engine.turn()
+    cluster.run()
+    assert watched.copies == []
+    cluster.replan()
+    again = cluster.generate(PROMPT, 5)
+    cluster.run()
+    assert cluster.tokens[again] == cluster.tokens[number] == alone(models["llama"], PROMPT, 5)
+    assert watched.copies != []
+
+
 class Watched:
     """What goes over the links of one worker, beside what it was asked for."""
 
@@ -265,11 +310,17 @@ def test_link_that_is_lost_while_copies_are_under_way_costs_no_answer(cluster_of
     assert copies_at(cluster, "worker-1").keys() == dict(store_of(cluster, "worker-0").known).keys()
 
 
+def opening(tokens):
+    return OpenSequence(
+        sequence=900, route=BOTH, cached=True, sampling=Sampling(), seed=0, history=(), max_length=len(tokens) + 9
+    )
+
+
 BOTH, KEY = Route(("worker-0", "worker-1")), bytes(16)
 
 
 def copy(part, *, route=BOTH, worker="worker-0", layers=(0, 3)):
-    return CopyPrefix(route=route, worker=worker, layers=LayerRange(*layers), part=part)
+    return CopyPrefix(route=route, worker=worker, layers=LayerRange(*layers), part=part, is_earlier=False)
 
 
 PART = ["list", 64, ["list"], ["list"]]

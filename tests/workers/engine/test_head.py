@@ -27,7 +27,7 @@ END = 2
 class Played:
     """A head whose steps the test answers. `forwarded` is to go down the route, `reported` to the coordinator."""
 
-    def __init__(self, *, chunk_tokens=16, max_rows=8, prefixes=None, route=ROUTE):
+    def __init__(self, *, chunk_tokens=16, max_rows=8, prefixes=None, keeps_answers=False, route=ROUTE):
         self.forwarded, self.reported = [], []
         self.now = 100.0
         self.head = Head(
@@ -36,6 +36,7 @@ class Played:
             fixed_chunk_tokens=chunk_tokens,
             max_rows=max_rows,
             prefixes=prefixes,
+            keeps_answers=keeps_answers,
         )
 
     def do(self, actions):
@@ -317,3 +318,17 @@ def test_ids_that_the_step_before_samples_are_not_sent():
     step, unknown = played.issue()
     assert (known.tolist(), unknown) == ([[5]], None)
     assert step.rows[0].position == 1
+
+
+@pytest.mark.parametrize(("snapshots", "keeps_answers"), [(False, True), (True, True), (False, False)])
+def test_block_of_an_answer_is_kept_once_its_last_token_is_on_its_way_where_there_are_copies(snapshots, keeps_answers):
+    prefixes = PrefixDirectory(capacity=10, snapshots=snapshots)
+    played = Played(chunk_tokens=BLOCK_TOKENS, prefixes=prefixes, keeps_answers=keeps_answers)
+    played.begin(1, [5] * (BLOCK_TOKENS - 1), max_tokens=BLOCK_TOKENS)
+    played.answer()  # the prompt but its last token
+    played.answer(3)
+    played.forwarded.clear()
+    step, _ = played.issue()
+    assert step.rows[0].position == BLOCK_TOKENS - 1
+    kept = [message.spans for message in played.forwarded if isinstance(message, KeepPrefix)]
+    assert kept == ([((0, BLOCK_TOKENS),)] if keeps_answers and not snapshots else [])
