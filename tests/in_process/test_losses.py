@@ -3,7 +3,7 @@
 import pytest
 
 from strategy.decision import Strategy
-from tests.support.in_process.asked import COUNT, PROMPT, STRATEGIES, assert_same, undisturbed
+from tests.support.in_process.asked import COUNT, STRATEGIES, at_every_step
 
 PAIR = ("alpha", "beta")
 SILENTLY = {"silently": True}
@@ -12,30 +12,6 @@ SILENTLY = {"silently": True}
 def counter_of(strategy, victim):
     """Whose steps are counted: the victim's where it has any."""
     return "alpha" if strategy is Strategy.SINGLE_DEVICE_CACHED else victim
-
-
-async def at_every_step(cluster, disturb, *, counted, prompt=PROMPT, count=COUNT, every=1, **fields):
-    """Disturb an answer at each step of a worker (each so many steps); how often it went on, by step."""
-    expected = await undisturbed(cluster, prompt, count, **fields)
-    resumed, step = [], 1
-    while True:
-        fired = []
-
-        def act(fired=fired, step=step):
-            fired.append(step)
-            disturb(step)
-
-        reply = cluster.client.ask(prompt, count, **fields)
-        cluster.worker(counted).at_launch(step, act)
-        await reply.whole()
-        cluster.forget_faults()
-        assert_same(reply, expected)
-        if not fired:
-            return resumed
-        resumed.append(reply.tandem["resumed"])
-        await cluster.whole()
-        cluster.assert_at_rest()
-        step += every
 
 
 @pytest.mark.parametrize("victim", PAIR)

@@ -24,3 +24,27 @@ async def undisturbed(cluster, prompt, count, **fields):
     assert reply.error is None, reply.error
     assert reply.tandem["resumed"] == 0
     return reply
+
+
+async def at_every_step(cluster, disturb, *, counted, prompt=PROMPT, count=COUNT, every=1, **fields):
+    """Disturb an answer at each step of a worker (each so many steps); how often it went on, by step."""
+    expected = await undisturbed(cluster, prompt, count, **fields)
+    resumed, step = [], 1
+    while True:
+        fired = []
+
+        def act(fired=fired, step=step):
+            fired.append(step)
+            disturb(step)
+
+        reply = cluster.client.ask(prompt, count, **fields)
+        cluster.worker(counted).at_launch(step, act)
+        await reply.whole()
+        cluster.forget_faults()
+        assert_same(reply, expected)
+        if not fired:
+            return resumed
+        resumed.append(reply.tandem["resumed"])
+        await cluster.whole()
+        cluster.assert_at_rest()
+        step += every

@@ -182,9 +182,10 @@ class VirtualCluster:
                 await asyncio.sleep(0.1)
 
     async def whole(self):
-        """Everybody is part of the plan in force; deaths so far are forgotten."""
+        """Everybody is part of the plan in force; deaths so far are forgotten, and where prompts went."""
         for name in self.names:
             self.coordinator.restarts.forgive(name)
+        self.coordinator.service._decider._visited.clear()
         await self.until(lambda: self.plan is not None and set(self.plan.workers) == set(self.names))
 
     # --- what befalls it

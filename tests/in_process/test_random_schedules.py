@@ -1,0 +1,150 @@
+"""A minute of whatever may happen, in whatever order: every request ends with exactly its answer, and nothing is left.
+
+Seeded: a schedule that fails can be run again.
+"""
+
+import asyncio
+import random
+
+import pytest
+
+from cluster.settings import RecoverySettings
+from tests.support.in_process.asked import STRATEGIES, assert_same, undisturbed
+
+TRIO = ("alpha", "beta", "gamma")
+SECONDS = 60
+STEP_S = 0.05
+GIVEN_UP = "died twice while it worked on this request"
+
+
+class Schedule:
+    """What happens to a cluster and what it is asked meanwhile. weights: how often each, in relation."""
+
+    def __init__(self, cluster, seed, asked, expected):
+        self._cluster = cluster
+        self._random = random.Random(seed)
+        self._asked = asked
+        self._expected = expected
+        self.replies = []
+
+    def weights(self):
+        return {
+            self.arrive: 14,
+            self.leave: 2,
+            self.kill: 2,
+            self.stop: 1,
+            self.pause: 2,
+            self.block: 1,
+            self.reset: 3,
+            self.lose: 3,
+        }
+
+    async def run(self):
+        cluster, weights = self._cluster, self.weights()
+        end = cluster.now() + SECONDS
+        while cluster.now() < end:
+            await asyncio.sleep(self._random.expovariate(0.5))
+            (event,) = self._random.choices(list(weights), weights.values())
+            event()
+
+    def arrive(self):
+        index = self._random.randrange(len(self._asked))
+        prompt, count, fields = self._asked[index]
+        stream = self._random.random() < 0.7
+        self.replies.append((index, self._cluster.client.ask(prompt, count, stream=stream, **fields)))
+
+    def leave(self):
+        running = [reply for _, reply in self.replies if not reply.task.done()]
+        if running:
+            self._random.choice(running).task.cancel()
+
+    def _worker(self):
+        """One that does what it should, if there are two."""
+        well = [worker for worker in self._cluster.host.workers.values() if not worker.is_stopped | worker.is_blocked]
+        return self._random.choice(well) if len(well) > 1 else None
+
+    def _forgive(self, name):
+        if self._cluster.control.roster.deaths(name, self._cluster.now()) > 2:
+            self._cluster.coordinator.restarts.forgive(name)
+
+    def kill(self):
+        if (worker := self._worker()) is not None:
+            self._forgive(worker.name)
+            self._cluster.kill(worker.name, silently=self._random.random() < 0.5)
+
+    def stop(self):
+        if (worker := self._worker()) is not None:
+            self._forgive(worker.name)
+            self._cluster.stop(worker.name)
+
+    def pause(self):
+        if (worker := self._worker()) is not None:
+            self._cluster.stop(worker.name)
+            asyncio.get_running_loop().call_later(self._random.uniform(0.5, 4), self._resume, worker)
+
+    def _resume(self, worker):
+        if self._cluster.host.workers.get(worker.name) is worker:
+            self._cluster.go_on(worker.name)
+
+    def block(self):
+        if (worker := self._worker()) is not None:
+            self._forgive(worker.name)
+            worker.block()
+
+    def _link(self):
+        there = list(self._cluster.host.workers)
+        return self._random.sample(there, 2) if len(there) > 1 else None
+
+    def reset(self):
+        """Any link, also one with the coordinator."""
+        link = self._link()
+        if link is not None:
+            owner, name = self._random.choice([link, ("coordinator", link[1]), (link[0], "")])
+            self._cluster.reset(owner, name)
+
+    def lose(self):
+        """Between workers: the coordinator's own links lose nothing without being reset."""
+        if (link := self._link()) is not None:
+            self._cluster.lose_next(*link)
+
+    async def ended(self):
+        """Everything that was asked has come to its end."""
+        await asyncio.wait_for(asyncio.gather(*(reply.task for _, reply in self.replies), return_exceptions=True), 900)
+        return [(self._expected[index], reply) for index, reply in self.replies if not reply.task.cancelled()]
+
+
+def asked_of(seed):
+    """Short and long prompts, by every strategy, greedy and sampled."""
+    choose = random.Random(seed)
+    asked = []
+    for index in range(9):
+        prompt = tuple(choose.choices(range(5, 320), k=choose.choice([4, 9, 30, 150])))
+        fields = {"strategy": STRATEGIES[index % 3], "seed": index}
+        if index % 2:
+            fields["temperature"] = 0.8
+        asked.append((prompt, choose.randint(4, 40), fields))
+    return asked
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_every_request_ends_with_its_answer_whatever_happens(workshop, seed):
+    async def scenario(cluster):
+        asked = asked_of(seed)
+        expected = [await undisturbed(cluster, prompt, count, **fields) for prompt, count, fields in asked]
+        schedule = Schedule(cluster, seed, asked, expected)
+        cluster.step_s = STEP_S
+        await schedule.run()
+        cluster.step_s = 0.0
+        cluster.forget_faults()
+        ended = await schedule.ended()
+        num_given_up = 0
+        for wanted, reply in ended:
+            if reply.error is not None and GIVEN_UP in reply.error:
+                num_given_up += 1
+            else:
+                assert_same(reply, wanted)
+        assert len(ended) > num_given_up
+        await cluster.whole()
+        cluster.assert_at_rest()
+
+    workshop.run(scenario, *TRIO, settings={"recovery": RecoverySettings(wait_s=600)})
