@@ -67,14 +67,9 @@ class PrefixStore:
         return len(self._parts)
 
     @property
-    def on_disk(self) -> list[tuple[Key, int]]:
+    def known(self) -> list[tuple[Key, int]]:
         """Keys that survived on disk, least recently used first, with their numbers of tokens."""
         return self._disk.num_tokens_by_key if self._disk else []
-
-    @property
-    def known(self) -> list[tuple[Key, int]]:
-        """Keys that are there, least recently used first, with their numbers of tokens."""
-        return self.on_disk
 
     @property
     def disk_bytes(self) -> int:
