@@ -1,9 +1,9 @@
 """What is to be done: values that the head of a route and the handlers of messages return and the engine performs, in order."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from protocol.messages import (
@@ -22,24 +22,21 @@ from strategy.prefix import Key
 Passed = OpenSequence | CloseSequence | KeepPrefix | DropPrefix
 
 
-@dataclass(frozen=True)
-class Report:
+class Report(msgspec.Struct, frozen=True):
     """Tell the coordinator."""
 
     message: Message
     buffers: Sequence[Buffer] = ()
 
 
-@dataclass(frozen=True)
-class Forward:
+class Forward(msgspec.Struct, frozen=True):
     """Take a message, with the keys of the prefixes that it speaks of, to this worker's stage and down the route."""
 
     message: Passed
     keys: tuple[Key, ...] = ()
 
 
-@dataclass(frozen=True, eq=False)
-class Launch:
+class Launch(msgspec.Struct, frozen=True, eq=False):
     """Run a step. tokens: ids (rows, N) int32; None stands for those that the same rows' step before is sampling.
 
     received: what the stage before gave; None on the first.
@@ -50,8 +47,7 @@ class Launch:
     received: Any = None
 
 
-@dataclass(frozen=True)
-class AnswerHead:
+class AnswerHead(msgspec.Struct, frozen=True):
     """Tell the head of the step's route what became of it."""
 
     message: Sampled | StepFailed

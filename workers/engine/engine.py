@@ -205,7 +205,7 @@ class Engine:
             in_flight = None
         if isinstance(message, LoadStage):
             self._arrivals.renew(envelope, tuple(stage.worker for stage in message.stages))
-        actions, failure = self._attempt(message, functools.partial(handler, message, envelope.buffers))
+        actions, failure = self._attempt(message, handler, message, envelope.buffers)
         return self._perform(failure if actions is None else actions, in_flight)
 
     def _perform(self, actions: Iterable[Action], in_flight: StepInFlight | None) -> StepInFlight | None:
@@ -227,7 +227,7 @@ class Engine:
         if in_flight is not None and self._runner.passes_on(message.route):
             self._finish(in_flight)  # what was launched before must arrive before
             in_flight = None
-        _, failure = self._attempt(message, functools.partial(self._runner.apply, message, forward.keys))
+        _, failure = self._attempt(message, self._runner.apply, message, forward.keys)
         return self._perform(failure, in_flight)
 
     def _launch(self, launch: Launch, in_flight: StepInFlight | None) -> StepInFlight | None:
@@ -236,7 +236,7 @@ class Engine:
         if in_flight is not None and self._runner.launch_waits(step.route):
             self._finish(in_flight)
             in_flight = None
-        launched, failure = self._attempt(step, functools.partial(self._runner.launch, launch, in_flight))
+        launched, failure = self._attempt(step, self._runner.launch, launch, in_flight)
         if launched is None:
             return self._perform(failure, in_flight)
         if in_flight is not None:
@@ -246,7 +246,7 @@ class Engine:
     def _finish(self, in_flight: StepInFlight) -> None:
         """Wait for the step in flight, and tell its head what came of it where that is known here."""
         step = in_flight.step
-        finished, failure = self._attempt(step, functools.partial(self._runner.finish, in_flight))
+        finished, failure = self._attempt(step, self._runner.finish, in_flight)
         if finished is None:
             self._perform(failure, None)
             return
@@ -257,15 +257,17 @@ class Engine:
     def _answer(self, message: Sampled | StepFailed, in_flight: StepInFlight | None) -> StepInFlight | None:
         """To the head of the step's route, directly when that is here."""
         if message.route.head != self._name:
-            _, failure = self._attempt(message, functools.partial(self._links.send, message.route.head, message))
+            _, failure = self._attempt(message, self._links.send, message.route.head, message)
             return self._perform(failure, in_flight)
-        actions, failure = self._attempt(message, functools.partial(self._answered, message, ()))
+        actions, failure = self._attempt(message, self._answered, message, ())
         return self._perform(failure if actions is None else actions, in_flight)
 
-    def _attempt(self, message: Message, act: Callable[[], _Result]) -> tuple[_Result | None, list[Action]]:
+    def _attempt(
+        self, message: Message, act: Callable[..., _Result], *arguments: Any
+    ) -> tuple[_Result | None, Sequence[Action]]:
         """What `act` gives or, when it raises, the failure of the message that it was done for."""
         try:
-            return act(), []
+            return act(*arguments), ()
         except (UnfitMessage, TandemError) as error:
             log.warning("dropped %s: %s", type(message).__name__, error)
             return None, self._failure(message, error)

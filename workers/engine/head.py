@@ -216,8 +216,9 @@ class Head:
             num_tokens=plan.rows[0].count,
         )
         kind = kind_of(step)
-        limits_s = [other.limit_s for other in self._in_flight.values()]
-        limit_s = max(self._usual.limit_s(kind, step.num_tokens), *limits_s, 0)
+        limit_s = self._usual.limit_s(kind, step.num_tokens)
+        for ahead in self._in_flight.values():
+            limit_s = max(limit_s, ahead.limit_s)
         self._in_flight[step.number] = _InFlight(plan, kind, step.num_tokens, now, limit_s)
         return Launch(step, self._ids(plan))
 

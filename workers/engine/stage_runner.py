@@ -5,7 +5,6 @@ the step in flight. Decides nothing and answers nobody: what goes wrong is raise
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import mlx.core as mx
 import msgspec
@@ -39,8 +38,7 @@ from workers.model.stage_loading import LoadedStages
 _CLEAR_EVERY_STEPS = 256
 
 
-@dataclass(frozen=True, eq=False)
-class StepInFlight:
+class StepInFlight(msgspec.Struct, frozen=True, eq=False):
     """A launched step whose end nobody waited for yet. limit_s: how long the wait should take at most."""
 
     launched: Launched
@@ -53,8 +51,7 @@ class StepInFlight:
         return self.launched.step
 
 
-@dataclass(frozen=True)
-class FinishedStep:
+class FinishedStep(msgspec.Struct, frozen=True):
     """What came of a step here. answer: for the head, None where the step went on to another worker."""
 
     seconds: float

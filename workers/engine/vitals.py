@@ -4,8 +4,6 @@ Written by the compute thread alone. `heartbeat` may be called on another one, m
 stuck: so whatever it reads is a frozen value in one attribute.
 """
 
-from dataclasses import dataclass
-
 import msgspec
 
 from protocol.messages import Heartbeat
@@ -20,8 +18,7 @@ MESSAGE_LIMIT_S = 30.0
 DEAF_LIMIT_S = 5.0
 
 
-@dataclass(frozen=True)
-class _Busy:
+class _Busy(msgspec.Struct, frozen=True):
     since: float
     limit_s: float
 
