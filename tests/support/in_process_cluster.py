@@ -55,7 +55,8 @@ def shelf_of(model_path, cache_dir):
 
 
 class InProcessCluster:
-    """`num_stages` engines that hold the layers of one model evenly; the first also holds the full model.
+    """`num_stages` engines that hold the layers of one model evenly; the first also holds the full model, as all do of one
+    that cannot be cut.
 
     What the heads report is in `tokens`, `finish_reasons`, `failures` and `progress`, by sequence.
     """
@@ -96,19 +97,22 @@ class InProcessCluster:
     def _load(self, model_path: Path, cache_dir: Path, chunk_tokens: int | None) -> None:
         self._send(self.names[0], InspectModel(model=MODEL))
         found = self._awaited(Inspected, 1)[0]
-        cuts = _even_cuts(found.num_layers, found.legal_cuts, len(self.names))
+        cuts = () if found.why_not else _even_cuts(found.num_layers, found.legal_cuts, len(self.names))
+        bounds = list(zip((0, *cuts), (*cuts, found.num_layers), strict=True))
+        bounds = bounds * len(self.names) if found.why_not else bounds
         stages = tuple(
             StagePlan(
                 worker=name,
                 peer=self.peers[name],
                 layers=LayerRange(start, end),
-                holds_full_model=name == self.names[0],
+                holds_full_model=name == self.names[0] or found.why_not is not None,
             )
-            for name, start, end in zip(self.names, (0, *cuts), (*cuts, found.num_layers), strict=True)
+            for name, (start, end) in zip(self.names, bounds, strict=True)
         )
+        pipeline = None if found.why_not else Route(self.names)
         plan = LoadStage(
             model=MODEL,
-            pipeline=None if found.why_not and len(self.names) == 1 else Route(self.names),
+            pipeline=pipeline,
             kv=self._kv,
             prefix_memory_bytes=PREFIX_BYTES,
             prefix_disk_bytes=PREFIX_BYTES if self._disk else 0,
@@ -124,7 +128,7 @@ class InProcessCluster:
         loaded = self._awaited(Loaded, len(self.names))
         if self._prefix_capacity and not found.whole_prompts:
             snapshots = any(prefix.needs.snapshots for message in loaded for prefix in message.prefixes)
-            for route in {Route(self.names), Route(self.names[:1])}:
+            for route in {Route(self.names[:1])} | ({pipeline} if pipeline else set()):
                 known = KnownPrefix(route=route, capacity=self._prefix_capacity, snapshots=snapshots)
                 kept = dict(self.engines[route.head]._stages.executors[route].prefixes.on_disk)
                 for name in route:
