@@ -93,14 +93,21 @@ def inspect_config(config: Mapping[str, Any]) -> Inspection:
 def _trial(config: Mapping[str, Any]) -> Trial:
     """Of the configuration in small or, where its structure does not shrink, as it is, if that is not too large."""
     try:
-        return Trial(zoo.random_model(zoo.shrunk(config)))
+        return _trial_of(zoo.shrunk(config))
     except ModelError:
         raise
-    except Exception as error:  # the boundary between us and any model's code
-        model = zoo.random_model(zoo.shrunk(config, only_windows=True))
-        if sum(weight.size for _, weight in tree_flatten(model.parameters())) > MAX_TRIED_WEIGHTS:
-            raise ModelError(f"no small model of its structure can be tried: {_said(error)}") from error
-        return Trial(model)
+    except Exception as error:  # noqa: BLE001  the boundary between us and any model's code
+        try:
+            return _trial_of(zoo.shrunk(config, only_windows=True))
+        except ModelError as refusal:
+            raise ModelError(f"{refusal}: {_said(error)}") from error
+
+
+def _trial_of(config: Mapping[str, Any]) -> Trial:
+    model = zoo.random_model(config)
+    if sum(weight.size for _, weight in tree_flatten(model.parameters())) > MAX_TRIED_WEIGHTS:
+        raise ModelError("no small model of its structure can be tried")
+    return Trial(model)
 
 
 def _tried(trial: Trial, base: Inspection) -> Inspection:

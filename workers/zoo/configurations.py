@@ -67,11 +67,12 @@ def shrunk(config: Mapping[str, Any], *, only_windows: bool = False) -> dict[str
     architecture = architecture_of(config)
     special = _table("architectures.toml").get(architecture, {})
     sizes = _sizes(only_windows=only_windows)
-    if isinstance(config.get("text_config"), Mapping) and "text" in special:
-        module, _, name = special["text"].partition(".")
-        text = _shrunk(config["text_config"], getattr(_module(module), name), special.get("text_config", {}), sizes)
-        return {**_shrunk(config, arguments_class(architecture), special, sizes), "text_config": text}
-    return _shrunk(config, arguments_class(architecture), special, sizes)
+    small = _shrunk(config, arguments_class(architecture), special, sizes)
+    if isinstance(config.get("text_config"), Mapping):
+        module, _, name = special.get("text", f"{architecture}.ModelArgs").partition(".")
+        text_class = getattr(_module(module), name)
+        small["text_config"] = _shrunk(config["text_config"], text_class, special.get("text_config", {}), sizes)
+    return small
 
 
 def architecture_of(config: Mapping[str, Any]) -> str:

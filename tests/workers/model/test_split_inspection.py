@@ -94,7 +94,7 @@ def test_a_mask_that_changes_nothing_on_a_short_sequence_is_still_handed_on():
 
 
 def does_not_shrink(config, *, only_windows=False):
-    return config if only_windows else config | {"num_attention_heads": 3}
+    return config if only_windows else tiny_config("llama", num_attention_heads=3)
 
 
 def test_a_small_model_of_a_structure_that_does_not_shrink_is_tried_as_it_is(monkeypatch):
