@@ -72,7 +72,8 @@ def heartbeat_of(engine):
 
 
 class InProcessCluster:
-    """`num_stages` engines that hold the layers of one model evenly; the first also holds the full model.
+    """`num_stages` engines that hold the layers of one model evenly; the first also holds the full model, as all do of one
+    that cannot be cut.
 
     What the heads report is in `tokens`, `finish_reasons`, `failures` and `progress`, by sequence.
     """
@@ -124,19 +125,22 @@ class InProcessCluster:
     def _planned(self, chunk_tokens: int | None) -> LoadStage:
         self._send(self.names[0], InspectModel(model=MODEL))
         found = self._awaited(Inspected, 1)[0]
-        cuts = _even_cuts(found.num_layers, found.legal_cuts, len(self.names))
+        cuts = () if found.why_not else _even_cuts(found.num_layers, found.legal_cuts, len(self.names))
+        bounds = list(zip((0, *cuts), (*cuts, found.num_layers), strict=True))
+        bounds = bounds * len(self.names) if found.why_not else bounds
         stages = tuple(
             StagePlan(
                 worker=name,
                 peer=self.peers[name],
                 layers=LayerRange(start, end),
-                holds_full_model=name == self.names[0],
+                holds_full_model=name == self.names[0] or found.why_not is not None,
             )
-            for name, start, end in zip(self.names, (0, *cuts), (*cuts, found.num_layers), strict=True)
+            for name, (start, end) in zip(self.names, bounds, strict=True)
         )
+        pipeline = None if found.why_not else Route(self.names)
         return LoadStage(
             model=MODEL,
-            pipeline=None if found.why_not and len(self.names) == 1 else Route(self.names),
+            pipeline=pipeline,
             kv=self._kv,
             prefix_memory_bytes=PREFIX_BYTES,
             prefix_disk_bytes=PREFIX_BYTES if self._disk else 0,
@@ -154,7 +158,7 @@ class InProcessCluster:
         loaded = self._awaited(Loaded, len(self.names))
         if self._prefix_capacity and not self.plan.whole_prompts:
             snapshots = any(prefix.needs.snapshots for message in loaded for prefix in message.prefixes)
-            for route in {Route(self.names), Route(self.names[:1])}:
+            for route in {Route(self.names[:1])} | ({self.plan.pipeline} if self.plan.pipeline else set()):
                 known = KnownPrefix(route=route, capacity=self._prefix_capacity, snapshots=snapshots)
                 kept = dict(self.stores_of(route.head)[route].known)
                 for name in route:

@@ -11,7 +11,6 @@ boundary: whatever goes wrong with a message or a step is its failure and no oth
 """
 
 import contextlib
-import functools
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

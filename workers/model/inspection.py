@@ -35,7 +35,7 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     """What splitting this model takes.
 
     legal_cuts: every layer index c, 0 < c < num_layers, such that a stage may end before c and the next begin at c;
-    any selection of them is exact together. why_not: a sentence when there is none. unused: for a cut, the parts of a
+    any selection of them is exact together. why_not: a clause when there is none. unused: for a cut, the parts of a
     payload (`SplitModel.unused`) that nobody reads. batches: sequences of different lengths can run as one batch.
     last_position_only: the projection can be limited to the last position. context_tokens: None when the configuration
     says nothing. uncached_in_caches: passes without caches are wrong, so they need caches that are thrown away.
@@ -83,33 +83,40 @@ def inspect_config(config: Mapping[str, Any]) -> Inspection:
     with _without_compiling():
         try:
             return _tried(_trial(config), refused)
+        except ModelError as error:
+            why_not = str(error)
         except Exception as error:  # noqa: BLE001  the boundary between us and any model's code
-            why_not = (
-                str(error)
-                if isinstance(error, ModelError)
-                else f"mlx-lm cannot run {architecture} here: {_said(error)}"
-            )
-            return msgspec.structs.replace(refused, why_not=why_not)
+            why_not = f"mlx-lm cannot run {architecture} here: {_said(error)}"
+    return msgspec.structs.replace(refused, why_not=why_not)
 
 
 def _trial(config: Mapping[str, Any]) -> Trial:
     """Of the configuration in small or, where its structure does not shrink, as it is, if that is not too large."""
     try:
-        return Trial(zoo.random_model(zoo.shrunk(config)))
-    except Exception:  # the boundary between us and any model's code
-        model = zoo.random_model(zoo.shrunk(config, only_windows=True))
-        if sum(weight.size for _, weight in tree_flatten(model.parameters())) > MAX_TRIED_WEIGHTS:
-            raise
-        return Trial(model)
+        return _trial_of(zoo.shrunk(config))
+    except ModelError:
+        raise
+    except Exception as error:  # noqa: BLE001  the boundary between us and any model's code
+        try:
+            return _trial_of(zoo.shrunk(config, only_windows=True))
+        except ModelError as refusal:
+            raise ModelError(f"{refusal}: {_said(error)}") from error
+
+
+def _trial_of(config: Mapping[str, Any]) -> Trial:
+    model = zoo.random_model(config)
+    if sum(weight.size for _, weight in tree_flatten(model.parameters())) > MAX_TRIED_WEIGHTS:
+        raise ModelError("no small model of its structure can be tried")
+    return Trial(model)
 
 
 def _tried(trial: Trial, base: Inspection) -> Inspection:
     """Everything that can be found out, on top of what the configuration says."""
     cuts = trial.legal_cuts()
-    why_not = "It has only one layer."
+    why_not = "it has only one layer"
     if trial.num_layers > 1:
         said = _said(trial.last_error) or "the logits of its stages differ from the whole model's"
-        why_not = f"The layers of {base.architecture} cannot run apart from each other: {said}"
+        why_not = f"its layers cannot run apart from each other: {said}"
     return msgspec.structs.replace(
         base,
         num_layers=trial.num_layers,
@@ -160,36 +167,47 @@ def _without_compiling() -> Iterator[None]:
         mx.enable_compile()
 
 
-def table() -> Iterator[tuple[str, str, str]]:
-    """For every architecture of the installed mlx-lm: its name, where it splits, and whether it batches."""
+def table() -> Iterator[tuple[str, str, str, str]]:
+    """For every architecture of the installed mlx-lm: its name, where it splits, whether it batches, what is special."""
     for name in zoo.architectures():
         try:
             found = inspect_config(zoo.tiny_config(name))
         except ModelError as error:
-            yield name, f"not tried: {error}", "unknown"
+            yield name, f"not tried: {error}", "unknown", ""
             continue
+        where = f"at {len(found.legal_cuts)} of {found.num_layers - 1} cuts"
         if found.why_not:
-            yield name, f"not at all: {found.why_not}", "yes" if found.batches else "no"
-            continue
-        everywhere = len(found.legal_cuts) == found.num_layers - 1
-        where = "anywhere" if everywhere else f"at {len(found.legal_cuts)} of {found.num_layers - 1} cuts"
-        yield name, where, "yes" if found.batches else "no"
+            where = f"not at all: {found.why_not}"
+        elif len(found.legal_cuts) == found.num_layers - 1:
+            where = "anywhere"
+        yield name, where, "yes" if found.batches else "no", _special(found)
+
+
+def _special(found: Inspection) -> str:
+    special = []
+    if found.uncached_in_caches and not found.why_not:
+        special.append("without a KV cache each pass runs in caches that are thrown away")
+    if found.whole_prompts and not found.why_not:
+        special.append("prompts run in mlx-lm's own chunks and none is reused")
+    return "; ".join(special)
 
 
 def _page() -> str:
     found = list(table())
-    rows = "\n".join(f"| `{name}` | {where} | {batches} |" for name, where, batches in found)
-    anywhere = sum(where == "anywhere" for _, where, _ in found)
-    at_some = sum(where.startswith("at ") for _, where, _ in found)
+    rows = "\n".join(f"| `{name}` | {' | '.join(columns)} |" for name, *columns in found)
+    anywhere = sum(where == "anywhere" for _, where, _, _ in found)
+    at_some = sum(where.startswith("at ") for _, where, _, _ in found)
     return f"""# Architectures
 
 How each architecture of mlx-lm {version("mlx-lm")} splits, found by running a tiny random model of it whole and in stages and
 comparing the logits bit for bit (`./launch.sh doctor --architectures` does it again for the installed version; this page is
 `python -m workers.model.inspection --markdown`). Of {len(found)}, {anywhere} split anywhere and {at_some} at some cuts. What cannot be
-split runs on one worker that has room for it. *Batches*: several requests share one step; otherwise they take turns.
+split runs whole, on each worker that has room for it. *Batches*: several requests share one step; otherwise they take
+turns. *Special*: where mlx-lm's code gives other logits without a KV cache, or for other chunks of a prompt, than it does
+when it generates by itself, and what is done so that its own answer comes out.
 
-| architecture | splits | batches |
-| --- | --- | --- |
+| architecture | splits | batches | special |
+| --- | --- | --- | --- |
 {rows}"""
 
 
@@ -202,8 +220,8 @@ def main(arguments: Sequence[str]) -> int:
         print("usage: python -m workers.model.inspection --all | --markdown", file=sys.stderr)
         return 2
     print(f"{'architecture':24} {'batches':8} splits")
-    for name, where, batches in table():
-        print(f"{name:24} {batches:8} {where}", flush=True)
+    for name, where, batches, special in table():
+        print(f"{name:24} {batches:8} {where}{special and f'; {special}'}", flush=True)
     return 0
 
 

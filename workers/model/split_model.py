@@ -85,7 +85,7 @@ class SplitModel:
     def kv_kind(self, name: str) -> Kind:
         """A kind of cache for this model. Raises ModelError for a name that is none."""
         if name not in KINDS:
-            raise ModelError(f"There is no kind of KV cache {name!r}; there are: {', '.join(KINDS)}.")
+            raise ModelError(f"there is no kind of KV cache {name!r}; take one of {', '.join(KINDS)}")
         if name not in self._kinds:
             self._kinds[name] = KINDS[name](self.model)
         return self._kinds[name]
@@ -231,7 +231,7 @@ class _Pass:
         index = self._calls
         self._calls += 1
         if index >= len(self._layers) or self._layers[index] is not layer:
-            raise CannotSplit("It calls its layers in another order than once each, first to last.")
+            raise CannotSplit("it calls its layers in another order than once each, first to last")
         if index == 0:
             self._dicts = {key: dict(value) for key, value in _dicts(args, kwargs)}
         if self._start <= index < self._stop:
@@ -249,7 +249,7 @@ class _Pass:
 
     def check_complete(self) -> None:
         if self._calls != len(self._layers):
-            raise CannotSplit(f"It calls {self._calls} layers in a pass instead of {len(self._layers)}.")
+            raise CannotSplit(f"it calls {self._calls} layers in a pass instead of {len(self._layers)}")
 
     def _leave(self, output: Payload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Payload:
         if self._stop == len(self._layers):

@@ -49,7 +49,7 @@ def tiny_config(architecture: str, **overrides: Any) -> dict[str, Any]:
     """
     special = dict(_table("architectures.toml").get(architecture, {}))
     if "note" in special:
-        raise ModelError(f"There is no tiny model of {architecture}: {special['note']}.")
+        raise ModelError(f"there is no tiny model of {architecture}: {special['note']}")
     text_class, text_special = special.pop("text", None), special.pop("text_config", {})
     config = {"model_type": architecture} | _filled(arguments_class(architecture), special)
     if text_class is None:
@@ -67,11 +67,12 @@ def shrunk(config: Mapping[str, Any], *, only_windows: bool = False) -> dict[str
     architecture = architecture_of(config)
     special = _table("architectures.toml").get(architecture, {})
     sizes = _sizes(only_windows=only_windows)
-    if isinstance(config.get("text_config"), Mapping) and "text" in special:
-        module, _, name = special["text"].partition(".")
-        text = _shrunk(config["text_config"], getattr(_module(module), name), special.get("text_config", {}), sizes)
-        return {**_shrunk(config, arguments_class(architecture), special, sizes), "text_config": text}
-    return _shrunk(config, arguments_class(architecture), special, sizes)
+    small = _shrunk(config, arguments_class(architecture), special, sizes)
+    if isinstance(config.get("text_config"), Mapping):
+        module, _, name = special.get("text", f"{architecture}.ModelArgs").partition(".")
+        text_class = getattr(_module(module), name)
+        small["text_config"] = _shrunk(config["text_config"], text_class, special.get("text_config", {}), sizes)
+    return small
 
 
 def architecture_of(config: Mapping[str, Any]) -> str:
@@ -97,11 +98,11 @@ def _module(architecture: str) -> Any:
     try:
         module = importlib.import_module(f"mlx_lm.models.{architecture}")
     except ImportError as error:
-        raise ModelError(f"The installed mlx-lm has no architecture {architecture!r}; use another model.") from error
+        raise ModelError(f"the installed mlx-lm has no architecture {architecture!r}; use another model") from error
     except SystemExit as error:  # one architecture ends the process where a package of its own is missing
-        raise ModelError(f"mlx-lm's code for {architecture!r} needs a package that is not installed.") from error
+        raise ModelError(f"mlx-lm's code for {architecture!r} needs a package that is not installed") from error
     if not hasattr(module, "Model"):
-        raise ModelError(f"The installed mlx-lm has no architecture {architecture!r}; use another model.")
+        raise ModelError(f"the installed mlx-lm has no architecture {architecture!r}; use another model")
     return module
 
 

@@ -69,9 +69,47 @@ def test_only_what_gives_the_same_in_a_batch_is_batched(architecture, batches):
 def test_an_architecture_that_bypasses_its_layers_is_refused_with_the_reason():
     found = inspect_config(tiny_config("iquestloopcoder"))
     assert found.legal_cuts == ()
-    assert found.why_not == (
-        "The layers of iquestloopcoder cannot run apart from each other: It calls 0 layers in a pass instead of 6."
-    )
+    assert found.why_not == ("its layers cannot run apart from each other: it calls 0 layers in a pass instead of 6")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "uncached_in_caches", "whole_prompts"),
+    [("llama", False, False), ("gemma3n", True, False), ("plamo3", True, True), ("phi3small", True, True)],
+)
+def test_what_mlx_lm_computes_otherwise_without_caches_or_in_chunks_is_found(
+    architecture, uncached_in_caches, whole_prompts
+):
+    found = inspect_config(tiny_config(architecture))
+    assert (found.uncached_in_caches, found.whole_prompts) == (uncached_in_caches, whole_prompts)
+
+
+def test_a_window_far_longer_than_the_dry_run_is_shrunk_with_the_rest():
+    assert inspect_config(tiny_config("plamo3", sliding_window=2048, hidden_size=512)).whole_prompts
+
+
+def test_a_mask_that_changes_nothing_on_a_short_sequence_is_still_handed_on():
+    found = inspect_config(tiny_config("deepseek_v41"))
+    assert (1, "shared", "index_k") in found.unused[2]
+    assert (1, "shared", "candidates") not in found.unused[2]
+
+
+def does_not_shrink(config, *, only_windows=False):
+    return config if only_windows else tiny_config("llama", num_attention_heads=3)
+
+
+def test_a_small_model_of_a_structure_that_does_not_shrink_is_tried_as_it_is(monkeypatch):
+    monkeypatch.setattr(inspection.zoo, "shrunk", does_not_shrink)
+    assert inspect_config(tiny_config("llama")).legal_cuts == (1, 2, 3, 4, 5)
+
+
+def test_a_large_model_of_a_structure_that_does_not_shrink_is_refused(monkeypatch):
+    monkeypatch.setattr(inspection.zoo, "shrunk", does_not_shrink)
+    found = inspect_config(LARGE)
+    assert found.legal_cuts == ()
+    assert found.why_not.startswith("no small model of its structure can be tried: ")
+    assert not found.batches
+    assert found.uncached_in_caches
+    assert found.whole_prompts
 
 
 @pytest.mark.parametrize(
@@ -85,7 +123,7 @@ def test_a_strange_configuration_is_refused_and_not_raised(config):
 
 
 def test_a_single_layer_cannot_be_split():
-    assert inspect_config(tiny_config("llama", num_hidden_layers=1)).why_not == "It has only one layer."
+    assert inspect_config(tiny_config("llama", num_hidden_layers=1)).why_not == "it has only one layer"
 
 
 def test_the_result_is_kept_until_the_configuration_changes(tmp_path, monkeypatch):
