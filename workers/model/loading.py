@@ -32,13 +32,13 @@ def load(path: Path) -> nn.Module:
 def read_config(path: Path) -> dict[str, Any]:
     """config.json as mlx-lm reads it. Raises ModelError."""
     if not (path / "config.json").is_file():
-        raise ModelError(f"{path} has no config.json; give a model directory in the Hugging Face layout.")
+        raise ModelError(f"{path} has no config.json; give a model directory in the Hugging Face layout")
     try:
         config = load_config(path)
     except (ValueError, OSError) as error:
-        raise ModelError(f"{path / 'config.json'} is not valid JSON ({error}); download it again.") from error
+        raise ModelError(f"{path / 'config.json'} is not valid JSON ({error}); download it again") from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise ModelError(f"{path / 'config.json'} names no model_type; it is not the configuration of a model.")
+        raise ModelError(f"{path / 'config.json'} names no model_type; it is not the configuration of a model")
     return config
 
 
@@ -46,10 +46,10 @@ def check_weight_files(path: Path) -> None:
     """Raises ModelError unless there are weight files, all that the index names, each whole."""
     files = sorted(path.glob("model*.safetensors"))
     if not files:
-        raise ModelError(f"{path} has no model*.safetensors; give a directory with the model's weights.")
+        raise ModelError(f"{path} has no model*.safetensors; give a directory with the model's weights")
     missing = sorted(_indexed(path) - {file.name for file in files})
     if missing:
-        raise ModelError(f"{path} lacks {missing[0]}, which its index names; download the model again.")
+        raise ModelError(f"{path} lacks {missing[0]}, which its index names; download the model again")
     for file in files:
         _check_weight_file(file)
 
@@ -61,7 +61,7 @@ def _indexed(path: Path) -> set[str]:
     except FileNotFoundError:
         return set()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{path / 'model.safetensors.index.json'} is damaged; download it again.") from error
+        raise ModelError(f"{path / 'model.safetensors.index.json'} is damaged; download it again") from error
 
 
 def _check_weight_file(file: Path) -> None:
@@ -73,10 +73,10 @@ def _check_weight_file(file: Path) -> None:
         ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
         expected = 8 + header_bytes + max(ends, default=0)
     except (struct.error, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ModelError(f"{file} is not a safetensors file or is corrupt; download it again.") from error
+        raise ModelError(f"{file} is not a safetensors file or is corrupt; download it again") from error
     if expected != size:
         raise ModelError(
-            f"{file} has {size} bytes instead of {expected}: it is truncated or corrupt; download it again."
+            f"{file} has {size} bytes instead of {expected}: it is truncated or corrupt; download it again"
         )
 
 
