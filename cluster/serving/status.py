@@ -36,10 +36,11 @@ class CoordinatorStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MemoryStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One worker's memory in bytes; what a lost worker had is gone with it."""
+    """One worker's memory in bytes; what a lost worker had is gone with it. read_bytes: weights read since its process began."""
 
     limit_bytes: int
     weights_bytes: int = 0
+    read_bytes: int = 0
     kv_bytes: int = 0
 
 
@@ -128,6 +129,7 @@ def _worker(member: Member, stage: Stage | None, budget: WorkerBudget | None, mo
             limit_bytes=member.memory_limit_bytes,
             # A plan is in force once all of it is loaded, which the last heartbeat may not know yet.
             weights_bytes=max(beat.weights_bytes if beat is not None else 0, _planned_bytes(stage, model_bytes)),
+            read_bytes=beat.read_bytes if beat is not None else 0,
             kv_bytes=beat.kv_bytes if beat is not None else 0,
         ),
         cache=CacheStatus(
