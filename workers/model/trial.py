@@ -112,7 +112,10 @@ class Trial:
         return bool(_attempt(same)[0])
 
     def _exact(self, cuts: Sequence[int]) -> bool:
-        return self._same(cuts, _CACHED, cached=True) and self._same(cuts, _AT_ONCE, cached=False)
+        if not self._same(cuts, _CACHED, cached=True):
+            return False
+        runs_uncached = _attempt(lambda: self._of_whole(_AT_ONCE, cached=False))[0] is not None
+        return not runs_uncached or self._same(cuts, _AT_ONCE, cached=False)
 
     def _exact_briefly(self, cuts: Sequence[int]) -> bool:
         return self._fits(cuts) and self._same(cuts, _BRIEFLY, cached=True)
