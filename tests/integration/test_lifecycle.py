@@ -225,8 +225,10 @@ def test_stopped_worker_is_replaced_and_its_requests_go_on(cluster, tiny_model):
     stopped = cluster.worker_pids()["worker-1"]
     os.kill(stopped, signal.SIGSTOP)
     assert request.end()["token_ids"] == expected["tandem"]["token_ids"]
-    ready = wait_until(cluster.ready_status, "it is ready again")
-    assert stopped not in [worker["pid"] for worker in ready["workers"]]
+    wait_until(
+        lambda: (ready := cluster.ready_status()) and stopped not in [worker["pid"] for worker in ready["workers"]],
+        "another is in its place",
+    )
     cluster.stop()
     cluster.assert_no_process_left()
 

@@ -43,6 +43,7 @@ class SplitModel:
         self.layers: list[nn.Module] = list(model.layers)
         self.num_layers = len(self.layers)
         self.unused = unused or {}
+        self.limits_projection = True  # whether a pass may compute logits for the last position alone
         self._switch = _Switch()
         self._owner_of_entry: tuple[int | None, ...] | None = None
         self._kinds: dict[str, Kind] = {}

@@ -146,7 +146,8 @@ class StageLoader:
         if self._open is None or self._open.digest != digest:
             self._drop()
             model = SplitModel.load(path)
-            model.unused = inspect(path, self._shelf.cache).unused
+            found = inspect(path, self._shelf.cache)
+            model.unused, model.limits_projection = found.unused, found.last_position_only
             costs = ChunkCosts(functools.partial(self._measure_chunk, model))
             tiers = DiskTiers(self._shelf.cache / "kv", model_digest(path, with_times=True))
             self._open = _Open(digest, model, costs, tiers)
@@ -301,5 +302,5 @@ def _measure_chunk(model: SplitModel, layers: LayerRange, num_tokens: int) -> fl
     tokens = mx.zeros((1, num_tokens), mx.int32)
     cache = model.make_cache(layers)
     started = time.perf_counter()
-    model.evaluate(model.forward(tokens, layers=layers, cache=cache, last_position_only=True), cache)
+    model.evaluate(model.forward(tokens, layers=layers, cache=cache, last_position_only=model.limits_projection), cache)
     return time.perf_counter() - started

@@ -3,7 +3,7 @@
 import json
 import time
 
-from workers.engine.trace import Tracer, open_trace
+from workers.engine.trace import Tracer
 
 
 def events_of(path):
@@ -22,9 +22,5 @@ def test_what_ended_now_began_its_seconds_ago(tmp_path):
 
 def test_workers_of_a_machine_share_a_file(tmp_path):
     for name in ("worker-0", "worker-1"):
-        open_trace({"TANDEM_TRACE": str(tmp_path / "trace")}, name).ended("prefill", 1.0)
+        Tracer(tmp_path / "trace", name).ended("prefill", 1.0)
     assert len(events_of(tmp_path / "trace")) == 4
-
-
-def test_no_trace_is_kept_unless_asked_for():
-    assert open_trace({}, "worker-0") is None

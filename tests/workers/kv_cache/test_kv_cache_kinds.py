@@ -50,7 +50,7 @@ def test_every_kind_has_a_name_in_the_settings_and_settings_here():
 
 
 def test_an_unknown_kind_is_refused_with_the_known_ones(split):
-    with pytest.raises(ModelError, match="no kind of KV cache 'elastic'; there are: dynamic, static"):
+    with pytest.raises(ModelError, match="no kind of KV cache 'elastic'; take one of dynamic, static"):
         split.make_cache(WHOLE, KvSettings(kind="elastic"))
 
 
