@@ -2,10 +2,12 @@
 
 Owns what is still to be handed over, and how much of it is under way. Goes on when it is told to, between steps. The rules:
 
-1. What sequences of this epoch left or begin with goes first, one part behind each step, more while nothing else is to
-   do. What else is from before goes only then, most recently used first.
-2. Few parts are under way: what the link or the holder cannot take yet waits here, not in front of a step.
-3. No part goes twice in an epoch, unless it was given up meanwhile. Nor does one so large that a step behind it would wait.
+1. Behind a step goes one part, behind a prompt's chunk as many as it has blocks: so copies keep up, and take a small share
+   of the time that the step took. More goes while nothing else is to do.
+2. What sequences of this epoch left or begin with goes first. What else is from before goes only while nothing else is to
+   do, most recently used first.
+3. Few parts are under way: what the link or the holder cannot take yet waits here, not in front of a step.
+4. No part goes twice in an epoch, unless it was given up meanwhile. Nor does one so large that a step behind it would wait.
 """
 
 import logging
@@ -16,14 +18,14 @@ from protocol.messages import CopyPrefix
 from protocol.transport import DataLinks
 from protocol.values import Route
 from strategy.copies import copy_holder
-from strategy.prefix import Key
+from strategy.prefix import BLOCK_TOKENS, Key
 from workers.cache.prefix_store import PrefixStore
 from workers.model.stage_loading import LoadedStages
 
 log = logging.getLogger(__name__)
 
 # One on its way while the holder takes the other.
-_MOST_UNDER_WAY = 2
+_FEW = 2
 LARGEST_PART_BYTES = 32 << 20
 
 
@@ -47,6 +49,8 @@ class Copying:
         self._earlier: dict[Key, None] = {}
         self._handed_over: set[Key] = set()
         self._num_under_way = 0
+        self._most_under_way = _FEW
+        self._num_due = 0  # behind the steps that were done
 
     def __repr__(self) -> str:
         return f"Copying({len(self._fresh)} fresh, {len(self._earlier)} earlier, {self._num_under_way} under way)"
@@ -57,6 +61,8 @@ class Copying:
         self._fresh.clear()
         self._handed_over.clear()
         self._num_under_way = 0
+        self._most_under_way = _FEW
+        self._num_due = 0
         self._earlier = {}
         if self._task is not None:
             self._earlier = dict.fromkeys(key for key, _ in reversed(self._task.store.known))
@@ -87,6 +93,12 @@ class Copying:
             self._earlier.pop(key, None)
             self._handed_over.discard(key)
 
+    def stepped(self, num_tokens: int) -> None:
+        """A step of so many tokens a row was done."""
+        num_blocks = -(-num_tokens // BLOCK_TOKENS)
+        self._num_due += num_blocks
+        self._most_under_way = max(num_blocks, _FEW)
+
     def arrived(self) -> None:
         """The holder took a part, or refused it."""
         self._num_under_way = max(self._num_under_way - 1, 0)
@@ -94,14 +106,17 @@ class Copying:
     def go_on(self, *, is_idle: bool) -> bool:
         """Hand over what may go now; whether anything went. is_idle: nothing else is to do."""
         went = False
-        while self._task is not None and self._num_under_way < _MOST_UNDER_WAY and (is_idle or not went):
+        while self._task is not None and self._num_under_way < self._most_under_way and (self._num_due or is_idle):
             is_earlier = not self._fresh
             waiting = self._earlier if is_earlier else self._fresh
             if not waiting or (is_earlier and not is_idle):
+                self._num_due = 0
                 break
             key = next(iter(waiting))
             del waiting[key]
-            went = self._hand_over(key, self._task, is_earlier=is_earlier) or went
+            if self._hand_over(key, self._task, is_earlier=is_earlier):
+                self._num_due = max(self._num_due - 1, 0)
+                went = True
         return went
 
     def _hand_over(self, key: Key, task: _Task, *, is_earlier: bool) -> bool:

@@ -201,6 +201,7 @@ class StageRunner:
         self._finished_at = self._now()
         seconds = self._finished_at - started_at
         self._vitals.count(len(step.rows), seconds)
+        self._copying.stepped(step.num_tokens)
         self._usual[step.route].observe(kind, step.num_tokens, seconds)
         if self._vitals.num_steps % _CLEAR_EVERY_STEPS == 0:
             mx.clear_cache()

@@ -49,9 +49,9 @@ def cluster_of(models, tmp_path, caplog):
     """A cluster whose stages hand copies of what they keep to their neighbours."""
     caplog.set_level(logging.CRITICAL)
 
-    def make(num_stages=2, architecture="llama", *, kv_copies=1, memory=PREFIX_BYTES, **options):
+    def make(num_stages=2, architecture="llama", *, kv_copies=1, memory=PREFIX_BYTES, chunk_tokens=64, **options):
         cluster = InProcessCluster(
-            models[architecture], num_stages=num_stages, cache_dir=tmp_path, chunk_tokens=64, **options
+            models[architecture], num_stages=num_stages, cache_dir=tmp_path, chunk_tokens=chunk_tokens, **options
         )
         cluster.plan = msgspec.structs.replace(cluster.plan, kv_copies=kv_copies, prefix_memory_bytes=memory)
         cluster.replan()
@@ -101,6 +101,17 @@ def test_neighbour_has_every_finished_block_while_the_answer_is_generated(cluste
     for stage in cluster.plan.stages:
         held = copies_at(cluster, copy_holder(pipeline, stage.worker))
         assert all(stage.layers in held.get(key, ()) for key in finished), stage.worker
+
+
+@pytest.mark.parametrize("chunk_tokens", [16, 100, 512])
+def test_neighbour_has_the_prompt_soon_after_it_was_read(cluster_of, chunk_tokens):
+    cluster = cluster_of(2, chunk_tokens=chunk_tokens)
+    number = cluster.generate(PROMPT * 3, 20)
+    run_until(cluster, number, 3)
+    finished = block_keys(PROMPT * 3, "")
+    assert len(finished) == 14
+    for worker in cluster.names:
+        assert copies_at(cluster, worker).keys() == set(finished), worker
 
 
 @pytest.mark.parametrize("loss", LOSSES)
