@@ -112,6 +112,8 @@ class VirtualCluster:
         self._stirred = asyncio.Event()
         self._stack = AsyncExitStack()
         self._group = None
+        self._at_turn = {}
+        self.num_turns = 0
         self.coordinator = self.client = None
 
     def __repr__(self):
@@ -123,7 +125,11 @@ class VirtualCluster:
         self._group = await self._stack.enter_async_context(asyncio.TaskGroup())
         pump = self._group.create_task(self._pump())
         self._stack.callback(pump.cancel)
-        await self.start_coordinator()
+        try:
+            await self.start_coordinator()
+        except BaseException as error:
+            await self.__aexit__(type(error), error, error.__traceback__)
+            raise
         return self
 
     async def __aexit__(self, *error):
@@ -148,6 +154,10 @@ class VirtualCluster:
     async def _pump(self):
         while True:
             worked, due_s = self.host.turn()
+            self.num_turns += 1
+            if (act := self._at_turn.pop(self.num_turns, None)) is not None:
+                act()
+                worked = True
             if worked:
                 await asyncio.sleep(self.step_s)
                 continue
@@ -220,8 +230,13 @@ class VirtualCluster:
         """The next message on a link vanishes."""
         self.network.lose_next(owner, self.host.inbox_of(name, owner))
 
+    def at_turn(self, number, act):
+        """`act` after so many more turns of everybody: between any two messages, also while a plan is made."""
+        self._at_turn[self.num_turns + number] = act
+
     def forget_faults(self):
         """What was going to happen will not; what happened stays."""
+        self._at_turn.clear()
         self.network.heal()
         self.network._vanishing.clear()
         for worker in self.host.workers.values():
@@ -261,14 +276,21 @@ class Workshop:
             shutil.copy(kept, home.cache)
         return home
 
-    def run(self, scenario, *names, **options):
-        """Run `scenario(cluster)` in virtual time with these workers."""
+    def run(self, scenario, *names, before=lambda cluster: None, **options):
+        """Run `scenario(cluster)` in virtual time with these workers. before: is given the cluster before it starts."""
         home = self._home()
 
         async def main():
-            async with VirtualCluster(self.model, home, names, **options) as cluster:
+            subject = VirtualCluster(self.model, home, names, **options)
+            before(subject)
+            async with subject as cluster:
                 await scenario(cluster)
 
-        virtual_time.run(main())
+        try:
+            virtual_time.run(main())
+        except ExceptionGroup as group:
+            if len(group.exceptions) > 1:
+                raise
+            raise group.exceptions[0] from None
         for kept in home.cache.glob("inspection-*.json"):
             shutil.copy(kept, self._folder)

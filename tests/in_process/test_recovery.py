@@ -1,0 +1,84 @@
+"""A second fault at every moment of the recovery from a first: while plans are made, loaded, and newcomers taken in."""
+
+import asyncio
+
+import pytest
+
+from protocol.errors import TandemError
+from strategy.decision import Strategy
+from tests.support.in_process.asked import PROMPT, assert_same, undisturbed
+
+TRIO = ("alpha", "beta", "gamma")
+COUNT = 10
+# Until a plan after a loss is in force, and until whoever died is part of one again.
+RECOVERY_TURNS = 14
+RETURN_TURNS = 40
+
+
+@pytest.mark.parametrize("second", ["kill", "reset", "reset from the coordinator", "reset to the coordinator", "leave"])
+@pytest.mark.parametrize("strategy", [Strategy.SINGLE_DEVICE_CACHED, Strategy.DISTRIBUTED_CACHED])
+def test_second_fault_at_any_moment_of_a_recovery(workshop, strategy, second):
+    faults = {
+        "kill": lambda cluster, _: cluster.kill("gamma"),
+        "reset": lambda cluster, _: cluster.reset("alpha", "gamma"),
+        "reset from the coordinator": lambda cluster, _: cluster.reset("coordinator", "gamma"),
+        "reset to the coordinator": lambda cluster, _: cluster.reset("alpha", ""),
+        "leave": lambda _, reply: reply.task.cancel(),
+    }
+
+    async def scenario(cluster):
+        expected = await undisturbed(cluster, PROMPT, COUNT, strategy=strategy)
+        for turns in range(RECOVERY_TURNS):
+            reply = cluster.client.ask(PROMPT, COUNT, strategy=strategy)
+            other = cluster.client.ask(PROMPT, COUNT, strategy=strategy)
+
+            def fall(turns=turns, reply=reply):
+                cluster.kill("beta")
+                cluster.at_turn(turns, lambda: faults[second](cluster, reply))
+
+            cluster.worker("alpha").at_launch(4, fall)
+            await asyncio.wait([reply.task, other.task])
+            if not reply.task.cancelled():
+                assert_same(reply, expected)
+            assert_same(other, expected)
+            await cluster.whole()
+            cluster.forget_faults()
+            cluster.assert_at_rest()
+
+    workshop.run(scenario, *TRIO)
+
+
+@pytest.mark.parametrize("second", ["kill beta", "kill alpha", "reset"])
+def test_second_fault_while_a_worker_is_taken_in_again(workshop, second):
+    faults = {
+        "kill beta": lambda cluster: cluster.host.workers.get("beta") and cluster.kill("beta"),
+        "kill alpha": lambda cluster: cluster.kill("alpha"),
+        "reset": lambda cluster: cluster.reset("coordinator", "alpha"),
+    }
+
+    async def scenario(cluster):
+        expected = await undisturbed(cluster, PROMPT, COUNT, strategy=Strategy.DISTRIBUTED_CACHED)
+        for turns in range(1, RETURN_TURNS):
+            cluster.kill("beta")
+            await cluster.until(lambda: cluster.plan is not None and "beta" not in cluster.plan.workers)
+            cluster.at_turn(turns, lambda: faults[second](cluster))
+            await cluster.until(lambda: not cluster._at_turn)
+            reply = cluster.client.ask(PROMPT, COUNT, strategy=Strategy.DISTRIBUTED_CACHED)
+            await reply.whole()
+            assert_same(reply, expected)
+            await cluster.whole()
+            cluster.assert_at_rest()
+
+    workshop.run(scenario, *TRIO)
+
+
+@pytest.mark.parametrize("turns", range(1, 5))
+def test_start_that_loses_a_worker_ends_with_its_sentence(workshop, turns):
+    async def never(_):
+        raise AssertionError("it started")
+
+    def lose_one(cluster):
+        cluster.at_turn(turns, lambda: cluster.kill("beta"))
+
+    with pytest.raises(TandemError, match="worker beta"):
+        workshop.run(never, *TRIO, before=lose_one)
