@@ -16,7 +16,7 @@ def counter_of(strategy, victim):
 
 @pytest.mark.parametrize("victim", PAIR)
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_worker_killed_at_any_step_changes_nothing(workshop, strategy, victim):
+def test_worker_killed_at_any_step_changes_nothing(pair_workshop, strategy, victim):
     async def scenario(cluster):
         resumed = await at_every_step(
             cluster,
@@ -27,13 +27,13 @@ def test_worker_killed_at_any_step_changes_nothing(workshop, strategy, victim):
         assert len(resumed) >= COUNT
         assert set(resumed) == {1}
 
-    workshop.run(scenario, *PAIR)
+    pair_workshop.run(scenario, *PAIR)
 
 
 @pytest.mark.parametrize("victim", PAIR)
 @pytest.mark.parametrize("fault", ["stop", "block"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_worker_that_stands_still_is_replaced(workshop, strategy, fault, victim):
+def test_worker_that_stands_still_is_replaced(pair_workshop, strategy, fault, victim):
     async def scenario(cluster):
         def disturb(_):
             if fault == "stop":
@@ -46,7 +46,7 @@ def test_worker_that_stands_still_is_replaced(workshop, strategy, fault, victim)
         )
         assert set(resumed) <= {0, 1}
 
-    workshop.run(scenario, *PAIR)
+    pair_workshop.run(scenario, *PAIR)
 
 
 LINKS = [
@@ -61,7 +61,7 @@ LINKS = [
 
 @pytest.mark.parametrize("fault", ["reset", "lose_next"])
 @pytest.mark.parametrize("strategy", [Strategy.DISTRIBUTED_NO_CACHE, Strategy.DISTRIBUTED_CACHED])
-def test_what_a_link_loses_changes_nothing(workshop, strategy, fault):
+def test_what_a_link_loses_changes_nothing(pair_workshop, strategy, fault):
     async def scenario(cluster):
         for owner, name in LINKS:
             await at_every_step(
@@ -72,4 +72,4 @@ def test_what_a_link_loses_changes_nothing(workshop, strategy, fault):
                 strategy=strategy,
             )
 
-    workshop.run(scenario, *PAIR)
+    pair_workshop.run(scenario, *PAIR)

@@ -9,7 +9,7 @@ from tests.support.in_process.asked import COUNT, PROMPT, STRATEGIES, assert_sam
 PAIR = ("alpha", "beta")
 
 
-def test_newcomer_is_taken_in_soon_when_nothing_runs(workshop):
+def test_newcomer_is_taken_in_soon_when_nothing_runs(pair_workshop):
     async def scenario(cluster):
         cluster.kill("beta")
         await cluster.until(lambda: cluster.plan is not None and cluster.plan.workers == ("alpha",))
@@ -20,10 +20,10 @@ def test_newcomer_is_taken_in_soon_when_nothing_runs(workshop):
         for strategy in STRATEGIES:
             assert (await undisturbed(cluster, PROMPT, 5, strategy=strategy)).is_complete
 
-    workshop.run(scenario, *PAIR)
+    pair_workshop.run(scenario, *PAIR)
 
 
-def test_newcomer_is_taken_in_while_a_request_runs_on(workshop):
+def test_newcomer_is_taken_in_while_a_request_runs_on(pair_workshop):
     async def scenario(cluster):
         count = 200
         expected = await undisturbed(cluster, PROMPT, count, strategy=Strategy.DISTRIBUTED_CACHED)
@@ -41,10 +41,10 @@ def test_newcomer_is_taken_in_while_a_request_runs_on(workshop):
         assert_same(reply, expected)
         assert reply.tandem["resumed"] == 1
 
-    workshop.run(scenario, *PAIR)
+    pair_workshop.run(scenario, *PAIR)
 
 
-def test_workers_come_back_to_a_new_coordinator_with_what_they_hold(workshop):
+def test_workers_come_back_to_a_new_coordinator_with_what_they_hold(pair_workshop):
     async def scenario(cluster):
         expected = await undisturbed(cluster, PROMPT, COUNT, strategy=Strategy.DISTRIBUTED_CACHED)
         read = {name: cluster.read_bytes(name) for name in PAIR}
@@ -64,10 +64,10 @@ def test_workers_come_back_to_a_new_coordinator_with_what_they_hold(workshop):
         assert {name: cluster.read_bytes(name) for name in PAIR} == read
         cluster.assert_at_rest()
 
-    workshop.run(scenario, *PAIR)
+    pair_workshop.run(scenario, *PAIR)
 
 
-def test_worker_that_died_with_its_coordinator_is_started_by_the_next(workshop):
+def test_worker_that_died_with_its_coordinator_is_started_by_the_next(pair_workshop):
     async def scenario(cluster):
         expected = await undisturbed(cluster, PROMPT, COUNT, strategy=Strategy.DISTRIBUTED_CACHED)
         read = cluster.read_bytes("alpha")
@@ -80,10 +80,10 @@ def test_worker_that_died_with_its_coordinator_is_started_by_the_next(workshop):
         assert_same(reply, expected)
         assert cluster.read_bytes("alpha") == read
 
-    workshop.run(scenario, *PAIR)
+    pair_workshop.run(scenario, *PAIR)
 
 
-def test_worker_that_stood_still_for_a_moment_is_not_missed(workshop):
+def test_worker_that_stood_still_for_a_moment_is_not_missed(pair_workshop):
     async def scenario(cluster):
         pids = {name: worker.identity for name, worker in cluster.host.workers.items()}
         expected = await undisturbed(cluster, PROMPT, COUNT, strategy=Strategy.DISTRIBUTED_CACHED)
@@ -96,4 +96,4 @@ def test_worker_that_stood_still_for_a_moment_is_not_missed(workshop):
         assert reply.tandem["resumed"] == 0
         assert {name: worker.identity for name, worker in cluster.host.workers.items()} == pids
 
-    workshop.run(scenario, *PAIR)
+    pair_workshop.run(scenario, *PAIR)

@@ -16,7 +16,7 @@ LONG = tuple(random.Random(1).choices(range(5, 320), k=200))
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_sampled_answer_goes_on_as_its_seed_says(workshop, strategy):
+def test_sampled_answer_goes_on_as_its_seed_says(pair_workshop, strategy):
     async def scenario(cluster):
         resumed = await at_every_step(
             cluster,
@@ -29,10 +29,10 @@ def test_sampled_answer_goes_on_as_its_seed_says(workshop, strategy):
         )
         assert set(resumed) == {1}
 
-    workshop.run(scenario, *PAIR)
+    pair_workshop.run(scenario, *PAIR)
 
 
-def test_sampled_answer_without_a_seed_keeps_the_one_that_was_drawn(workshop):
+def test_sampled_answer_without_a_seed_keeps_the_one_that_was_drawn(pair_workshop):
     async def scenario(cluster):
         for step in range(1, COUNT, 9):
             before = len(cluster.coordinator.mailbox.sent)
@@ -47,11 +47,11 @@ def test_sampled_answer_without_a_seed_keeps_the_one_that_was_drawn(workshop):
             )
             assert_same(reply, again)
 
-    workshop.run(scenario, *PAIR)
+    pair_workshop.run(scenario, *PAIR)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_stop_string_counts_across_the_cut(workshop, strategy):
+def test_stop_string_counts_across_the_cut(pair_workshop, strategy):
     async def scenario(cluster):
         text = (await undisturbed(cluster, PROMPT, COUNT, strategy=strategy)).text
         at = next(at for at in range(20, len(text)) if text.find(text[at : at + 4]) == at)
@@ -63,7 +63,7 @@ def test_stop_string_counts_across_the_cut(workshop, strategy):
         stopped = await undisturbed(cluster, PROMPT, COUNT, strategy=strategy, stop=[stop])
         assert (stopped.finish_reason, stopped.text) == ("stop", text[:at])
 
-    workshop.run(scenario, *PAIR)
+    pair_workshop.run(scenario, *PAIR)
 
 
 @pytest.mark.parametrize("num_workers", [2, 3])
@@ -95,7 +95,7 @@ def test_many_answers_at_once_go_on_together(workshop, victim, num_workers):
 
 @pytest.mark.parametrize("victim", PAIR)
 @pytest.mark.parametrize("strategy", [Strategy.SINGLE_DEVICE_CACHED, Strategy.DISTRIBUTED_CACHED])
-def test_long_prompt_that_is_cut_between_its_chunks_is_read_on_the_next_plan(workshop, strategy, victim):
+def test_long_prompt_that_is_cut_between_its_chunks_is_read_on_the_next_plan(pair_workshop, strategy, victim):
     async def scenario(cluster):
         single = strategy is Strategy.SINGLE_DEVICE_CACHED
         resumed = await at_every_step(
@@ -109,11 +109,11 @@ def test_long_prompt_that_is_cut_between_its_chunks_is_read_on_the_next_plan(wor
         assert len(resumed) >= len(LONG) // 16
         assert set(resumed) == {1}
 
-    workshop.run(scenario, *PAIR, settings={"cache": CacheSettings(prefix=False)})
+    pair_workshop.run(scenario, *PAIR, settings={"cache": CacheSettings(prefix=False)})
 
 
 @pytest.mark.parametrize("fault", ["kill", "reset"])
-def test_prompt_whose_beginning_is_kept_goes_on_from_it(workshop, fault):
+def test_prompt_whose_beginning_is_kept_goes_on_from_it(pair_workshop, fault):
     async def scenario(cluster):
         strategy = Strategy.DISTRIBUTED_CACHED
         first = await undisturbed(cluster, LONG, 8, strategy=strategy)
@@ -130,4 +130,4 @@ def test_prompt_whose_beginning_is_kept_goes_on_from_it(workshop, fault):
         again = await undisturbed(cluster, longer, 12, strategy=strategy)
         assert again.tandem["cached_tokens"] >= len(LONG) // 64 * 64
 
-    workshop.run(scenario, *PAIR)
+    pair_workshop.run(scenario, *PAIR)

@@ -3,7 +3,7 @@
 from strategy.decision import Strategy
 
 STRATEGIES = (Strategy.SINGLE_DEVICE_CACHED, Strategy.DISTRIBUTED_NO_CACHE, Strategy.DISTRIBUTED_CACHED)
-# Its greedy answer by the tiny model keeps changing, so that a token lost or twice would show.
+
 PROMPT = (10, 20, 30, 40, 50)
 COUNT = 40
 
