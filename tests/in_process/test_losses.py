@@ -42,7 +42,7 @@ def test_worker_that_stands_still_is_replaced(pair_workshop, strategy, fault, vi
                 cluster.worker(victim).hang()
 
         resumed = await at_every_step(
-            cluster, disturb, counted=counter_of(strategy, victim), every=9, strategy=strategy
+            cluster, disturb, counted=counter_of(strategy, victim), every=13, strategy=strategy
         )
         assert set(resumed) <= {0, 1}
 
@@ -68,7 +68,7 @@ def test_what_a_link_loses_changes_nothing(pair_workshop, strategy, fault):
                 cluster,
                 lambda _, owner=owner, name=name: getattr(cluster, fault)(owner, name),
                 counted="alpha",
-                every=11,
+                every=17,
                 strategy=strategy,
             )
 

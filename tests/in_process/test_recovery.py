@@ -18,8 +18,8 @@ SECOND = ("kill", "stop", "block", "reset", "reset from the coordinator", "reset
 
 
 @pytest.mark.parametrize("second", SECOND)
-@pytest.mark.parametrize("strategy", [Strategy.SINGLE_DEVICE_CACHED, Strategy.DISTRIBUTED_CACHED])
-def test_second_fault_at_any_moment_of_a_recovery(workshop, strategy, second):
+def test_second_fault_at_any_moment_of_a_recovery(workshop, second):
+    strategy = Strategy.DISTRIBUTED_CACHED
     faults = {
         "kill": lambda cluster, _: cluster.kill("gamma"),
         "stop": lambda cluster, _: cluster.stop("gamma"),

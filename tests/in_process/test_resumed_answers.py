@@ -33,17 +33,19 @@ def test_sampled_answer_goes_on_as_its_seed_says(pair_workshop, strategy):
 
 
 def test_sampled_answer_without_a_seed_keeps_the_one_that_was_drawn(pair_workshop):
+    endless = SAMPLED | {"logit_bias": {"1": -100}}  # whatever seed is drawn, the answer does not end before its loss
+
     async def scenario(cluster):
         for step in range(1, COUNT, 9):
             before = len(cluster.coordinator.mailbox.sent)
-            reply = cluster.client.ask(PROMPT, COUNT, strategy="distributed-cached", **SAMPLED)
+            reply = cluster.client.ask(PROMPT, COUNT, strategy="distributed-cached", **endless)
             cluster.worker("beta").at_launch(step, lambda: cluster.kill("beta"))
             await reply.whole()
             seeds = {each.seed for each in cluster.coordinator.mailbox.sent[before:] if isinstance(each, Generate)}
             assert len(seeds) == reply.tandem["resumed"] == 1
             await cluster.whole()
             again = await undisturbed(
-                cluster, PROMPT, COUNT, strategy="distributed-cached", seed=seeds.pop(), **SAMPLED
+                cluster, PROMPT, COUNT, strategy="distributed-cached", seed=seeds.pop(), **endless
             )
             assert_same(reply, again)
 
@@ -57,18 +59,17 @@ def test_stop_string_counts_across_the_cut(pair_workshop, strategy):
         at = next(at for at in range(20, len(text)) if text.find(text[at : at + 4]) == at)
         stop = text[at : at + 4]
         resumed = await at_every_step(
-            cluster, lambda _: cluster.kill("alpha"), counted="alpha", strategy=strategy, stop=[stop]
+            cluster, lambda _: cluster.kill("alpha"), counted="alpha", every=2, strategy=strategy, stop=[stop]
         )
-        assert 10 < len(resumed) < COUNT
+        assert 5 < len(resumed) < COUNT // 2
         stopped = await undisturbed(cluster, PROMPT, COUNT, strategy=strategy, stop=[stop])
         assert (stopped.finish_reason, stopped.text) == ("stop", text[:at])
 
     pair_workshop.run(scenario, *PAIR)
 
 
-@pytest.mark.parametrize("num_workers", [2, 3])
 @pytest.mark.parametrize("victim", PAIR)
-def test_many_answers_at_once_go_on_together(workshop, victim, num_workers):
+def test_many_answers_at_once_go_on_together(workshop, victim):
     asked = [
         (
             (*PROMPT, index),
@@ -80,7 +81,7 @@ def test_many_answers_at_once_go_on_together(workshop, victim, num_workers):
 
     async def scenario(cluster):
         expected = [await undisturbed(cluster, prompt, count, **fields) for prompt, count, fields in asked]
-        for step in range(1, 90, 12):
+        for step in range(1, 90, 16):
             replies = [cluster.client.ask(prompt, count, **fields) for prompt, count, fields in asked]
             cluster.worker(victim).at_launch(step, lambda: cluster.kill(victim))
             await asyncio.gather(*(reply.task for reply in replies))
@@ -90,7 +91,7 @@ def test_many_answers_at_once_go_on_together(workshop, victim, num_workers):
             await cluster.whole()
             cluster.assert_at_rest()
 
-    workshop.run(scenario, *("alpha", "beta", "gamma")[:num_workers])
+    workshop.run(scenario, *PAIR, "gamma")
 
 
 @pytest.mark.parametrize("victim", PAIR)

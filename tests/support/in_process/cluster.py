@@ -196,6 +196,7 @@ class VirtualCluster:
         for name in self.names:
             self.coordinator.restarts.forgive(name)
         self.coordinator.service._decider._visited.clear()
+        await self.until(lambda: not any(worker.stands_still for worker in self.host.workers.values()))
         await self.until(lambda: self.plan is not None and set(self.plan.workers) == set(self.names))
 
     # --- what befalls it

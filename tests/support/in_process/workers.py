@@ -1,6 +1,7 @@
 """Workers without processes: a real Worker and its real Engine each, turned by whoever turns the host, and their faults."""
 
 import asyncio
+from collections import Counter
 
 from cluster.membership.local import END_GRACE_S
 from protocol.home import ProcessIdentity
@@ -97,6 +98,11 @@ class InProcessWorker:
 
     # --- life
 
+    @property
+    def stands_still(self):
+        """Whether anybody waits for it in vain, which will be noticed."""
+        return self.is_stopped or (self.is_blocked and self.engine._arrivals.num_waiting > 0)
+
     def _stand_still(self):
         """One that hung while it had nothing to do hangs in the first message that it takes."""
         vitals = self.engine._vitals
@@ -125,13 +131,17 @@ class InProcessWorker:
 
 
 class InProcessHost:
-    """The machine that workers run on; they outlive launchers. `ended` is told of each that ends, as a launcher is."""
+    """The machine that workers run on; they outlive launchers. `ended` is told of each that ends, as a launcher is.
+
+    deaths: how many processes ended, by name.
+    """
 
     def __init__(self, network, home, now):
         self._network = network
         self._home = home
         self._now = now
         self._num_started = 0
+        self.deaths = Counter()
         self.workers = {}
         self.ended = lambda name, status: None
 
@@ -175,6 +185,7 @@ class InProcessHost:
 
     def _gone(self, name, status):
         self.workers.pop(name).end(self._network)
+        self.deaths[name] += 1
         self.ended(name, status)
 
     def inbox_of(self, name, owner=None):
