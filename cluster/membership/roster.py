@@ -13,13 +13,15 @@ from cluster.membership.restarts import Restarts
 from protocol.codec import PROTOCOL
 from protocol.errors import IllegalEvent
 from protocol.join_token import make_token
-from protocol.messages import Heartbeat, Join
+from protocol.messages import Heartbeat, Join, Loaded
 from protocol.values import LayerRange, Peer
 
 LOST_AFTER_S = 3.0
 # A worker whose connection closed may come back by itself, which takes it LOST_AFTER_S where no Beat tells it that it was
 # given up; after that its process is ended.
 RETURN_WITHIN_S = 2 * LOST_AFTER_S
+# What was killed ends in a moment; what did not is killed again.
+END_WITHIN_S = 5.0
 # A process that was started joins at last; how long that takes depends on the machine, so this only ends what hangs.
 JOIN_WITHIN_S = 300.0
 # Workers that outlived their coordinator look for it twice a second.
@@ -137,6 +139,14 @@ class Member:
             self.load = WorkerLoad.between(self.heartbeat, heartbeat, now - self.seen_at)
         self.heartbeat = heartbeat
         self.seen_at = now
+
+    def loaded(self, message: Loaded) -> None:
+        """It has loaded what the plan wants. Its figures are known now, before its next heartbeat. Raises IllegalEvent."""
+        self.apply(WorkerEvent.LOADED)
+        if self.heartbeat is not None:
+            self.heartbeat = msgspec.structs.replace(
+                self.heartbeat, weights_bytes=message.weights_bytes, read_bytes=message.read_bytes
+            )
 
     def why_lost(self, now: float) -> str | None:
         """What of a worker that should be there says that it is not, as a clause; None when all is well."""
@@ -262,16 +272,20 @@ class Roster:
         for member in self.members.values():
             if why := member.why_lost(now):
                 actions += self._lose(member, f"worker {member.name} {why}; see ./launch.sh logs", died=True)
-                actions.append(Kill(member.name))
+                actions.append(self._kill(member, now))
             elif member.due_at is not None and now > member.due_at:
-                member.due_at = None
-                actions.append(Kill(member.name))
+                actions.append(self._kill(member, now))
         for name in [name for name, at in self._start_at.items() if now >= at]:
             del self._start_at[name]
             self.members[name].apply(WorkerEvent.START)
             self.expect(name, JOIN_WITHIN_S, now)
             actions.append(Start(name))
         return actions
+
+    def _kill(self, member: Member, now: float) -> Action:
+        """Its process is as good as gone; until it is, none starts under its name."""
+        member.due_at = now + END_WITHIN_S
+        return Kill(member.name)
 
     def excuse(self, seconds: float, now: float) -> None:
         """The last `seconds` do not count as silence, because nobody listened."""

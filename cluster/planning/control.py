@@ -232,11 +232,9 @@ class ControlPlane:
         member = self.roster.members[message.worker]
         if member.state is not WorkerState.LOADING:
             return
-        member.apply(WorkerEvent.LOADED)
+        member.loaded(message)
         member.held = self._assembly.held(message.worker)
         self._assembly.loaded(message, buffers)
-        if message.read_bytes:
-            log.info("%s read %d bytes of weights", message.worker, message.read_bytes)
         self._plan_all(self._deployment.loaded(message.worker, self._now()))
 
     def _load_failed(self, failed: LoadFailed) -> None:

@@ -75,7 +75,8 @@ class KeptPrefix(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Loaded(Message, frozen=True, kw_only=True):
-    """The stage (and the full model where planned) is in memory and has run once; `read_bytes` of it were read for this plan.
+    """The stage (and the full model where planned) is in memory and has run once. read_bytes: of weights, since the worker's
+    process began, as in Heartbeat.
 
     Buffers: for each of `prefixes` the keys that are there, in memory or on disk (16 bytes each, least recently used first) and their
     numbers of tokens (int32).

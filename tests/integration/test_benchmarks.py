@@ -1,9 +1,11 @@
-"""Benchmarks whose stand-ins speak the wire format go on working when it changes."""
+"""Benchmarks whose stand-ins speak the wire format go on working when it changes; in those of losses all answers are right."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -24,3 +26,11 @@ def test_coordinator_alone_streams_every_token(tmp_path):
 
 def test_a_hop_carries_payloads_there_and_back(tmp_path):
     assert len(run("hop", tmp_path)["tables"][0]["rows"]) == 6
+
+
+@pytest.mark.parametrize("name", ["kills", "links", "restarts"])
+def test_answers_are_right_whatever_is_lost(tmp_path, name):
+    targets = run(name, tmp_path)["targets"]
+    counts = [target for target in targets if "pause" not in target["what"] and "seconds" not in target["what"]]
+    assert any("wrong" in target["what"] for target in counts)
+    assert not [target for target in counts if not target["met"]]

@@ -314,6 +314,7 @@ class Engine:
             stages, report = self._loading.load(message)
         self._runner.renew(stages)
         self._heads.renew(stages)
+        self._vitals.measure(self._now(), stages)  # what says that this is loaded is not followed by older figures
         return (report,)
 
     def _inspect(self, message: InspectModel, _: _Buffers) -> Sequence[Action]:

@@ -57,7 +57,7 @@ class Loading:
         loaded = Loaded(
             worker=self._name,
             weights_bytes=stages.weights_bytes,
-            read_bytes=stages.read_bytes,
+            read_bytes=self.read_bytes,
             prefixes=stages.prefixes,
         )
         known = [stages.executors[prefix.route].prefixes.known for prefix in stages.prefixes]

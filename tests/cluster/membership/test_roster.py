@@ -5,6 +5,7 @@ import pytest
 
 from cluster.membership.restarts import Restarts
 from cluster.membership.roster import (
+    END_WITHIN_S,
     JOIN_WITHIN_S,
     LOST_AFTER_S,
     RETURN_WITHIN_S,
@@ -22,7 +23,7 @@ from cluster.membership.roster import (
 )
 from protocol.codec import PROTOCOL
 from protocol.errors import IllegalEvent
-from protocol.messages import Heartbeat, Join
+from protocol.messages import Heartbeat, Join, Loaded
 from protocol.values import Peer
 
 SECRET = "a secret"
@@ -43,6 +44,10 @@ def beat(name="alpha", **counts):
 def roster():
     members = [Member(name, memory_limit_bytes=1000) for name in ("alpha", "beta")]
     return Roster(members, secret=SECRET, restarts=Restarts())
+
+
+def starts(actions):
+    return [action.name for action in actions if isinstance(action, Start)]
 
 
 def ready(roster, *names, now=0.0):
@@ -181,6 +186,25 @@ def test_process_that_never_joins_is_ended(roster):
     roster.expect("alpha", JOIN_WITHIN_S, 0)
     assert roster.tick(JOIN_WITHIN_S) == []
     assert roster.tick(JOIN_WITHIN_S + 1) == [Kill("alpha")]
+
+
+def test_worker_that_was_killed_is_started_again_only_after_it_ended(roster):
+    ready(roster, "alpha", "beta")
+    roster.tick(LOST_AFTER_S + 0.1)
+    assert set(roster.mend(LOST_AFTER_S + 0.2)) == {"alpha", "beta"}
+    assert not starts(roster.tick(LOST_AFTER_S + 0.3))
+    roster.process_ended("alpha", -9, LOST_AFTER_S + 0.4)
+    assert starts(roster.tick(LOST_AFTER_S + 2)) == ["alpha"]
+    assert Kill("beta") in roster.tick(LOST_AFTER_S + 0.2 + END_WITHIN_S)
+
+
+def test_figures_of_a_worker_that_has_loaded_are_known_before_it_beats_again(roster):
+    roster.joined(join(), 0)
+    roster.beat(beat(steps=7), 0)
+    roster.members["alpha"].apply(WorkerEvent.LOAD)
+    roster.members["alpha"].loaded(Loaded(worker="alpha", weights_bytes=50, read_bytes=60))
+    told = roster.members["alpha"].heartbeat
+    assert (told.weights_bytes, told.read_bytes, told.steps) == (50, 60, 7)
 
 
 def test_heartbeat_of_a_stranger_or_of_who_was_given_up_means_nothing(roster):

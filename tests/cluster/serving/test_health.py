@@ -148,7 +148,12 @@ def test_status_has_every_documented_key(prompts):
         assert {"id": "tiny", "layers": 3, "bytes": 40}.items() <= status["model"].items()
         assert [worker["layers"] for worker in status["workers"]] == [[0, 1], [1, 2], [2, 3]]
         assert [worker["holds_full_model"] for worker in status["workers"]] == [True, True, False]
-        assert status["workers"][1]["memory"] == {"limit_bytes": 100, "weights_bytes": 40, "read_bytes": 0, "kv_bytes": 5}
+        assert status["workers"][1]["memory"] == {
+            "limit_bytes": 100,
+            "weights_bytes": 40,
+            "read_bytes": 0,
+            "kv_bytes": 5,
+        }
         assert [worker["oldest_step_s"] for worker in status["workers"]] == [None, 0.2, None]
         assert {"name", "host", "pid", "state", "link", "cache", "load"} <= status["workers"][0].keys()
         assert status["requests"] == dict.fromkeys(("running", "waiting", "finished", "failed", "resumed"), 0)

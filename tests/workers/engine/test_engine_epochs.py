@@ -189,7 +189,7 @@ def test_plan_says_what_was_read_and_beats_say_it_in_all(cluster_of):
     assert loaded.read_bytes > 0
     cluster.replan()
     (again,) = cluster.reports_of(Loaded)
-    assert heartbeat_of(cluster.engines["worker-0"]).read_bytes == loaded.read_bytes + again.read_bytes
+    assert heartbeat_of(cluster.engines["worker-0"]).read_bytes == again.read_bytes > loaded.read_bytes
 
 
 class Losing:
