@@ -19,12 +19,16 @@ KvCopies = Literal[0, 1]
 
 Port = Annotated[int, Meta(ge=1, le=65535, description="a port number from 1 to 65535")]
 Seconds = Annotated[float, Meta(ge=0, le=86400, description="a number of seconds from 0 to 86400")]
+SomeSeconds = Annotated[float, Meta(gt=0, le=86400, description="a number of seconds above 0, of 86400 at most")]
 Bytes = Annotated[int, Meta(ge=1, description='a number of bytes or a size such as "12GB"')]
 ManualLayers = Annotated[LayerRange, Meta(description="[start, end] with 0 <= start < end, end not included")]
 Name = Annotated[
     str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="letters, digits, dots, dashes, underscores")
 ]
 Text = Annotated[str, Meta(min_length=1, description="a string that is not empty")]
+ApiKey = Annotated[
+    str, Meta(pattern=r"^[!-~]{1,1024}$", description="1 to 1024 printable ASCII characters without spaces")
+]
 Switch = Annotated[bool, Meta(description="true or false")]
 
 
@@ -35,12 +39,17 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the HTTP API listens. max_queue: requests that may wait before further ones get status 429."""
+    """Where the HTTP API listens, and its limits.
+
+    max_queue: requests that may wait before further ones get status 429; request_timeout_s: how long a request may take,
+    waiting included, None for as long as it needs.
+    """
 
     host: Text = "127.0.0.1"
     port: Port = 8420
-    api_key: Text | None = None
+    api_key: ApiKey | None = None
     max_queue: Count = 256
+    request_timeout_s: SomeSeconds | None = None
 
 
 class StrategySettings(msgspec.Struct, frozen=True, kw_only=True):

@@ -111,6 +111,14 @@ class QueueFull(ApiError):
     code = "queue_full"
 
 
+class RequestTimeout(ApiError):
+    """The time that a request may take is over."""
+
+    status = 504
+    error_type = "timeout_error"
+    code = "request_timeout"
+
+
 class Unavailable(ApiError):
     """No plan can serve the request now, or the plan that did was lost."""
 

@@ -23,10 +23,11 @@ from cluster.api.events import as_json
 from cluster.api.explain import parse_explain
 from cluster.api.failures import error_response
 from cluster.api.generation import GenerationResponse
+from cluster.api.origins import Origins
 from cluster.api.surface import ApiRequest, Surface
 from cluster.api.surfaces import SURFACES
 from cluster.serving.requests import ModelInfo, Service
-from protocol.errors import ApiError, NotFound, Unauthorized, Unavailable
+from protocol.errors import ApiError, BadRequest, NotFound, Unauthorized, Unavailable
 
 OPEN_PATHS = frozenset({"/health"})
 # A degraded cluster still answers.
@@ -63,7 +64,10 @@ def build_app(
             Route("/health", _guarded(endpoints.health), methods=["GET"]),
             Route("/status", _guarded(endpoints.status), methods=["GET"]),
         ],
-        middleware=[Middleware(_BearerAuth, api_key=api_key)] if api_key is not None else [],
+        middleware=[
+            Middleware(Origins, any_name=api_key is not None),
+            *([Middleware(_BearerAuth, api_key=api_key)] if api_key is not None else []),
+        ],
         exception_handlers={HTTPException: _routing_error},
     )
     app.router.redirect_slashes = False
@@ -79,14 +83,16 @@ class _Endpoints:
         self._scope_by_key = scope_by_key
 
     async def generate(self, surface: Surface, request: Request) -> Response:
-        parsed = self._scoped(surface.parse(await json_object(request)), request)
+        parsed = self._asked_by(surface.parse(await json_object(request)), request)
         return GenerationResponse(self._service, parsed, surface, self._model(parsed).id)
 
-    def _scoped(self, parsed: ApiRequest, request: Request) -> ApiRequest:
-        if not self._scope_by_key:
-            return parsed
-        scope = hashlib.blake2b(request.headers.get("authorization", "").encode(), digest_size=16).hexdigest()
-        return msgspec.structs.replace(parsed, generation=msgspec.structs.replace(parsed.generation, scope=scope))
+    def _asked_by(self, parsed: ApiRequest, request: Request) -> ApiRequest:
+        """With who asks: those with one key from one address are one client."""
+        key = hashlib.blake2b(request.headers.get("authorization", "").encode(), digest_size=16).hexdigest()
+        client = f"{key} {request.client.host if request.client else ''}"
+        scope = key if self._scope_by_key else ""
+        generation = msgspec.structs.replace(parsed.generation, scope=scope, client=client)
+        return msgspec.structs.replace(parsed, generation=generation)
 
     async def forget(self, request: Request) -> Response:
         conversation = request.path_params["conversation"]
@@ -146,6 +152,8 @@ def _guarded(endpoint: Endpoint) -> Endpoint:
             return await endpoint(request)
         except ClientDisconnect:
             return Response(status_code=400)  # nobody is there to read it
+        except RecursionError:
+            return error_response(BadRequest("the body is not usable JSON: it is nested too deeply"))
         except Exception as error:  # noqa: BLE001 - the request's boundary: every error becomes a response
             return error_response(error)
 

@@ -43,8 +43,9 @@ def decode_object(data: bytes | bytearray) -> dict[str, Any]:
 
 
 async def _read(request: Request) -> bytearray:
-    too_large = _declared_length(request) > BODY_LIMIT_BYTES
-    if too_large and request.headers.get("expect", "").lower() == "100-continue":
+    declared = _declared_length(request)
+    too_large = declared > BODY_LIMIT_BYTES
+    if declared > DISCARD_LIMIT_BYTES or (too_large and request.headers.get("expect", "").lower() == "100-continue"):
         raise _body_too_large()
     data, discarded = bytearray(), 0
     async for part in request.stream():

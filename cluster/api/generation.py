@@ -1,19 +1,20 @@
 """One generation as an ASGI response: the service's events out to the client, as a stream or as one object.
 
 The first event is awaited before any header goes out, so that an error gets its own status; a stream that has to wait for
-a plan begins all the same, so that its client sees why. The client is watched all
-the while, also when no token flows: when it goes away, the events are closed at once, which cancels the request.
+a plan begins all the same, so that its client sees why. The client is watched all the while, also when no token flows:
+when it goes away, or reads nothing for long, the events are closed at once, which cancels the request.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from cluster.api.connection import ABORT
 from cluster.api.events import comment
 from cluster.api.failures import as_api_error, error_response
 from cluster.api.surface import AnswerFormat, ApiRequest, Surface
@@ -21,7 +22,11 @@ from cluster.serving.requests import Delta, Event, Finished, Progress, Routed, S
 
 logger = logging.getLogger(__name__)
 
+Write = Callable[..., Awaitable[None]]
+
 CLOSE_TIMEOUT_S = 5.0
+# How long an answer waits for a reader that takes nothing.
+STALL_S = 60.0
 # In a request's scope: the server's own `send`, without what the framework wraps around it.
 DIRECT_SEND = "tandem.send"
 STRATEGY_HEADER = "X-Tandem-Strategy"
@@ -38,12 +43,14 @@ class GenerationResponse(Response):
         self._model = model
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await _until_disconnect(receive, self._answer(scope, receive, send))
+        writer = _Writer(scope.get(DIRECT_SEND, send))
+        if await _until_left(receive, writer, self._answer(scope, receive, send, writer)) and ABORT in scope:
+            scope[ABORT]()
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, writer: "_Writer") -> None:
         events = self._service.generate(self._request.generation)
         try:
-            response = await self._begin(events, scope, send)
+            response = await self._begin(events, send, writer)
         except Exception as error:  # noqa: BLE001 - the request's boundary: every error becomes a response
             response = error_response(error)
         finally:
@@ -51,12 +58,12 @@ class GenerationResponse(Response):
         if response is not None:
             await response(scope, receive, send)
 
-    async def _begin(self, events: AsyncIterator[Event], scope: Scope, send: Send) -> Response | None:
+    async def _begin(self, events: AsyncIterator[Event], send: Send, writer: "_Writer") -> Response | None:
         """The response to send, or None when it was streamed. Raises what the service raises before the first byte."""
         first = await anext(events)
         if self._request.stream:
             await send({"type": "http.response.start", "status": 200, "headers": _stream_headers(first)})
-            await self._stream(first, events, scope.get(DIRECT_SEND, send))
+            await self._stream(first, events, writer.write)
             return None
         while isinstance(first, Waiting):
             first = await anext(events)
@@ -64,17 +71,17 @@ class GenerationResponse(Response):
         body = await _collect(events, self._format(routed))
         return Response(body, 200, {STRATEGY_HEADER: routed.strategy}, "application/json")
 
-    async def _stream(self, first: Event, events: AsyncIterator[Event], send: Send) -> None:
+    async def _stream(self, first: Event, events: AsyncIterator[Event], write: Write) -> None:
         """A write for each event. An error goes out as an event, and the stream ends without its end mark."""
         try:
             while isinstance(first, Waiting):
-                await _write(send, _waiting(first))
+                await write(_waiting(first))
                 first = await anext(events)
             answer = self._format(_routed(first))
-            await _write(send, answer.opening())
-            await _stream_events(events, answer, send)
+            await write(answer.opening())
+            await _stream_events(events, answer, write)
         except Exception as error:  # noqa: BLE001 - the request's boundary: every error becomes an event
-            await _write(send, self._surface.failure(as_api_error(error)), more=False)
+            await write(self._surface.failure(as_api_error(error)), more=False)
 
     def _format(self, routed: Routed) -> AnswerFormat:
         return self._surface.answer(self._request, routed, model=self._model, created=int(time.time()))
@@ -101,17 +108,17 @@ async def _collect(events: AsyncIterator[Event], answer: AnswerFormat) -> bytes:
     raise EOFError("the service ended a request without Finished")
 
 
-async def _stream_events(events: AsyncIterator[Event], answer: AnswerFormat, send: Send) -> None:
+async def _stream_events(events: AsyncIterator[Event], answer: AnswerFormat, write: Write) -> None:
     async for item in events:
         if isinstance(item, Delta):
             if item.text:
-                await _write(send, answer.text(item.text))
+                await write(answer.text(item.text))
         elif isinstance(item, Progress):
-            await _write(send, comment(f"prefill {item.processed}/{item.total}"))
+            await write(comment(f"prefill {item.processed}/{item.total}"))
         elif isinstance(item, Waiting):
-            await _write(send, _waiting(item))
+            await write(_waiting(item))
         elif isinstance(item, Finished):
-            await _write(send, answer.closing(item), more=False)
+            await write(answer.closing(item), more=False)
             return
     raise EOFError("the service ended a request without Finished")
 
@@ -127,8 +134,25 @@ _STREAM_HEADERS = {
 }
 
 
-async def _write(send: Send, data: bytes, *, more: bool = True) -> None:
-    await send({"type": "http.response.body", "body": data, "more_body": more})
+class _Writer:
+    """Writes an answer, and knows since when its reader has taken nothing of it."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._since: float | None = None
+
+    async def write(self, data: bytes, *, more: bool = True) -> None:
+        self._since = time.monotonic()
+        await self._send({"type": "http.response.body", "body": data, "more_body": more})
+        self._since = None
+
+    async def stalled(self) -> None:
+        """Returns once a part of the answer has waited for its reader for STALL_S."""
+        while True:
+            left_s = STALL_S if self._since is None else self._since + STALL_S - time.monotonic()
+            if left_s <= 0:
+                return
+            await asyncio.sleep(left_s)
 
 
 async def _close(events: AsyncIterator[Event]) -> None:
@@ -142,19 +166,24 @@ async def _close(events: AsyncIterator[Event]) -> None:
         logger.exception("closing a request failed")
 
 
-async def _until_disconnect(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
-    """Run `work` to its end, or cancel it as soon as the client goes away, and wait until it has cleaned up."""
+async def _until_left(receive: Receive, writer: _Writer, work: Coroutine[Any, Any, None]) -> bool:
+    """Run `work` to its end, or cancel it as soon as the client goes away or has read nothing for long, and wait until it
+    has cleaned up. Whether the client is still there and does not read.
+    """
     working = asyncio.create_task(work)
-    watching = asyncio.create_task(_disconnected(receive))
+    leaving, stalling = asyncio.create_task(_disconnected(receive)), asyncio.create_task(writer.stalled())
     try:
-        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({working, leaving, stalling}, return_when=asyncio.FIRST_COMPLETED)
+        has_stalled = stalling.done() and not working.done()
     finally:
-        watching.cancel()
+        leaving.cancel()
+        stalling.cancel()
         working.cancel()
         results = await asyncio.gather(working, return_exceptions=True)
     for error in results:
         if isinstance(error, Exception):
             raise error
+    return has_stalled
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -27,6 +27,8 @@ from protocol.values import Sampling
 from strategy.decision import Mode, Strategy
 
 MAX_TOKEN_ID = 2**31 - 1
+# Below it nothing but the largest logit has a chance anyway: the same as greedy.
+LEAST_TEMPERATURE = 1e-3
 
 
 def stream_options(name: str, value: Any) -> dict[str, Any]:
@@ -52,7 +54,7 @@ COMMON: dict[str, Check] = {
     "min_p": number(0, 1),
     "seed": integer(-(2**63), 2**64 - 1),
     "stop": strings(16, 1024),
-    "repetition_penalty": number(0, 1000, above_low=True),
+    "repetition_penalty": number(0.1, 10),
     "presence_penalty": number(-2, 2),
     "frequency_penalty": number(-2, 2),
     "logit_bias": token_biases,
@@ -61,6 +63,7 @@ COMMON: dict[str, Check] = {
     "strategy": one_of(*(item.value for item in Strategy)),
     "use_distributed_inference": one_of(*(item.value for item in Mode)),
     "conversation": text(1, 128),
+    "request_timeout_s": number(0, 86400, above_low=True),
     "n": only("several answers", 1),
     **_BOOKKEEPING,
 }
@@ -81,6 +84,7 @@ def api_request(fields: dict[str, Any], prompt: Prompt, prompt_field: str) -> Ap
             mode=fields.get("use_distributed_inference"),
             strategy=fields.get("strategy"),
             conversation=fields.get("conversation"),
+            timeout_s=fields.get("request_timeout_s"),
         ),
         model=fields.get("model"),
         stream=stream,
@@ -92,4 +96,6 @@ def _sampling(fields: dict[str, Any]) -> Sampling:
     chosen = {name: fields[name] for name in Sampling.__struct_fields__ if name in fields}
     if "seed" in chosen:
         chosen["seed"] %= 2**64  # a negative seed by its 64 bits: random keys are made of unsigned integers
+    if chosen.get("temperature", 1.0) < LEAST_TEMPERATURE:
+        chosen["temperature"] = 0.0  # it divides logits: what is left of the numbers otherwise is noise
     return Sampling(**chosen)

@@ -9,11 +9,14 @@ from collections.abc import Iterator
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from cluster.api.connection import Connection, max_connections
 from cluster.api.generation import DIRECT_SEND
 from protocol.errors import TandemError
 
 BACKLOG = 1024
 KEEP_ALIVE_S = 30
+# Of a stream: what the system takes of an answer whose reader does not read is neither paused nor counted.
+SEND_BUFFER_BYTES = 32 * 1024
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -27,6 +30,7 @@ def bind(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         listener.bind(address)
         listener.listen(BACKLOG)
     except OSError as error:
@@ -40,8 +44,10 @@ async def serve(app: ASGIApp, listener: socket.socket, *, stopping: asyncio.Even
 
     Takes no signals: they are the caller's.
     """
+    Connection.most = max_connections()
     config = uvicorn.Config(
         _DirectSend(app),
+        http=Connection,
         access_log=False,
         proxy_headers=False,
         log_config=None,

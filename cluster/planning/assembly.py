@@ -34,6 +34,7 @@ class Assembly:
         self._parts = parts
         self._settings = settings
         self._kept = KeptPrefixes()
+        self._vocabulary_sizes: list[int] = []
         self._loaded_bytes = dict.fromkeys(self.workers, 0)
         self.budgets = {stage.worker: self._budget(stage) for stage in found.stages}
 
@@ -93,6 +94,7 @@ class Assembly:
     def loaded(self, message: Loaded, buffers: tuple[Buffer, ...]) -> None:
         """A worker has its part."""
         self._loaded_bytes[message.worker] = message.weights_bytes
+        self._vocabulary_sizes.append(message.vocabulary_size)
         self._kept.loaded(message, buffers)
 
     def held(self, worker: str) -> tuple[LayerRange, ...]:
@@ -111,6 +113,7 @@ class Assembly:
             pipeline=self._partition.pipeline,
             why_not=self._partition.why_not,
             shortage=None if whole else full_model_shortage(self._model.sizes, nodes),
+            vocabulary_size=min(self._vocabulary_sizes),
             budgets=self.budgets,
             needs=self._kept.needs,
         )

@@ -25,7 +25,8 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """stages: every worker of the plan, in layer order. pipeline: the route through all of them; None where the model
     cannot be cut, for the reason `why_not`. shortage: why no worker holds the full model, None where one does.
-    budgets: each worker's memory beyond its weights. needs: what a sequence's caches take, by route and worker.
+    vocabulary_size: of the loaded weights. budgets: each worker's memory beyond its weights. needs: what a sequence's
+    caches take, by route and worker.
     """
 
     epoch: int
@@ -34,6 +35,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     pipeline: Route | None
     why_not: str | None = None
     shortage: str | None = None
+    vocabulary_size: int
     budgets: Mapping[str, WorkerBudget]
     needs: Mapping[Route, Mapping[str, KvNeeds]]
 

@@ -1,22 +1,26 @@
-"""Which requests run and which wait: in order of arrival, within counts, memory and what the plan in force can serve.
+"""Which requests run and which wait: fairly, within counts, memory and what the plan in force can serve.
 
 Owns the queue, the places and each worker's room for caches, which belong to an epoch: with a plan all its places end, and
 whoever held one stands in the queue again where it stood, so in front of everybody who came later. A request that finds the
-waiting places taken is refused at once, never queued silently. A later, smaller request does not overtake one that waits
-for memory, so nobody starves; it does overtake one that this plan cannot serve at all.
+waiting places taken is refused at once, with a time to come back, never queued silently. A later, smaller request does not
+overtake one that waits for memory, so nobody starves; it does overtake one that this plan cannot serve at all.
+
+Clients take turns (see `turns`), and no client holds all places.
 """
 
 import asyncio
 import bisect
-import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping
 from operator import attrgetter
 
+from cluster.serving.drain import Drain
+from cluster.serving.turns import Turn, Turns
 from protocol.errors import ApiError, QueueFull, Unavailable
 from strategy.decision import Decision
 
-RETRY_AFTER_S = 2
+# Of the places, how many one client leaves to others.
+_FOR_OTHERS = 8
 
 
 class NotNow(Exception):
@@ -26,21 +30,22 @@ class NotNow(Exception):
 class Place:
     """Where one request stands. decision: how it runs, None while it waits; error: why it never will.
 
-    decide: how the request would run on the plan in force; asked when its turn comes. has_run: it held a place before.
+    turn: where it stands in the queue; client: whose request it is. decide: how the request would run on the plan in force; asked when its turn comes. has_run: it held a place before.
     lacks_plan_since: since when there has been no plan that can serve it. `changed` is set whenever any of these changes.
     """
 
-    def __init__(self, number: int, decide: Callable[[], Decision]):
-        self.number = number
+    def __init__(self, turn: Turn, client: str, decide: Callable[[], Decision], *, has_run: bool):
+        self.turn = turn
+        self.client = client
         self.decide = decide
         self.decision: Decision | None = None
         self.error: ApiError | None = None
-        self.has_run = False
+        self.has_run = has_run
         self.lacks_plan_since: float | None = None
         self.changed = asyncio.Event()
 
     def __repr__(self) -> str:
-        return f"Place({self.number}, {self.decision.strategy if self.decision else 'waiting'})"
+        return f"Place({self.turn}, {self.decision.strategy if self.decision else 'waiting'})"
 
 
 class Admission:
@@ -49,13 +54,15 @@ class Admission:
     def __init__(self, *, max_running: int, max_waiting: int):
         self._max_running = max_running
         self._max_waiting = max_waiting
-        self._numbers = itertools.count(1)
+        self._turns = Turns()
+        self._drain = Drain()
         self._room: dict[str, int] | None = None  # None while no plan is in force
-        self._queue: list[Place] = []  # by number
+        self._queue: list[Place] = []  # by turn
         self._holding: set[Place] = set()
         self._idle = asyncio.Event()
         self._idle.set()
         self.load: Counter[str] = Counter()  # requests by the head that they run on
+        self._held: Counter[str] = Counter()  # places by client
         self.closed = False
 
     def __repr__(self) -> str:
@@ -63,8 +70,8 @@ class Admission:
 
     # --- requests
 
-    def enter(self, decide: Callable[[], Decision], now: float) -> Place:
-        """A request arrived; its place has a decision at once where there is room.
+    def enter(self, decide: Callable[[], Decision], now: float, client: str = "", *, has_run: bool = False) -> Place:
+        """A request arrived; its place has a decision at once where there is room. has_run: it comes back, and is let in.
 
         Raises:
             QueueFull: as many wait as may.
@@ -73,20 +80,28 @@ class Admission:
         """
         if self.closed:
             raise _stopping()
-        place = Place(next(self._numbers), decide)
-        self._queue.append(place)
-        self._admit(now)
+        place = Place(self._turns.next(client, num_waiting=len(self._queue)), client, decide, has_run=has_run)
+        self._stand(place)
+        self._admit(now, newcomer=place)
         if place.decision is None and place.error is None:
             self._look(place, now)  # what can never run is refused now rather than when its turn comes
         if place.error is not None:
             raise place.error
-        if place.decision is None and sum(not other.has_run for other in self._queue) > self._max_waiting:
+        if place.decision is None and not has_run and self._is_full() and not self._drain.redeem(client, now):
             self._queue.remove(place)
+            retry_after_s = self._drain.promise(client, now)
             raise QueueFull(
-                f"{len(self._holding)} requests run and {self._max_waiting} wait, as many as may; try again soon",
-                retry_after_s=RETRY_AFTER_S,
+                f"{len(self._holding)} requests run and {self._max_waiting} wait, as many as may; "
+                f"try again in {retry_after_s} s",
+                retry_after_s=retry_after_s,
             )
         return place
+
+    def _is_full(self) -> bool:
+        return sum(not place.has_run for place in self._queue) > self._max_waiting
+
+    def _stand(self, place: Place) -> None:
+        bisect.insort(self._queue, place, key=attrgetter("turn"))
 
     def leave(self, place: Place, now: float) -> None:
         """A request ended, or its client went away."""
@@ -113,9 +128,10 @@ class Admission:
         """The plan ended, and with it every place; room that was taken of it is nobody's."""
         self._room = None
         self.load.clear()
+        self._held.clear()
         for place in self._holding:
             place.decision = None
-            bisect.insort(self._queue, place, key=attrgetter("number"))
+            self._stand(place)
         self._holding.clear()
         for place in self._queue:
             self._lacks_plan(place, now)
@@ -151,14 +167,21 @@ class Admission:
 
     # --- giving places
 
-    def _admit(self, now: float) -> None:
-        """Give places in order, as far as there is room."""
+    def _admit(self, now: float, newcomer: Place | None = None) -> None:
+        """Give places in order, as far as there is room. newcomer: who has not waited."""
         for place in tuple(self._queue):
             if self._room is None or len(self._holding) >= self._max_running:
                 return
+            if self._held[place.client] >= self._max_running - self._max_running // _FOR_OTHERS:
+                continue
             decision = self._look(place, now)
-            if decision is not None and not self._take(place, decision):
+            if decision is None:
+                continue
+            if not self._take(place, decision):
                 return
+            self._turns.served(place.turn)
+            if place is not newcomer:
+                self._drain.gave(now)
 
     def _look(self, place: Place, now: float) -> Decision | None:
         """How the request would run now; None when it cannot on this plan, or never."""
@@ -181,6 +204,7 @@ class Admission:
         for worker, needed in decision.bytes_by_worker.items():
             self._room[worker] -= needed
         self.load[decision.route.head] += 1
+        self._held[place.client] += 1
         self._queue.remove(place)
         self._holding.add(place)
         self._idle.clear()
@@ -194,6 +218,9 @@ class Admission:
         for worker, needed in place.decision.bytes_by_worker.items():
             self._room[worker] += needed
         self.load[place.decision.route.head] -= 1
+        self._held[place.client] -= 1
+        if not self._held[place.client]:
+            del self._held[place.client]
 
     def _lacks_plan(self, place: Place, now: float | None) -> None:
         """From `now` on, unless it did before; None: no longer."""

@@ -44,9 +44,9 @@ class Answer:
         """What was generated so far, without an end token."""
         return tuple(self._token_ids)
 
-    def go_on(self, note: str | None) -> None:
+    def go_on(self, note: str | None, *, was_lost: bool) -> None:
         """Further reports come from another sequence, which began with the prompt and `token_ids`. note: for the client."""
-        self.resumed += 1
+        self.resumed += was_lost
         if note is not None:
             self._notes.append(note)
 

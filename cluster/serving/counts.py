@@ -63,7 +63,7 @@ class Counts:
         of = self._by_state
         return RequestCounts(
             running=of[RequestState.RUNNING],
-            waiting=of[RequestState.WAITING] + of[RequestState.REASSIGNED],
+            waiting=of[RequestState.WAITING] + of[RequestState.REASSIGNED] + of[RequestState.PAUSED],
             finished=of[RequestState.FINISHED],
             failed=of[RequestState.FAILED],
             resumed=self._num_resumed,

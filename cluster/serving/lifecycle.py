@@ -9,20 +9,24 @@ from protocol.errors import IllegalEvent
 
 
 class RequestState(StrEnum):
-    """WAITING: for a plan or a place; REASSIGNED: it ran, lost its route, and waits to go on."""
+    """WAITING: for a plan or a place; REASSIGNED: it ran, lost its route, and waits to go on; PAUSED: it ran until its
+    reader was too far behind, and goes on when that has caught up.
+    """
 
     WAITING = "waiting"
     RUNNING = "running"
     REASSIGNED = "reassigned"
+    PAUSED = "paused"
     FINISHED = "finished"
     FAILED = "failed"
 
 
 class RequestEvent(StrEnum):
-    """ADMIT: it has a place and runs; LOSE_ROUTE: the plan that it ran on ended."""
+    """ADMIT: it has a place and runs; LOSE_ROUTE: the plan that it ran on ended; PAUSE: its reader is too far behind."""
 
     ADMIT = "admit"
     LOSE_ROUTE = "lose route"
+    PAUSE = "pause"
     FINISH = "finish"
     FAIL = "fail"
 
@@ -32,10 +36,14 @@ TRANSITIONS: dict[tuple[RequestState, RequestEvent], RequestState] = {
     (_S.WAITING, _E.ADMIT): _S.RUNNING,
     (_S.WAITING, _E.FAIL): _S.FAILED,
     (_S.RUNNING, _E.LOSE_ROUTE): _S.REASSIGNED,
+    (_S.RUNNING, _E.PAUSE): _S.PAUSED,
     (_S.RUNNING, _E.FINISH): _S.FINISHED,
     (_S.RUNNING, _E.FAIL): _S.FAILED,
     (_S.REASSIGNED, _E.ADMIT): _S.RUNNING,
     (_S.REASSIGNED, _E.FAIL): _S.FAILED,
+    (_S.PAUSED, _E.ADMIT): _S.RUNNING,
+    (_S.PAUSED, _E.FINISH): _S.FINISHED,
+    (_S.PAUSED, _E.FAIL): _S.FAILED,
 }
 
 

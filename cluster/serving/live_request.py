@@ -8,9 +8,10 @@ import secrets
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from cluster.planning.plan import Loss
+from cluster.planning.plan import Loss, Plan
 from cluster.serving.answer import Answer
 from cluster.serving.counts import Counts
+from cluster.serving.deadline import Deadline
 from cluster.serving.lifecycle import RequestEvent, RequestState, following
 from cluster.serving.requests import GenerationRequest, Routed
 from protocol.errors import ApiError, BadRequest, TooLarge
@@ -33,9 +34,16 @@ class LiveRequest:
     """tokens: of the prompt; stream: the detokenizer of the answer; arrival: when the request came."""
 
     def __init__(
-        self, request: GenerationRequest, tokens: tuple[int, ...], stream: "TextStream", counts: Counts, arrival: float
+        self,
+        request: GenerationRequest,
+        tokens: tuple[int, ...],
+        stream: "TextStream",
+        counts: Counts,
+        deadline: Deadline,
+        arrival: float,
     ):
         self.request = request
+        self.deadline = deadline
         self.tokens = tokens
         beginnings = (request.conversation, *block_keys(tokens[:BLOCK_TOKENS], ""))
         self.beginnings = tuple(beginning for beginning in beginnings if beginning)
@@ -57,14 +65,17 @@ class LiveRequest:
         self._counts.moved(self.state, after)
         self.state = after
 
-    def asked(self, context_tokens: int | None) -> Asked:
-        """What is decided by. context_tokens: the model's, None for one without a limit.
+    def asked(self, plan: Plan) -> Asked:
+        """What is decided by.
 
         Raises:
-            BadRequest: max_tokens is more than the context leaves.
+            BadRequest: max_tokens is more than the context leaves, or a token id is outside the loaded vocabulary.
             TooLarge: the prompt leaves nothing.
         """
-        self._max_tokens = self._max_tokens or self._limit(context_tokens or UNBOUNDED_CONTEXT_TOKENS)
+        if self._max_tokens is None:
+            self.request.require_known(self.tokens, plan.vocabulary_size)
+            context_tokens = plan.model.inspected.context_tokens  # None for a model without a limit
+            self._max_tokens = self._limit(context_tokens or UNBOUNDED_CONTEXT_TOKENS)
         request = self.request
         return Asked(
             prompt_tokens=len(self.tokens),
@@ -93,13 +104,15 @@ class LiveRequest:
 
     def admitted(self, decision: Decision) -> None:
         """The request runs by `decision` from now on, for the first time or again."""
+        was_lost = self.state is RequestState.REASSIGNED
         self.apply(RequestEvent.ADMIT)
         if self._first is None:
             self._first = decision
-        else:
-            changed = decision.strategy is not self._first.strategy
-            how = f"after {self._loss} the answer went on with {decision.strategy} on {decision.route}"
-            self.answer.go_on(how if changed else None)
+            return
+        after = f"after {self._loss}" if was_lost else "when its reader had caught up"
+        changed = decision.strategy is not self._first.strategy
+        how = f"{after} the answer went on with {decision.strategy} on {decision.route}" if changed else None
+        self.answer.go_on(how, was_lost=was_lost)
 
     def message(self, number: int, decision: Decision, end_tokens: frozenset[int]) -> tuple[Generate, tuple[int, ...]]:
         """What to send to the head, and the token ids to begin with."""

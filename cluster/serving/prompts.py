@@ -2,12 +2,13 @@
 
 Owns everything that the coordinator knows of a tokenizer. Knows nothing of HTTP, routes or workers. A prompt becomes
 exactly the ids that mlx-lm makes of the same input. All functions are plain and synchronous: `encode` of a long prompt
-takes a while, so the coordinator calls it in a thread (calls are serialized here). A `TextStream` belongs to one
-request and is cheap enough for the event loop.
+takes a while, so the coordinator calls it in a thread. Calls are serialized here, those of long prompts apart from the
+others: they have a tokenizer of their own. A `TextStream` belongs to one request and is cheap enough for the event loop.
 """
 
 import threading
-from collections.abc import Collection
+from collections.abc import Callable
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,15 +32,39 @@ TOKENIZER_FILES = (
 TEMPLATE_ERRORS = (TemplateError, ValueError, TypeError, LookupError, AttributeError, AssertionError, RuntimeError)
 
 
+class _Encoder:
+    """A tokenizer for one thread at a time, there once it is asked for."""
+
+    def __init__(self, make: Callable[[], TokenizerWrapper]) -> None:
+        self._make = make
+        self._lock = threading.Lock()
+
+    @cached_property
+    def _tokenizer(self) -> TokenizerWrapper:
+        return self._make()
+
+    def __enter__(self) -> TokenizerWrapper:
+        self._lock.acquire()
+        try:
+            return self._tokenizer
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
 class Prompts:
     """The tokenizer of one model.
 
-    vocabulary_size: rows of the model's embedding; every id that `encode` returns lies below it.
+    vocabulary_size: rows of the model's embedding, every id that `encode` returns lies below it; make: gives another one
+    like `tokenizer`.
     """
 
-    def __init__(self, tokenizer: TokenizerWrapper, vocabulary_size: int) -> None:
+    def __init__(self, tokenizer: TokenizerWrapper, vocabulary_size: int, make: Callable[[], TokenizerWrapper]) -> None:
         self._tokenizer = tokenizer
-        self._encoding = threading.Lock()
+        self._encoders = {False: _Encoder(lambda: tokenizer), True: _Encoder(make)}  # by whether prompts are long
         self.vocabulary_size = vocabulary_size
         self.has_chat_template: bool = tokenizer.has_chat_template
         self.eos_token_ids: frozenset[int] = frozenset(tokenizer.eos_token_ids)
@@ -53,13 +78,14 @@ class Prompts:
             raise ModelError(f"{model_path} has no readable config.json: {_in_one_line(error)}") from error
         if not any(file for pattern in TOKENIZER_FILES for file in model_path.glob(pattern)):
             raise ModelError(f"{model_path} has no tokenizer; put the model's tokenizer.json beside its config.json")
+        make = partial(
+            load_tokenizer, model_path, {"trust_remote_code": False}, eos_token_ids=config.get("eos_token_id")
+        )
         try:
-            tokenizer = load_tokenizer(
-                model_path, {"trust_remote_code": False}, eos_token_ids=config.get("eos_token_id")
-            )
+            tokenizer = make()
         except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
             raise ModelError(f"the tokenizer in {model_path} cannot be read: {_in_one_line(error)}") from error
-        return cls(tokenizer, _vocabulary_size(config, tokenizer))
+        return cls(tokenizer, _vocabulary_size(config, tokenizer), make)
 
     def encode(self, request: GenerationRequest) -> tuple[int, ...]:
         """The token ids of a request's prompt, at least one.
@@ -67,57 +93,47 @@ class Prompts:
         Raises BadRequest for an empty prompt, a model without chat template, a template that refuses the messages, and
         token ids (in the prompt or in logit_bias) outside the vocabulary.
         """
-        self._require_known(request.sampling.logit_bias or (), "logit_bias")
-        field = request.prompt_field
         match request.prompt:
-            case ChatPrompt(messages=messages):
-                ids = self._encode_chat(messages, field)
+            case ChatPrompt():
+                ids = self._encode_chat(request, request.prompt)
             case TextPrompt(text=text):
-                ids = self._encode_text(text)
+                ids = self._encode_text(request, text)
             case TokensPrompt(tokens=ids):
                 pass
         if not ids:
-            raise BadRequest("the prompt is empty; send some text", param=field)
-        self._require_known(ids, field)
+            raise BadRequest("the prompt is empty; send some text", param=request.prompt_field)
+        request.require_known(ids, self.vocabulary_size)
         return ids
 
     def stream(self, stop: tuple[str, ...] = ()) -> "TextStream":
         """A fresh detokenizer for one answer, which ends at the first of the `stop` strings."""
         return TextStream(self._tokenizer.detokenizer, stop)
 
-    def _encode_chat(self, messages: tuple[dict[str, str], ...], field: str) -> tuple[int, ...]:
+    def _encode_chat(self, request: GenerationRequest, prompt: ChatPrompt) -> tuple[int, ...]:
+        field = request.prompt_field
         if not self.has_chat_template:
             raise BadRequest(
                 "this model has no chat template; use /v1/completions, or --raw on the command line", param=field
             )
-        if not any(message["content"].strip() for message in messages):
+        if not any(message["content"].strip() for message in prompt.messages):
             return ()
-        with self._encoding:
+        with self._encoders[request.is_long] as tokenizer:
             try:
-                text = self._tokenizer.apply_chat_template(
-                    [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
+                text = tokenizer.apply_chat_template(
+                    [dict(message) for message in prompt.messages], tokenize=False, add_generation_prompt=True
                 )
             except TEMPLATE_ERRORS as error:
                 raise BadRequest(
                     f"the model's chat template refuses these messages: {_in_one_line(error)}", param=field
                 ) from error
-            return tuple(self._tokenizer.encode(text, add_special_tokens=False))
+            return tuple(tokenizer.encode(text, add_special_tokens=False))
 
-    def _encode_text(self, text: str) -> tuple[int, ...]:
+    def _encode_text(self, request: GenerationRequest, text: str) -> tuple[int, ...]:
         if not text:
             return ()
-        bos = self._tokenizer.bos_token
-        with self._encoding:
-            return tuple(self._tokenizer.encode(text, add_special_tokens=bos is None or not text.startswith(bos)))
-
-    def _require_known(self, ids: Collection[int], param: str) -> None:
-        """MLX checks no bounds, so an id without an embedding must not reach a worker."""
-        for token in (min(ids, default=0), max(ids, default=0)):
-            if not 0 <= token < self.vocabulary_size:
-                raise BadRequest(
-                    f"token id {token} in {param} is outside the model's vocabulary of {self.vocabulary_size}",
-                    param=param,
-                )
+        with self._encoders[request.is_long] as tokenizer:
+            bos = tokenizer.bos_token
+            return tuple(tokenizer.encode(text, add_special_tokens=bos is None or not text.startswith(bos)))
 
     def __repr__(self) -> str:
         return f"<Prompts vocabulary={self.vocabulary_size} chat_template={self.has_chat_template}>"

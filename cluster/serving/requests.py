@@ -3,14 +3,18 @@
 Owns the types between HTTP and coordinator and nothing else: no OpenAI field names, no wire format, no tokenizer.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from typing import Protocol
 
 import msgspec
 
 from cluster.serving.status import HealthReport, Status
+from protocol.errors import BadRequest
 from protocol.values import Sampling
 from strategy.decision import Verdict
+
+# A fast tokenizer takes about a tenth of a second for these.
+LONG_CHARACTERS = 1 << 17
 
 
 class ChatPrompt(msgspec.Struct, frozen=True, tag=True):
@@ -39,7 +43,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     prompt_field: what the caller called the prompt, for errors about it. max_tokens: None lets the coordinator take its
     default, cut to the context. scope: requests of different scopes share no cached prefix. mode: an override of
-    USE_DISTRIBUTED_INFERENCE ("auto" | "always" | "never"); strategy: a strategy name.
+    USE_DISTRIBUTED_INFERENCE ("auto" | "always" | "never"); strategy: a strategy name. client: who asks, for taking
+    turns; timeout_s: how long it may take, None for what the settings say.
     """
 
     prompt: Prompt
@@ -51,6 +56,29 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     strategy: str | None = None
     conversation: str | None = None
     scope: str = ""
+    client: str = ""
+    timeout_s: float | None = None
+
+    @property
+    def is_long(self) -> bool:
+        """Whether its text takes long to encode."""
+        match self.prompt:
+            case ChatPrompt(messages=messages):
+                return sum(len(message["content"]) for message in messages) > LONG_CHARACTERS
+            case TextPrompt(text=text):
+                return len(text) > LONG_CHARACTERS
+            case TokensPrompt():
+                return False
+
+    def require_known(self, tokens: Collection[int], vocabulary_size: int) -> None:
+        """Every token id, of the prompt's `tokens` and in logit_bias, has an embedding. Raises BadRequest."""
+        for ids, field in ((self.sampling.logit_bias or (), "logit_bias"), (tokens, self.prompt_field)):
+            for token in (min(ids, default=0), max(ids, default=0)):
+                if not 0 <= token < vocabulary_size:
+                    raise BadRequest(
+                        f"token id {token} in {field} is outside the model's vocabulary of {vocabulary_size}",
+                        param=field,
+                    )
 
 
 class Routed(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@ inbox ends with `RouteLost`, behind everything that was reported before.
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 
 from cluster.planning.interface import Cluster
 from cluster.planning.plan import Loss
@@ -13,6 +14,9 @@ from cluster.serving.answer import Report
 from protocol.errors import ApiError, Unavailable
 from protocol.messages import Cancel, Generate, PrefillProgress, Reused, SequenceFailed, Tokens
 from protocol.values import Route, pack_ids
+
+# How far a reader may be behind before its sequence stops.
+MAX_BEHIND_TOKENS = 1000
 
 
 class RouteLost(Exception):
@@ -23,21 +27,30 @@ class RouteLost(Exception):
         self.loss = loss
 
 
-class Run:
-    """One sequence: where it runs and what was reported of it. is_done: its head has nothing more to compute for it."""
+class Paused(Exception):
+    """Nobody reads what a sequence gives, so it was ended; another can go on where it stood."""
 
-    def __init__(self, number: int, route: Route, began_at: float):
+
+class Run:
+    """One sequence: where it runs and what was reported of it. is_done: its head has nothing more to compute for it.
+
+    num_behind: tokens that were reported and not taken; paused: called when these became too many.
+    """
+
+    def __init__(self, number: int, route: Route, began_at: float, paused: Callable[[], None]):
         self.number = number
         self.route = route
         self.began_at = began_at
         self.is_done = False
-        self._reports: deque[Report | ApiError | RouteLost] = deque()
+        self.num_behind = 0
+        self.paused = paused
+        self._reports: deque[Report | ApiError | RouteLost | Paused] = deque()
         self._arrival: asyncio.Future[None] | None = None  # what `take` waits for; an Event costs a token more
 
     def __repr__(self) -> str:
         return f"Run({self.number} on {self.route})"
 
-    def put(self, report: Report | ApiError | RouteLost) -> None:
+    def put(self, report: Report | ApiError | RouteLost | Paused) -> None:
         self._reports.append(report)
         if self._arrival is not None and not self._arrival.done():
             self._arrival.set_result(None)
@@ -56,6 +69,7 @@ class Run:
                 raise report
             reports.append(report)
             self._reports.popleft()
+        self.num_behind = 0
         return reports
 
 
@@ -74,9 +88,9 @@ class Runs:
         self._num_begun += 1
         return self._num_begun
 
-    def begin(self, message: Generate, tokens: tuple[int, ...], now: float) -> Run:
-        """Send a sequence to the head of its route."""
-        run = self._runs[message.sequence] = Run(message.sequence, message.route, now)
+    def begin(self, message: Generate, tokens: tuple[int, ...], now: float, paused: Callable[[], None]) -> Run:
+        """Send a sequence to the head of its route. paused: see `Run`."""
+        run = self._runs[message.sequence] = Run(message.sequence, message.route, now, paused)
         self._cluster.send(message.route.head, message, (pack_ids(tokens),))
         return run
 
@@ -84,6 +98,16 @@ class Runs:
         """Nobody waits for this sequence any more."""
         if self._runs.pop(run.number, None) is not None:
             self._cluster.send(run.route.head, Cancel(sequence=run.number))
+
+    def expire(self, run: Run, error: ApiError) -> None:
+        """It was given its time; what it would still give nobody waits for."""
+        self.end(run)
+        run.put(error)
+
+    def _pause(self, run: Run) -> None:
+        self.end(run)
+        run.put(Paused())
+        run.paused()
 
     @property
     def owed_since(self) -> float | None:
@@ -96,7 +120,10 @@ class Runs:
         for update in message.updates:
             if run := self._runs.get(update.sequence):
                 run.is_done = update.finish_reason is not None
+                run.num_behind += len(update.tokens)
                 run.put(update)
+                if run.num_behind > MAX_BEHIND_TOKENS and not run.is_done:
+                    self._pause(run)
 
     def report(self, message: PrefillProgress | Reused) -> None:
         if run := self._runs.get(message.sequence):

@@ -7,21 +7,24 @@ here they are put together.
 
 import asyncio
 import contextlib
+import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import TYPE_CHECKING
 
 from cluster.planning.interface import Cluster
 from cluster.planning.plan import Loss, Plan
 from cluster.serving.admission import Admission, NotNow, Place
 from cluster.serving.counts import Counts
+from cluster.serving.deadline import Deadline
 from cluster.serving.deciding import Decider
+from cluster.serving.encoding import Encoding, RunInThread
 from cluster.serving.health import Health
 from cluster.serving.lifecycle import RequestEvent, RequestState
 from cluster.serving.live_request import LiveRequest
 from cluster.serving.overview import Identity, Overview
 from cluster.serving.requests import Event, Explanation, Finished, GenerationRequest, ModelInfo
-from cluster.serving.runs import RouteLost, Runs
+from cluster.serving.runs import Paused, RouteLost, Run, Runs
 from cluster.serving.status import HealthReport, Status, health_report
 from cluster.serving.waiting import until_placed
 from cluster.settings import Settings
@@ -34,8 +37,6 @@ if TYPE_CHECKING:  # see `answer`
     from cluster.serving.prompts import Prompts
 
 MAX_RUNNING = 256
-
-RunInThread = Callable[..., Awaitable[Any]]
 
 
 class GenerationService:
@@ -56,8 +57,9 @@ class GenerationService:
         self._cluster = cluster
         self._prompts = prompts
         self._wait_s = settings.recovery.wait_s
+        self._timeout_s = settings.api.request_timeout_s
         self._now = now
-        self._run_in_thread = run_in_thread
+        self._encoding = Encoding(prompts, run_in_thread)
         self._counts = Counts()
         self._health = Health()
         self._runs = Runs(cluster)
@@ -89,11 +91,13 @@ class GenerationService:
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
         """See `requests.Service`."""
         live = await self._taken_in(request)
-        place = self._admission.enter(lambda: self._decide(live)[1], self._now())
+        place = self._enter(live)
         self._counts.arrived()
         try:
             while live.state is not RequestState.FINISHED:
-                for part in (self._until_placed(place), self._run(live, place)):
+                if live.state is RequestState.PAUSED:
+                    place = self._enter(live)
+                for part in (self._until_placed(live, place), self._run(live, place)):
                     async with contextlib.aclosing(part) as events:
                         async for event in events:
                             yield event
@@ -105,23 +109,39 @@ class GenerationService:
             self._admission.leave(place, self._now())
 
     async def _taken_in(self, request: GenerationRequest) -> LiveRequest:
+        """Raises RequestTimeout where already this takes too long, and what `Prompts.encode` raises."""
         arrival = self._now()
-        tokens = await self._run_in_thread(self._prompts.encode, request)
-        return LiveRequest(request, tokens, self._prompts.stream(request.stop), self._counts, arrival)
+        deadline = Deadline(arrival, request.timeout_s or self._timeout_s)
+        try:
+            async with asyncio.timeout(None if deadline.at == math.inf else deadline.at - arrival):
+                tokens = await self._encoding.encode(request)
+        except TimeoutError:
+            raise deadline.error() from None
+        return LiveRequest(request, tokens, self._prompts.stream(request.stop), self._counts, deadline, arrival)
+
+    def _enter(self, live: LiveRequest) -> Place:
+        has_run = live.state is not RequestState.WAITING
+        return self._admission.enter(lambda: self._decide(live)[1], self._now(), live.request.client, has_run=has_run)
 
     def _decide(self, live: LiveRequest) -> tuple[Asked, Decision]:
         """Raises NotNow, and what `LiveRequest.asked` and `Decider.decide` raise."""
         plan = self._cluster.plan
         if plan is None:
             raise NotNow("no plan is in force")
-        asked = live.asked(plan.model.inspected.context_tokens)
+        asked = live.asked(plan)
         return asked, self._decider.decide(asked, plan)
 
-    def _until_placed(self, place: Place) -> AsyncGenerator[Event, None]:
-        return until_placed(place, missing=lambda: self._cluster.missing, wait_s=self._wait_s, now=self._now)
+    def _until_placed(self, live: LiveRequest, place: Place) -> AsyncGenerator[Event, None]:
+        return until_placed(
+            place,
+            missing=lambda: self._cluster.missing,
+            wait_s=self._wait_s,
+            deadline=live.deadline,
+            now=self._now,
+        )
 
     async def _run(self, live: LiveRequest, place: Place) -> AsyncGenerator[Event, None]:
-        """The events of one run, to the end of the answer or of the plan."""
+        """The events of one run, to the end of the answer or of the plan, or until its reader is too far behind."""
         decision = place.decision
         assert decision is not None
         is_first = live.state is RequestState.WAITING
@@ -131,7 +151,8 @@ class GenerationService:
         if decision.cached:
             self._counts.read(len(tokens))
         self._decider.remember(live.beginnings, decision.route)
-        run = self._runs.begin(message, tokens, self._now())
+        run = self._runs.begin(message, tokens, self._now(), lambda: self._pause(live, place))
+        expiry = self._expiry(live, run)
         try:
             if is_first:
                 yield live.routed(number, decision)
@@ -143,8 +164,23 @@ class GenerationService:
                     yield event
         except RouteLost as lost:
             live.lost_route(lost.loss, run.route)
+        except Paused:
+            pass  # by now the reader has everything
         finally:
             self._runs.end(run)
+            if expiry is not None:
+                expiry.cancel()
+
+    def _expiry(self, live: LiveRequest, run: Run) -> asyncio.TimerHandle | None:
+        if live.deadline.at == math.inf:
+            return None
+        left_s = live.deadline.at - self._now()
+        return asyncio.get_running_loop().call_later(left_s, self._runs.expire, run, live.deadline.error())
+
+    def _pause(self, live: LiveRequest, place: Place) -> None:
+        """Its reader is too far behind: others take its place until that has caught up."""
+        live.apply(RequestEvent.PAUSE)
+        self._admission.leave(place, self._now())
 
     async def explain(self, request: GenerationRequest) -> Explanation:
         """See `requests.Service`."""

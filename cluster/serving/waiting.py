@@ -1,9 +1,11 @@
 """How a request waits for its place, and for how long while no plan can serve it."""
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, Callable
 
 from cluster.serving.admission import Place
+from cluster.serving.deadline import Deadline
 from cluster.serving.requests import Waiting
 from protocol.errors import Unavailable
 
@@ -11,14 +13,20 @@ SAY_EVERY_S = 5.0
 
 
 async def until_placed(
-    place: Place, *, missing: Callable[[], tuple[str, ...]], wait_s: float, now: Callable[[], float]
+    place: Place,
+    *,
+    missing: Callable[[], tuple[str, ...]],
+    wait_s: float,
+    deadline: Deadline,
+    now: Callable[[], float],
 ) -> AsyncGenerator[Waiting, None]:
     """Ends once `place` has a decision; says every few seconds for whom it waits while there is no plan for it.
 
-    missing: the workers that are not there now. wait_s: for a plan; for a place among others there is no limit.
+    missing: the workers that are not there now. wait_s: for a plan; for a place among others there is no limit but the
+    request's deadline.
 
     Raises:
-        ApiError: what the place was refused with; Unavailable where no plan came in time.
+        ApiError: what the place was refused with; Unavailable where no plan came in time; RequestTimeout.
     """
     said_at = 0.0
     while place.decision is None:
@@ -26,14 +34,17 @@ async def until_placed(
             raise place.error
         place.changed.clear()
         since = place.lacks_plan_since
+        until = deadline.at
         if since is not None:
             said_at = max(said_at, since)
             if now() - since >= wait_s:
                 raise Unavailable(_too_late(missing(), wait_s))
+            until = min(said_at + SAY_EVERY_S, since + wait_s, until)
         try:
-            async with asyncio.timeout(None if since is None else min(said_at + SAY_EVERY_S, since + wait_s) - now()):
+            async with asyncio.timeout(None if until == math.inf else until - now()):
                 await place.changed.wait()
         except TimeoutError:
+            deadline.check(now())
             if since is not None and since + wait_s > said_at + SAY_EVERY_S:
                 said_at += SAY_EVERY_S
                 yield Waiting(workers=missing())

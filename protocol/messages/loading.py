@@ -76,7 +76,7 @@ class KeptPrefix(msgspec.Struct, frozen=True, kw_only=True):
 
 class Loaded(Message, frozen=True, kw_only=True):
     """The stage (and the full model where planned) is in memory and has run once. read_bytes: of weights, since the worker's
-    process began, as in Heartbeat.
+    process began, as in Heartbeat; vocabulary_size: of the loaded weights, below which every token id lies.
 
     Buffers: for each of `prefixes` the keys that are there, in memory or on disk (16 bytes each, least recently used first) and their
     numbers of tokens (int32).
@@ -84,6 +84,7 @@ class Loaded(Message, frozen=True, kw_only=True):
 
     worker: str
     weights_bytes: int
+    vocabulary_size: int
     read_bytes: int = 0
     prefixes: tuple[KeptPrefix, ...] = ()
 

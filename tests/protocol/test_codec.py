@@ -41,6 +41,7 @@ EXAMPLES: dict[int, messages.Message] = {
     5: messages.Loaded(
         worker="w",
         weights_bytes=5,
+        vocabulary_size=400,
         prefixes=(
             messages.KeptPrefix(
                 route=Route(("w",)),

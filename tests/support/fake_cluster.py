@@ -23,7 +23,16 @@ NAMES = ("alpha", "beta", "gamma")
 BYTES_PER_TOKEN = 10
 
 
-def plan_of(workers=NAMES, *, full=("alpha", "beta"), epoch=1, context_tokens=CONTEXT_TOKENS, room=10**9, why_not=None):
+def plan_of(
+    workers=NAMES,
+    *,
+    full=("alpha", "beta"),
+    epoch=1,
+    context_tokens=CONTEXT_TOKENS,
+    vocabulary_size=400,
+    room=10**9,
+    why_not=None,
+):
     """`full` names those with the full model; why_not: why it cannot be cut."""
     full = tuple(name for name in full if name in workers)
     needs = KvNeeds(fixed_bytes=0, growth=(KvGrowth(BYTES_PER_TOKEN, None),), snapshots=False)
@@ -53,6 +62,7 @@ def plan_of(workers=NAMES, *, full=("alpha", "beta"), epoch=1, context_tokens=CO
         pipeline=pipeline,
         why_not=f"the model cannot be split: {why_not}" if why_not is not None else None,
         shortage=None if full else SHORTAGE,
+        vocabulary_size=vocabulary_size,
         budgets={name: WorkerBudget(prefix_bytes=0, sequence_bytes=room) for name in workers},
         needs={route: dict.fromkeys(route, needs) for route in routes},
     )
@@ -136,11 +146,11 @@ async def at_once(function, *arguments):
     return function(*arguments)
 
 
-def service_of(prompts, cluster, *, max_queue=256, wait_s=60, measured_use=None, **strategy):
+def service_of(prompts, cluster, *, max_queue=256, request_timeout_s=None, wait_s=60, measured_use=None, **strategy):
     """Call it inside a running loop."""
     configured = Settings(
         model=ModelSettings(path="/model"),
-        api=ApiSettings(max_queue=max_queue),
+        api=ApiSettings(max_queue=max_queue, request_timeout_s=request_timeout_s),
         strategy=StrategySettings(**strategy),
         recovery=RecoverySettings(wait_s=wait_s),
         workers=tuple(WorkerSettings(name=name) for name in NAMES),

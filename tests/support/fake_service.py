@@ -97,7 +97,7 @@ def ask(
 
     async def run() -> httpx.Response:
         transport = httpx.ASGITransport(build_app(service, **app_options))
-        async with httpx.AsyncClient(transport=transport, base_url="http://tandem") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.request(method, path, content=content, headers=headers)
 
     return asyncio.run(run())

@@ -47,7 +47,8 @@ from protocol.transport import DataLinks
 from protocol.values import TO_COORDINATOR, Buffer, LayerRange, Peer, unpack_ids, unpack_keys
 from workers.engine.actions import Action, AnswerHead, Forward, Launch, Passed, Report
 from workers.engine.arrivals import Adrift, Arrivals
-from workers.engine.fitness import UnfitMessage, required_buffer
+from workers.engine.checks import Checks
+from workers.engine.fitness import UnfitMessage
 from workers.engine.heads import Heads
 from workers.engine.loading import Loading
 from workers.engine.stage_runner import StageRunner, StepInFlight
@@ -59,6 +60,7 @@ from workers.model.stage_loading import LoadedStages, MeasureChunk, StageLoader
 log = logging.getLogger(__name__)
 
 _Buffers = tuple[Buffer, ...]
+_Handler = Callable[[Any, _Buffers], Iterable[Action]]
 _Result = TypeVar("_Result")
 
 
@@ -90,9 +92,10 @@ class Engine:
         self._loading = Loading(name, shelf, StageLoader(shelf, measure_chunk), self._report_progress)
         self._in_flight: StepInFlight | None = None  # between turns only; within one it is handed on
         self._is_running = True
-        self._handlers = self._handlers_by_kind()
+        check = Checks(name, lambda: self._runner.stages).check
+        self._handlers = {kind: _checked(check, handler) for kind, handler in self._handlers_by_kind().items()}
 
-    def _handlers_by_kind(self) -> Mapping[type[Message], Callable[[Any, _Buffers], Iterable[Action]]]:
+    def _handlers_by_kind(self) -> Mapping[type[Message], _Handler]:
         return {
             InspectModel: self._inspect,
             PrepareStage: self._prepare,
@@ -305,8 +308,6 @@ class Engine:
 
     def _load(self, message: LoadStage, _: _Buffers) -> Sequence[Action]:
         names = [stage.worker for stage in message.stages]
-        if self._name not in names:
-            raise UnfitMessage(f"a plan without {self._name}")
         others = {stage.worker: stage.peer for stage in message.stages if stage.worker != self._name}
         self._renew_links(names.index(self._name), others)
         self._runner.renew(LoadedStages())
@@ -347,11 +348,10 @@ class Engine:
     # --- sequences
 
     def _generate(self, message: Generate, buffers: _Buffers) -> list[Action]:
-        return self._heads.begin(message, unpack_ids(required_buffer(buffers, 0, "the prompt")))
+        return self._heads.begin(message, unpack_ids(buffers[0]))
 
     def _know(self, message: KnownPrefix, buffers: _Buffers) -> list[Action]:
-        keys = unpack_keys(required_buffer(buffers, 0, "the keys"))
-        return self._heads.know(message, keys, unpack_ids(required_buffer(buffers, 1, "the lengths of the keys")))
+        return self._heads.know(message, unpack_keys(buffers[0]), unpack_ids(buffers[1]))
 
     def _adopt(self, message: CopyPrefix, buffers: _Buffers) -> Sequence[Action]:
         self._runner.adopt(message, buffers)
@@ -367,3 +367,13 @@ class Engine:
 
 def _passed_on(message: Passed, buffers: _Buffers) -> list[Action]:
     return [Forward(message, unpack_keys(buffers[0]) if buffers else ())]
+
+
+def _checked(check: Callable[[Message, _Buffers], None], handler: _Handler) -> _Handler:
+    """The handler, behind the check of what it is given."""
+
+    def handle(message: Message, buffers: _Buffers) -> Iterable[Action]:
+        check(message, buffers)
+        return handler(message, buffers)
+
+    return handle

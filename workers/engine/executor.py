@@ -19,6 +19,7 @@ from protocol.values import LayerRange
 from strategy.prefix import Key
 from workers.cache.prefix_store import PrefixLost, PrefixStore
 from workers.cache.stage_cache import StageCache
+from workers.engine.fitness import UnfitMessage
 from workers.engine.sampling import TokenSampler, sample_rows
 from workers.kv_cache import KvSettings
 from workers.model.payload import arrays as payload_arrays
@@ -42,10 +43,6 @@ class Uncached(enum.Enum):
     AS_MLX_LM = enum.auto()
 
 
-class UnknownSequence(Exception):
-    """A step names a sequence that was never opened here or is closed."""
-
-
 @dataclass(frozen=True)
 class StagePlace:
     """This worker's place in a route. layers: half open."""
@@ -60,6 +57,7 @@ class _OpenedSequence:
     sampler: TokenSampler
     cache: StageCache | None  # None when uncached, or while merged into a slot
     keys: Sequence[Key] = ()  # of the parts that it began with
+    num_tokens: int | None = None  # that were computed, from the first step on
     prompt_tokens: int | None = None  # known from the first step of one without cache
 
 
@@ -150,8 +148,14 @@ class StageExecutor:
         return msgspec.structs.replace(self._kv, max_tokens=message.max_length + 1)
 
     def keep(self, message: KeepPrefix, keys: Sequence[Key]) -> None:
-        """Keep parts of a sequence's cache for later ones."""
-        if message.sequence in self._sequences:
+        """Keep parts of a sequence's cache for later ones; of one that is not open here nothing.
+
+        Raises UnfitMessage for a part that is not computed.
+        """
+        sequence = self._sequences.get(message.sequence)
+        if sequence is not None:
+            if max((end for _, end in message.spans), default=0) > (sequence.num_tokens or 0):
+                raise UnfitMessage(f"sequence {message.sequence} has only {sequence.num_tokens} tokens to keep")
             self.prefixes.keep(self._read_only_cache(message.sequence), message.spans, keys)
 
     def close(self, sequence: int) -> None:
@@ -167,10 +171,9 @@ class StageExecutor:
         tokens: (rows, N) int32; None stands for those that the slot's step before is sampling.
 
         Raises:
-            UnknownSequence: see there.
+            UnfitMessage: a sequence is not open here, or the step is not the next of each.
         """
-        if missing := [row.sequence for row in step.rows if row.sequence not in self._sequences]:
-            raise UnknownSequence(f"sequence {missing[0]} is not open on this worker")
+        self._advance(step)
         sampling = self._stage.is_last and any(row.sample for row in step.rows)
         inputs = self._sampled_before(step) if tokens is None else mx.array(tokens)
         cache = self._cache_of(step) if step.cached else None
@@ -186,6 +189,17 @@ class StageExecutor:
         self._model.begin_evaluation(output, cache)
         awaited = output if output is not None or cache is None else cache.states()
         return Launched(step, output, awaited, samplers)
+
+    def _advance(self, step: Step) -> None:
+        """Every sequence of the step is open and where the step says, or nothing happens."""
+        for row in step.rows:
+            sequence = self._sequences.get(row.sequence)
+            if sequence is None or sequence.cached != step.cached:
+                raise UnfitMessage(f"sequence {row.sequence} is not open on this worker")
+            if step.cached and sequence.num_tokens not in (None, row.position):
+                raise UnfitMessage(f"sequence {row.sequence} is at {sequence.num_tokens}, not at {row.position}")
+        for row in step.rows:
+            self._sequences[row.sequence].num_tokens = row.position + step.num_tokens
 
     def _forward(self, tokens: mx.array, cache: StageCache | None, payload: Any, *, sampling: bool) -> Any:
         return self._model.forward(

@@ -119,8 +119,6 @@ class Head:
 
     def begin(self, request: Generate, prompt: list[int]) -> list[Action]:
         """A new sequence with its prompt ids."""
-        if not prompt:
-            raise UnfitMessage("a prompt without tokens")
         if request.sequence in self._numbers:
             raise UnfitMessage(f"sequence {request.sequence} is already there")
         match = NO_MATCH

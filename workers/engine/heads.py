@@ -53,14 +53,9 @@ class Heads:
 
     def begin(self, message: Generate, prompt: list[int]) -> list[Action]:
         """A request for a route that begins here."""
-        self._check(message.route)
         if message.route not in self._heads:
             self._heads[message.route] = self._new_head(message.route)
         return self._heads[message.route].begin(message, prompt)
-
-    def _check(self, route: Route) -> None:
-        if route not in self._stages.chunk_costs:
-            raise UnfitMessage(f"no route {route} begins here")
 
     def _new_head(self, route: Route) -> Head:
         return Head(
@@ -74,9 +69,6 @@ class Heads:
 
     def know(self, message: KnownPrefix, keys: Sequence[Key], lengths: Sequence[int]) -> list[Action]:
         """Reuse of prefixes begins on a route."""
-        self._check(message.route)
-        if len(keys) != len(lengths):
-            raise UnfitMessage(f"{len(keys)} keys with {len(lengths)} lengths")
         directory = PrefixDirectory(capacity=message.capacity, snapshots=message.snapshots)
         gone = directory.restore(zip(keys, lengths, strict=True))
         self._directories[message.route] = directory

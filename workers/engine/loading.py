@@ -57,6 +57,7 @@ class Loading:
         loaded = Loaded(
             worker=self._name,
             weights_bytes=stages.weights_bytes,
+            vocabulary_size=stages.vocabulary_size,
             read_bytes=self.read_bytes,
             prefixes=stages.prefixes,
         )

@@ -25,7 +25,7 @@ from protocol.values import Buffer, Route, pack_keys, unpack_keys
 from strategy.prefix import Key
 from workers.engine.actions import Launch, Passed
 from workers.engine.copying import Copying
-from workers.engine.executor import Launched, StageExecutor
+from workers.engine.executor import Launched
 from workers.engine.fitness import UnfitMessage, required_buffer
 from workers.engine.step_kind import kind_of
 from workers.engine.trace import Tracer
@@ -88,12 +88,6 @@ class StageRunner:
         for executor in self.stages.executors.values():
             executor.clear()
 
-    def _executor(self, route: Route) -> StageExecutor:
-        executor = self.stages.executors.get(route)
-        if executor is None:
-            raise UnfitMessage(f"the route {route} is not loaded here")
-        return executor
-
     # --- what sequences leave and take
 
     def passes_on(self, route: Route) -> bool:
@@ -105,9 +99,7 @@ class StageRunner:
 
     def apply(self, message: Passed, keys: tuple[Key, ...]) -> None:
         """Pass a message on and do what it says."""
-        executor = self._executor(message.route)
-        if isinstance(message, KeepPrefix) and len(message.spans) != len(keys):
-            raise UnfitMessage(f"{len(message.spans)} spans to keep under {len(keys)} keys")
+        executor = self.stages.executors[message.route]
         worker = self._next_worker(message.route)
         if worker is not None:
             self._links.send(worker, message, [pack_keys(keys)])
@@ -137,7 +129,7 @@ class StageRunner:
 
     def adopt(self, message: CopyPrefix, buffers: Sequence[Buffer]) -> None:
         """Hold what the stage of another worker keeps. Raises WireError for a part that is none."""
-        prefixes = self._executor(message.route).prefixes
+        prefixes = self.stages.executors[message.route].prefixes
         if message.worker == self._name or message.worker not in message.route.workers:
             raise UnfitMessage(f"a copy for {self._name} of what {message.worker} keeps on {message.route}")
         try:
@@ -146,9 +138,8 @@ class StageRunner:
         finally:
             self._links.send(message.worker, CopyArrived(route=message.route))
 
-    def copied(self, message: CopyArrived) -> None:
+    def copied(self, _: CopyArrived) -> None:
         """Another worker is done with a part that it was handed."""
-        self._executor(message.route)
         self._copying.arrived()
 
     def flush(self) -> None:
@@ -160,8 +151,7 @@ class StageRunner:
     @staticmethod
     def received(step: Step, buffers: Sequence[Buffer]) -> Launch:
         """A step as another worker passed it on."""
-        ids = np.frombuffer(required_buffer(buffers, 0, "the step's token ids"), dtype=np.int32)
-        tokens = ids.reshape(len(step.rows), step.num_tokens)
+        tokens = np.frombuffer(buffers[0], dtype=np.int32).reshape(len(step.rows), step.num_tokens)
         return Launch(step, tokens, payload.decode(step.payload, buffers[1:]))
 
     def launch_waits(self, route: Route) -> bool:
@@ -174,7 +164,7 @@ class StageRunner:
     def launch(self, launch: Launch, before: StepInFlight | None) -> StepInFlight:
         """Begin a step; `before` it another is in flight, for which the device may have to be waited for."""
         step = launch.step
-        executor = self._executor(step.route)
+        executor = self.stages.executors[step.route]
         limit_s = self._usual[step.route].limit_s(kind_of(step), step.num_tokens)
         started_at = self._now()
         self._vitals.begin(started_at, limit_s if before is None else limit_s + before.limit_s)
@@ -184,7 +174,7 @@ class StageRunner:
         """Wait for a step, and pass on what came of it."""
         step = in_flight.step
         self._vitals.begin(self._now(), in_flight.limit_s)
-        output = self._executor(step.route).finish(in_flight.launched)
+        output = self.stages.executors[step.route].finish(in_flight.launched)
         seconds = self._count(in_flight)
         worker = self._next_worker(step.route)
         if worker is None:

@@ -44,6 +44,7 @@ class SplitModel:
         self.num_layers = len(self.layers)
         self.unused = unused or {}
         self.limits_projection = True  # whether a pass may compute logits for the last position alone
+        self.vocabulary_size = 0  # columns of the logits, known from the first pass of any range on
         self._switch = _Switch()
         self._owner_of_entry: tuple[int | None, ...] | None = None
         self._kinds: dict[str, Kind] = {}
@@ -109,7 +110,7 @@ class SplitModel:
         """
         entries = None if cache is None else cache.entries
         if layers == (0, self.num_layers) and not last_position_only:
-            return self.model(tokens, cache=entries)
+            return self._noted(self.model(tokens, cache=entries))
         current = _Pass(self.layers, layers, tokens.shape, cache, payload, last_position_only=last_position_only)
         logits = self._run(current, tokens, entries)
         if layers[1] == self.num_layers:
@@ -182,6 +183,10 @@ class SplitModel:
         finally:
             self._switch.current = None
         current.check_complete()
+        return self._noted(logits)
+
+    def _noted(self, logits: mx.array) -> mx.array:
+        self.vocabulary_size = logits.shape[-1]
         return logits
 
     def _find_owners(self, entries: list[Any]) -> tuple[int | None, ...]:

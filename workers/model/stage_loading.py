@@ -46,7 +46,7 @@ class LoadedStages(msgspec.Struct, frozen=True, kw_only=True):
 
     copied: the route of which another worker is given copies of what is kept here, None for none; max_rows: sequences in
     one batch; prefixes: what each route keeps of past sequences, in the order of loading; read_bytes: of weights read from
-    disk for this plan.
+    disk for this plan; vocabulary_size: token ids lie below it.
     """
 
     executors: dict[Route, StageExecutor] = {}
@@ -57,6 +57,7 @@ class LoadedStages(msgspec.Struct, frozen=True, kw_only=True):
     fixed_chunk_tokens: int | None = None
     weights_bytes: int = 0
     read_bytes: int = 0
+    vocabulary_size: int = 0
 
     def flush(self) -> None:
         """Put on disk what past sequences left."""
@@ -201,6 +202,7 @@ class StageLoader:
             fixed_chunk_tokens=MLX_LM_CHUNK_TOKENS if plan.whole_prompts else plan.prefill_chunk_tokens,
             weights_bytes=max(model.weights.num_bytes, mx.get_active_memory() - kept_bytes),
             read_bytes=read_bytes,
+            vocabulary_size=model.vocabulary_size,
         )
 
     def _arrange(self, name: str, model: SplitModel, plan: LoadStage, places: dict[Route, _Place]) -> None:

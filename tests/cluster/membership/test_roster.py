@@ -202,7 +202,7 @@ def test_figures_of_a_worker_that_has_loaded_are_known_before_it_beats_again(ros
     roster.joined(join(), 0)
     roster.beat(beat(steps=7), 0)
     roster.members["alpha"].apply(WorkerEvent.LOAD)
-    roster.members["alpha"].loaded(Loaded(worker="alpha", weights_bytes=50, read_bytes=60))
+    roster.members["alpha"].loaded(Loaded(worker="alpha", weights_bytes=50, vocabulary_size=400, read_bytes=60))
     told = roster.members["alpha"].heartbeat
     assert (told.weights_bytes, told.read_bytes, told.steps) == (50, 60, 7)
 

@@ -237,7 +237,7 @@ def num_routes(name, plan):
 
 def loaded(name, plan):
     kept = tuple(KeptPrefix(route=route, needs=NOTHING) for route in routes(name, plan))
-    return Loaded(worker=name, weights_bytes=5, prefixes=kept)
+    return Loaded(worker=name, weights_bytes=5, vocabulary_size=400, prefixes=kept)
 
 
 @pytest.fixture(scope="module")

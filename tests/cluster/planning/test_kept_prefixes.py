@@ -20,7 +20,9 @@ def kept():
     kept = KeptPrefixes()
     for worker, keys in zip(ROUTE, (KEYS, KEYS[:2], KEYS[1:]), strict=True):
         buffers = (pack_keys(keys), pack_ids([BLOCK_TOKENS] * len(keys)))
-        loaded = Loaded(worker=worker, weights_bytes=1, prefixes=(KeptPrefix(route=ROUTE, needs=NEEDS),))
+        loaded = Loaded(
+            worker=worker, weights_bytes=1, vocabulary_size=400, prefixes=(KeptPrefix(route=ROUTE, needs=NEEDS),)
+        )
         kept.loaded(loaded, buffers)
     return kept
 

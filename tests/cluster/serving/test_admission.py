@@ -191,7 +191,7 @@ def test_room_and_counts_are_never_exceeded_and_nothing_is_forgotten(steps, data
             first = next(place for place in places if place.decision is None)
             used = sum(place.decision.bytes_by_worker["alpha"] for place in held)
             assert first.decide().bytes_by_worker["alpha"] > ROOM["alpha"] - used
-            assert all(place.decision is None for place in places if place.number > first.number and not place.has_run)
+            assert all(place.decision is None for place in places if place.turn > first.turn and not place.has_run)
 
 
 # --- the end
@@ -235,3 +235,64 @@ def test_who_lost_its_plan_is_waited_for_when_closing():
 
 def test_nothing_running_is_drained_at_once():
     asyncio.run(asyncio.wait_for(open_admission().drained(), 1))
+
+
+def test_client_with_one_request_waits_for_one_of_another_that_has_many():
+    admission = open_admission(max_waiting=500)
+    many = [admission.enter(wanting(), 0.0, "many") for _ in range(200)]
+    one = admission.enter(wanting(), 0.0, "one")
+    admission.leave(many[0], 0.0)
+    assert running([one, *many[1:3]]) == [True, False, False]
+
+
+def test_clients_take_turns_and_each_in_its_order():
+    admission = open_admission(max_waiting=500)
+    held = admission.enter(wanting(), 0.0, "z")
+    places = {f"{client}{number}": admission.enter(wanting(), 0.0, client) for client in "abc" for number in range(3)}
+    given = []
+    while len(given) < len(places):
+        admission.leave(held, 0.0)
+        ((name, held),) = [(name, place) for name, place in places.items() if place.decision and name not in given]
+        given.append(name)
+    assert given == ["a0", "b0", "c0", "a1", "b1", "c1", "a2", "b2", "c2"]
+
+
+def test_client_that_comes_back_has_no_claim_from_when_it_was_away():
+    admission = open_admission(max_waiting=500)
+    (held,) = [admission.enter(wanting(), 0.0, "a")]
+    waiting = [admission.enter(wanting(), 0.0, "a") for _ in range(5)]
+    for place in waiting[:3]:
+        admission.leave(held, 0.0)
+        held = place
+    late = [admission.enter(wanting(), 0.0, "b") for _ in range(3)]
+    admission.leave(held, 0.0)
+    assert running([late[0], waiting[3]]) == [True, False]
+    admission.leave(late[0], 0.0)
+    assert running([waiting[3], late[1]]) == [True, False]
+
+
+def test_one_client_leaves_places_to_others():
+    admission = open_admission(max_running=16, max_waiting=100)
+    many = [admission.enter(wanting(), 0.0, "many") for _ in range(20)]
+    assert sum(running(many)) == 14
+    assert running([admission.enter(wanting(), 0.0, "one")]) == [True]
+
+
+def test_who_was_refused_and_comes_when_told_is_let_in_though_the_queue_is_full():
+    admission = open_admission(max_waiting=2)
+    first, *_ = arrive(admission, 3)
+    with pytest.raises(QueueFull) as refused:
+        admission.enter(wanting(), 0.0)
+    with pytest.raises(QueueFull):
+        admission.enter(wanting(), 0.0)
+    back = admission.enter(wanting(), refused.value.retry_after_s)
+    assert running([first, back]) == [True, False]
+
+
+def test_who_goes_on_is_let_in_though_the_queue_is_full_and_counts_for_no_waiting_place():
+    admission = open_admission(max_waiting=1)
+    arrive(admission, 2)
+    back = admission.enter(wanting(), 0.0, has_run=True)
+    assert running([back]) == [False]
+    with pytest.raises(QueueFull):
+        arrive(admission, 1)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from mlx_lm.utils import load_tokenizer
 
 from cluster.serving.prompts import Prompts
-from cluster.serving.requests import ChatPrompt, GenerationRequest, Prompt, TextPrompt, TokensPrompt
+from cluster.serving.requests import LONG_CHARACTERS, ChatPrompt, GenerationRequest, Prompt, TextPrompt, TokensPrompt
 from protocol.errors import BadRequest, ModelError
 from protocol.values import Sampling
 from tests.support.tiny_tokenizer import write_tokenizer
@@ -189,3 +189,10 @@ def test_text_has_no_stop_string_and_nothing_else_is_lost(prompts, ids, stop):
     assert stream.stopped == any(item in everything for item in stop)
     if not stream.stopped:
         assert text == everything
+
+
+def test_long_prompt_gives_the_ids_of_mlx_lm_though_another_tokenizer_makes_them(prompts, mlx_lm_tokenizer):
+    text = "the cat " * (LONG_CHARACTERS // 8 + 1)
+    request = GenerationRequest(prompt=TextPrompt(text))
+    assert request.is_long
+    assert prompts.encode(request) == tuple(mlx_lm_tokenizer.encode(text))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cluster.serving.live_request import DEFAULT_MAX_TOKENS
 from cluster.serving.prompts import Prompts
-from cluster.serving.requests import GenerationRequest, Progress, TextPrompt
+from cluster.serving.requests import GenerationRequest, Progress, TextPrompt, TokensPrompt
 from protocol.errors import ApiError, BadRequest, QueueFull, TooLarge, Unavailable, UsageError
 from protocol.messages import ForgetConversation, PrefillProgress, Reused, SequenceFailed
 from protocol.values import Sampling
@@ -202,6 +202,16 @@ def test_max_tokens_beyond_the_context_is_a_bad_request_that_says_how_many_are_l
         with pytest.raises(BadRequest, match="leaves 10 after 1990 prompt tokens") as refused:
             await answered(prompts, tokens_request(CONTEXT_TOKENS - 10, max_tokens=11))
         assert refused.value.param == "max_tokens"
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("asked", [{"prompt": TokensPrompt((5, 300))}, {"sampling": Sampling(logit_bias={300: 1.0})}])
+def test_token_ids_beyond_the_loaded_weights_are_a_bad_request_whatever_the_configuration_says(prompts, asked):
+    async def scenario():
+        request = GenerationRequest(**{"prompt": TokensPrompt((5,))} | asked)
+        with pytest.raises(BadRequest, match="vocabulary of 300"):
+            await answered(prompts, request, cluster=FakeCluster(plan_of(vocabulary_size=300)))
 
     run(scenario())
 

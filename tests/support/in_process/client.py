@@ -93,7 +93,7 @@ class Client:
         self._loop = asyncio.get_running_loop()
         self._replies = []
         transport = httpx.ASGITransport(app=self._noting)
-        self._http = httpx.AsyncClient(transport=transport, base_url="http://tandem", trust_env=False, timeout=None)
+        self._http = httpx.AsyncClient(transport=transport, base_url="http://localhost", trust_env=False, timeout=None)
 
     @asynccontextmanager
     async def opened(self):

@@ -179,14 +179,14 @@ def test_what_a_sequence_begins_with_goes_before_what_else_is_from_before(cluste
         cluster.generate([start + 5, *PROMPT], 5)
     cluster.run()
     cluster.replan()  # comes to rest with all of it handed over
-    watched = Watched(cluster, "worker-0")
+    watched = Watched(cluster, "worker-1")
     cluster.epoch += 1
     for name in cluster.names:
         cluster._send(name, cluster.plan)
-    engine = cluster.engines["worker-0"]
+    engine = cluster.engines["worker-1"]
     cluster.network.run()
     engine.turn()
-    cluster.post("worker-0", opening([5, *PROMPT]), (b"".join(block_keys([5, *PROMPT], "")),))
+    cluster.post("worker-1", opening([5, *PROMPT]), (b"".join(block_keys([5, *PROMPT], "")),))
     while len(watched.copies) < 12:
         cluster.turn()
     went = [(message.is_earlier, buffers[0]) for message, buffers in watched.copies]

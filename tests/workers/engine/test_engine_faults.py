@@ -1,6 +1,7 @@
 """Messages that do not fit what a worker knows: each is its own failure, and whoever else is served goes on."""
 
 import logging
+import math
 
 import numpy as np
 import pytest
@@ -31,6 +32,9 @@ ELSEWHERE = Route(("worker-0", "worker-7"))
 NOBODY = Route(())
 KEY = bytes(16)
 ROWS = (Row(900, 0, sample=True),)
+OPEN = (Row(1, 0, sample=True),)  # a sequence that runs on both
+BEYOND = 100_000
+GREEDY = Sampling()
 
 
 @pytest.fixture(scope="module")
@@ -48,18 +52,19 @@ def ids(*numbers):
     return np.array(numbers, np.int32).tobytes()
 
 
-def generate(route=BOTH, sequence=900):
+def generate(route=BOTH, sequence=900, max_tokens=3, sampling=GREEDY):
     return Generate(
-        sequence=sequence, route=route, cached=True, max_tokens=3, end_tokens=(), sampling=Sampling(), seed=0
+        sequence=sequence, route=route, cached=True, max_tokens=max_tokens, end_tokens=(), sampling=sampling, seed=0
     )
 
 
-def opening(route):
-    return OpenSequence(sequence=900, route=route, cached=True, sampling=Sampling(), seed=0, history=(), max_length=9)
+def opening(route, **changes):
+    given = {"sequence": 900, "cached": True, "sampling": Sampling(), "seed": 0, "history": (), "max_length": 9}
+    return OpenSequence(route=route, **given | changes)
 
 
-def step(route, *, number=900, rows=ROWS, num_tokens=1):
-    return Step(number=number, route=route, slot=0, cached=True, rows=rows, num_tokens=num_tokens)
+def step(route, *, number=900, rows=ROWS, num_tokens=1, cached=True, slot=0, payload=None):
+    return Step(number=number, route=route, slot=slot, cached=cached, rows=rows, num_tokens=num_tokens, payload=payload)
 
 
 def keep(route, *spans):
@@ -73,6 +78,14 @@ UNFIT_REQUESTS = {
     "for a route that is not loaded": (generate(ELSEWHERE), (ids(5, 6),)),
     "for a route that begins elsewhere": (generate(Route(("worker-1", "worker-0"))), (ids(5, 6),)),
     "for no route": (generate(NOBODY), (ids(5, 6),)),
+    "with an id beyond the vocabulary": (generate(), (ids(5, BEYOND),)),
+    "with a negative id": (generate(), (ids(-1, 5),)),
+    "for no tokens": (generate(max_tokens=0), (ids(5, 6),)),
+    "for more tokens than numbers": (generate(max_tokens=1 << 40), (ids(5, 6),)),
+    "that prefers an id beyond the vocabulary": (generate(sampling=Sampling(logit_bias={BEYOND: 1.0})), (ids(5, 6),)),
+    "that prefers a negative id": (generate(sampling=Sampling(logit_bias={-7: 1.0})), (ids(5, 6),)),
+    "with a temperature that is no number": (generate(sampling=Sampling(temperature=math.nan)), (ids(5, 6),)),
+    "with an endless penalty": (generate(sampling=Sampling(repetition_penalty=math.inf)), (ids(5, 6),)),
 }
 
 UNFIT_MESSAGES = {
@@ -104,6 +117,37 @@ UNFIT_MESSAGES = {
     "step without rows": (step(BOTH, rows=()), (b"",)),
     "step without buffers": (step(BOTH), ()),
     "step of other numbers of ids": (step(BOTH, num_tokens=7), (ids(5),)),
+    "step of no tokens": (step(BOTH, num_tokens=0), (b"",)),
+    "step of a negative number of tokens": (step(BOTH, num_tokens=-1), (ids(5),)),
+    "step with an id beyond the vocabulary": (step(BOTH, rows=OPEN), (ids(BEYOND),)),
+    "step with a negative id": (step(BOTH, rows=OPEN), (ids(-1),)),
+    "step of more rows than a batch has": (step(BOTH, rows=ROWS * 200), (ids(*[5] * 200),)),
+    "step that names a sequence twice": (step(BOTH, rows=OPEN * 2), (ids(5, 6),)),
+    "step of rows without a slot": (step(BOTH, rows=ROWS + OPEN, slot=None), (ids(5, 6),)),
+    "step without caches in a slot": (step(BOTH, cached=False), (ids(5),)),
+    "step without caches of a sequence with one": (step(BOTH, rows=OPEN, cached=False, slot=None), (ids(5),)),
+    "step from elsewhere in a sequence": (step(BOTH, rows=(Row(1, 7, sample=True),)), (ids(5),)),
+    "step before the first token": (step(BOTH, rows=(Row(900, -1, sample=True),)), (ids(5),)),
+    "step beyond any sequence": (step(BOTH, rows=(Row(900, 1 << 60, sample=True),)), (ids(5),)),
+    "step with hidden states of a strange structure": (
+        step(BOTH, rows=OPEN, payload=["array", "float32", [1]]),
+        (ids(5),),
+    ),
+    "sampled beyond the vocabulary": (Sampled(number=1, route=BOTH, tokens=(BEYOND,)), ()),
+    "sampled before the vocabulary": (Sampled(number=1, route=BOTH, tokens=(-1,)), ()),
+    "opening with a history beyond the vocabulary": (opening(BOTH, history=(5, BEYOND)), (b"",)),
+    "opening that prefers an id beyond the vocabulary": (
+        opening(BOTH, sampling=Sampling(logit_bias={BEYOND: 1.0})),
+        (b"",),
+    ),
+    "opening of no length": (opening(BOTH, max_length=0), (b"",)),
+    "opening beyond any length": (opening(BOTH, max_length=1 << 62), (b"",)),
+    "keep of no tokens": (keep(BOTH, (16, 16)), (KEY,)),
+    "keep of a negative span": (keep(BOTH, (-16, 16)), (KEY,)),
+    "keep beyond what is computed": (keep(BOTH, (0, 1 << 20)), (KEY,)),
+    "keep of nothing": (keep(BOTH), (b"",)),
+    "known prefixes of no length": (KnownPrefix(route=BOTH, capacity=4, snapshots=False), (KEY, ids(0))),
+    "known prefixes in a negative room": (KnownPrefix(route=BOTH, capacity=-4, snapshots=False), (KEY, ids(64))),
 }
 
 

@@ -6,7 +6,8 @@ import pytest
 from protocol.messages import OpenSequence, Row, Step
 from protocol.values import Route, Sampling
 from workers.cache.prefix_store import PrefixStore
-from workers.engine.executor import StageExecutor, StagePlace, UnknownSequence
+from workers.engine.executor import StageExecutor, StagePlace
+from workers.engine.fitness import UnfitMessage
 from workers.model.split_model import SplitModel
 from workers.zoo import make_tiny_model
 
@@ -165,13 +166,13 @@ def test_closing_twice_or_an_unknown_sequence_is_harmless(played):
 
 def test_step_of_a_sequence_that_is_not_open_is_refused(played):
     played.executor.close(1)
-    with pytest.raises(UnknownSequence, match="sequence 1"):
+    with pytest.raises(UnfitMessage, match="sequence 1"):
         played.decode(0, 1, 2)
 
 
 def test_refused_step_leaves_the_other_sequences_usable(played, expected):
     played.decode(0, 2, 3)
-    with pytest.raises(UnknownSequence):
+    with pytest.raises(UnfitMessage):
         played._run(0, [Row(2, 7, sample=True), Row(99, 0, sample=True)], [[1], [1]])
     played.decode(0, 2, 3)
     assert_as_alone(played, expected)

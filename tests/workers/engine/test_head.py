@@ -287,9 +287,7 @@ def test_step_that_sampled_too_few_or_too_many_fails_its_rows(played, tokens):
     assert played.nothing_to_run()
 
 
-def test_empty_prompt_and_number_in_use_do_not_fit(played):
-    with pytest.raises(UnfitMessage):
-        played.begin(1, [])
+def test_number_in_use_does_not_fit(played):
     played.begin(1, [5])
     with pytest.raises(UnfitMessage):
         played.begin(1, [6])

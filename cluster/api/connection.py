@@ -1,0 +1,181 @@
+"""The API's connections: how many there are, what a client may send before it is answered, and how long it may take.
+
+uvicorn's protocol on httptools parses; this holds it to limits, so that nobody costs memory, descriptors or places by being
+silent, endless or many. Knows nothing of what is asked. One connection is one instance, on the event loop.
+"""
+
+import asyncio
+import resource
+from typing import Any, cast
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from cluster.api.events import as_json
+from protocol.errors import ApiError
+
+# Of a request line and its headers, in bytes and in number.
+MAX_HEAD_BYTES = 64 * 1024
+MAX_HEADERS = 128
+# From the connection, or the first byte of a further request, to the end of its headers.
+HEAD_TIMEOUT_S = 15.0
+# Requests that may wait behind one that is being answered.
+MAX_PIPELINED = 8
+# What is written and not sent yet, before the answer waits for its reader.
+WRITE_BUFFER_BYTES = 16 * 1024
+# In a request's scope: closes its connection at once, whatever of the answer is not sent yet.
+ABORT = "tandem.abort"
+# Descriptors for files, workers and whatever else the coordinator opens, and connections that leave room for other addresses.
+_KEPT_BACK = 256
+_FOR_OTHER_ADDRESSES = 8
+_LEAST_CONNECTIONS = 64
+_MOST_CONNECTIONS = 8192
+_VERSIONS = ("1.0", "1.1")
+
+
+def max_connections() -> int:
+    """How many connections there may be, of the descriptors that the process may open: as many as the system allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_CONNECTIONS + _KEPT_BACK
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        soft = allowed
+    usable = wanted if soft == resource.RLIM_INFINITY else soft
+    return max(min(usable - _KEPT_BACK, _MOST_CONNECTIONS), _LEAST_CONNECTIONS)
+
+
+class _Refused(Exception):
+    """A request whose head is over a limit; the parser stops there."""
+
+
+class Connection(HttpToolsProtocol):
+    """See the module. most: connections in all."""
+
+    most = _LEAST_CONNECTIONS
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._head_bytes = 0
+        self._is_in_head = True
+        self._late: asyncio.TimerHandle | None = None
+        self._refusal: tuple[int, str] = (400, "this is no HTTP request that can be understood")
+
+    # --- the connection
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
+        self._expect_head()
+        if self._are_too_many():
+            self._refuse_now(503, "there are as many connections as may be; try again soon")
+
+    def _are_too_many(self) -> bool:
+        if len(self.connections) > self.most:
+            return True
+        if len(self.connections) <= self.most // _FOR_OTHER_ADDRESSES or self.client is None:
+            return False
+        address = self.client[0]
+        clients = [connection.client for connection in self.connections if isinstance(connection, Connection)]
+        same = sum(client is not None and client[0] == address for client in clients)
+        return same > self.most - self.most // _FOR_OTHER_ADDRESSES
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._expect_nothing()
+        super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        """The server stops: who has no answer under way is closed now."""
+        super().shutdown()
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.abort()
+
+    # --- the head of a request
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._is_in_head and self.parser is not None and not self.transport.is_closing():
+            self._head_bytes += len(data)  # of a header that does not end nothing else is heard
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._refuse_now(431, f"the headers are larger than {MAX_HEAD_BYTES // 1024} KB")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        cast(dict[str, Any], self.scope)[ABORT] = self.transport.abort
+        self._is_in_head, self._head_bytes = True, 0
+        self._expect_head()
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        self._count(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        self._count(len(name) + len(value))
+        if len(self.headers) > MAX_HEADERS:
+            self._refuse(431, f"there are more than {MAX_HEADERS} headers")
+
+    def _count(self, num_bytes: int) -> None:
+        self._head_bytes += num_bytes
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._refuse(431, f"the headers are larger than {MAX_HEAD_BYTES // 1024} KB")
+
+    def on_headers_complete(self) -> None:
+        self._is_in_head = False
+        self._expect_nothing()
+        version = self.parser.get_http_version()
+        if version not in _VERSIONS:
+            self._refuse(505, "this server speaks HTTP/1.1")
+        num_hosts = sum(name == b"host" for name, _ in self.headers)
+        if num_hosts > 1 or (version == "1.1" and num_hosts != 1):
+            self._refuse(400, "a request needs one Host header")
+        if len(self.pipeline) >= MAX_PIPELINED:
+            self.transport.abort()
+            raise _Refused
+        super().on_headers_complete()
+
+    # --- what is over a limit
+
+    def _refuse(self, status: int, why: str) -> None:
+        """From within the parser, which stops there."""
+        self._refusal = (status, why)
+        raise _Refused(why)
+
+    def _refuse_now(self, status: int, why: str) -> None:
+        self._refusal = (status, why)
+        self.send_400_response(why)
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's words for what it does not understand
+        """The answer to a request that never becomes one; nothing where another answer is under way."""
+        if not self.transport.is_closing() and (self.cycle is None or self.cycle.response_complete):
+            status, why = self._refusal
+            self.transport.write(_refusal(status, why))
+        self.transport.close()
+
+    def _expect_head(self) -> None:
+        self._expect_nothing()
+        self._late = self.loop.call_later(HEAD_TIMEOUT_S, self._give_up)
+
+    def _expect_nothing(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+    def _give_up(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.abort()
+
+
+_PHRASES = {
+    400: "Bad Request",
+    431: "Request Header Fields Too Large",
+    503: "Service Unavailable",
+    505: "HTTP Version Not Supported",
+}
+
+
+def _refusal(status: int, why: str) -> bytes:
+    error = ApiError(why)
+    error.status, error.error_type, error.code = status, "invalid_request_error", "invalid_request"
+    body = as_json(error.body())
+    head = f"HTTP/1.1 {status} {_PHRASES[status]}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+    return head.encode() + b"connection: close\r\n\r\n" + body

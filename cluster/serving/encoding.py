@@ -1,0 +1,34 @@
+"""Prompts become token ids off the event loop, and a long one holds up no short one.
+
+Each kind has a lane of its own, in which one is encoded at a time: a tokenizer is no use to two threads at once. Who leaves
+while others of its lane are before it costs nothing.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from cluster.serving.requests import GenerationRequest
+
+if TYPE_CHECKING:  # see `answer`
+    from cluster.serving.prompts import Prompts
+
+RunInThread = Callable[..., Awaitable[Any]]
+
+
+class Encoding:
+    """run_in_thread: awaits a function that takes a while."""
+
+    def __init__(self, prompts: "Prompts", run_in_thread: RunInThread):
+        self._prompts = prompts
+        self._run_in_thread = run_in_thread
+        self._lanes: dict[bool, asyncio.Lock] = {is_long: asyncio.Lock() for is_long in (False, True)}
+
+    def __repr__(self) -> str:
+        return f"Encoding({self._prompts})"
+
+    async def encode(self, request: GenerationRequest) -> tuple[int, ...]:
+        """The token ids of a request's prompt. Raises what `Prompts.encode` raises."""
+        async with self._lanes[request.is_long]:
+            tokens: tuple[int, ...] = await self._run_in_thread(self._prompts.encode, request)
+            return tokens

@@ -1,0 +1,168 @@
+"""What arriving messages are held to: the plan that is loaded, and its model's vocabulary.
+
+Everything that another process says of sequences, steps and prefixes is checked once, here, where it enters the engine:
+MLX checks no bounds, so an id without an embedding reads foreign memory. What lies behind may trust it. Whether a sequence
+or a step is there is known to who owns it, and checked there. Reads no tensor but token ids.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from protocol.messages import (
+    CloseSequence,
+    CopyArrived,
+    CopyPrefix,
+    DropPrefix,
+    Generate,
+    KeepPrefix,
+    KnownPrefix,
+    LoadStage,
+    Message,
+    OpenSequence,
+    Sampled,
+    Step,
+    StepFailed,
+)
+from protocol.values import Buffer, Route, Sampling, unpack_keys
+from workers.engine.fitness import UnfitMessage, required_buffer
+from workers.model.stage_loading import LoadedStages
+
+# Beyond it positions and lengths are no longer numbers that MLX can index with.
+MAX_TOKENS = 1 << 30
+
+_Buffers = Sequence[Buffer]
+
+
+class Checks:
+    """See the module. name: this worker's; stages: gives what is loaded."""
+
+    def __init__(self, name: str, stages: Callable[[], LoadedStages]):
+        self._name = name
+        self._stages = stages
+        self._checks: Mapping[type[Message], Callable[[Any, _Buffers], None]] = {
+            LoadStage: self._plan,
+            Generate: self._request,
+            KnownPrefix: self._kept,
+            OpenSequence: self._opening,
+            CloseSequence: lambda message, _: self._continues_here(message.route),
+            KeepPrefix: self._keeping,
+            DropPrefix: lambda message, _: self._continues_here(message.route),
+            CopyPrefix: lambda message, _: self._loaded(message.route),
+            CopyArrived: lambda message, _: self._loaded(message.route),
+            Step: self._step,
+            Sampled: self._sampled,
+            StepFailed: lambda message, _: self._begins_here(message.route),
+        }
+
+    def __repr__(self) -> str:
+        return f"Checks({self._name}, {[str(route) for route in self._stages().executors]})"
+
+    def check(self, message: Message, buffers: _Buffers) -> None:
+        """Raises UnfitMessage, and ValueError for a buffer that is no whole number of ids or keys."""
+        check = self._checks.get(type(message))
+        if check is not None:
+            check(message, buffers)
+
+    # --- by kind
+
+    def _plan(self, message: LoadStage, _: _Buffers) -> None:
+        names = [stage.worker for stage in message.stages]
+        _require(self._name in names, f"a plan without {self._name}")
+        _require(len(set(names)) == len(names), "a plan that names a worker twice")
+        _require(message.pipeline is None or list(message.pipeline) == names, "a plan whose route is not its stages")
+        _require(
+            all(0 <= start < end for start, end in (stage.layers for stage in message.stages)), "a stage of no layers"
+        )
+
+    def _request(self, message: Generate, buffers: _Buffers) -> None:
+        self._begins_here(message.route)
+        ids = _ids(required_buffer(buffers, 0, "the prompt"))
+        _require(len(ids) > 0, "a prompt without tokens")
+        self._known(ids)
+        _require(0 < message.max_tokens <= MAX_TOKENS - len(ids), f"{message.max_tokens} tokens to generate")
+        self._sampling(message.sampling)
+
+    def _opening(self, message: OpenSequence, _: _Buffers) -> None:
+        self._continues_here(message.route)
+        self._known(message.history)
+        _require(0 < message.max_length <= MAX_TOKENS, f"a sequence of {message.max_length} tokens")
+        self._sampling(message.sampling)
+
+    def _kept(self, message: KnownPrefix, buffers: _Buffers) -> None:
+        self._begins_here(message.route)
+        keys = unpack_keys(required_buffer(buffers, 0, "the keys"))
+        lengths = _ids(required_buffer(buffers, 1, "the lengths of the keys"))
+        _require(len(keys) == len(lengths), f"{len(keys)} keys with {len(lengths)} lengths")
+        _require(message.capacity >= 0 and all(lengths > 0), "a kept prefix of no tokens")
+
+    def _keeping(self, message: KeepPrefix, buffers: _Buffers) -> None:
+        self._continues_here(message.route)
+        keys = unpack_keys(required_buffer(buffers, 0, "the keys"))
+        _require(len(message.spans) == len(keys), f"{len(message.spans)} spans to keep under {len(keys)} keys")
+        _require(all(0 <= start < end for start, end in message.spans), "a span of no tokens to keep")
+
+    def _step(self, message: Step, buffers: _Buffers) -> None:
+        self._continues_here(message.route)
+        num_rows, num_tokens = len(message.rows), message.num_tokens
+        if not 0 < num_rows <= self._stages().max_rows or num_tokens <= 0:
+            raise UnfitMessage(f"a step of {num_rows} rows of {num_tokens} tokens")
+        if (num_rows > 1 or not message.cached) and (message.slot is None) == message.cached:
+            raise UnfitMessage("a step whose rows do not have the slot that they need")
+        if num_rows > 1 and len({row.sequence for row in message.rows}) < num_rows:
+            raise UnfitMessage("a step that names a sequence twice")
+        if not all(0 <= row.position <= MAX_TOKENS for row in message.rows):
+            raise UnfitMessage("a step beyond any sequence")
+        ids = _ids(required_buffer(buffers, 0, "the step's token ids"))
+        if len(ids) != num_rows * num_tokens:
+            raise UnfitMessage(f"{len(ids)} ids for {num_rows} rows of {num_tokens} tokens")
+        self._known(ids)
+
+    def _sampled(self, message: Sampled, _: _Buffers) -> None:
+        self._begins_here(message.route)
+        self._known(message.tokens)
+
+    # --- what they share
+
+    def _loaded(self, route: Route) -> None:
+        if route not in self._stages().executors:
+            raise UnfitMessage(f"the route {route} is not loaded here")
+
+    def _begins_here(self, route: Route) -> None:
+        self._loaded(route)
+        if route.head != self._name:
+            raise UnfitMessage(f"the route {route} does not begin here")
+
+    def _continues_here(self, route: Route) -> None:
+        self._loaded(route)
+        if route.head == self._name:
+            raise UnfitMessage(f"the route {route} begins here, so nobody passes anything on")
+
+    def _known(self, ids: Iterable[int]) -> None:
+        found = np.fromiter(ids, np.int64) if not isinstance(ids, np.ndarray) else ids
+        size = self._stages().vocabulary_size
+        if found.size and not 0 <= found.min() <= found.max() < size:
+            wrong = found.min() if found.min() < 0 else found.max()
+            raise UnfitMessage(f"token id {wrong} is outside the model's vocabulary of {size}")
+
+    def _sampling(self, sampling: Sampling) -> None:
+        biases = sampling.logit_bias or {}
+        self._known(biases)
+        numbers = (
+            sampling.temperature, sampling.top_p, sampling.min_p, sampling.repetition_penalty, sampling.presence_penalty,
+            sampling.frequency_penalty, *biases.values(),
+        )  # fmt: skip
+        _require(
+            all(number is None or math.isfinite(number) for number in numbers), "a setting of sampling is no number"
+        )
+
+
+def _require(holds: object, otherwise: str) -> None:
+    if not holds:
+        raise UnfitMessage(otherwise)
+
+
+def _ids(buffer: Buffer) -> "np.ndarray":
+    return np.frombuffer(buffer, np.int32)
