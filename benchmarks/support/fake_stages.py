@@ -123,7 +123,7 @@ class FakeStages:
         elif isinstance(message, LoadStage):
             nothing = KvNeeds(fixed_bytes=0, growth=(), snapshots=False)
             kept = (KeptPrefix(route=Route((self._name,)), needs=nothing),)
-            self._send(Loaded(worker=self._name, weights_bytes=0, prefixes=kept), (b"", b""))
+            self._send(Loaded(worker=self._name, weights_bytes=0, vocabulary_size=1 << 20, prefixes=kept), (b"", b""))
         elif isinstance(message, Generate):
             self._waiting[message.sequence] = message
         elif isinstance(message, Shutdown):

@@ -6,7 +6,8 @@ silent, endless or many. Knows nothing of what is asked. One connection is one i
 
 import asyncio
 import resource
-from typing import Any, cast
+from collections import Counter
+from typing import Any, ClassVar, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -17,7 +18,7 @@ from protocol.errors import ApiError
 MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 128
 # From the connection, or the first byte of a further request, to the end of its headers.
-HEAD_TIMEOUT_S = 15.0
+HEAD_TIMEOUT_S = 30.0
 # Requests that may wait behind one that is being answered.
 MAX_PIPELINED = 8
 # What is written and not sent yet, before the answer waits for its reader.
@@ -52,9 +53,11 @@ class Connection(HttpToolsProtocol):
     """See the module. most: connections in all."""
 
     most = _LEAST_CONNECTIONS
+    _by_address: ClassVar[Counter[str]] = Counter()
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
+        self._address = ""
         self._head_bytes = 0
         self._is_in_head = True
         self._late: asyncio.TimerHandle | None = None
@@ -65,22 +68,21 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
+        self._address = self.client[0] if self.client is not None else ""
+        self._by_address[self._address] += 1
         self._expect_head()
         if self._are_too_many():
             self._refuse_now(503, "there are as many connections as may be; try again soon")
 
     def _are_too_many(self) -> bool:
-        if len(self.connections) > self.most:
-            return True
-        if len(self.connections) <= self.most // _FOR_OTHER_ADDRESSES or self.client is None:
-            return False
-        address = self.client[0]
-        clients = [connection.client for connection in self.connections if isinstance(connection, Connection)]
-        same = sum(client is not None and client[0] == address for client in clients)
-        return same > self.most - self.most // _FOR_OTHER_ADDRESSES
+        of_one = self.most - self.most // _FOR_OTHER_ADDRESSES
+        return len(self.connections) > self.most or self._by_address[self._address] > of_one
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._expect_nothing()
+        self._by_address[self._address] -= 1
+        if not self._by_address[self._address]:
+            del self._by_address[self._address]
         super().connection_lost(exc)
 
     def shutdown(self) -> None:

@@ -15,7 +15,7 @@ _LATELY_S = 120.0
 _FIRST_RATE = 8.0
 _LONGEST_S = 3600.0
 # How long after its time a promise holds, and how many there are at most.
-GRACE_S = 60.0
+GRACE_S = 120.0
 MAX_PROMISES = 4096
 
 

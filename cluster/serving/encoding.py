@@ -27,8 +27,8 @@ class Encoding:
     def __repr__(self) -> str:
         return f"Encoding({self._prompts})"
 
-    async def encode(self, request: GenerationRequest) -> tuple[int, ...]:
+    async def encode(self, request: GenerationRequest, context_tokens: int | None) -> tuple[int, ...]:
         """The token ids of a request's prompt. Raises what `Prompts.encode` raises."""
         async with self._lanes[request.is_long]:
-            tokens: tuple[int, ...] = await self._run_in_thread(self._prompts.encode, request)
+            tokens: tuple[int, ...] = await self._run_in_thread(self._prompts.encode, request, context_tokens)
             return tokens

@@ -16,8 +16,9 @@ from jinja2.exceptions import TemplateError
 from mlx_lm.tokenizer_utils import StreamingDetokenizer, TokenizerWrapper
 from mlx_lm.utils import load_config, load_tokenizer
 
+from cluster.serving.long_prompts import give_back_memory, longest_token
 from cluster.serving.requests import ChatPrompt, GenerationRequest, TextPrompt, TokensPrompt
-from protocol.errors import BadRequest, ModelError
+from protocol.errors import BadRequest, ModelError, TooLarge
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -87,12 +88,33 @@ class Prompts:
             raise ModelError(f"the tokenizer in {model_path} cannot be read: {_in_one_line(error)}") from error
         return cls(tokenizer, _vocabulary_size(config, tokenizer), make)
 
-    def encode(self, request: GenerationRequest) -> tuple[int, ...]:
-        """The token ids of a request's prompt, at least one.
+    def encode(self, request: GenerationRequest, context_tokens: int | None = None) -> tuple[int, ...]:
+        """The token ids of a request's prompt, at least one. context_tokens: the model's, None where it is not known.
 
-        Raises BadRequest for an empty prompt, a model without chat template, a template that refuses the messages, and
-        token ids (in the prompt or in logit_bias) outside the vocabulary.
+        Raises:
+            BadRequest: an empty prompt, a model without chat template, a template that refuses the messages, token ids (in
+                the prompt or in logit_bias) outside the vocabulary.
+            TooLarge: a long text that could not fit the context, whatever its tokens; others are not looked at here.
         """
+        if request.is_long and context_tokens is not None:
+            self._require_room(request, context_tokens)
+        try:
+            return self._ids(request)
+        finally:
+            if request.is_long:
+                give_back_memory()
+
+    def _require_room(self, request: GenerationRequest, context_tokens: int) -> None:
+        with self._encoders[True] as tokenizer:
+            longest = longest_token(tokenizer)
+        least = 0 if longest is None else request.num_characters // longest
+        if least > context_tokens:
+            raise TooLarge(
+                f"the prompt has more than {least} tokens but the model's context is {context_tokens} tokens; shorten it",
+                param=request.prompt_field,
+            )
+
+    def _ids(self, request: GenerationRequest) -> tuple[int, ...]:
         match request.prompt:
             case ChatPrompt():
                 ids = self._encode_chat(request, request.prompt)

@@ -60,15 +60,20 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: float | None = None
 
     @property
-    def is_long(self) -> bool:
-        """Whether its text takes long to encode."""
+    def num_characters(self) -> int:
+        """Of the prompt's text; 0 for token ids."""
         match self.prompt:
             case ChatPrompt(messages=messages):
-                return sum(len(message["content"]) for message in messages) > LONG_CHARACTERS
+                return sum(len(message["content"]) for message in messages)
             case TextPrompt(text=text):
-                return len(text) > LONG_CHARACTERS
+                return len(text)
             case TokensPrompt():
-                return False
+                return 0
+
+    @property
+    def is_long(self) -> bool:
+        """Whether its text takes long to encode."""
+        return self.num_characters > LONG_CHARACTERS
 
     def require_known(self, tokens: Collection[int], vocabulary_size: int) -> None:
         """Every token id, of the prompt's `tokens` and in logit_bias, has an embedding. Raises BadRequest."""

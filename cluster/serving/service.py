@@ -114,7 +114,7 @@ class GenerationService:
         deadline = Deadline(arrival, request.timeout_s or self._timeout_s)
         try:
             async with asyncio.timeout(None if deadline.at == math.inf else deadline.at - arrival):
-                tokens = await self._encoding.encode(request)
+                tokens = await self._encoding.encode(request, self._overview.model().context_tokens)
         except TimeoutError:
             raise deadline.error() from None
         return LiveRequest(request, tokens, self._prompts.stream(request.stop), self._counts, deadline, arrival)

@@ -23,7 +23,7 @@ WITHOUT_CACHE = [[[7, 3, 250, 19, 66, 5, 88, 41, 9, 120, 13, 2], [4, 71, 18, 9, 
 WITH_CACHE = [[[7, 3, 250, 19, 66, 5, 88, 41, 9, 120, 13, 2]], [[31, 8, 77, 45, 6]], [[9]], [[14]]]
 # Beyond the sliding windows of tiny models, and short of them.
 PROMPTS = ([(7 * place) % 251 + 5 for place in range(40)], [11, 30, 4, 99, 7])
-MAX_TOKENS = 9
+MAX_TOKENS = 6
 STRATEGIES = ("single-device-cached", "distributed-cached", "distributed-no-cache")
 SPECIAL = {
     "tied": {"tie_word_embeddings": True},

@@ -18,7 +18,7 @@ class Threads:
         self.began = []
         self._ends = []
 
-    async def __call__(self, _, request):
+    async def __call__(self, _, request, context_tokens):
         self.began.append(request)
         self._ends.append(asyncio.get_running_loop().create_future())
         return await self._ends[-1]
@@ -32,7 +32,7 @@ class Threads:
 
 def begin(threads, *requests):
     encoding = Encoding(threads, threads)
-    return [asyncio.create_task(encoding.encode(request)) for request in requests]
+    return [asyncio.create_task(encoding.encode(request, 100)) for request in requests]
 
 
 def test_short_prompt_does_not_wait_for_a_long_one_and_long_ones_wait_for_each_other():

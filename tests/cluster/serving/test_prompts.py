@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx_lm.utils import load_tokenizer
 
+from cluster.serving.long_prompts import longest_token
 from cluster.serving.prompts import Prompts
 from cluster.serving.requests import LONG_CHARACTERS, ChatPrompt, GenerationRequest, Prompt, TextPrompt, TokensPrompt
-from protocol.errors import BadRequest, ModelError
+from protocol.errors import BadRequest, ModelError, TooLarge
 from protocol.values import Sampling
 from tests.support.tiny_tokenizer import write_tokenizer
 
@@ -196,3 +197,18 @@ def test_long_prompt_gives_the_ids_of_mlx_lm_though_another_tokenizer_makes_them
     request = GenerationRequest(prompt=TextPrompt(text))
     assert request.is_long
     assert prompts.encode(request) == tuple(mlx_lm_tokenizer.encode(text))
+
+
+def test_text_that_cannot_fit_the_context_is_refused_before_it_is_encoded(prompts, monkeypatch):
+    monkeypatch.setattr(Prompts, "_ids", lambda *_: pytest.fail("it was encoded"))
+    request = GenerationRequest(prompt=TextPrompt("the cat " * LONG_CHARACTERS), prompt_field="input")
+    with pytest.raises(TooLarge, match="the model's context is 100 tokens") as refused:
+        prompts.encode(request, 100)
+    assert refused.value.param == "input"
+
+
+@pytest.mark.parametrize("text", ["the cat ", "x", " ", "é", "🙂"])
+def test_no_text_has_fewer_tokens_than_its_characters_allow(prompts, mlx_lm_tokenizer, text):
+    longest = longest_token(mlx_lm_tokenizer)
+    assert longest is not None
+    assert len(mlx_lm_tokenizer.encode(text * 500)) >= len(text * 500) // longest
