@@ -117,7 +117,7 @@ def main() -> int:
     FIGURES.mkdir(parents=True, exist_ok=True)
     failed = [name for name in arguments.names or MEASUREMENTS if not measure(name, folder, quick=arguments.quick)]
     if not arguments.quick:
-        for file in (SPEED, LOSSES):
+        for file in sorted({MEASUREMENTS[name].page for name in arguments.names or MEASUREMENTS}):
             file.write_text(page(file.read_text(encoding="utf-8"), results(folder, file)), encoding="utf-8")
     if failed:
         print(f"bench record: {', '.join(failed)} failed", file=sys.stderr)

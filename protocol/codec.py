@@ -54,7 +54,7 @@ from protocol.messages import (
 from protocol.values import Buffer
 
 PROTOCOL = 2
-MAX_HEADER_BYTES = 4 << 20
+MAX_HEADER_BYTES = 8 << 20  # a bias for every id of a vocabulary of half a million
 MAX_BUFFERS = 4096
 MAX_NUMBER = (1 << 32) - 1
 _LIMITS: dict[str, Any] = {
@@ -62,7 +62,7 @@ _LIMITS: dict[str, Any] = {
     "max_str_len": 1 << 20,
     "max_bin_len": 0,
     "max_array_len": 1 << 20,
-    "max_map_len": 1 << 16,
+    "max_map_len": 1 << 20,
     "max_ext_len": 0,
 }
 _PREFIX = struct.Struct(">QHHI")
@@ -123,8 +123,17 @@ class Envelope(msgspec.Struct, frozen=True):
 def encode(
     epoch: int, message: Message, buffers: Sequence[Buffer] = (), *, sender: int = 0, number: int = 0
 ) -> list[Buffer]:
-    """The frames of one message. Buffers are passed through, never copied."""
-    return [_PREFIX.pack(epoch, _NUMBERS[type(message)], sender, number), _header.encode(message), *buffers]
+    """The frames of one message. Buffers are passed through, never copied.
+
+    Raises:
+        WireError: it is larger than `decode` takes, so that whoever waits for its answer need not wait for ever.
+    """
+    header = _header.encode(message)
+    if len(header) > MAX_HEADER_BYTES or len(buffers) > MAX_BUFFERS:
+        raise WireError(
+            f"a {type(message).__name__} of {len(header)} bytes and {len(buffers)} buffers is too large to send"
+        )
+    return [_PREFIX.pack(epoch, _NUMBERS[type(message)], sender, number), header, *buffers]
 
 
 def decode(frames: Sequence[Buffer]) -> Envelope:

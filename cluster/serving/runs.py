@@ -89,9 +89,9 @@ class Runs:
         return self._num_begun
 
     def begin(self, message: Generate, tokens: tuple[int, ...], now: float, paused: Callable[[], None]) -> Run:
-        """Send a sequence to the head of its route. paused: see `Run`."""
-        run = self._runs[message.sequence] = Run(message.sequence, message.route, now, paused)
+        """Send a sequence to the head of its route. paused: see `Run`. Raises WireError for what is too large to send."""
         self._cluster.send(message.route.head, message, (pack_ids(tokens),))
+        run = self._runs[message.sequence] = Run(message.sequence, message.route, now, paused)
         return run
 
     def end(self, run: Run) -> None:

@@ -1,6 +1,7 @@
 """Bytes on the wire: a golden message of each kind, and nothing but WireError from anything else."""
 
 import msgpack
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -148,6 +149,22 @@ def test_wrong_fields_of_any_kind_are_wire_errors(number, fields):
         codec.decode(frames)
     except WireError:
         pass
+
+
+def generate(**changes):
+    return msgspec.structs.replace(EXAMPLES[24], **changes)
+
+
+def test_bias_for_every_id_of_a_large_vocabulary_survives_the_wire():
+    message = generate(sampling=Sampling(logit_bias=dict.fromkeys(range(300_000), -1.5)))
+    assert codec.decode([bytes(frame) for frame in codec.encode(1, message)]).message == message
+
+
+@pytest.mark.parametrize("buffers", [[], [b""] * (codec.MAX_BUFFERS + 1)])
+def test_what_would_be_refused_where_it_arrives_is_not_sent(buffers):
+    message = generate() if buffers else generate(scope="x" * (codec.MAX_HEADER_BYTES + 1))
+    with pytest.raises(WireError, match="is too large to send"):
+        codec.encode(1, message, buffers)
 
 
 def test_header_beyond_the_limit_is_refused_before_it_is_read():

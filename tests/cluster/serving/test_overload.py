@@ -8,7 +8,7 @@ import pytest
 from cluster.serving.prompts import Prompts
 from cluster.serving.requests import Delta, Finished, Routed
 from cluster.serving.runs import MAX_BEHIND_TOKENS
-from protocol.errors import QueueFull, RequestTimeout
+from protocol.errors import QueueFull, RequestTimeout, WireError
 from tests.support.fake_cluster import Client, FakeCluster, plan_of, requests_of, service_of, settle, tokens_request
 from tests.support.tiny_tokenizer import write_tokenizer
 from tests.support.virtual_time import run
@@ -221,5 +221,20 @@ def test_every_refused_request_that_comes_back_when_told_is_answered(prompts):
         assert all(isinstance(task.result(), Finished) for task in asked)
         assert len(refusals) > 1000
         assert {attempt for _, attempt in refusals} == {0}
+
+    run(scenario())
+
+
+def test_request_that_is_too_large_to_send_fails_and_leaves_nothing(prompts):
+    class Small(FakeCluster):
+        def send(self, worker, message, buffers=()):
+            raise WireError("a Generate of 9 bytes is too large to send")
+
+    async def scenario():
+        service = service_of(prompts, Small(long_plan()))
+        with pytest.raises(WireError):
+            await Client(service, tokens_request()).task
+        assert (service.is_idle, service.health().serves) == (True, True)
+        assert requests_of(service)["running"] == 0
 
     run(scenario())
