@@ -33,7 +33,9 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Answer(msgspec.Struct, kw_only=True):
-    """What happened to one request. text_at: when each piece with text came; progress_at: Tandem's prefill reports."""
+    """What happened to one request. text_at: when each piece with text came; progress_at: Tandem's prefill reports;
+    retry_after_s: when to come back, where the server refused it for now.
+    """
 
     sent_at: float
     text_at: list[float] = []
@@ -44,6 +46,7 @@ class Answer(msgspec.Struct, kw_only=True):
     cached_tokens: int = 0
     tandem: dict[str, Any] = {}
     error: str | None = None
+    retry_after_s: int | None = None
 
     @property
     def ttft_s(self) -> float | None:
@@ -164,6 +167,7 @@ async def _exchange(target: Target, body: bytes, answer: Answer) -> None:
         writer.write(_request("POST", target.url, path, target.api_key, body))
         head = _Head(await reader.readuntil(b"\r\n\r\n"))
         if head.status != 200:
+            answer.retry_after_s = head.retry_after_s
             raise ValueError(f"status {head.status}: {(await reader.read(500)).decode(errors='replace')}")
         await _read_events(reader, head.body(), answer)
     finally:
@@ -212,6 +216,11 @@ class _Head:
         self.status = int(first.split()[1])
         pairs = (line.partition(b":") for line in lines)
         self._headers = {name.strip().lower(): value.strip().lower() for name, _, value in pairs}
+
+    @property
+    def retry_after_s(self) -> int | None:
+        value = self._headers.get(b"retry-after", b"")
+        return int(value) if value.isdigit() else None
 
     def body(self) -> "_Body":
         return _Body(chunked=b"chunked" in self._headers.get(b"transfer-encoding", b""))

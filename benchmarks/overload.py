@@ -1,0 +1,199 @@
+"""More requests than may wait, one client beside another's many, and readers that do not read: who is served how.
+
+A burst: many requests at once from several clients; whoever is refused comes back exactly when told. A neighbour: one
+request of one client while another has many under way, beside the same request alone. Readers: streams that are read, alone
+and beside streams that are opened and never read. The model is the bundled one.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import statistics
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+
+from benchmarks.support import machine
+from benchmarks.support.arithmetic import summarize
+from benchmarks.support.client import Answer, Target, get_json, stream
+from benchmarks.support.contenders import Cluster, WorkerLimits, cluster
+from benchmarks.support.figures import Bar, bar_chart
+from benchmarks.support.main import main
+from benchmarks.support.reporting import Report
+from benchmarks.support.trials import until_ready
+from cluster.config import BUNDLED_MODEL
+
+MODEL = machine.CHECKOUT / BUNDLED_MODEL
+END_TOKENS = (1,)
+CLIENTS = 20
+BURST_TOKENS = 8
+ONE_TOKENS, MANY_TOKENS = 16, 32
+READER_TOKENS, HONEST_TOKENS = 3000, 128
+NEIGHBOUR_RATIO, HONEST_RATIO = 2.0, 0.95
+_PROMPT = tuple(range(20, 36))
+_POLL_S = 0.25
+_FREE_LIMIT_S = 240.0
+
+
+def target_of(running: Cluster, client: str) -> Target:
+    """The cluster as this client asks it."""
+    return Target(name=client, url=running.url, model=running.model, api_key=client, end_tokens=END_TOKENS)
+
+
+async def burst(running: Cluster, num_requests: int) -> Counter[str]:
+    """All at once; what became of each. Waits are as the server says them."""
+
+    async def one(number: int) -> str:
+        target = target_of(running, f"client-{number % CLIENTS}")
+        first = await stream(target, _PROMPT, BURST_TOKENS)
+        if first.error is None:
+            return "answered"
+        if first.retry_after_s is None:
+            return f"failed: {first.error}"
+        await asyncio.sleep(first.retry_after_s)
+        second = await stream(target, _PROMPT, BURST_TOKENS)
+        return "answered when told" if second.error is None else f"refused again: {second.error}"
+
+    return Counter(await asyncio.gather(*(one(number) for number in range(num_requests))))
+
+
+class Neighbour(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds to the first token of one client's request, alone and beside many of another, and the longest gap of those."""
+
+    alone_s: float
+    beside_s: float
+    step_s: float
+
+
+async def neighbour(running: Cluster, num_many: int) -> Neighbour:
+    """One round."""
+    one, many = target_of(running, "one"), target_of(running, "many")
+    alone = _checked(await stream(one, _PROMPT, ONE_TOKENS))
+    others = [Answer(sent_at=0.0) for _ in range(num_many)]
+    tasks = [asyncio.create_task(stream(many, _PROMPT, MANY_TOKENS, into=answer)) for answer in others]
+    while not any(answer.text_at for answer in others):  # noqa: ASYNC110 - an answer fills without telling anybody
+        await asyncio.sleep(0.01)
+    beside = _checked(await stream(one, _PROMPT, ONE_TOKENS))
+    await asyncio.gather(*tasks)
+    gaps = [later - earlier for answer in others for earlier, later in zip(answer.text_at, answer.text_at[1:])]  # noqa: B905
+    return Neighbour(alone_s=alone.ttft_s or 0.0, beside_s=beside.ttft_s or 0.0, step_s=statistics.median(gaps))
+
+
+def _checked(answer: Answer) -> Answer:
+    if answer.error is not None:
+        raise RuntimeError(answer.error)
+    return answer
+
+
+@contextlib.asynccontextmanager
+async def readers_that_do_not_read(running: Cluster, count: int) -> AsyncIterator[None]:
+    """So many streams that are opened, and of which nothing but the first line is read."""
+    host, _, port = running.url.removeprefix("http://").partition(":")
+    body = msgspec.json.encode(
+        {"prompt": _PROMPT, "max_tokens": READER_TOKENS, "stream": True, "logit_bias": {str(END_TOKENS[0]): -100}}
+    )
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    writers = []
+    try:
+        for _ in range(count):
+            reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
+            writers.append(writer)
+            writer.write(head + body)
+            await reader.readline()
+        yield
+    finally:
+        for writer in writers:
+            writer.transport.abort()
+
+
+async def honest_speed(running: Cluster, num_streams: int) -> float:
+    """Tokens per second of streams that are read."""
+    target = target_of(running, "honest")
+    started = time.perf_counter()
+    answers = await asyncio.gather(*(stream(target, _PROMPT, HONEST_TOKENS) for _ in range(num_streams)))
+    return sum(_checked(answer).num_tokens for answer in answers) / (time.perf_counter() - started)
+
+
+async def readers(running: Cluster, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Speeds alone, at once beside readers, and once they are behind; seconds until no place is theirs."""
+    alone = await honest_speed(running, arguments.streams)
+    async with readers_that_do_not_read(running, arguments.readers):
+        began = time.perf_counter()
+        at_once = await honest_speed(running, arguments.streams)
+        while (await _requests(running))["running"] and time.perf_counter() - began < _FREE_LIMIT_S:  # noqa: ASYNC110
+            await asyncio.sleep(_POLL_S)
+        behind_s = time.perf_counter() - began
+        behind = await honest_speed(running, arguments.streams)
+        while sum((await _requests(running)).values()) and time.perf_counter() - began < _FREE_LIMIT_S:  # noqa: ASYNC110
+            await asyncio.sleep(_POLL_S)
+        free_s = time.perf_counter() - began
+    return {"alone": alone, "at once": at_once, "behind": behind, "behind_s": behind_s, "free_s": free_s}
+
+
+async def _requests(running: Cluster) -> dict[str, int]:
+    requests = (await get_json(running.url, "/status"))["requests"]
+    return {name: requests[name] for name in ("running", "waiting")}
+
+
+async def run(arguments: argparse.Namespace) -> Report:
+    """All three parts on one cluster."""
+    async with cluster(MODEL, [WorkerLimits()] * arguments.workers) as running:
+        await until_ready(running, arguments.workers)
+        await honest_speed(running, 2)
+        rounds = [await neighbour(running, arguments.many) for _ in range(arguments.rounds)]
+        print(f"neighbour: {rounds}", flush=True)
+        speeds = await readers(running, arguments)
+        print(f"readers: {speeds}", flush=True)
+        verdicts = await burst(running, arguments.burst)
+    report = Report("overload")
+    report.fact("machine", machine.describe())
+    report.fact("model", f"the bundled one; {arguments.workers} workers")
+    report.table("burst", ["requests", "number"], [[name, count] for name, count in verdicts.most_common(10)])
+    told = verdicts["answered"] + verdicts["answered when told"]
+    report.check(
+        "requests of the burst that were not answered, at once or when told", arguments.burst - told, at_most=0
+    )
+    _add_neighbour(report, rounds, arguments.many)
+    _add_readers(report, speeds, arguments)
+    report.data |= {"neighbour": [msgspec.to_builtins(one) for one in rounds], "readers": speeds}
+    return report
+
+
+def _add_neighbour(report: Report, rounds: list[Neighbour], num_many: int) -> None:
+    alone, beside = (summarize([getattr(one, name) for one in rounds]) for name in ("alone_s", "beside_s"))
+    assert alone is not None
+    assert beside is not None
+    ratio = statistics.median((one.beside_s - one.step_s) / one.alone_s for one in rounds)
+    rows = [
+        [f"beside {num_many} of another client", beside.median, beside.largest],
+        ["alone", alone.median, alone.largest],
+    ]
+    report.table("first token of one request, s", ["", "median", "longest"], rows)
+    report.check("first token beside others, less one step of theirs / alone", ratio, at_most=NEIGHBOUR_RATIO)
+    report.figure = bar_chart("First token of one request", "s", [Bar(str(row[0]), float(row[1])) for row in rows])
+
+
+def _add_readers(report: Report, speeds: dict[str, Any], arguments: argparse.Namespace) -> None:
+    rows = [[name, speeds[name], speeds[name] / speeds["alone"]] for name in ("alone", "at once", "behind")]
+    title = f"{arguments.streams} streams beside {arguments.readers} that nobody reads"
+    report.table(title, ["", "tokens/s", "of alone"], rows)
+    report.fact("readers", f"behind after {speeds['behind_s']:.0f} s, gone after {speeds['free_s']:.0f} s")
+    report.check("tokens/s beside readers that are behind / alone", rows[2][2], at_least=HONEST_RATIO)
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """What this benchmark takes."""
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--burst", type=int, default=2000, help="requests at once")
+    parser.add_argument("--many", type=int, default=200, help="requests of the other client")
+    parser.add_argument("--rounds", type=int, default=3, help="of one request beside them")
+    parser.add_argument("--readers", type=int, default=256, help="streams that nobody reads")
+    parser.add_argument("--streams", type=int, default=8, help="that are read beside them")
+
+
+if __name__ == "__main__":
+    quick = {"burst": 300, "many": 20, "rounds": 1, "readers": 4, "streams": 2}
+    raise SystemExit(main("overload", __doc__, options, run, quick=quick))
