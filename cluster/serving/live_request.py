@@ -131,13 +131,14 @@ class LiveRequest:
         )
         return message, (*self.tokens, *emitted)
 
-    def routed(self, number: int, decision: Decision) -> Routed:
-        """The event that says how the request runs."""
+    def routed(self, number: int) -> Routed:
+        """The event that says how the request runs, once it was admitted."""
+        assert self._first is not None
         return Routed(
             request_id=f"{number}",
-            strategy=decision.strategy,
-            reason=decision.reason,
-            workers=decision.route.workers,
+            strategy=self._first.strategy,
+            reason=self._first.reason,
+            workers=self._first.route.workers,
             prompt_tokens=len(self.tokens),
         )
 

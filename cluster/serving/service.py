@@ -9,12 +9,13 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING
 
 from cluster.planning.interface import Cluster
 from cluster.planning.plan import Loss, Plan
 from cluster.serving.admission import Admission, NotNow, Place
+from cluster.serving.answer import Report
 from cluster.serving.counts import Counts
 from cluster.serving.deadline import Deadline
 from cluster.serving.deciding import Decider
@@ -97,9 +98,15 @@ class GenerationService:
             while live.state is not RequestState.FINISHED:
                 if live.state is RequestState.PAUSED:
                     place = self._enter(live)
-                for part in (self._until_placed(live, place), self._run(live, place)):
-                    async with contextlib.aclosing(part) as events:
-                        async for event in events:
+                async with contextlib.aclosing(self._until_placed(live, place)) as waiting:
+                    async for event in waiting:
+                        yield event
+                is_first = live.state is RequestState.WAITING
+                with self._running(live, place) as run:  # no generator of its own: one more costs every token
+                    if is_first:
+                        yield live.routed(run.number)
+                    while not live.answer.is_finished:
+                        for event in self._grown(live, await run.take()):
                             yield event
         except ApiError:
             live.apply(RequestEvent.FAIL)
@@ -140,11 +147,11 @@ class GenerationService:
             now=self._now,
         )
 
-    async def _run(self, live: LiveRequest, place: Place) -> AsyncGenerator[Event, None]:
-        """The events of one run, to the end of the answer or of the plan, or until its reader is too far behind."""
+    @contextlib.contextmanager
+    def _running(self, live: LiveRequest, place: Place) -> Iterator[Run]:
+        """A run of the request; the block ends early with its plan, or when its reader is too far behind."""
         decision = place.decision
         assert decision is not None
-        is_first = live.state is RequestState.WAITING
         live.admitted(decision)
         number = self._runs.next_number()
         message, tokens = live.message(number, decision, self._prompts.eos_token_ids)
@@ -154,14 +161,7 @@ class GenerationService:
         run = self._runs.begin(message, tokens, self._now(), lambda: self._pause(live, place))
         expiry = self._expiry(live, run)
         try:
-            if is_first:
-                yield live.routed(number, decision)
-            while not live.answer.is_finished:
-                events = live.answer.take(await run.take(), self._now())
-                if events and isinstance(events[-1], Finished):  # before it is told: its reader may come for no more
-                    live.apply(RequestEvent.FINISH)
-                for event in events:
-                    yield event
+            yield run
         except RouteLost as lost:
             live.lost_route(lost.loss, run.route)
         except Paused:
@@ -170,6 +170,12 @@ class GenerationService:
             self._runs.end(run)
             if expiry is not None:
                 expiry.cancel()
+
+    def _grown(self, live: LiveRequest, reports: list[Report]) -> list[Event]:
+        events = live.answer.take(reports, self._now())
+        if events and isinstance(events[-1], Finished):  # before it is told: its reader may come for no more
+            live.apply(RequestEvent.FINISH)
+        return events
 
     def _expiry(self, live: LiveRequest, run: Run) -> asyncio.TimerHandle | None:
         if live.deadline.at == math.inf:
