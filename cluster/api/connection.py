@@ -21,6 +21,8 @@ MAX_HEADERS = 128
 HEAD_TIMEOUT_S = 30.0
 # Requests that may wait behind one that is being answered.
 MAX_PIPELINED = 8
+# When the server stops: for who has not read all that was written.
+LAST_READ_S = 1.5
 # What is written and not sent yet, before the answer waits for its reader.
 WRITE_BUFFER_BYTES = 16 * 1024
 # In a request's scope: closes its connection at once, whatever of the answer is not sent yet.
@@ -86,9 +88,12 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
-        """The server stops: who has no answer under way is closed now."""
+        """The server stops, and waits a moment for who is behind with reading."""
         super().shutdown()
-        if self.cycle is None or self.cycle.response_complete:
+        self.loop.call_later(LAST_READ_S, self._leave_unread)
+
+    def _leave_unread(self) -> None:
+        if self.flow.write_paused:
             self.transport.abort()
 
     # --- the head of a request

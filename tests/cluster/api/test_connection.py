@@ -18,12 +18,12 @@ STREAM = json.dumps({"prompt": "hi", "stream": True}).encode()
 
 
 @asynccontextmanager
-async def serving(service=None, **options):
+async def serving(service=None, grace_s=1, **options):
     """The app on a free port; gives the port, and stops it in order at the end."""
     listener, stopping = bind("127.0.0.1", 0), asyncio.Event()
     port = listener.getsockname()[1]
     app = build_app(service or FakeService(), **options)
-    server = asyncio.create_task(serve(app, listener, stopping=stopping, grace_s=1))
+    server = asyncio.create_task(serve(app, listener, stopping=stopping, grace_s=grace_s))
     await asyncio.sleep(0.05)
     try:
         yield port
@@ -244,10 +244,12 @@ def test_answer_that_nobody_reads_ends_after_a_while_and_its_connection_too(monk
     run(scenario)
 
 
-def test_stop_does_not_wait_for_who_does_not_read():
+def test_stop_does_not_wait_for_who_does_not_read(monkeypatch):
+    monkeypatch.setattr(connection, "LAST_READ_S", 0.1)
+
     async def scenario():
         service = Endless()
-        async with serving(service) as port:
+        async with serving(service, grace_s=3600) as port:
             reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
             head = b"POST /v1/completions HTTP/1.1\r\n" + HOST + b"Content-Length: %d\r\n\r\n" % len(STREAM)
             writer.write(head + STREAM)
