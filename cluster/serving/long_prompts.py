@@ -6,14 +6,12 @@ import sys
 from functools import lru_cache
 from typing import Any
 
-from mlx_lm.tokenizer_utils import TokenizerWrapper
-
 # A character of the text may be this many fewer in what is looked up: letters with their marks become one.
 _COMPOSED = 3
 
 
 @lru_cache(maxsize=1)
-def longest_token(tokenizer: TokenizerWrapper) -> int | None:
+def longest_token(tokenizer: Any) -> int | None:
     """How many characters of a text one token stands for at most; None where that has no limit that could be known.
 
     Only of tokenizers that lose nothing: byte-level BPE, or BPE that falls back to bytes. Others drop spaces, or make one

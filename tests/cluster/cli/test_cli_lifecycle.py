@@ -122,6 +122,15 @@ def begun(home):
     return state if state is not None and state.workers else None
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C is heard, also where the tests run in the background of a shell, which has it ignored there."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_interrupted_start_leaves_nothing(home, start, worker):
     def interrupt():
         wait_until(lambda: begun(home), "the coordinator begins")
