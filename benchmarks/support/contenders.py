@@ -61,17 +61,21 @@ async def cluster(
     *,
     home: Path | None = None,
     prefix: bool = True,
+    kept_bytes: int | None = None,
     kv_copies: int = 0,
 ) -> AsyncIterator[Cluster]:
     """A cluster in `home`, or in one of its own. Raises RuntimeError with what `start` said when it does not start.
 
-    prefix: whether it keeps what it read for later requests; kv_copies: workers that hold a copy of a stage's caches.
+    prefix: whether it keeps what it read for later requests; kept_bytes: how much of it each worker keeps at most, in
+    memory and again on disk; kv_copies: workers that hold a copy of a stage's caches.
     """
     with tempfile.TemporaryDirectory(prefix="tandem-bench-") as folder:
         home = Path(folder) if home is None else home
         config = home / "bench.toml"
         port = free_port()
-        config.write_text(configuration(model, port, workers, prefix=prefix, kv_copies=kv_copies))
+        config.write_text(
+            configuration(model, port, workers, prefix=prefix, kept_bytes=kept_bytes, kv_copies=kv_copies)
+        )
         environment = {**os.environ, "TANDEM_HOME": str(home / "home"), "PYTHONPATH": str(CHECKOUT)}
         environment.pop("USE_DISTRIBUTED_INFERENCE", None)
         try:
@@ -113,11 +117,18 @@ async def tandem(
 
 
 def configuration(
-    model: Path, port: int, workers: Sequence[WorkerLimits], *, prefix: bool = True, kv_copies: int = 0
+    model: Path,
+    port: int,
+    workers: Sequence[WorkerLimits],
+    *,
+    prefix: bool = True,
+    kept_bytes: int | None = None,
+    kv_copies: int = 0,
 ) -> str:
     """The cluster's TOML."""
     lines = ["[model]", f"path = {json.dumps(str(model))}", "[api]", f"port = {port}"]
     lines += ["[cache]", f"prefix = {str(prefix).lower()}"]
+    lines += [f"memory_limit = {kept_bytes}", f"disk_limit = {kept_bytes}"] if kept_bytes is not None else []
     lines += ["[recovery]", f"kv_copies = {kv_copies}"] if kv_copies else []
     for worker in workers:
         lines.append("[[workers]]")
