@@ -1,8 +1,8 @@
 """Runs the measurements that two pages show and writes their results there: `./launch.sh bench record [NAME ...]`.
 
 The pages are docs/BENCHMARKS.md (speed) and docs/RELIABILITY.md (losses). Each measurement runs in a process of its own,
-one after the other. Results are kept as JSON under TANDEM_HOME/benchmarks, so that a part can be measured again; a page's
-part below the marker is written anew from all that are there, the figures beside it into docs/figures.
+one after the other. Results are kept as JSON under TANDEM_HOME/benchmarks; a page's part below the marker is written anew from
+all that are there, and stays as it is for what is not. The figures beside it go into docs/figures.
 """
 
 import argparse
@@ -87,13 +87,17 @@ def measure(name: str, folder: Path, *, quick: bool) -> bool:
     )
 
 
-def page(head: str, found: dict[str, dict[str, Any]]) -> str:
-    """A page: `head` up to its marker, then a section for each result."""
-    parts = [head.partition(MARKER)[0].rstrip(), MARKER]
+def page(before: str, found: dict[str, dict[str, Any]]) -> str:
+    """A page: what it said `before` up to its marker, then a section for each result; of what was not found, the old one."""
+    head, _, body = before.partition(MARKER)
+    old = {section.partition("\n")[0]: section.strip() for section in body.split("### ")[1:]}
+    parts = [head.rstrip(), MARKER]
     for name, measurement in MEASUREMENTS.items():
         if name in found:
             figure = f"![{measurement.title}](figures/{name}.svg)"
             parts += [f"### {measurement.title}", f"`{measurement.command}`", as_markdown(found[name]), figure]
+        elif measurement.title in old:
+            parts.append(f"### {old[measurement.title]}")
     return "\n\n".join(parts) + "\n"
 
 

@@ -112,6 +112,19 @@ def test_page_keeps_what_people_wrote_and_replaces_the_results():
     assert MEASUREMENTS[name].command in written
 
 
+def test_what_was_not_measured_here_stays_on_the_page():
+    first, second = list(MEASUREMENTS)[:2]
+    result = {"facts": {"machine": "m"}, "tables": [], "targets": []}
+    both = page("# Benchmarks\n", {first: result, second: result})
+    assert page(both, {second: result}) == page(both, {first: result}) == page(both, {}) == both
+
+
+def test_the_pages_are_as_they_would_be_written_again():
+    for file in (LOSSES, SPEED):
+        text = file.read_text(encoding="utf-8")
+        assert page(text, {}) == text
+
+
 def test_each_page_has_its_own_results(tmp_path):
     for name in ("kills", "hop"):
         (tmp_path / f"{name}.json").write_text("{}")
