@@ -5,11 +5,37 @@ Rule for all who log: never a prompt, an answer or a key; counts, names and ids 
 
 import logging
 import logging.handlers
+import time
+from collections.abc import Callable
 
 from protocol.home import Home
 
 _MAX_BYTES = 5_000_000
 _NUM_OLD_FILES = 3
+# Of one kind of line, how many there are within so many seconds before the rest is only counted.
+_MOST_LINES, _WITHIN_S = 20, 60.0
+
+
+class Repeats(logging.Filter):
+    """Lets a kind of line through a few times a minute and counts the others, so that no peer that sends nonsense rotates
+    the history away. A kind is a place in the code. now: seconds of a monotonic clock.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._now = now
+        self._counts: dict[tuple[str, int], tuple[float, int]] = {}  # since when, and how many
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether to write a line; the first one after others were left out says how many."""
+        kind, now = (record.pathname, record.lineno), self._now()
+        since, count = self._counts.get(kind, (now, 0))
+        if now - since >= _WITHIN_S:
+            if count > _MOST_LINES:
+                record.msg, record.args = f"{record.getMessage()} (and {count - _MOST_LINES} like it before)", ()
+            since, count = now, 0
+        self._counts[kind] = (since, count + 1)
+        return count < _MOST_LINES
 
 
 def configure_logging(home: Home, name: str) -> None:
@@ -19,6 +45,7 @@ def configure_logging(home: Home, name: str) -> None:
         home.logs / f"{name}.log", maxBytes=_MAX_BYTES, backupCount=_NUM_OLD_FILES, encoding="utf-8"
     )
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.addFilter(Repeats())
     root = logging.getLogger()
     for old in list(root.handlers):
         root.removeHandler(old)

@@ -8,6 +8,7 @@ of clusters.
 
 import contextlib
 import ctypes
+import errno
 import os
 import signal
 import socket
@@ -104,6 +105,8 @@ def shut_connections(pid: int) -> int:
     try:
         for number in established:
             copy = libc.syscall(_PIDFD_GETFD, handle, number, 0)
+            if copy < 0 and ctypes.get_errno() == errno.EBADF:
+                continue  # it was closed since
             if copy < 0:
                 raise OSError(ctypes.get_errno(), f"the sockets of process {pid} cannot be had")
             with socket.socket(fileno=copy) as connection, contextlib.suppress(OSError):  # it may have ended meanwhile

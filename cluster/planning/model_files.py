@@ -7,6 +7,7 @@ length (little endian), a JSON header with each tensor's `data_offsets`, then th
 import json
 import re
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from strategy.partition import ModelSizes
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
 _EMBEDDING = re.compile(r"(?:^|\.)(?:embed_tokens|wte|word_embeddings|embeddings?|tok_embeddings|embed_in)\.")
 _MAX_HEADER_BYTES = 100 << 20
+_MAX_CONFIG_BYTES = 16 << 20
+_MOST_LAYERS, _MOST = 10_000, 1 << 53
 _HUB_PATTERNS = ["*.json", "model*.safetensors", "*.py", "tokenizer.model", "*.tiktoken", "*.txt", "*.jsonl", "*.jinja"]
 
 
@@ -33,10 +36,22 @@ def resolve_model(location: str) -> Path:
         raise UsageError(
             f"the model directory {path} does not exist; give --model a directory in the Hugging Face layout"
         )
+    check_files(path)
     read_config(path)
     if not weight_files(path):
         raise ModelError(f"{path} has no model*.safetensors file; download the weights or convert them with mlx_lm")
     return path
+
+
+def check_files(path: Path) -> None:
+    """Everything that is read of a model is a regular file: a pipe in place of one would be waited for without end.
+
+    Raises:
+        ModelError: one is not.
+    """
+    for file in sorted(path.iterdir()):
+        if any(map(file.match, _HUB_PATTERNS)) and not file.is_file():
+            raise ModelError(f"{file} is no regular file; download the model again")
 
 
 def _snapshot(hub_id: str) -> Path:
@@ -60,15 +75,33 @@ def check_weights(path: Path) -> None:
 
 def read_config(path: Path) -> dict[str, Any]:
     """The model's config.json. Raises ModelError when it is missing or no JSON object."""
+    file = path / "config.json"
     try:
-        config = json.loads((path / "config.json").read_bytes())
+        if file.stat().st_size > _MAX_CONFIG_BYTES:
+            raise ModelError(
+                f"{file} is larger than {_MAX_CONFIG_BYTES >> 20} MB, so it is no configuration of a model"
+            )
+        config = json.loads(file.read_bytes())
     except FileNotFoundError:
         raise ModelError(f"{path} has no config.json, so it is no model directory") from None
-    except (ValueError, OSError) as error:
-        raise ModelError(f"{path / 'config.json'} cannot be read as JSON: {error}") from None
+    except (ValueError, OSError, RecursionError) as error:
+        raise ModelError(f"{file} cannot be read as JSON: {error}") from None
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise ModelError(f"{path / 'config.json'} names no model_type")
+        raise ModelError(f"{file} names no model_type")
+    for name, value in _numbers(config):
+        most = _MOST_LAYERS if "layers" in name else _MOST
+        if not -most <= value <= most:
+            raise ModelError(f"{file} says that {name} is {str(value)[:40]}, which no model has")
     return config
+
+
+def _numbers(config: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """Every whole number of a configuration and of those in it, by name."""
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from _numbers(value)
+        elif isinstance(value, int):
+            yield name, value
 
 
 def weight_files(path: Path) -> list[Path]:

@@ -12,7 +12,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 
-from jinja2.exceptions import TemplateError
 from mlx_lm.tokenizer_utils import StreamingDetokenizer, TokenizerWrapper
 from mlx_lm.utils import load_config, load_tokenizer
 
@@ -28,9 +27,6 @@ TOKENIZER_FILES = (
     "*.tiktoken",
     "tokenization_*.py",
 )
-
-# What a chat template (a program that comes with the model) raises when it will not take the messages.
-TEMPLATE_ERRORS = (TemplateError, ValueError, TypeError, LookupError, AttributeError, AssertionError, RuntimeError)
 
 
 class _Encoder:
@@ -144,18 +140,19 @@ class Prompts:
                 text = tokenizer.apply_chat_template(
                     [dict(message) for message in prompt.messages], tokenize=False, add_generation_prompt=True
                 )
-            except TEMPLATE_ERRORS as error:
+            except Exception as error:  # the template is a program that comes with the model
                 raise BadRequest(
                     f"the model's chat template refuses these messages: {_in_one_line(error)}", param=field
                 ) from error
-            return tuple(tokenizer.encode(text, add_special_tokens=False))
+            return _encoded(tokenizer, text, field, add_special_tokens=False)
 
     def _encode_text(self, request: GenerationRequest, text: str) -> tuple[int, ...]:
         if not text:
             return ()
         with self._encoders[request.is_long] as tokenizer:
             bos = tokenizer.bos_token
-            return tuple(tokenizer.encode(text, add_special_tokens=bos is None or not text.startswith(bos)))
+            with_special = bos is None or not text.startswith(bos)
+            return _encoded(tokenizer, text, request.prompt_field, add_special_tokens=with_special)
 
     def __repr__(self) -> str:
         return f"<Prompts vocabulary={self.vocabulary_size} chat_template={self.has_chat_template}>"
@@ -235,6 +232,15 @@ def _overlap(text: str, stop: str) -> int:
             return len(text) - at
         at = text.find(stop[0], at + 1)
     return 0
+
+
+def _encoded(tokenizer: TokenizerWrapper, text: str, field: str, *, add_special_tokens: bool) -> tuple[int, ...]:
+    try:
+        return tuple(tokenizer.encode(text, add_special_tokens=add_special_tokens))
+    except Exception as error:  # its rules come with the model, and the library raises bare Exception
+        raise BadRequest(
+            f"the model's tokenizer cannot encode this text: {_in_one_line(error)}", param=field
+        ) from error
 
 
 def _vocabulary_size(config: dict[str, Any], tokenizer: TokenizerWrapper) -> int:

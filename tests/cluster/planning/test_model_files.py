@@ -1,6 +1,8 @@
 """What the coordinator reads of a model directory without loading it."""
 
 import json
+import os
+import re
 import struct
 
 import pytest
@@ -163,4 +165,53 @@ def test_directory_without_configuration_is_no_model(tmp_path):
 def test_unusable_configuration_is_a_model_error(model, content):
     (model / "config.json").write_bytes(content)
     with pytest.raises(ModelError, match=r"config\.json"):
+        read_config(model)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model-2.safetensors", "tokenizer.json", "tokenizer.model"])
+@pytest.mark.parametrize("kind", ["pipe", "directory", "link to nowhere"])
+def test_what_is_no_regular_file_is_refused_at_once(model, name, kind):
+    write(model, {"model.layers.0.x": 1})
+    file = model / name
+    file.unlink(missing_ok=True)
+    match kind:
+        case "pipe":
+            os.mkfifo(file)
+        case "directory":
+            file.mkdir()
+        case _:
+            file.symlink_to(model / "nothing")
+    with pytest.raises(ModelError, match=f"{re.escape(str(file))} is no regular file"):
+        resolve_model(str(model))
+
+
+def test_links_to_files_are_followed(model, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("blobs") / "config"
+    (model / "config.json").rename(elsewhere)
+    (model / "config.json").symlink_to(elsewhere)
+    write(model, {"model.layers.0.x": 1})
+    assert resolve_model(str(model)) == model
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"num_hidden_layers": 10**8}, "num_hidden_layers"),
+        ({"num_hidden_layers": -(10**6)}, "num_hidden_layers"),
+        ({"max_position_embeddings": 1 << 70}, "max_position_embeddings"),
+        ({"text_config": {"vocab_size": -(1 << 60)}}, "vocab_size"),
+    ],
+)
+def test_numbers_that_no_model_has_are_refused_with_their_name(model, changes, name):
+    (model / "config.json").write_text(json.dumps({"model_type": "llama"} | changes))
+    with pytest.raises(ModelError, match=f"says that {name} is .*, which no model has"):
+        read_config(model)
+
+
+def test_configuration_of_many_megabytes_or_levels_is_refused(model):
+    (model / "config.json").write_text('{"model_type": "' + "x" * (17 << 20) + '"}')
+    with pytest.raises(ModelError, match="larger than 16 MB"):
+        read_config(model)
+    (model / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ModelError, match="cannot be read as JSON"):
         read_config(model)

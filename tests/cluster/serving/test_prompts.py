@@ -5,6 +5,7 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import load_tokenizer
 
 from cluster.serving.long_prompts import longest_token
@@ -91,7 +92,16 @@ def test_template_that_refuses_says_why(prompts):
 
 
 @pytest.mark.parametrize(
-    "template", ["{{ nothing.at.all }}", "{% if %}", "{{ 1 + messages[0].content }}", "{{ messages[9].x.y }}"]
+    "template",
+    [
+        "{{ 1 // 0 }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{{ 2 ** 9999999 }}",
+        "{{ nothing.at.all }}",
+        "{% if %}",
+        "{{ 1 + messages[0].content }}",
+        "{{ messages[9].x.y }}",
+    ],
 )
 def test_broken_template_is_a_refusal_not_a_crash(tmp_path, template):
     prompts = Prompts.load(write_tokenizer(tmp_path, template=template))
@@ -212,3 +222,13 @@ def test_no_text_has_fewer_tokens_than_its_characters_allow(prompts, mlx_lm_toke
     longest = longest_token(mlx_lm_tokenizer)
     assert longest is not None
     assert len(mlx_lm_tokenizer.encode(text * 500)) >= len(text * 500) // longest
+
+
+def test_text_that_the_tokenizer_cannot_take_is_a_refusal(prompts, monkeypatch):
+    def fail(*_, **__):
+        raise Exception("a rule of it takes too long")  # noqa: TRY002 - as the tokenizers library does
+
+    monkeypatch.setattr(TokenizerWrapper, "encode", fail, raising=False)
+    error = refusal(prompts, TextPrompt("the cat"))
+    assert error.param == "input"
+    assert "the model's tokenizer cannot encode this text: a rule of it takes too long" in str(error)
