@@ -9,6 +9,8 @@ signalled.
 import contextlib
 import fcntl
 import os
+import stat
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -22,15 +24,22 @@ from protocol.join_token import make_secret
 
 _KILL_WAIT_S = 5.0
 
-# The start time of a process, as the system tells it, shifts a little when the clock is set.
 _START_TIME_TOLERANCE_S = 2.0
 
 
 _U32 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 
 
+def _started_at(process: psutil.Process) -> float:
+    """When a process started, in seconds that stay the same when the clock is set.
+
+    Linux counts from the start of the machine, and psutil adds that by the clock of now; macOS keeps the time of then.
+    """
+    return process.create_time() - psutil.boot_time() if sys.platform == "linux" else process.create_time()
+
+
 class ProcessIdentity(msgspec.Struct, frozen=True, kw_only=True):
-    """A process: its pid and when it started (Unix seconds)."""
+    """A process: its pid and when it started (`_started_at`)."""
 
     pid: int
     create_time: float
@@ -43,7 +52,7 @@ class ProcessIdentity(msgspec.Struct, frozen=True, kw_only=True):
             ProcessLookupError: there is none.
         """
         try:
-            return cls(pid=pid, create_time=psutil.Process(pid).create_time())
+            return cls(pid=pid, create_time=_started_at(psutil.Process(pid)))
         except psutil.NoSuchProcess:
             raise ProcessLookupError(pid) from None
 
@@ -81,7 +90,7 @@ class ProcessIdentity(msgspec.Struct, frozen=True, kw_only=True):
     def _process(self) -> psutil.Process | None:
         try:
             process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.create_time) <= _START_TIME_TOLERANCE_S
+            same = abs(_started_at(process) - self.create_time) <= _START_TIME_TOLERANCE_S
             return process if same and process.status() != psutil.STATUS_ZOMBIE else None
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             return None
@@ -171,7 +180,7 @@ class Home:
         """Make the folders.
 
         Raises:
-            TandemError: the folder cannot be made.
+            TandemError: the folder cannot be made, or anybody may write to it.
         """
         try:
             for folder in (self.root, self.logs, self.cache, self.keys):
@@ -180,6 +189,11 @@ class Home:
             raise TandemError(
                 f"{self.root} cannot be used for Tandem's state ({error.strerror}); set TANDEM_HOME to another folder"
             ) from None
+        if self.root.stat().st_mode & stat.S_IWOTH:
+            raise TandemError(
+                f"anybody may write to {self.root}, which holds Tandem's keys; take that right away with "
+                f"`chmod o-w`, or set TANDEM_HOME to another folder"
+            )
 
     def model_place(self, digest: str) -> Path | None:
         """Where this machine keeps the model of that digest; None when it is not known here."""

@@ -7,6 +7,7 @@ the time of its answer.
 
 import contextlib
 import difflib
+import errno
 import math
 import os
 import signal
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 STRATEGIES = ("single-device-cached", "distributed-no-cache", "distributed-cached", "tensor-parallel")
 _NOT_READY = 3
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _FOREGROUND_POLL_S = 0.5
 _PLAIN = {"ignore_unknown_options": True, "help_option_names": [], "allow_interspersed_args": False}
 
@@ -49,6 +51,13 @@ def main(arguments: Sequence[str]) -> int:  # noqa: PLR0911 - one return for eac
         # The reader of our output went away, which is its right; Python must not complain about it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            return _complain(f"unexpected {type(error).__name__}: {error}; please report it{_with_trace()}", 1)
+        place = error.filename or "Tandem's state"
+        return _complain(
+            f"{place} cannot be written ({error.strerror}); make room, or set TANDEM_HOME to another folder", 1
+        )
     except Exception as error:  # noqa: BLE001 - the process boundary: a bug, said plainly, with its trace in a file
         return _complain(f"unexpected {type(error).__name__}: {error}; please report it{_with_trace()}", 1)
     return exit_code or 0

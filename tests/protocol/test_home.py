@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import msgspec
+import psutil
 import pytest
 
 from protocol.errors import TandemError
@@ -48,6 +49,23 @@ def test_home_that_cannot_be_made_is_a_plain_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(TandemError, match="TANDEM_HOME"):
         Home(tmp_path / "file" / "home").create()
+
+
+def test_home_that_anybody_may_write_to_is_refused(home):
+    home.root.chmod(0o777)
+    with pytest.raises(TandemError, match="chmod o-w"):
+        home.create()
+    home.root.chmod(0o770)
+    home.create()
+
+
+def test_process_is_known_when_the_clock_was_set(monkeypatch):
+    me = ProcessIdentity.of(os.getpid())
+    started, booted = psutil.Process.create_time, psutil.boot_time
+    by_s = 3600.0 if sys.platform == "linux" else 0.0  # elsewhere the system does not move what was
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: started(self) + by_s)
+    monkeypatch.setattr(psutil, "boot_time", lambda: booted() + by_s)
+    assert me.alive()
 
 
 def test_state_is_written_read_and_cleared(home):

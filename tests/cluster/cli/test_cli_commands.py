@@ -1,5 +1,6 @@
 """The commands against a fake API: what they send, what they print where, and how they fail."""
 
+import errno
 import io
 import json
 import os
@@ -458,3 +459,16 @@ def test_json_answer_without_tandem_is_not_taken_for_ours(api, capsys):
     code, sentence = failure(capsys, "prompt", "x", "--json")
     assert code == 1
     assert "usage" in sentence
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_disk_that_takes_nothing_is_a_sentence_that_names_the_place(monkeypatch, capsys, tmp_path, number):
+    def fail(*_, **__):
+        raise OSError(number, os.strerror(number), "/somewhere/cluster.json")
+
+    monkeypatch.setenv("TANDEM_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(Home, "write_private", fail)
+    assert main(["start"]) == 1
+    said = capsys.readouterr().err
+    assert f"/somewhere/cluster.json cannot be written ({os.strerror(number)}); make room" in said
+    assert "report" not in said
