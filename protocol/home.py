@@ -217,6 +217,8 @@ class Home:
             DamagedState: the file is not one that `write_state` wrote.
         """
         try:
+            if not self.state_file.is_file() and os.path.lexists(self.state_file):
+                raise DamagedState(f"{self.state_file} is no file and was put aside")
             return msgspec.json.decode(self.state_file.read_bytes(), type=ClusterState)
         except FileNotFoundError:
             return None
@@ -242,6 +244,8 @@ class Home:
                 state = self.read_state()
                 if state is None or of not in (state.supervisor, state.coordinator):
                     return
+            if self.state_file.is_dir():
+                self.state_file.rename(self.root / f"{self.state_file.name}.{time.time_ns()}")
             self.state_file.unlink(missing_ok=True)
 
     @contextlib.contextmanager

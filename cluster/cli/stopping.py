@@ -8,6 +8,7 @@ signalled.
 
 import contextlib
 
+from cluster.cli.finding import found_state
 from cluster.cli.terminal import Terminal
 from protocol.home import ClusterState, DamagedState, Home, ProcessIdentity, end_processes
 
@@ -50,14 +51,23 @@ def end_leftovers(home: Home, state: ClusterState) -> int:
 
 
 def read_state(home: Home, terminal: Terminal | None) -> ClusterState | None:
-    """The state; a damaged file counts as none, and is said so and removed."""
+    """The state; where the file is damaged or names nobody who lives, of what is found running, if anything is."""
     try:
-        return home.read_state()
+        state = home.read_state()
     except DamagedState as error:
+        state = None
         if terminal is not None:
             terminal.note(f"tandem: {error}")
         home.clear_state()
-        return None
+    if state is not None and (state.is_supervised or state.is_coordinated):
+        return state
+    found = found_state(home)
+    if found is None or not (found.is_supervised or found.is_coordinated):
+        return state
+    if terminal is not None:
+        terminal.note("tandem: the state file did not name the cluster that runs here; it does again.")
+    home.write_state(found)
+    return found
 
 
 def _end_leaders(home: Home, state: ClusterState, terminal: Terminal, drain_limit_s: float) -> str:
