@@ -81,7 +81,7 @@ def test_worker_has_no_token_before_the_state_names_it(home, launch, monkeypatch
     update = home.update_state
 
     def update_late(change):
-        assert "token" not in (home.logs / "worker-0.out").read_text()
+        assert "token sesame" not in (home.logs / "worker-0.out").read_text()
         update(change)
 
     monkeypatch.setattr(home, "update_state", update_late)
