@@ -37,7 +37,7 @@ from strategy.decision import Asked, Decision, Mode
 if TYPE_CHECKING:  # see `answer`
     from cluster.serving.prompts import Prompts
 
-MAX_RUNNING = 256
+MAX_RUNNING = 292  # of which one client holds 256 at most
 
 
 class GenerationService:
