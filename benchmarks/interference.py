@@ -13,7 +13,7 @@ import msgspec
 
 from benchmarks.support import machine
 from benchmarks.support.arithmetic import chunk_seconds, gaps_within, percentile
-from benchmarks.support.client import Answer, Target, stream
+from benchmarks.support.client import Answer, Target, checked, stream
 from benchmarks.support.contenders import WorkerLimits, tandem
 from benchmarks.support.figures import Bar, bar_chart
 from benchmarks.support.main import main
@@ -41,7 +41,7 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
 
 async def one_round(target: Target, prompts: PromptMaker, arguments: argparse.Namespace) -> Found:
     """The long prompt alone, then streams alone, then both. Raises RuntimeError when a request fails."""
-    alone = _checked(await stream(target, prompts.make(arguments.prompt_tokens), 2))
+    alone = checked(await stream(target, prompts.make(arguments.prompt_tokens), 2))
     running = [Answer(sent_at=0.0) for _ in range(arguments.streams)]
     tasks = [
         asyncio.create_task(stream(target, prompts.make(STREAM_PROMPT_TOKENS), MANY_TOKENS, into=answer))
@@ -49,11 +49,11 @@ async def one_round(target: Target, prompts: PromptMaker, arguments: argparse.Na
     ]
     try:
         while any(len(answer.text_at) <= SETTLING_TOKENS for answer in running):
-            [_checked(answer) for answer in running]
+            [checked(answer) for answer in running]
             await asyncio.sleep(_POLL_S)
         settled = time.perf_counter()
         await asyncio.sleep(arguments.undisturbed_s)
-        late = _checked(await stream(target, prompts.make(arguments.prompt_tokens), 2))
+        late = checked(await stream(target, prompts.make(arguments.prompt_tokens), 2))
     finally:
         for task in tasks:
             task.cancel()
@@ -68,12 +68,6 @@ async def one_round(target: Target, prompts: PromptMaker, arguments: argparse.Na
         ttft_alone_s=alone.ttft_s,
         ttft_s=late.ttft_s,
     )
-
-
-def _checked(answer: Answer) -> Answer:
-    if answer.error is not None:
-        raise RuntimeError(answer.error)
-    return answer
 
 
 async def run(arguments: argparse.Namespace) -> Report:

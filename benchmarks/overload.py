@@ -18,7 +18,7 @@ import msgspec
 
 from benchmarks.support import machine
 from benchmarks.support.arithmetic import summarize
-from benchmarks.support.client import Answer, Target, get_json, stream
+from benchmarks.support.client import Answer, Target, checked, get_json, stream
 from benchmarks.support.contenders import Cluster, WorkerLimits, cluster
 from benchmarks.support.figures import Bar, bar_chart
 from benchmarks.support.main import main
@@ -71,21 +71,15 @@ class Neighbour(msgspec.Struct, frozen=True, kw_only=True):
 async def neighbour(running: Cluster, num_many: int) -> Neighbour:
     """One round."""
     one, many = target_of(running, "one"), target_of(running, "many")
-    alone = _checked(await stream(one, _PROMPT, ONE_TOKENS))
+    alone = checked(await stream(one, _PROMPT, ONE_TOKENS))
     others = [Answer(sent_at=0.0) for _ in range(num_many)]
     tasks = [asyncio.create_task(stream(many, _PROMPT, MANY_TOKENS, into=answer)) for answer in others]
     while not any(answer.text_at for answer in others):  # noqa: ASYNC110 - an answer fills without telling anybody
         await asyncio.sleep(0.01)
-    beside = _checked(await stream(one, _PROMPT, ONE_TOKENS))
+    beside = checked(await stream(one, _PROMPT, ONE_TOKENS))
     await asyncio.gather(*tasks)
     gaps = [later - earlier for answer in others for earlier, later in zip(answer.text_at, answer.text_at[1:])]  # noqa: B905
     return Neighbour(alone_s=alone.ttft_s or 0.0, beside_s=beside.ttft_s or 0.0, step_s=statistics.median(gaps))
-
-
-def _checked(answer: Answer) -> Answer:
-    if answer.error is not None:
-        raise RuntimeError(answer.error)
-    return answer
 
 
 @contextlib.asynccontextmanager
@@ -114,7 +108,7 @@ async def honest_speed(running: Cluster, num_streams: int) -> float:
     target = target_of(running, "honest")
     started = time.perf_counter()
     answers = await asyncio.gather(*(stream(target, _PROMPT, HONEST_TOKENS) for _ in range(num_streams)))
-    return sum(_checked(answer).num_tokens for answer in answers) / (time.perf_counter() - started)
+    return sum(checked(answer).num_tokens for answer in answers) / (time.perf_counter() - started)
 
 
 async def readers(running: Cluster, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -112,6 +112,13 @@ async def stream(
     return answer
 
 
+def checked(answer: Answer) -> Answer:
+    """An answer that ended well. Raises RuntimeError with its error."""
+    if answer.error is not None:
+        raise RuntimeError(answer.error)
+    return answer
+
+
 async def get_json(url: str, path: str, api_key: str | None = None) -> Any:
     """GET of a JSON document. Raises OSError and ValueError, the latter also for a status other than 200."""
     async with asyncio.timeout(_CONNECT_TIMEOUT_S):

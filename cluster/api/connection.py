@@ -7,6 +7,7 @@ silent, endless or many. Knows nothing of what is asked. One connection is one i
 import asyncio
 import resource
 from collections import Counter
+from http import HTTPStatus
 from typing import Any, ClassVar, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -33,6 +34,7 @@ _FOR_OTHER_ADDRESSES = 8
 _LEAST_CONNECTIONS = 64
 _MOST_CONNECTIONS = 8192
 _VERSIONS = ("1.0", "1.1")
+_TOO_LARGE = f"the headers are larger than {MAX_HEAD_BYTES // 1024} KB"
 
 
 def max_connections() -> int:
@@ -103,7 +105,7 @@ class Connection(HttpToolsProtocol):
         if self._is_in_head and self.parser is not None and not self.transport.is_closing():
             self._head_bytes += len(data)  # of a header that does not end nothing else is heard
             if self._head_bytes > MAX_HEAD_BYTES:
-                self._refuse_now(431, f"the headers are larger than {MAX_HEAD_BYTES // 1024} KB")
+                self._refuse_now(431, _TOO_LARGE)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -124,7 +126,7 @@ class Connection(HttpToolsProtocol):
     def _count(self, num_bytes: int) -> None:
         self._head_bytes += num_bytes
         if self._head_bytes > MAX_HEAD_BYTES:
-            self._refuse(431, f"the headers are larger than {MAX_HEAD_BYTES // 1024} KB")
+            self._refuse(431, _TOO_LARGE)
 
     def on_headers_complete(self) -> None:
         self._is_in_head = False
@@ -172,17 +174,9 @@ class Connection(HttpToolsProtocol):
             self.transport.abort()
 
 
-_PHRASES = {
-    400: "Bad Request",
-    431: "Request Header Fields Too Large",
-    503: "Service Unavailable",
-    505: "HTTP Version Not Supported",
-}
-
-
 def _refusal(status: int, why: str) -> bytes:
     error = ApiError(why)
     error.status, error.error_type, error.code = status, "invalid_request_error", "invalid_request"
     body = as_json(error.body())
-    head = f"HTTP/1.1 {status} {_PHRASES[status]}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+    head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
     return head.encode() + b"connection: close\r\n\r\n" + body

@@ -39,12 +39,15 @@ class Origins:
         host = _name(b"//" + headers.get(b"host", b"localhost"))
         if not self._any_name and not _is_ours(host):
             return Forbidden(f"{host[:200]} is no name of this machine; use its address, or set an API key")
-        origin = headers.get(b"origin")
-        if origin is not None and _name(origin) != host and not _is_ours(_name(origin)):
-            return Forbidden("pages of other sites may not use this API")
-        if origin is None and headers.get(b"sec-fetch-site") == b"cross-site":
-            return Forbidden("pages of other sites may not use this API")
-        return None
+        return Forbidden("pages of other sites may not use this API") if _is_foreign(headers, host) else None
+
+
+def _is_foreign(headers: dict[bytes, bytes], host: str) -> bool:
+    """Whether a page of another site sent this. host: the name that it was sent to."""
+    origin = headers.get(b"origin")
+    if origin is None:
+        return headers.get(b"sec-fetch-site") == b"cross-site"
+    return _name(origin) != host and not _is_ours(_name(origin))
 
 
 def _is_ours(name: str) -> bool:

@@ -51,14 +51,12 @@ def main(arguments: Sequence[str]) -> int:  # noqa: PLR0911 - one return for eac
         # The reader of our output went away, which is its right; Python must not complain about it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:
-        if error.errno not in _DISK_ERRORS:
-            return _complain(f"unexpected {type(error).__name__}: {error}; please report it{_with_trace()}", 1)
-        place = error.filename or "Tandem's state"
-        return _complain(
-            f"{place} cannot be written ({error.strerror}); make room, or set TANDEM_HOME to another folder", 1
-        )
     except Exception as error:  # noqa: BLE001 - the process boundary: a bug, said plainly, with its trace in a file
+        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+            place = error.filename or "Tandem's state"
+            return _complain(
+                f"{place} cannot be written ({error.strerror}); make room, or set TANDEM_HOME to another folder", 1
+            )
         return _complain(f"unexpected {type(error).__name__}: {error}; please report it{_with_trace()}", 1)
     return exit_code or 0
 

@@ -15,6 +15,10 @@ class Deadline:
     def __repr__(self) -> str:
         return f"Deadline({self._timeout_s} s)"
 
+    def left_s(self, now: float) -> float | None:
+        """Seconds until it is past; None where there is none."""
+        return None if self.at == math.inf else self.at - now
+
     def check(self, now: float) -> None:
         """Raises RequestTimeout once it is past."""
         if now >= self.at:

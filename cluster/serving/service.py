@@ -7,7 +7,6 @@ here they are put together.
 
 import asyncio
 import contextlib
-import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING
@@ -120,7 +119,7 @@ class GenerationService:
         arrival = self._now()
         deadline = Deadline(arrival, request.timeout_s or self._timeout_s)
         try:
-            async with asyncio.timeout(None if deadline.at == math.inf else deadline.at - arrival):
+            async with asyncio.timeout(deadline.left_s(arrival)):
                 tokens = await self._encoding.encode(request, self._overview.model().context_tokens)
         except TimeoutError:
             raise deadline.error() from None
@@ -178,9 +177,9 @@ class GenerationService:
         return events
 
     def _expiry(self, live: LiveRequest, run: Run) -> asyncio.TimerHandle | None:
-        if live.deadline.at == math.inf:
+        left_s = live.deadline.left_s(self._now())
+        if left_s is None:
             return None
-        left_s = live.deadline.at - self._now()
         return asyncio.get_running_loop().call_later(left_s, self._runs.expire, run, live.deadline.error())
 
     def _pause(self, live: LiveRequest, place: Place) -> None:
