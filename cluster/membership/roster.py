@@ -155,10 +155,10 @@ class Member:
         if now - self.seen_at > LOST_AFTER_S:
             return "does not answer"
         beat = self.heartbeat
-        if beat is not None and beat.oldest_step_s is not None and beat.overdue_s:  # one that loads says neither
+        if beat is not None and beat.oldest_step_s is not None and beat.overdue_s:
             stuck_s = beat.oldest_step_s + now - self.seen_at
             if stuck_s > beat.overdue_s:
-                return f"has been stuck in a step for {stuck_s:.1f} s"
+                return f"has been stuck for {stuck_s:.1f} s"
         return None
 
 

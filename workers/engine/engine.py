@@ -53,7 +53,7 @@ from workers.engine.heads import Heads
 from workers.engine.loading import Loading
 from workers.engine.stage_runner import StageRunner, StepInFlight
 from workers.engine.trace import Tracer
-from workers.engine.vitals import MEASURE_EVERY_S, Vitals
+from workers.engine.vitals import MEASURE_EVERY_S, READING_LIMIT_S, Vitals
 from workers.model.shelf import ModelShelf
 from workers.model.stage_loading import LoadedStages, MeasureChunk, StageLoader
 
@@ -330,8 +330,10 @@ class Engine:
 
     @contextlib.contextmanager
     def _taking_its_time(self) -> Iterator[None]:
-        """While weights are read nobody can say how long it may take; what is open afterwards is noted."""
-        self._vitals.rest()
+        """While weights are read nobody can say how long all of it takes, only how long until the next of them; what is
+        open afterwards is noted.
+        """
+        self._vitals.begin(self._now(), READING_LIMIT_S)
         try:
             yield
         finally:
@@ -339,6 +341,7 @@ class Engine:
             self._vitals.begin(self._now())
 
     def _report_progress(self, num_bytes: int) -> None:
+        self._vitals.begin(self._now(), READING_LIMIT_S)
         self._links.send(TO_COORDINATOR, LoadProgress(worker=self._name, loaded_bytes=num_bytes))
 
     def _shut_down(self, _: Shutdown, __: _Buffers) -> Sequence[Action]:

@@ -14,6 +14,8 @@ from workers.model.stage_loading import LoadedStages
 MEASURE_EVERY_S = 0.25
 # What is not a step (a prefix that is copied or read) has no usual time.
 MESSAGE_LIMIT_S = 30.0
+# A layer of weights, the largest from the slowest disk; what takes longer will never end.
+READING_LIMIT_S = 300.0
 # A thread that waits for messages takes one that comes at once.
 DEAF_LIMIT_S = 5.0
 
@@ -60,7 +62,7 @@ class Vitals:
         self._num_begun += 1
 
     def rest(self) -> None:
-        """The compute thread does what may take as long as it takes."""
+        """The compute thread is at nothing any more."""
         self._busy, self._waits = None, False
 
     def wait(self) -> None:

@@ -9,7 +9,7 @@ from protocol.messages import StepOverdue
 from protocol.values import Route
 from tests.support.in_process_cluster import InProcessCluster
 from workers.engine.usual_times import LIMIT_OF_UNKNOWN_S, SHORTEST_LIMIT_S
-from workers.engine.vitals import DEAF_LIMIT_S, MESSAGE_LIMIT_S, Vitals
+from workers.engine.vitals import DEAF_LIMIT_S, MESSAGE_LIMIT_S, READING_LIMIT_S, Vitals
 from workers.zoo import make_tiny_model
 
 PROMPT = list(range(20, 60))
@@ -68,13 +68,21 @@ def test_thread_stuck_in_another_message_shows_too(cluster):
     assert (beat.oldest_step_s > 100.0, beat.overdue_s) == (True, MESSAGE_LIMIT_S)
 
 
-def test_thread_that_loads_counts_as_at_nothing(cluster):
+def test_thread_that_loads_may_take_long_for_each_layer_and_begins_anew_with_every_one(cluster):
     engine = cluster.engines["worker-0"]
     loader = engine._loading._loader
-    spy = loader.load = Spy(engine, loader.load)
+    load = spy = Spy(engine, loader.load)
+
+    def slowly(name, plan, progress):
+        cluster.clock.now += 80
+        progress(1)
+        cluster.clock.now += 80
+        return load(name, plan, progress)
+
+    loader.load = slowly
     cluster.replan()
     (beat,) = spy.seen
-    assert beat.oldest_step_s is None
+    assert (beat.oldest_step_s, beat.overdue_s) == (pytest.approx(180.0, abs=0.1), READING_LIMIT_S)
 
 
 def test_thread_that_waits_for_messages_counts_as_at_nothing(cluster):
@@ -134,4 +142,4 @@ def test_thread_that_does_not_wake_up_for_a_message_is_stuck_like_one_in_a_step(
     vitals.wait()
     assert vitals.heartbeat(18.0, num_waiting=1).oldest_step_s == 0.0  # it took others meanwhile
     vitals.rest()
-    assert vitals.heartbeat(60.0, num_waiting=1).oldest_step_s is None  # it reads weights
+    assert vitals.heartbeat(60.0, num_waiting=1).oldest_step_s is None  # it ends
