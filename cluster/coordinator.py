@@ -148,7 +148,7 @@ class Coordinator:
         earlier = await asyncio.to_thread(self._earlier_workers)
         desired = await asyncio.to_thread(home.next_incarnation, _make_keys)
         mailbox = _mailbox(desired)
-        desired = msgspec.structs.replace(desired, port=int(mailbox.peer.endpoint.rpartition(":")[2]))
+        desired = msgspec.structs.replace(desired, port=int(mailbox.door.endpoint.rpartition(":")[2]))
         await asyncio.to_thread(home.write_desired, desired)
         digest = await asyncio.to_thread(model_digest, path)
         home.remember_model(digest, path)

@@ -2,9 +2,10 @@
 
 A message on the wire is `[prefix | header | raw buffer ...]`: the prefix is the epoch (unsigned 64 bits, big endian), the
 kind (16 bits), the sender's place among the plan's workers (16 bits) and its number on that link (32 bits; 0 for what is
-not numbered); the header is msgpack of the struct's fields; tensors travel only as raw buffers. A message of another epoch
-than the receiver's is dropped by the receiver. Nothing is ever unpickled. Whatever does
-not decode within the limits raises `WireError` and nothing else.
+not numbered); the header is msgpack of the struct's fields; tensors travel only as raw buffers. A frame of exactly
+MAX_FRAME_BYTES goes on in the next one, so that no receiver need take larger ones. A message of another epoch than the
+receiver's is dropped by the receiver. Nothing is ever unpickled. Whatever does not decode within the limits raises
+`WireError` and nothing else.
 """
 
 import struct
@@ -53,9 +54,10 @@ from protocol.messages import (
 )
 from protocol.values import Buffer
 
-PROTOCOL = 2
+PROTOCOL = 3
 MAX_HEADER_BYTES = 8 << 20  # a bias for every id of a vocabulary of half a million
-MAX_BUFFERS = 4096
+MAX_FRAME_BYTES = 32 << 20
+MAX_BUFFERS = 4096  # as frames
 MAX_NUMBER = (1 << 32) - 1
 _LIMITS: dict[str, Any] = {
     "strict_map_key": False,
@@ -110,7 +112,8 @@ _NUMBERS = {kind: number for number, kind in KINDS.items()}
 class Envelope(msgspec.Struct, frozen=True):
     """A decoded message with the epoch it was sent in and its raw buffers.
 
-    number: of the message on its link from the `sender`-th worker of the plan, from 1; 0 where links do not count.
+    number: of the message on its link from the `sender`-th worker of the plan, from 1; 0 where links do not count. key:
+    whose it is, as the transport found it (Z85 text); empty for what was said within the process.
     """
 
     epoch: int
@@ -118,17 +121,20 @@ class Envelope(msgspec.Struct, frozen=True):
     buffers: tuple[Buffer, ...] = ()
     sender: int = 0
     number: int = 0
+    key: str = ""
 
 
 def encode(
     epoch: int, message: Message, buffers: Sequence[Buffer] = (), *, sender: int = 0, number: int = 0
 ) -> list[Buffer]:
-    """The frames of one message. Buffers are passed through, never copied.
+    """The frames of one message. Buffers are passed through, large ones in pieces, never copied.
 
     Raises:
         WireError: it is larger than `decode` takes, so that whoever waits for its answer need not wait for ever.
     """
     header = _header.encode(message)
+    if any(len(buffer) >= MAX_FRAME_BYTES for buffer in buffers):
+        buffers = [piece for buffer in buffers for piece in _pieces(buffer)]
     if len(header) > MAX_HEADER_BYTES or len(buffers) > MAX_BUFFERS:
         raise WireError(
             f"a {type(message).__name__} of {len(header)} bytes and {len(buffers)} buffers is too large to send"
@@ -136,8 +142,28 @@ def encode(
     return [_PREFIX.pack(epoch, _NUMBERS[type(message)], sender, number), header, *buffers]
 
 
-def decode(frames: Sequence[Buffer]) -> Envelope:
-    """The message in `frames`.
+def _pieces(buffer: Buffer) -> list[Buffer]:
+    """A buffer as frames; the last one, perhaps an empty one, is smaller than the others."""
+    view = memoryview(buffer)
+    return [view[start : start + MAX_FRAME_BYTES] for start in range(0, len(view) + 1, MAX_FRAME_BYTES)]
+
+
+def _joined(frames: Sequence[Buffer]) -> list[Buffer]:
+    """The buffers of `_pieces`, one behind the other."""
+    buffers: list[Buffer] = []
+    pieces: list[Buffer] = []
+    for frame in frames:
+        pieces.append(frame)
+        if len(frame) != MAX_FRAME_BYTES:
+            buffers.append(b"".join(pieces))
+            pieces = []
+    if pieces:
+        raise WireError("a buffer whose last piece is missing")
+    return buffers
+
+
+def decode(frames: Sequence[Buffer], *, key: str = "") -> Envelope:
+    """The message in `frames` from the owner of `key`.
 
     Raises:
         WireError: too few or too many frames, an unknown kind, a header beyond the limits or of the wrong shape.
@@ -156,4 +182,6 @@ def decode(frames: Sequence[Buffer]) -> Envelope:
         message = msgspec.convert(fields, kind)
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
         raise WireError(f"a {kind.__name__} message that does not decode: {error}") from error
-    return Envelope(epoch, message, tuple(buffers), sender, number)
+    if any(len(buffer) == MAX_FRAME_BYTES for buffer in buffers):
+        buffers = _joined(buffers)
+    return Envelope(epoch, message, tuple(buffers), sender, number, key)

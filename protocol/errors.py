@@ -44,7 +44,7 @@ class AddressUnavailable(TandemError):
 
 
 class WireError(TandemError):
-    """A message from another process that does not decode; the message is dropped and counted."""
+    """A message from another process that does not decode or is not its sender's to say; it is dropped and counted."""
 
 
 class ApiError(TandemError):

@@ -11,12 +11,16 @@ import signal
 import sys
 from pathlib import Path
 
+from protocol.descriptors import allow_descriptors
 from protocol.errors import TandemError
 from protocol.home import Home
 from protocol.join_token import read_token
 from protocol.logs import configure_logging
-from protocol.transport import ZmqInbox
+from protocol.transport import KeyPair, ZmqInbox
 from protocol.values import Peer
+
+# Connections of strangers, which last until their handshake is overdue, take none that this worker needs.
+_DESCRIPTORS = 8192
 
 
 def _arguments() -> argparse.Namespace:
@@ -42,6 +46,7 @@ def main(data_inbox: type[ZmqInbox] = ZmqInbox) -> int:
     """Run one worker to its end. data_inbox: where other workers reach it."""
     arguments = _arguments()
     configure_logging(Home(Path(arguments.home)), arguments.name)
+    allow_descriptors(_DESCRIPTORS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     token = sys.stdin.readline() if arguments.source == "-" else os.environ.pop("TANDEM_TOKEN", "")
     try:
@@ -62,7 +67,7 @@ def main(data_inbox: type[ZmqInbox] = ZmqInbox) -> int:
         trace=arguments.trace,
     )
     try:
-        run_worker(options, data_inbox)
+        run_worker(options, KeyPair.kept(options.home, arguments.name), data_inbox)
     except Exception:
         logging.getLogger("workers").exception("the worker failed")
         return 1

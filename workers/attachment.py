@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from protocol.errors import IllegalEvent
+from protocol.values import Peer
 
 JOIN_EVERY_S = 0.5
 BEAT_LIMIT_S = 3.0
@@ -35,7 +36,9 @@ class Reachable:
 
 @dataclass(frozen=True)
 class Welcomed:
-    """The coordinator admitted the worker."""
+    """The coordinator admitted the worker, and hears it at `inbox` from now on."""
+
+    inbox: Peer
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from protocol.messages import (
     Join,
     KeepPrefix,
     LinkLost,
+    Message,
     OpenSequence,
     Rejected,
     Sampled,
@@ -34,7 +35,7 @@ from protocol.messages import (
     StepFailed,
     Welcome,
 )
-from protocol.transport import Sender, ZmqDataLinks, ZmqInbox, ZmqOutbox
+from protocol.transport import Admits, KeyPair, Sender, ZmqDataLinks, ZmqInbox, ZmqOutbox
 from protocol.values import TO_COORDINATOR, Peer
 from workers.attachment import (
     Attachment,
@@ -72,14 +73,14 @@ _FROM_WORKERS = (
 )
 
 Deliver = Callable[[Envelope], object]
-# Opens an inbox under a name; says where it receives.
-OpenInbox = Callable[[str, Deliver], Peer]
+# Opens an inbox under a name for those who are admitted; says where it receives.
+OpenInbox = Callable[[str, Deliver, Admits], Peer]
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerOptions:
-    """coordinator: its inbox; secret: the token's secret part; orphan_s: how long to live without the coordinator; trace: a file
-    for a timeline of every step.
+    """coordinator: where it hears strangers, and its key; secret: the token's secret part; orphan_s: how long to live without the
+    coordinator; trace: a file for a timeline of every step.
     """
 
     name: str
@@ -117,8 +118,9 @@ class Worker:
         self._events: queue.SimpleQueue[Event | Envelope] = queue.SimpleQueue()
         self._heartbeat_at = now()
         self._is_ending = threading.Event()
-        self._control = open_inbox("control", self._deliver)
-        self._data = open_inbox("data", self._deliver_data)
+        self._inbox: Peer | None = None  # where the coordinator hears its workers, once it said so
+        self._control = open_inbox("control", self._deliver, lambda key: key == options.coordinator.public_key)
+        self._data = open_inbox("data", self._deliver_data, engine.admits)
 
     def __repr__(self) -> str:
         return f"Worker({self._options.name}, {self._attachment.state.value})"
@@ -128,8 +130,8 @@ class Worker:
     def _deliver(self, envelope: Envelope) -> None:
         """From the coordinator."""
         match envelope.message:
-            case Welcome():
-                self._events.put(Welcomed())
+            case Welcome(inbox=inbox):
+                self._events.put(Welcomed(inbox))
             case Rejected(reason=reason):
                 self._events.put(Refused(reason))
             case Beat(members=members):
@@ -141,9 +143,7 @@ class Worker:
 
     def _deliver_data(self, envelope: Envelope) -> None:
         """From other workers, which have no say in anything but sequences."""
-        if isinstance(envelope.message, _FROM_WORKERS):
-            self._engine.post(envelope)
-        else:
+        if not isinstance(envelope.message, _FROM_WORKERS) or not self._engine.post_of_worker(envelope):
             log.warning("dropped a %s from another worker", type(envelope.message).__name__)
 
     def link_lost(self, peer: str, why: str, epoch: int) -> None:
@@ -179,10 +179,22 @@ class Worker:
             return None
         if now >= self._heartbeat_at:
             self._heartbeat_at = now + HEARTBEAT_S
-            self._outbox.send(self._options.coordinator, 0, self._engine.heartbeat(now))
+            self._say(0, self._engine.heartbeat(now))
         timer = self._attachment.next_timer()
         due = self._heartbeat_at if timer is None else min(timer, self._heartbeat_at)
         return max(0.0, due - self._now())
+
+    def _say(self, epoch: int, message: Message) -> None:
+        """To the coordinator, which hears only whom it admitted."""
+        if self._inbox is not None:
+            self._outbox.send(self._inbox, epoch, message)
+
+    def _meet(self, inbox: Peer) -> None:
+        """Admitted: what was refused before, or is of an earlier coordinator, is over."""
+        for earlier in (self._options.coordinator, self._inbox, inbox):
+            if earlier is not None:
+                self._outbox.forget(earlier)
+        self._inbox = inbox
 
     def _handle_events(self, wait_s: float) -> None:
         try:
@@ -194,8 +206,10 @@ class Worker:
 
     def _handle(self, event: Event | Envelope) -> None:
         if isinstance(event, Envelope):  # to pass on
-            self._outbox.send(self._options.coordinator, event.epoch, event.message)
+            self._say(event.epoch, event.message)
             return
+        if isinstance(event, Welcomed):
+            self._meet(event.inbox)
         before = self._attachment.state
         for action in self._attachment.handle(event, self._now()):
             match action:
@@ -230,20 +244,22 @@ class Worker:
         )
 
 
-def run_worker(options: WorkerOptions, data_inbox: type[ZmqInbox] = ZmqInbox) -> None:
-    """Be a worker until told to end. On the main thread, which becomes MLX's. data_inbox: where other workers reach it."""
+def run_worker(options: WorkerOptions, keys: KeyPair, data_inbox: type[ZmqInbox] = ZmqInbox) -> None:
+    """Be a worker until told to end. On the main thread, which becomes MLX's. keys: by which others know this worker;
+    data_inbox: where other workers reach it.
+    """
     put_compute_thread_in_batch_class()
     shelf = ModelShelf(options.home, options.home.cache)
     tracer = None if options.trace is None else Tracer(options.trace, options.name)
-    links = ZmqDataLinks(lambda peer, why: worker.link_lost(peer, why, links.epoch))
-    engine = Engine(options.name, options.coordinator, links, shelf, tracer=tracer)
+    links = ZmqDataLinks(lambda peer, why: worker.link_lost(peer, why, links.epoch), keys)
+    engine = Engine(options.name, links, shelf, tracer=tracer)
 
-    def open_inbox(kind: str, deliver: Deliver) -> Peer:
-        inbox = (data_inbox if kind == "data" else ZmqInbox)(deliver)
+    def open_inbox(kind: str, deliver: Deliver, admits: Admits) -> Peer:
+        inbox = (data_inbox if kind == "data" else ZmqInbox)(deliver, keys=keys, admits=admits)
         inbox.start()
         return inbox.peer
 
-    worker = Worker(options, engine=engine, outbox=ZmqOutbox(), open_inbox=open_inbox, exit_later=_exit_later)
+    worker = Worker(options, engine=engine, outbox=ZmqOutbox(keys), open_inbox=open_inbox, exit_later=_exit_later)
     worker.start()
     threading.Thread(target=worker.run, name="control", daemon=True).start()
     engine.run()

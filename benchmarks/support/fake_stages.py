@@ -32,8 +32,9 @@ from protocol.messages import (
     Shutdown,
     Tokens,
     Update,
+    Welcome,
 )
-from protocol.transport import ZmqInbox, ZmqOutbox
+from protocol.transport import KeyPair, ZmqInbox, ZmqOutbox
 from protocol.values import Peer, Route
 from strategy.memory import KvNeeds
 
@@ -71,8 +72,10 @@ class FakeStages:
         self._secret = secret
         self._home = home
         self._arrivals: queue.SimpleQueue[Envelope] = queue.SimpleQueue()
-        self._outbox = ZmqOutbox()
-        self._inbox = ZmqInbox(self._arrivals.put)
+        keys = KeyPair.generate()
+        self._outbox = ZmqOutbox(keys)
+        self._inbox = ZmqInbox(self._arrivals.put, keys=keys)
+        self._reply_to: Peer | None = None  # once admitted
         self._epoch = 0
         self._waiting: dict[int, Generate] = {}
         self._beat_at = 0.0
@@ -91,7 +94,7 @@ class FakeStages:
             data=self._inbox.peer,
             memory_limit_bytes=1 << 40,
         )
-        self._send(join)
+        self._outbox.send(self._coordinator, 0, join)
         supervisor = os.getppid()
         while self._running and os.getppid() == supervisor:
             self._beat()
@@ -103,7 +106,8 @@ class FakeStages:
         return msgspec.json.decode((self._home / PACE_FILE).read_bytes(), type=Pace)
 
     def _send(self, message: Message, buffers: tuple[bytes, ...] = ()) -> None:
-        self._outbox.send(self._coordinator, self._epoch, message, buffers)
+        if self._reply_to is not None:
+            self._outbox.send(self._reply_to, self._epoch, message, buffers)
 
     def _beat(self) -> None:
         now = time.monotonic()
@@ -118,7 +122,9 @@ class FakeStages:
             return
         message = envelope.message
         self._epoch = max(self._epoch, envelope.epoch)
-        if isinstance(message, InspectModel):
+        if isinstance(message, Welcome):
+            self._reply_to = message.inbox
+        elif isinstance(message, InspectModel):
             self._send(self._inspected())
         elif isinstance(message, LoadStage):
             nothing = KvNeeds(fixed_bytes=0, growth=(), snapshots=False)

@@ -5,7 +5,6 @@ silent, endless or many. Knows nothing of what is asked. One connection is one i
 """
 
 import asyncio
-import resource
 from collections import Counter
 from http import HTTPStatus
 from typing import Any, ClassVar, cast
@@ -13,6 +12,7 @@ from typing import Any, ClassVar, cast
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from cluster.api.events import as_json
+from protocol.descriptors import allow_descriptors
 from protocol.errors import ApiError
 
 # Of a request line and its headers, in bytes and in number.
@@ -39,14 +39,7 @@ _TOO_LARGE = f"the headers are larger than {MAX_HEAD_BYTES // 1024} KB"
 
 def max_connections() -> int:
     """How many connections there may be, of the descriptors that the process may open: as many as the system allows."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _MOST_CONNECTIONS + _KEPT_BACK
-    allowed = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
-    if soft != resource.RLIM_INFINITY and soft < allowed:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-        soft = allowed
-    usable = wanted if soft == resource.RLIM_INFINITY else soft
-    return max(min(usable - _KEPT_BACK, _MOST_CONNECTIONS), _LEAST_CONNECTIONS)
+    return max(allow_descriptors(_MOST_CONNECTIONS + _KEPT_BACK) - _KEPT_BACK, _LEAST_CONNECTIONS)
 
 
 class _Refused(Exception):

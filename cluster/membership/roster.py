@@ -4,6 +4,7 @@ Events in, actions out; `now` (seconds of a monotonic clock) is an argument. An 
 changes nothing. Knows nothing of plans: a worker that is there can be used, what for is decided elsewhere.
 """
 
+import hmac
 from collections.abc import Iterable
 from enum import StrEnum
 
@@ -220,7 +221,11 @@ class Roster:
         What a process asked before it ended may arrive afterwards, and means nothing.
         """
         member = self.members.get(join.name)
-        if join.secret != self._secret or join.protocol != PROTOCOL or member is None:
+        if (
+            not hmac.compare_digest(join.secret.encode(), self._secret.encode())
+            or join.protocol != PROTOCOL
+            or member is None
+        ):
             return [
                 RefuseJoin(join.peer, "a wrong token, another version of Tandem, or a name that is not in the plan")
             ]

@@ -53,8 +53,8 @@ class Assembly:
         ]
         return ", ".join(held)
 
-    def messages(self) -> dict[str, LoadStage]:
-        """What to tell each worker."""
+    def messages(self, reply_to: Peer) -> dict[str, LoadStage]:
+        """What to tell each worker. reply_to: where they answer."""
         settings, inspected = self._settings, self._model.inspected
         stages = tuple(
             StagePlan(
@@ -67,6 +67,7 @@ class Assembly:
         )
         common = LoadStage(
             model=self._model.digest,
+            reply_to=reply_to,
             kv=settings.kv_cache.kv,
             prefix_memory_bytes=0,
             prefix_disk_bytes=self._disk_bytes,

@@ -118,8 +118,8 @@ class ControlPlane:
         self.roster.expect(name, membership.JOIN_WITHIN_S, self._now())
         await self._launcher.start(
             name,
-            coordinator=self._mailbox.peer,
-            token=self.roster.token(self._mailbox.peer.public_key),
+            coordinator=self._mailbox.door,
+            token=self.roster.token(self._mailbox.door.public_key),
             memory_limit_bytes=self.roster.members[name].memory_limit_bytes,
         )
 
@@ -314,7 +314,7 @@ class ControlPlane:
     def _admit(self, member: Member) -> None:
         assert member.join is not None
         self._mailbox.know(member.name, member.join.peer)
-        self._mailbox.tell(member.name, Welcome(coordinator=member.name))
+        self._mailbox.tell(member.name, Welcome(inbox=self._mailbox.inbox))
         member.held = member.join.held if member.join.model == self._model.digest else ()
         self.events.add(f"joined {member.name}")
         loss = Loss(workers=(), sentence=f"worker {member.name} lost the coordinator and came back")
@@ -353,9 +353,10 @@ class ControlPlane:
     def _plan(self, action: planning.Action) -> None:
         match action:
             case planning.Inspect(worker=name):
-                self._mailbox.tell(name, InspectModel(model=self._model.digest))
+                self._mailbox.tell(name, InspectModel(model=self._model.digest, reply_to=self._mailbox.inbox))
             case planning.Prepare(worker=name, layers=layers):
-                self._mailbox.tell(name, PrepareStage(model=self._model.digest, layers=layers))
+                reply_to = self._mailbox.inbox
+                self._mailbox.tell(name, PrepareStage(model=self._model.digest, layers=layers, reply_to=reply_to))
             case planning.SendPlan(partition=found):
                 self._load(found)
             case planning.BeginPlan():
@@ -379,7 +380,7 @@ class ControlPlane:
         epoch = self._mailbox.begin_epoch(tuple(parts))
         self._assembly = self._model.assemble(epoch, found, parts)
         self.events.add(f"replanned, epoch {epoch & 0xFFFFFFFF}: {self._assembly.described}")
-        for worker, message in self._assembly.messages().items():
+        for worker, message in self._assembly.messages(self._mailbox.inbox).items():
             self._mailbox.send(worker, message)
 
     def _begin(self) -> None:

@@ -8,9 +8,10 @@ from strategy.memory import KvNeeds
 
 
 class InspectModel(Message, frozen=True, kw_only=True):
-    """Find out how the model's architecture can be cut."""
+    """Find out how the model's architecture can be cut. reply_to: where the coordinator hears its workers."""
 
     model: str
+    reply_to: Peer
 
 
 class Inspected(Message, frozen=True, kw_only=True):
@@ -43,10 +44,12 @@ class LoadStage(Message, frozen=True, kw_only=True):
     model: its digest; stages: every worker of the plan in order; pipeline: the route through all of them, None where the
     model cannot be cut; uncached_in_caches: passes without a KV cache run in caches that are thrown away, since the model
     computes something else without any; whole_prompts: a prompt runs in mlx-lm's own chunks, since others change what the
-    model computes (so nothing of it can be reused either); kv_copies: to how many neighbours finished KV blocks are copied.
+    model computes (so nothing of it can be reused either); kv_copies: to how many neighbours finished KV blocks are copied;
+    reply_to: where the coordinator hears its workers.
     """
 
     model: str
+    reply_to: Peer
     kv: KvSettings
     prefix_memory_bytes: int
     prefix_disk_bytes: int
@@ -108,9 +111,10 @@ class KnownPrefix(Message, frozen=True, kw_only=True):
 
 
 class PrepareStage(Message, frozen=True, kw_only=True):
-    """Read these weights in advance of a plan; nothing else changes, and what runs goes on."""
+    """Read these weights in advance of a plan; nothing else changes, and what runs goes on. reply_to: as in LoadStage."""
 
     model: str
+    reply_to: Peer
     layers: LayerRange
 
 

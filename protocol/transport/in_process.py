@@ -9,16 +9,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from protocol.codec import decode, encode
+from protocol.errors import WireError
 from protocol.messages import Message
+from protocol.transport.admission import Admits, anybody
 from protocol.transport.sending import Deliver, Lost
 from protocol.values import Buffer, Peer
 
 
 @dataclass(eq=False, slots=True)
 class _InProcessLink:
-    """From `owner` to an inbox, in one epoch."""
+    """From `owner`, whose key is `key`, to an inbox, in one epoch."""
 
     owner: str
+    key: str
     inbox: str
     number: int = 0
     whole: bool = True
@@ -30,14 +33,15 @@ class _Queued:
 
     inbox: str
     frames: list[Buffer]
+    key: str
     link: _InProcessLink | None
 
 
 class InProcessNetwork:
-    """The inboxes of a test's processes and what is on its way to them. Itself the `Sender` of all of them."""
+    """The inboxes of a test's processes and what is on its way to them. Itself the `Sender` of those without a key."""
 
     def __init__(self) -> None:
-        self._inboxes: dict[str, Deliver] = {}
+        self._inboxes: dict[str, tuple[Deliver, Admits]] = {}
         self._queue: deque[_Queued] = deque()
         self._links: dict[str, InProcessDataLinks] = {}
         self._cut: set[tuple[str, str]] = set()
@@ -48,19 +52,26 @@ class InProcessNetwork:
     def __repr__(self) -> str:
         return f"InProcessNetwork({len(self._inboxes)} inboxes, {len(self._queue)} messages under way)"
 
-    def inbox(self, name: str, deliver: Deliver) -> Peer:
-        """Register an inbox and return where it receives."""
-        self._inboxes[name] = deliver
-        return Peer(endpoint=name, public_key="")
+    def inbox(self, name: str, deliver: Deliver, *, key: str = "", admits: Admits = anybody) -> Peer:
+        """Register an inbox and return where it receives. key: of the process that it belongs to; admits: as `ZmqInbox`."""
+        self._inboxes[name] = deliver, admits
+        return Peer(endpoint=name, public_key=key)
 
-    def links(self, owner: str, lost: Lost) -> "InProcessDataLinks":
+    def links(self, owner: str, lost: Lost, *, key: str = "") -> "InProcessDataLinks":
         """The data links of the worker `owner`, in place of those that it had."""
-        self._links[owner] = InProcessDataLinks(owner, lost, self._carry)
+        self._links[owner] = InProcessDataLinks(owner, key, lost, self._carry)
         return self._links[owner]
+
+    def outbox(self, key: str) -> "InProcessOutbox":
+        """The `Sender` of the process with that key."""
+        return InProcessOutbox(key, self._queue_frames)
 
     def send(self, peer: Peer, epoch: int, message: Message, buffers: Sequence[Buffer] = ()) -> None:
         """Queue a message for `peer`."""
-        self._queue_frames(peer.endpoint, encode(epoch, message, buffers), None)
+        self.outbox("").send(peer, epoch, message, buffers)
+
+    def forget(self, peer: Peer) -> None:
+        """Nothing: messages that were sent arrive."""
 
     def run(self, *, max_messages: int = 100_000) -> int:
         """Deliver messages until none is left; returns how many. Raises AssertionError beyond `max_messages`.
@@ -70,14 +81,20 @@ class InProcessNetwork:
         count = 0
         while self._queue:
             queued = self._queue.popleft()
-            deliver = self._inboxes.get(queued.inbox)
-            if deliver is None or self._is_lost(queued):
+            deliver, admits = self._inboxes.get(queued.inbox, (None, anybody))
+            if deliver is None or self._is_lost(queued) or not admits(queued.key):
                 self.num_dropped += 1
             else:
-                deliver(decode(queued.frames))
+                self._hand_in(deliver, queued)
             count += 1
             assert count <= max_messages, "messages without end"
         return count
+
+    def _hand_in(self, deliver: Deliver, queued: _Queued) -> None:
+        try:
+            deliver(decode(queued.frames, key=queued.key))
+        except WireError:
+            self.num_dropped += 1
 
     def cut(self, owner: str, inbox: str) -> None:
         """Drop what `owner`'s links carry to `inbox`, also what is under way, and tell nobody; until `heal`."""
@@ -112,8 +129,8 @@ class InProcessNetwork:
         link = queued.link
         return link is not None and (not link.whole or (link.owner, link.inbox) in self._cut)
 
-    def _queue_frames(self, inbox: str, frames: list[Buffer], link: _InProcessLink | None) -> None:
-        self._queue.append(_Queued(inbox, [bytes(frame) for frame in frames], link))
+    def _queue_frames(self, inbox: str, frames: list[Buffer], key: str, link: _InProcessLink | None = None) -> None:
+        self._queue.append(_Queued(inbox, [bytes(frame) for frame in frames], key, link))
 
     def _carry(self, link: _InProcessLink, frames: list[Buffer]) -> bool:
         """Whether anybody is at the other end of a link."""
@@ -122,15 +139,34 @@ class InProcessNetwork:
         if self._vanishing[link.owner, link.inbox]:
             self._vanishing[link.owner, link.inbox] -= 1
         else:
-            self._queue_frames(link.inbox, frames, link)
+            self._queue_frames(link.inbox, frames, link.key, link)
         return True
+
+
+class InProcessOutbox:
+    """The `Sender` of one process in an `InProcessNetwork`. queue: takes an inbox, frames and the sender's key."""
+
+    def __init__(self, key: str, queue: Callable[[str, list[Buffer], str], None]):
+        self._key = key
+        self._queue = queue
+
+    def __repr__(self) -> str:
+        return f"InProcessOutbox({self._key})"
+
+    def send(self, peer: Peer, epoch: int, message: Message, buffers: Sequence[Buffer] = ()) -> None:
+        """See `Sender`."""
+        self._queue(peer.endpoint, encode(epoch, message, buffers), self._key)
+
+    def forget(self, peer: Peer) -> None:
+        """See `Sender`; messages that were sent arrive."""
 
 
 class InProcessDataLinks:
     """The `DataLinks` of one worker in an `InProcessNetwork`. What is under way at `renew` still arrives, in its old epoch."""
 
-    def __init__(self, owner: str, lost: Lost, carry: Callable[[_InProcessLink, list[Buffer]], bool]):
+    def __init__(self, owner: str, key: str, lost: Lost, carry: Callable[[_InProcessLink, list[Buffer]], bool]):
         self._owner = owner
+        self._key = key
         self._lost = lost
         self._carry = carry
         self._epoch = 0
@@ -148,7 +184,7 @@ class InProcessDataLinks:
     def renew(self, epoch: int, sender: int, peers: Mapping[str, Peer]) -> None:
         """Begin new links; see `DataLinks`."""
         self._epoch, self._sender = epoch, sender
-        self._links = {worker: _InProcessLink(self._owner, peer.endpoint) for worker, peer in peers.items()}
+        self._links = {worker: _InProcessLink(self._owner, self._key, peer.endpoint) for worker, peer in peers.items()}
 
     def send(self, worker: str, message: Message, buffers: Sequence[Buffer] = ()) -> None:
         """Queue a message; see `DataLinks`."""

@@ -1,13 +1,18 @@
-"""An inbox: where a process receives, on a thread of its own. Knows of messages only whether they decode."""
+"""An inbox: where a process receives, on a thread of its own, from those whose keys it admits.
+
+Knows of messages only whether they decode.
+"""
 
 import contextlib
 import logging
 import threading
 
+import msgspec
 import zmq
 
-from protocol.codec import decode
+from protocol.codec import MAX_FRAME_BYTES, decode
 from protocol.errors import AddressUnavailable, WireError
+from protocol.transport.admission import Admits, admit, anybody
 from protocol.transport.keys import KeyPair
 from protocol.transport.sending import Deliver
 from protocol.values import Peer
@@ -15,24 +20,50 @@ from protocol.values import Peer
 log = logging.getLogger(__name__)
 
 _READ_TIMEOUT_MS = 200
-_MAX_FRAME_BYTES = 2 << 30
+_CURVE_BYTES = 256  # what encryption adds to a frame, and more
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """frame_bytes: of one frame, those of handshakes too; pending: messages that wait to be read, 0 for any number;
+    handshake_ms: until who connected has proved its key.
+    """
+
+    frame_bytes: int = MAX_FRAME_BYTES + _CURVE_BYTES
+    pending: int = 0
+    handshake_ms: int = 10_000
+
+
+FOR_MEMBERS = Limits()
+# Where whoever comes may say who they are, and little else.
+FOR_STRANGERS = Limits(frame_bytes=16 << 10, pending=64)
 
 
 class ZmqInbox:
-    """A bound, encrypted PULL socket; `deliver` is called on the inbox's own thread for each message that decodes.
+    """A bound, encrypted PULL socket; `deliver` is called on the inbox's own thread for each message that decodes. It may
+    raise WireError for one that does not fit.
 
-    port, keys: those of an inbox before, which whoever sent to it finds again; new ones where None.
+    port, keys: those of an inbox before, which whoever sent to it finds again; new ones where None. admits: whose
+    messages are taken; each envelope says its sender's key.
 
     Raises:
         AddressUnavailable: it cannot be bound.
     """
 
     def __init__(
-        self, deliver: Deliver, *, host: str = "127.0.0.1", port: int | None = None, keys: KeyPair | None = None
+        self,
+        deliver: Deliver,
+        *,
+        host: str = "127.0.0.1",
+        port: int | None = None,
+        keys: KeyPair | None = None,
+        admits: Admits = anybody,
+        limits: Limits = FOR_MEMBERS,
     ):
         self._deliver = deliver
+        self._admits = admits
         keys = keys or KeyPair.generate()
-        self._socket = _bindable_socket(keys)
+        self._socket = _bindable_socket(keys, limits)
+        admit(self._socket, admits)
         self.peer = Peer(endpoint=f"tcp://{host}:{self._bind(host, port)}", public_key=keys.public)
         self.num_dropped = 0
         self._closing = threading.Event()
@@ -63,13 +94,16 @@ class ZmqInbox:
 
     def _receive(self) -> None:
         frames = self._socket.recv_multipart(copy=False)  # raises Again when none came in time
+        key = str(frames[0].get("User-Id"))
+        if not self._admits(key):
+            self.num_dropped += 1
+            log.warning("dropped a message of %s, whose key is not admitted any more", key)
+            return
         try:
-            envelope = decode([frame.buffer for frame in frames])
+            self._deliver(decode([frame.buffer for frame in frames], key=key))
         except WireError as error:
             self.num_dropped += 1
-            log.warning("dropped %s", error)
-            return
-        self._deliver(envelope)
+            log.warning("dropped %s, from %s", error, key)
 
     def close(self) -> None:
         """Stop reading; returns when the socket is closed."""
@@ -83,12 +117,13 @@ class ZmqInbox:
         return f"ZmqInbox({self.peer.endpoint})"
 
 
-def _bindable_socket(keys: KeyPair) -> "zmq.Socket[bytes]":
+def _bindable_socket(keys: KeyPair, limits: Limits) -> "zmq.Socket[bytes]":
     socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PULL)
     socket.setsockopt(zmq.LINGER, 0)
-    socket.setsockopt(zmq.RCVHWM, 0)
+    socket.setsockopt(zmq.RCVHWM, limits.pending)
     socket.setsockopt(zmq.RCVTIMEO, _READ_TIMEOUT_MS)
-    socket.setsockopt(zmq.MAXMSGSIZE, _MAX_FRAME_BYTES)
+    socket.setsockopt(zmq.MAXMSGSIZE, limits.frame_bytes)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, limits.handshake_ms)
     socket.setsockopt(zmq.TCP_KEEPALIVE, 1)  # gives back the descriptors of peers that vanished
     socket.setsockopt(zmq.CURVE_SERVER, 1)
     socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public.encode())

@@ -1,9 +1,12 @@
 """The CURVE keys of a process."""
 
+import contextlib
 from typing import Self
 
 import msgspec
 import zmq
+
+from protocol.home import Home
 
 
 class KeyPair(msgspec.Struct, frozen=True):
@@ -33,6 +36,20 @@ class KeyPair(msgspec.Struct, frozen=True):
         if not belong_together:
             raise ValueError("these are no CURVE keys: make new ones")
         return cls(public, secret)
+
+    @classmethod
+    def kept(cls, home: Home, name: str) -> Self:
+        """The pair of the process of that name in a home; a new one the first time, and where the file is damaged.
+
+        Raises:
+            OSError: it cannot be kept.
+        """
+        file = home.keys / f"{name}.curve"
+        with contextlib.suppress(OSError, ValueError):
+            return cls.from_text(file.read_text("ascii"))
+        keys = cls.generate()
+        home.write_private(file, keys.to_text().encode())
+        return keys
 
     def to_text(self) -> str:
         """Both keys in one line, for a file that only its owner reads."""

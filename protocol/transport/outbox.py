@@ -13,16 +13,12 @@ from protocol.values import Buffer, Peer
 
 
 class ZmqOutbox:
-    """PUSH sockets to peers, made at the first message to each. Belongs to one thread.
-
-    A peer is its public key: a process that begins anew has another, even at the same endpoint. One that comes back with
-    the same key at another endpoint is found there after `forget`.
-    """
+    """PUSH sockets to peers, made at the first message to each. Belongs to one thread. keys: by which peers know who sends."""
 
     def __init__(self, keys: KeyPair | None = None, *, linger_ms: int = 500) -> None:
         self._keys = keys or KeyPair.generate()
         self._linger_ms = linger_ms
-        self._sockets: dict[str, zmq.Socket[bytes]] = {}
+        self._sockets: dict[Peer, zmq.Socket[bytes]] = {}
 
     def __repr__(self) -> str:
         return f"ZmqOutbox(to {len(self._sockets)} peers)"
@@ -38,9 +34,9 @@ class ZmqOutbox:
         return socket
 
     def _link(self, peer: Peer) -> "zmq.Socket[bytes]":
-        if peer.public_key not in self._sockets:
-            self._sockets[peer.public_key] = self._connect(peer)
-        return self._sockets[peer.public_key]
+        if peer not in self._sockets:
+            self._sockets[peer] = self._connect(peer)
+        return self._sockets[peer]
 
     def send(self, peer: Peer, epoch: int, message: Message, buffers: Sequence[Buffer] = ()) -> None:
         """Queue a message; never blocks. Order is kept per peer. Buffers must not change afterwards."""
@@ -53,7 +49,7 @@ class ZmqOutbox:
 
     def forget(self, peer: Peer) -> None:
         """Close the link to a peer; unsent messages to it are dropped."""
-        socket = self._sockets.pop(peer.public_key, None)
+        socket = self._sockets.pop(peer, None)
         if socket is not None:
             socket.disable_monitor()
             socket.close(linger=0)

@@ -8,6 +8,7 @@ from protocol.messages import Message
 from protocol.values import Buffer, Peer
 
 Deliver = Callable[[Envelope], object]
+"""Takes what arrived; raises WireError for a message that its sender may not send, which is dropped then."""
 
 Lost = Callable[[str, str], object]
 """Called with a worker and why the link to it is lost, perhaps on a thread of the transport's own and always before the
@@ -15,9 +16,13 @@ links of the next epoch exist. It only passes the news on: it neither waits for 
 
 
 class Sender(Protocol):
-    """What sends messages to peers over control links; `ZmqOutbox` and, in tests, `InProcessNetwork`."""
+    """What sends messages to peers over control links; `ZmqOutbox` and, in tests, `InProcessOutbox`."""
 
-    def send(self, peer: Peer, epoch: int, message: Message, buffers: Sequence[Buffer] = ()) -> None: ...
+    def send(self, peer: Peer, epoch: int, message: Message, buffers: Sequence[Buffer] = ()) -> None:
+        """Queue a message; never blocks. Order is kept per peer. Buffers must not change afterwards."""
+
+    def forget(self, peer: Peer) -> None:
+        """Nothing more is sent to a peer, and unsent messages to it are dropped, unless it is sent to again."""
 
 
 class DataLinks(Protocol):

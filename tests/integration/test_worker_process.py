@@ -30,7 +30,7 @@ from protocol.messages import (
     Welcome,
 )
 from protocol.model_digest import model_digest
-from protocol.transport import ZmqInbox, ZmqOutbox
+from protocol.transport import KeyPair, ZmqInbox, ZmqOutbox
 from protocol.values import KvSettings, LayerRange, Route, Sampling
 from tests.support.in_process_cluster import alone
 from tests.support.running_cluster import CHECKOUT
@@ -50,13 +50,18 @@ class TestCoordinator:
         self.digest = model_digest(model)
         self.home.remember_model(self.digest, model)
         self._arrivals = queue.SimpleQueue()
-        self._inbox = ZmqInbox(self._arrivals.put)
+        keys = KeyPair.generate()
+        self._inbox = ZmqInbox(self._arrivals.put, keys=keys)
         self._inbox.start()
-        self._outbox = ZmqOutbox()
+        self._outbox = ZmqOutbox(keys)
         self._secret = secrets.token_bytes(16)
         self.epoch = 1 << 32
         self.joins, self.processes = {}, {}
         self.silent = False
+
+    @property
+    def inbox(self):
+        return self._inbox.peer
 
     @property
     def token(self):
@@ -105,7 +110,7 @@ class TestCoordinator:
 
     def admit(self, name):
         self.joins[name] = self.await_message(Join, of=name)
-        self.send(name, Welcome(coordinator="test"))
+        self.send(name, Welcome(inbox=self._inbox.peer))
         return self.joins[name]
 
     def load(self, found):
@@ -118,6 +123,7 @@ class TestCoordinator:
         )
         plan = LoadStage(
             model=self.digest,
+            reply_to=self._inbox.peer,
             kv=KvSettings(),
             prefix_memory_bytes=0,
             prefix_disk_bytes=0,
@@ -165,7 +171,7 @@ def test_workers_serve_lose_the_coordinator_and_serve_again_with_what_they_held(
     for name in ("alpha", "beta"):
         coordinator.start(name)
         coordinator.admit(name)
-    coordinator.send("alpha", InspectModel(model=coordinator.digest))
+    coordinator.send("alpha", InspectModel(model=coordinator.digest, reply_to=coordinator.inbox))
     found = coordinator.await_message(Inspected)
     coordinator.load(found)
     assert coordinator.generate(8) == alone(tiny_model, PROMPT, 8)

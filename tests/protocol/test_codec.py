@@ -58,11 +58,12 @@ EXAMPLES: dict[int, messages.Message] = {
     11: messages.Prepared(worker="w", layers=LayerRange(0, 4), read_bytes=7),
     12: messages.LinkLost(worker="w", peer="v", why="closed"),
     13: messages.StepOverdue(worker="w", route=Route(("w", "v")), number=3, seconds=5.5),
-    20: messages.Welcome(coordinator="c"),
+    20: messages.Welcome(inbox=PEER),
     21: messages.Rejected(reason="r"),
-    22: messages.InspectModel(model="d"),
+    22: messages.InspectModel(model="d", reply_to=PEER),
     23: messages.LoadStage(
         model="d",
+        reply_to=PEER,
         pipeline=Route(("w",)),
         kv=KvSettings(),
         prefix_memory_bytes=1,
@@ -86,7 +87,7 @@ EXAMPLES: dict[int, messages.Message] = {
     27: messages.KnownPrefix(route=Route(("w",)), capacity=4, snapshots=True),
     28: messages.ForgetConversation(conversation="c"),
     29: messages.Beat(members=("w", "v")),
-    30: messages.PrepareStage(model="d", layers=LayerRange(0, 4)),
+    30: messages.PrepareStage(model="d", layers=LayerRange(0, 4), reply_to=PEER),
     40: messages.OpenSequence(
         sequence=1, route=Route(("w",)), cached=False, sampling=Sampling(), seed=1, history=(1, 2), max_length=9
     ),
@@ -132,6 +133,15 @@ def test_bytes_are_those_that_other_versions_expect(number):
     prefix, header = codec.encode(258, EXAMPLES[number])
     assert prefix.hex() == f"0000000000000102{number:04x}000000000000"
     assert header.hex() == GOLDEN[number]
+
+
+def test_buffer_whose_last_piece_is_missing_is_no_message(monkeypatch):
+    monkeypatch.setattr(codec, "MAX_FRAME_BYTES", 16)
+    frames = codec.encode(1, EXAMPLES[8], [b"x" * 40, b"y" * 16])
+    assert [len(frame) for frame in frames[2:]] == [16, 16, 8, 16, 0]
+    assert codec.decode(frames).buffers == (b"x" * 40, b"y" * 16)
+    with pytest.raises(WireError):
+        codec.decode(frames[:-1])
 
 
 @given(st.lists(st.binary(max_size=64), max_size=4))

@@ -1,15 +1,18 @@
 """Inboxes and control links over real loopback sockets."""
 
 import queue
+import socket
 import threading
 from contextlib import closing
 
 import pytest
 import zmq
 
-from protocol.errors import AddressUnavailable
+from protocol import codec
+from protocol.errors import AddressUnavailable, WireError
 from protocol.messages import Cancel
-from protocol.transport import KeyPair, ZmqInbox, ZmqOutbox
+from protocol.transport import FOR_STRANGERS, KeyPair, ZmqInbox, ZmqOutbox
+from protocol.transport.inbox import Limits
 from protocol.values import Peer
 from tests.support.received import DEADLINE_S, Received, wait_until
 
@@ -41,6 +44,15 @@ def test_large_buffer_arrives_whole(received, outbox):
     assert bytes(received.next().buffers[0]) == data
 
 
+@pytest.mark.parametrize("more", [-1, 0, 1])
+def test_buffer_around_the_size_of_a_frame_arrives_whole_between_others(received, outbox, more, monkeypatch):
+    monkeypatch.setattr(codec, "MAX_FRAME_BYTES", 1 << 10)
+    for factor in (1, 2):
+        data = [b"x", bytes(range(256)) * (factor << 2) + bytes(more) if more >= 0 else bytes((factor << 10) - 1), b""]
+        outbox.send(received.peer, 1, Cancel(sequence=1), data)
+        assert [bytes(buffer) for buffer in received.next().buffers] == data
+
+
 def test_sender_with_a_wrong_key_is_refused(received, outbox):
     stranger = Peer(endpoint=received.peer.endpoint, public_key=KeyPair.generate().public)
     with closing(ZmqOutbox(linger_ms=0)) as wrong:
@@ -50,6 +62,101 @@ def test_sender_with_a_wrong_key_is_refused(received, outbox):
     outbox.send(received.peer, 1, Cancel(sequence=1))
     assert received.next().message == Cancel(sequence=1)
     assert received.is_empty()
+
+
+def test_every_message_says_whose_it_is():
+    keys = KeyPair.generate(), KeyPair.generate()
+    with closing(Received()) as received, closing(ZmqOutbox(keys[0])) as one, closing(ZmqOutbox(keys[1])) as other:
+        one.send(received.peer, 1, Cancel(sequence=1))
+        other.send(received.peer, 1, Cancel(sequence=2))
+        found = {envelope.message.sequence: envelope.key for envelope in (received.next(), received.next())}
+    assert found == {1: keys[0].public, 2: keys[1].public}
+
+
+def test_key_that_is_not_admitted_gets_no_further_than_the_handshake():
+    known = KeyPair.generate()
+    asked = []
+
+    def admits(key):
+        asked.append(key)
+        return key == known.public
+
+    stranger = KeyPair.generate()
+    with closing(Received(admits=admits)) as received:
+        with closing(ZmqOutbox(stranger, linger_ms=0)) as outbox:
+            refused = watch_for_refusal(outbox, received.peer)
+            outbox.send(received.peer, 1, Cancel(sequence=666))
+            assert refused.wait(DEADLINE_S)
+        assert asked == [stranger.public]
+        with closing(ZmqOutbox(known)) as outbox:
+            outbox.send(received.peer, 1, Cancel(sequence=1))
+            assert received.next().message == Cancel(sequence=1)
+        assert received.is_empty()
+
+
+def test_key_that_is_no_longer_admitted_is_not_heard_on_the_connection_that_it_has(caplog):
+    keys, admitted = KeyPair.generate(), set()
+    admitted.add(keys.public)
+    with closing(Received(admits=admitted.__contains__)) as received, closing(ZmqOutbox(keys)) as outbox:
+        outbox.send(received.peer, 1, Cancel(sequence=1))
+        assert received.next().message == Cancel(sequence=1)
+        admitted.clear()
+        outbox.send(received.peer, 1, Cancel(sequence=2))
+        wait_until(lambda: received.inbox.num_dropped == 1, "the message is dropped")
+        admitted.add(keys.public)
+        outbox.send(received.peer, 1, Cancel(sequence=3))
+        assert received.next().message == Cancel(sequence=3)
+
+
+def test_message_that_its_receiver_does_not_take_is_dropped_and_counted(outbox):
+    taken = queue.Queue()
+
+    def deliver(envelope):
+        if envelope.message.sequence == 1:
+            raise WireError("not yours to say")
+        taken.put(envelope.message)
+
+    with closing(ZmqInbox(deliver)) as inbox:
+        inbox.start()
+        for sequence in (1, 2):
+            outbox.send(inbox.peer, 1, Cancel(sequence=sequence))
+        assert taken.get(timeout=DEADLINE_S) == Cancel(sequence=2)
+        assert inbox.num_dropped == 1
+
+
+def test_stranger_s_frame_that_is_too_large_ends_its_connection():
+    with closing(Received(limits=FOR_STRANGERS)) as received, closing(ZmqOutbox(linger_ms=0)) as outbox:
+        closed = watch_for_refusal(outbox, received.peer)
+        outbox.send(received.peer, 1, Cancel(sequence=1))
+        assert received.next().message == Cancel(sequence=1)
+        outbox.send(received.peer, 1, Cancel(sequence=2), [bytes(FOR_STRANGERS.frame_bytes + 1)])
+        assert closed.wait(DEADLINE_S)
+        assert received.is_empty()
+
+
+def test_handshake_frame_of_gigabytes_ends_its_connection_before_it_is_read(received):
+    """What a peer without keys says: a greeting, and a frame that says it is 2 GB long."""
+    greeting = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"CURVE".ljust(20, b"\0") + b"\0" + bytes(31)
+    huge = b"\x06" + (2 << 30).to_bytes(8, "big")
+    with socket.create_connection(("127.0.0.1", received.port), timeout=DEADLINE_S) as peer:
+        peer.sendall(greeting)
+        heard = b""
+        while len(heard) < len(greeting):
+            heard += peer.recv(1024)
+        peer.sendall(huge)
+        while peer.recv(1024):
+            pass
+
+
+def test_silent_connections_are_closed_and_hold_nobody_up(outbox):
+    with closing(Received(limits=Limits(handshake_ms=500))) as received:
+        silent = [socket.create_connection(("127.0.0.1", received.port), timeout=DEADLINE_S) for _ in range(200)]
+        outbox.send(received.peer, 1, Cancel(sequence=1))
+        assert received.next().message == Cancel(sequence=1)
+        for connection in silent:
+            while connection.recv(1024):
+                pass
+            connection.close()
 
 
 def watch_for_refusal(outbox: ZmqOutbox, peer: Peer) -> threading.Event:

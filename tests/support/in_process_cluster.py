@@ -102,12 +102,11 @@ class InProcessCluster:
         self.clock = Clock()
         self.epoch = 1
         self.lost_links: list[tuple[str, str]] = []
-        coordinator = self.network.inbox("coordinator", self._receive)
+        self.coordinator = self.network.inbox("coordinator", self._receive)
         self.names = tuple(f"worker-{index}" for index in range(num_stages))
         self.engines = {
             name: Engine(
                 name,
-                coordinator,
                 self.network.links(name, lambda peer, _, name=name: self.lost_links.append((name, peer))),
                 shelf_of(model_path, cache_dir),
                 now=self.clock,
@@ -129,7 +128,7 @@ class InProcessCluster:
     # --- what a coordinator does
 
     def _planned(self, chunk_tokens: int | None) -> LoadStage:
-        self._send(self.names[0], InspectModel(model=MODEL))
+        self._send(self.names[0], InspectModel(model=MODEL, reply_to=self.coordinator))
         found = self._awaited(Inspected, 1)[0]
         cuts = () if found.why_not else _even_cuts(found.num_layers, found.legal_cuts, len(self.names))
         bounds = list(zip((0, *cuts), (*cuts, found.num_layers), strict=True))
@@ -146,6 +145,7 @@ class InProcessCluster:
         pipeline = None if found.why_not else Route(self.names)
         return LoadStage(
             model=MODEL,
+            reply_to=self.coordinator,
             pipeline=pipeline,
             kv=self._kv,
             prefix_memory_bytes=PREFIX_BYTES,

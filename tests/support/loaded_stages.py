@@ -28,6 +28,7 @@ def plan(model, start, stop, num_layers, *, full=False, uncut=False, disk=0, cop
     )
     return LoadStage(
         model=model,
+        reply_to=NOWHERE,
         kv=kv or KvSettings(),
         prefix_memory_bytes=memory,
         prefix_disk_bytes=disk,

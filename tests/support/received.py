@@ -3,6 +3,7 @@
 import queue
 import time
 from collections.abc import Callable
+from typing import Any
 
 from protocol.codec import Envelope
 from protocol.transport import KeyPair, ZmqInbox
@@ -11,11 +12,13 @@ DEADLINE_S = 10.0
 
 
 class Received:
-    """`next` waits for an envelope; `port` and `keys` are those of an inbox before, if it is to come back."""
+    """`next` waits for an envelope; `port` and `keys` are those of an inbox before, if it is to come back; other settings
+    as of `ZmqInbox`.
+    """
 
-    def __init__(self, port: int | None = None, keys: KeyPair | None = None):
+    def __init__(self, port: int | None = None, keys: KeyPair | None = None, **settings: Any):
         self._envelopes: queue.Queue[Envelope] = queue.Queue()
-        self.inbox = ZmqInbox(self._envelopes.put, port=port, keys=keys)
+        self.inbox = ZmqInbox(self._envelopes.put, port=port, keys=keys, **settings)
         self.inbox.start()
         self.peer = self.inbox.peer
 

@@ -23,16 +23,18 @@ from protocol.messages import (
     Welcome,
 )
 from protocol.transport import InProcessNetwork
-from protocol.values import KvSettings, LayerRange, Route, Sampling
+from protocol.values import KvSettings, LayerRange, Peer, Route, Sampling
 from workers.attachment import BEAT_LIMIT_S, JOIN_EVERY_S
 from workers.engine.arrivals import Adrift
 from workers.worker import HEARTBEAT_S, Worker, WorkerOptions
 
 ORPHAN_S = 20.0
+INBOX = Peer(endpoint="inbox", public_key="c")
 ROUTE = Route(("worker-0", "worker-1"))
 IDLE = msgspec.convert(dict.fromkeys(Heartbeat.__struct_fields__, 0) | {"worker": "worker-0"}, Heartbeat)
 PLAN = LoadStage(
     model="digest",
+    reply_to=INBOX,
     kv=KvSettings(),
     prefix_memory_bytes=0,
     prefix_disk_bytes=0,
@@ -51,6 +53,15 @@ class FakeEngine:
     def __init__(self):
         self.posted = []
         self.held = (None, ())
+        self.plan_keys = ()
+
+    def admits(self, key):
+        return key in self.plan_keys
+
+    def post_of_worker(self, envelope):
+        if envelope.number:
+            self.post(envelope)
+        return envelope.number > 0
 
     def post(self, envelope):
         self.posted.append(envelope)
@@ -73,32 +84,40 @@ class Played:
         self.engine = FakeEngine()
         options = WorkerOptions(
             name="worker-0",
-            coordinator=self.network.inbox("coordinator", lambda envelope: self.said.append(envelope.message)),
+            coordinator=self.network.inbox("door", self._hear, key="c"),
             secret="s",
             memory_limit_bytes=1 << 30,
             orphan_s=ORPHAN_S,
             home=Home(tmp_path),
         )
+        self.network.inbox("inbox", self._hear, key="c")
         self.peers = {}
         self.worker = Worker(
             options,
             engine=self.engine,
-            outbox=self.network,
+            outbox=self.network.outbox("w"),
             open_inbox=self._open_inbox,
             exit_later=self._exit_later,
             now=lambda: self.now,
         )
         self.worker.start()
 
-    def _open_inbox(self, name, deliver):
-        self.peers[name] = self.network.inbox(f"worker-0's {name}", deliver)
+    def _open_inbox(self, name, deliver, admits):
+        self.peers[name] = self.network.inbox(f"worker-0's {name}", deliver, key="w", admits=admits)
         return self.peers[name]
+
+    def _hear(self, envelope):
+        assert envelope.key == "w"
+        self.said.append(envelope.message)
+
+    def admit(self):
+        self.tell(Welcome(inbox=INBOX))
 
     def _exit_later(self):
         self.num_exits += 1
 
-    def tell(self, message, *, inbox="control", epoch=3):
-        self.network.send(self.peers[inbox], epoch, message)
+    def tell(self, message, *, inbox="control", epoch=3, key="c"):
+        self.network.outbox(key).send(self.peers[inbox], epoch, message)
         self.network.run()
 
     def pass_time(self, seconds, *, members=None):
@@ -137,6 +156,7 @@ def test_it_joins_with_both_inboxes_and_nothing_held(played):
 
 
 def test_it_beats_every_half_second_with_what_the_engine_says_then(played):
+    played.admit()
     said = played.pass_time(5.0, members=("worker-0",))
     beats = [(at, message) for at, message in said if isinstance(message, Heartbeat)]
     assert [at for at, _ in beats] == [50.0 + HEARTBEAT_S * count for count in range(11)]
@@ -200,7 +220,12 @@ def test_shutdown_ends_it_once(played):
 
 
 def test_what_is_about_models_and_requests_goes_to_the_engine_in_its_epoch(played):
-    messages = [InspectModel(model="m"), PLAN, REQUEST, PrepareStage(model="m", layers=LayerRange(0, 1))]
+    messages = [
+        InspectModel(model="m", reply_to=INBOX),
+        PLAN,
+        REQUEST,
+        PrepareStage(model="m", layers=LayerRange(0, 1), reply_to=INBOX),
+    ]
     for message in messages:
         played.tell(message, epoch=9)
     assert [envelope.epoch for envelope in played.engine.posted] == [9] * 4
@@ -208,7 +233,7 @@ def test_what_is_about_models_and_requests_goes_to_the_engine_in_its_epoch(playe
 
 
 def test_welcome_and_beats_are_not_the_engine_s(played):
-    played.tell(Welcome(coordinator="c"))
+    played.tell(Welcome(inbox=INBOX))
     played.pass_time(1.0, members=("worker-0",))
     assert played.engine.messages == []
 
@@ -224,16 +249,35 @@ def test_other_workers_can_speak_of_sequences_and_of_nothing_else(played):
         Shutdown(),
         PLAN,
         REQUEST,
-        InspectModel(model="m"),
+        InspectModel(model="m", reply_to=INBOX),
         Beat(members=()),
         Rejected(reason="?"),
         LinkLost(worker="worker-1", peer="worker-0", why="?"),
     ]
+    played.engine.plan_keys = ("the key of worker-1",)
+    links = played.network.links("worker-1", print, key="the key of worker-1")
+    links.renew(3, 1, {"worker-0": played.peers["data"]})
     for message in (*refused, *allowed):
-        played.tell(message, inbox="data")
+        links.send("worker-0", message)
+        played.tell(message, inbox="data", key="the key of worker-1")  # not numbered
+        played.tell(message, inbox="data", key="another")
     played.pass_time(0.0)
     assert played.engine.messages == allowed
     assert played.num_exits == 0
+
+
+def test_only_the_coordinator_s_key_is_heard_at_the_control_inbox(played):
+    for message in (PLAN, REQUEST, Shutdown(), Rejected(reason="?")):
+        played.tell(message, key="w")
+        played.tell(message, key="another")
+    played.pass_time(0.0)
+    assert (played.engine.messages, played.num_exits) == ([], 0)
+
+
+def test_it_says_nothing_of_itself_until_it_is_admitted_but_that_it_wants_to_be(played):
+    assert set(kinds(played.pass_time(2.0))) == {Join}
+    played.admit()
+    assert Heartbeat in kinds(played.pass_time(1.0))
 
 
 def test_envelopes_keep_sender_and_number(played):

@@ -3,6 +3,7 @@
 import pytest
 
 from protocol.errors import IllegalEvent
+from protocol.values import Peer
 from workers.attachment import (
     BEAT_LIMIT_S,
     JOIN_EVERY_S,
@@ -19,6 +20,7 @@ from workers.attachment import (
 )
 
 ORPHAN_S = 120.0
+INBOX = Peer(endpoint="tcp://127.0.0.1:1", public_key="k")
 NAMED = BeatArrived(epoch=7, members=("worker-0", "worker-1"))
 NOT_NAMED = BeatArrived(epoch=7, members=("worker-1",))
 REFUSED = Refused("the token is not this cluster's")
@@ -70,7 +72,7 @@ PATHS = {
 
 EVENTS = {
     "started": Reachable(),
-    "welcomed": Welcomed(),
+    "welcomed": Welcomed(INBOX),
     "refused": REFUSED,
     "beat that names it": NAMED,
     "beat that does not": NOT_NAMED,
@@ -127,7 +129,7 @@ def test_it_asks_every_half_second_until_a_beat_names_it(state):
 
 def test_admitted_it_asks_again_only_when_no_beat_says_so():
     played = Played(State.JOINING)
-    played.handle(Welcomed())
+    played.handle(Welcomed(INBOX))
     assert played.pass_time(BEAT_LIMIT_S - 0.1) == []
     assert [action for _, action in played.pass_time(0.2)] == [SendJoin()]
 
@@ -163,7 +165,7 @@ def test_without_any_beat_it_ends_after_its_time_as_an_orphan(state):
 def test_admissions_and_refusals_without_beats_do_not_keep_an_orphan():
     played = Played(State.ADRIFT)
     for _ in range(int(ORPHAN_S) - 1):
-        played.handle(Welcomed(), after_s=0.5)
+        played.handle(Welcomed(INBOX), after_s=0.5)
         played.handle(Refused("busy"), after_s=0.5)
     assert played.pass_time(2.0)[-1][1] == ORPHANED
 

@@ -1,11 +1,13 @@
 """The messages that wait for the compute thread, and which of them count.
 
-Owns the epoch in force here: only a LoadStage raises it, and what speaks of sequences counts in that epoch alone. On a
+Owns the epoch in force here and the keys of its plan: only a LoadStage raises it, which other workers cannot send, and what
+speaks of sequences counts in that epoch alone. On a
 link whose numbers have a gap nothing counts any more until the next epoch: what comes behind the gap would be computed on
 a cache with a hole.
 """
 
 import queue
+from collections.abc import Mapping
 
 from protocol.codec import Envelope
 from protocol.messages import InspectModel, LinkLost, LoadStage, Message, PrepareStage, Shutdown
@@ -20,7 +22,8 @@ _OF_NO_EPOCH = (InspectModel, PrepareStage, Shutdown, Adrift)
 
 
 class Arrivals:
-    """See the module. `post` and `num_waiting` may be used on any thread, the rest on the compute thread.
+    """See the module. `post`, `num_waiting`, `admits` and `is_of_the_plan` may be used on any thread, the rest on the compute
+    thread.
 
     name: this worker's.
     """
@@ -30,7 +33,8 @@ class Arrivals:
         self._waiting: queue.SimpleQueue[Envelope] = queue.SimpleQueue()
         self._numbers = LinkNumbers()
         self._senders: tuple[str, ...] = ()
-        self.is_suspended = False
+        self._keys: tuple[str, ...] = ()
+        self.is_suspended = True
         self.epoch = 0
         self.num_dropped = 0
 
@@ -52,17 +56,26 @@ class Arrivals:
         except queue.Empty:
             return None
 
-    def renew(self, first: Envelope, senders: tuple[str, ...]) -> None:
-        """The message `first` puts a new epoch in force. senders: the workers of its plan in order."""
+    def admits(self, key: str) -> bool:
+        """Whether a worker of the plan in force has this public key."""
+        return key in self._keys
+
+    def is_of_the_plan(self, envelope: Envelope) -> bool:
+        """Whether what comes from another worker is from the one that it says, on a link whose messages are counted."""
+        keys = self._keys
+        return envelope.number > 0 and envelope.sender < len(keys) and keys[envelope.sender] == envelope.key
+
+    def renew(self, first: Envelope, senders: Mapping[str, str]) -> None:
+        """The message `first` puts a new epoch in force. senders: the public key of each worker of its plan, in order."""
         self.epoch = first.epoch
         self.is_suspended = False
         self._numbers.renew(first.epoch)
         self._numbers.accept(first)
-        self._senders = senders
+        self._senders, self._keys = tuple(senders), tuple(senders.values())
 
     def suspend(self) -> None:
         """No epoch is in force until the next one."""
-        self.is_suspended = True
+        self.is_suspended, self._keys = True, ()
 
     def counts(self, envelope: Envelope) -> bool:
         """Whether a message is of the epoch in force, or of none, and nothing before it is missing on its link.

@@ -65,14 +65,13 @@ _Result = TypeVar("_Result")
 
 
 class Engine:
-    """See the module. name: this worker's in plans; links: to other workers and, for what is reported, to the `coordinator`;
+    """See the module. name: this worker's in plans; links: to other workers and, for what is reported, to the coordinator;
     now: a clock that never goes back; measure_chunk: as of `StageLoader`.
     """
 
     def __init__(
         self,
         name: str,
-        coordinator: Peer,
         links: DataLinks,
         shelf: ModelShelf,
         *,
@@ -81,11 +80,9 @@ class Engine:
         measure_chunk: MeasureChunk | None = None,
     ):
         self._name = name
-        self._coordinator = coordinator
         self._now = now
         self._arrivals = Arrivals(name)
         self._links = links
-        self._renew_links(0, {})
         self._heads = Heads()
         self._vitals = Vitals(name)
         self._runner = StageRunner(name, self._links, self._vitals, tracer, now)
@@ -126,6 +123,17 @@ class Engine:
     def post(self, envelope: Envelope) -> None:
         """Hand in a message."""
         self._arrivals.post(envelope)
+
+    def admits(self, key: str) -> bool:
+        """Whether a worker of the plan in force has this public key."""
+        return self._arrivals.admits(key)
+
+    def post_of_worker(self, envelope: Envelope) -> bool:
+        """Hand in what another worker said; whether it is of the plan in force and from whom it says."""
+        is_of_the_plan = self._arrivals.is_of_the_plan(envelope)
+        if is_of_the_plan:
+            self.post(envelope)
+        return is_of_the_plan
 
     def heartbeat(self, now: float) -> Heartbeat:
         """What this worker says of itself, its compute thread stuck or not."""
@@ -206,7 +214,8 @@ class Engine:
             self._end_epoch(in_flight)
             in_flight = None
         if isinstance(message, LoadStage):
-            self._arrivals.renew(envelope, tuple(stage.worker for stage in message.stages))
+            self._arrivals.renew(envelope, {stage.worker: stage.peer.public_key for stage in message.stages})
+            self._renew_links(message.reply_to)  # whatever becomes of it, it is answered there
         actions, failure = self._attempt(message, handler, message, envelope.buffers)
         return self._perform(failure if actions is None else actions, in_flight)
 
@@ -298,18 +307,18 @@ class Engine:
         self._heads.renew(LoadedStages())
         self._runner.close_sequences()
 
-    def _renew_links(self, place: int, others: Mapping[str, Peer]) -> None:
-        self._links.renew(self._arrivals.epoch, place, {**others, TO_COORDINATOR: self._coordinator})
+    def _renew_links(self, coordinator: Peer, place: int = 0, others: Mapping[str, Peer] | None = None) -> None:
+        self._links.renew(self._arrivals.epoch, place, {**(others or {}), TO_COORDINATOR: coordinator})
 
     def _go_adrift(self, _: Adrift, __: _Buffers) -> Sequence[Action]:
         self._arrivals.suspend()
-        self._renew_links(0, {})
+        self._links.renew(self._arrivals.epoch, 0, {})
         return ()
 
     def _load(self, message: LoadStage, _: _Buffers) -> Sequence[Action]:
         names = [stage.worker for stage in message.stages]
         others = {stage.worker: stage.peer for stage in message.stages if stage.worker != self._name}
-        self._renew_links(names.index(self._name), others)
+        self._renew_links(message.reply_to, names.index(self._name), others)
         self._runner.renew(LoadedStages())
         with self._taking_its_time():
             stages, report = self._loading.load(message)
@@ -319,12 +328,17 @@ class Engine:
         return (report,)
 
     def _inspect(self, message: InspectModel, _: _Buffers) -> Sequence[Action]:
-        if self._arrivals.is_suspended:
-            self._renew_links(0, {})  # to the coordinator that asks, which may be another than before
+        self._answer_at(message.reply_to)
         with self._taking_its_time():
             return (self._loading.inspect(message),)
 
+    def _answer_at(self, coordinator: Peer) -> None:
+        """Where no plan is in force, answer the coordinator that asks, which may be another than before."""
+        if self._arrivals.is_suspended:
+            self._renew_links(coordinator)
+
     def _prepare(self, message: PrepareStage, _: _Buffers) -> Sequence[Action]:
+        self._answer_at(message.reply_to)
         with self._taking_its_time():
             return (self._loading.prepare(message),)
 

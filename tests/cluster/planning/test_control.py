@@ -50,7 +50,8 @@ def peer_of(name):
 
 
 class PlayedMailbox:
-    peer = peer_of("coordinator")
+    door = peer_of("coordinator")
+    inbox = peer_of("inside")
 
     def __init__(self):
         self.epoch = 0

@@ -2,10 +2,12 @@
 
 import asyncio
 
-from protocol.transport import Arrival, LinkNumbers
-from protocol.values import COORDINATOR, Peer
+from cluster.membership.checks import check_member, check_stranger
+from cluster.membership.plan_links import PlanLinks
+from protocol.values import Peer
 
 ENDPOINT = "coordinator"
+DOOR = "the coordinator's door"
 PUBLIC_KEY = "k" * 40
 
 
@@ -15,29 +17,38 @@ class InProcessMailbox:
     next_epoch: a number higher than all before. sent: every message of a plan.
     """
 
-    peer = Peer(endpoint=ENDPOINT, public_key=PUBLIC_KEY)
+    door = Peer(endpoint=DOOR, public_key=PUBLIC_KEY)
+    inbox = Peer(endpoint=ENDPOINT, public_key=PUBLIC_KEY)
 
     def __init__(self, network, next_epoch, stir):
         self._network = network
-        self._next_epoch = next_epoch
         self._stir = stir
         self._loop = asyncio.get_running_loop()
         self._deliver = self._closed = None
-        self._links = network.links(ENDPOINT, self._lost)
-        self._numbers = LinkNumbers()
-        self._peers = {}
-        self._planned = ()
-        self.epoch = 0
+        self._outbox = network.outbox(PUBLIC_KEY)
+        links = network.links(ENDPOINT, self._lost, key=PUBLIC_KEY)
+        self._plan = PlanLinks(links, next_epoch, lambda worker: self._closed(worker, "something it sent is missing"))
+        self._peers, self._names = {}, {}
         self.sent = []
 
     def __repr__(self):
         return f"InProcessMailbox(epoch {self.epoch})"
 
+    @property
+    def epoch(self):
+        return self._plan.epoch
+
     def open(self, deliver, closed):
         self._deliver, self._closed = deliver, closed
-        self._network.inbox(ENDPOINT, self._received)
+        self._network.inbox(DOOR, self._asked)
+        self._network.inbox(ENDPOINT, self._received, admits=lambda key: key in self._names)
+
+    def _asked(self, envelope):
+        check_stranger(envelope)
+        self._loop.call_soon(self._hand_in, envelope)
 
     def _received(self, envelope):
+        check_member(envelope, self._names[envelope.key])
         self._loop.call_soon(self._hand_in, envelope)
 
     def _hand_in(self, envelope):
@@ -52,10 +63,14 @@ class InProcessMailbox:
             self._closed(worker, why)
 
     def know(self, worker, peer):
+        self.forget(worker)
         self._peers[worker] = peer
+        self._names[peer.public_key] = worker
 
     def forget(self, worker):
-        self._peers.pop(worker, None)
+        peer = self._peers.pop(worker, None)
+        if peer is not None:
+            del self._names[peer.public_key]
 
     def connection_closed(self, inbox):
         """The connection to a worker ends, which is noticed where it is watched."""
@@ -68,33 +83,24 @@ class InProcessMailbox:
             self.answer(self._peers[worker], message)
 
     def answer(self, peer, message):
-        self._network.send(peer, self.epoch, message)
+        self._outbox.send(peer, self.epoch, message)
         self._stir()
 
     def begin_epoch(self, workers):
-        self.epoch = self._next_epoch()
-        self._planned = tuple(workers)
-        self._numbers.renew(self.epoch)
-        peers = {worker: self._peers[worker] for worker in workers if worker in self._peers}
-        self._links.renew(self.epoch, COORDINATOR, peers)
-        return self.epoch
+        return self._plan.begin_epoch(workers, self._peers)
 
     def send(self, worker, message, buffers=()):
         if worker in self._peers:
             self.sent.append(message)
-            self._links.send(worker, message, buffers)
+            self._plan.send(worker, message, buffers)
             self._stir()
 
     def accepts(self, envelope):
-        if envelope.epoch != self.epoch:
-            return False
-        arrival = self._numbers.accept(envelope)
-        if arrival is Arrival.GAP:
-            self._closed(self._planned[envelope.sender], "something it sent is missing")
-        return arrival is Arrival.NEXT
+        return self._plan.accepts(envelope, self._names.get(envelope.key))
 
     def close(self):
         """Also how a coordinator dies: nobody hears any more."""
         self._deliver = self._closed = None
-        self._links.close()
+        self._plan.close()
+        self._network.remove(DOOR)
         self._network.remove(ENDPOINT)

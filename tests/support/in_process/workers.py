@@ -32,22 +32,24 @@ class InProcessWorker:
     def __init__(self, options, network, pid, number, now):
         self.name = options.name
         self.identity = ProcessIdentity(pid=pid, create_time=float(pid))
-        self.coordinator = options.coordinator.endpoint
         self.control, self.data = (f"{options.name}.{number} {kind}" for kind in ("control", "data"))
         self.is_over = self.is_stopped = self.is_blocked = False
         self._at_launch = {}
         self.num_launched = 0
-        links = network.links(options.name, self._link_lost)
+        self.key = f"the key of {options.name}"
+        links = network.links(options.name, self._link_lost, key=self.key)
         shelf = ModelShelf(options.home, options.home.cache)
-        self.engine = Engine(options.name, options.coordinator, links, shelf, now=now, measure_chunk=_chunk_seconds)
+        self.engine = Engine(options.name, links, shelf, now=now, measure_chunk=_chunk_seconds)
         self._links = links
         self._launch, self.engine._runner.launch = self.engine._runner.launch, self._launched
         self._now = now
         self.worker = Worker(
             options,
             engine=self.engine,
-            outbox=network,
-            open_inbox=lambda kind, deliver: network.inbox(getattr(self, kind), deliver),
+            outbox=network.outbox(self.key),
+            open_inbox=lambda kind, deliver, admits: network.inbox(
+                getattr(self, kind), deliver, key=self.key, admits=admits
+            ),
             exit_later=lambda: None,
             now=now,
         )

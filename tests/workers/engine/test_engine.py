@@ -248,17 +248,14 @@ def test_heartbeat_counts_weights_caches_and_steps(cluster):
 def engine_alone(path, cache_dir):
     network, reports = InProcessNetwork(), []
     coordinator = network.inbox("coordinator", lambda envelope: reports.append(envelope.message))
-    return (
-        Engine("worker-0", coordinator, network.links("worker-0", print), shelf_of(path, cache_dir)),
-        network,
-        reports,
-    )
+    engine = Engine("worker-0", network.links("worker-0", print), shelf_of(path, cache_dir))
+    engine.post(Envelope(1, InspectModel(model=MODEL, reply_to=coordinator)))
+    return engine, network, reports
 
 
 def ask(path, cache_dir):
     """What an engine that has nothing loaded reports when it is to inspect the model in `path`."""
     engine, network, reports = engine_alone(path, cache_dir)
-    engine.post(Envelope(1, InspectModel(model=MODEL)))
     while engine.turn():
         pass
     network.run()

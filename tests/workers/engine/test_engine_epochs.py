@@ -153,7 +153,7 @@ def test_what_speaks_of_sequences_in_another_epoch_is_dropped_and_counted(cluste
 def test_only_a_plan_raises_the_epoch_and_an_older_one_is_dropped(cluster_of):
     cluster = cluster_of(1)
     engine = cluster.engines["worker-0"]
-    engine.post(Envelope(9, InspectModel(model=MODEL)))
+    engine.post(Envelope(9, InspectModel(model=MODEL, reply_to=cluster.coordinator)))
     cluster.run()
     assert engine._arrivals.epoch == 1
     engine.post(Envelope(7, cluster.plan))

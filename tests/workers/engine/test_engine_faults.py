@@ -212,6 +212,7 @@ def test_step_that_comes_back_with_other_numbers_of_ids_fails_its_rows(cluster, 
 def test_plan_without_this_worker_fails_to_load(cluster):
     plan = LoadStage(
         model=MODEL,
+        reply_to=cluster.coordinator,
         kv=KvSettings(),
         prefix_memory_bytes=0,
         prefix_disk_bytes=0,

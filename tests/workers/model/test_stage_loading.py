@@ -7,7 +7,7 @@ from mlx.utils import tree_flatten
 from protocol.errors import ModelError
 from protocol.messages import PrepareStage
 from protocol.values import KvSettings, LayerRange, Route
-from tests.support.loaded_stages import load, loader_for, model_of, ran, same
+from tests.support.loaded_stages import NOWHERE, load, loader_for, model_of, ran, same
 from workers.model.split_model import SplitModel
 from workers.zoo import make_tiny_model
 
@@ -129,7 +129,7 @@ def test_layers_prepared_in_advance_are_not_read_again(loader_of):
     loader = loader_of()
     first = load(loader, "llama", 0, 3, 6)
     told = []
-    read_bytes = loader.prepare(PrepareStage(model="llama", layers=LayerRange(3, 5)), told.append)
+    read_bytes = loader.prepare(PrepareStage(model="llama", layers=LayerRange(3, 5), reply_to=NOWHERE), told.append)
     assert read_bytes == layer_bytes(model_of(first), 3, 4)
     assert told == sorted(told)
     assert told[-1] == model_of(first).weights.num_bytes
@@ -141,7 +141,9 @@ def test_layers_prepared_in_advance_are_not_read_again(loader_of):
 
 def test_preparing_reads_the_ends_of_the_model_too_and_needs_no_plan_before(loader_of):
     loader = loader_of()
-    read_bytes = loader.prepare(PrepareStage(model="gemma3_text", layers=LayerRange(4, 6)), lambda _: None)
+    read_bytes = loader.prepare(
+        PrepareStage(model="gemma3_text", layers=LayerRange(4, 6), reply_to=NOWHERE), lambda _: None
+    )
     stages = load(loader, "gemma3_text", 4, 6, 6)
     assert stages.read_bytes == 0
     assert model_of(stages).weights.num_bytes == read_bytes
@@ -151,7 +153,7 @@ def test_preparing_another_model_than_the_one_in_use_is_refused(loader_of):
     loader = loader_of()
     load(loader, "llama", 0, 3, 6)
     with pytest.raises(ModelError, match="another model is in use"):
-        loader.prepare(PrepareStage(model="qwen3", layers=LayerRange(0, 3)), lambda _: None)
+        loader.prepare(PrepareStage(model="qwen3", layers=LayerRange(0, 3), reply_to=NOWHERE), lambda _: None)
     assert load(loader, "llama", 0, 3, 6).read_bytes == 0
 
 

@@ -1,0 +1,103 @@
+"""What messages from workers are held to, where they enter the coordinator: who may say what, of whom, in which numbers.
+
+A stranger may join and nothing else; a member speaks for itself alone and in the kinds that are a worker's. What lies behind
+may trust it; whether a sequence or a plan is there is known to who owns it. Whatever does not fit raises `WireError`.
+"""
+
+import math
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from protocol.codec import Envelope
+from protocol.errors import WireError
+from protocol.messages import (
+    Heartbeat,
+    Inspected,
+    Join,
+    LinkLost,
+    Loaded,
+    LoadFailed,
+    LoadProgress,
+    Message,
+    PrefillProgress,
+    Prepared,
+    Reused,
+    SequenceFailed,
+    StepOverdue,
+    Tokens,
+)
+from protocol.values import LayerRange
+
+OF_MEMBERS: tuple[type[Message], ...] = (
+    Heartbeat,
+    Inspected,
+    LinkLost,
+    LoadFailed,
+    LoadProgress,
+    Loaded,
+    PrefillProgress,
+    Prepared,
+    Reused,
+    SequenceFailed,
+    StepOverdue,
+    Tokens,
+)
+# Beyond these nothing is a count of bytes, tokens or layers of any machine or model.
+_MOST = 1 << 60
+_MOST_LAYERS = 1 << 16
+
+
+def check_stranger(envelope: Envelope) -> Join:
+    """The Join of whoever wants to be admitted; its inboxes have the key that it was sent with. Raises WireError."""
+    join = envelope.message
+    _require(isinstance(join, Join), f"a stranger's {type(join).__name__}")
+    assert isinstance(join, Join)
+    _require(join.peer.public_key == join.data.public_key == envelope.key, "a Join with somebody else's key")
+    _require(join.pid > 0 and 0 <= join.memory_limit_bytes <= _MOST, "a Join of no process")
+    _require(all(map(_are_layers, join.held)), "a Join with layers of no model")
+    return join
+
+
+def check_member(envelope: Envelope, worker: str) -> None:
+    """What the worker of that name says. Raises WireError."""
+    message = envelope.message
+    kind = type(message).__name__
+    _require(isinstance(message, OF_MEMBERS), f"a {kind}, which is no worker's")
+    _require(getattr(message, "worker", worker) == worker, f"a {kind} in another worker's name")
+    _require(_is_finite(message), f"a {kind} with numbers that are none")
+    match message:
+        case Prepared(layers=layers):
+            _require(_are_layers(layers), "layers of no model")
+        case Inspected(num_layers=num_layers, legal_cuts=cuts):
+            _require(0 < num_layers <= _MOST_LAYERS, f"a model of {num_layers} layers")
+            _require(all(0 < cut < num_layers for cut in cuts), "cuts outside the model")
+        case Loaded(vocabulary_size=size, prefixes=prefixes):
+            _require(size > 0, f"a vocabulary of {size}")
+            _require(len(envelope.buffers) == 2 * len(prefixes), "keys that are not those of its routes")
+
+
+def _require(holds: object, what: str) -> None:
+    if not holds:
+        raise WireError(what)
+
+
+def is_address(endpoint: str) -> bool:
+    """Whether this is a host and a port, not a file or another thing that ZeroMQ could open."""
+    try:
+        parts = urlsplit(endpoint)
+        return parts.scheme == "tcp" and bool(parts.hostname) and bool(parts.port) and not parts.path
+    except ValueError:
+        return False
+
+
+def _are_layers(layers: LayerRange) -> bool:
+    return 0 <= layers.start < layers.end <= _MOST_LAYERS
+
+
+def _is_finite(message: Any) -> bool:
+    """Whether every number of a message's own fields is one that can be counted with, none of them negative."""
+    values = [getattr(message, field.name) for field in msgspec.structs.fields(message)]
+    numbers = [value for value in values if isinstance(value, int | float)]
+    return all(math.isfinite(number) and 0 <= number <= _MOST for number in numbers)

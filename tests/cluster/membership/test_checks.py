@@ -1,0 +1,100 @@
+"""Who may say what to the coordinator: strangers a Join with their own key, members what is theirs, nobody nonsense."""
+
+import msgspec
+import pytest
+
+from cluster.membership.checks import OF_MEMBERS, check_member, check_stranger, is_address
+from protocol.codec import Envelope
+from protocol.errors import WireError
+from protocol.messages import Heartbeat, Join, Loaded
+from protocol.values import LayerRange, Peer
+from tests.protocol.test_codec import EXAMPLES
+
+KEY, OTHER = "k" * 40, "o" * 40
+AT = Peer(endpoint="tcp://127.0.0.1:5000", public_key=KEY)
+JOIN = Join(protocol=1, secret="s", name="w", host="h", pid=7, peer=AT, data=AT, memory_limit_bytes=9)
+BEAT = EXAMPLES[2]
+
+
+def of(kind):
+    return next(message for message in EXAMPLES.values() if type(message) is kind)
+
+
+def changed(message, **changes):
+    return msgspec.structs.replace(message, **changes)
+
+
+def test_stranger_may_join():
+    assert check_stranger(Envelope(0, JOIN, key=KEY)) is JOIN
+
+
+@pytest.mark.parametrize("message", [message for message in EXAMPLES.values() if not isinstance(message, Join)])
+def test_stranger_may_say_nothing_else(message):
+    with pytest.raises(WireError):
+        check_stranger(Envelope(0, message, key=KEY))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"peer": changed(AT, public_key=OTHER)},
+        {"data": changed(AT, public_key=OTHER)},
+        {"peer": changed(AT, public_key=OTHER), "data": changed(AT, public_key=OTHER)},
+        {"pid": 0},
+        {"memory_limit_bytes": -1},
+        {"memory_limit_bytes": 1 << 62},
+        {"held": (LayerRange(3, 1),)},
+        {"held": (LayerRange(0, 1 << 40),)},
+    ],
+)
+def test_stranger_s_join_has_its_own_key_and_possible_numbers(changes):
+    with pytest.raises(WireError):
+        check_stranger(Envelope(0, changed(JOIN, **changes), key=KEY))
+
+
+@pytest.mark.parametrize("message", [message for message in EXAMPLES.values() if type(message) in OF_MEMBERS])
+def test_member_speaks_for_itself(message):
+    buffers = (b"", b"") if isinstance(message, Loaded) else ()
+    check_member(Envelope(1, message, buffers, key=KEY), "w")
+    if hasattr(message, "worker"):
+        with pytest.raises(WireError):
+            check_member(Envelope(1, message, buffers, key=KEY), "v")
+
+
+@pytest.mark.parametrize("message", [message for message in EXAMPLES.values() if type(message) not in OF_MEMBERS])
+def test_member_says_nothing_that_is_the_coordinator_s_or_the_stages(message):
+    with pytest.raises(WireError):
+        check_member(Envelope(1, message, key=KEY), "w")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0, -1, 1 << 63])
+@pytest.mark.parametrize("field", ["busy_s", "oldest_step_s", "overdue_s", "kv_bytes", "steps"])
+def test_heartbeat_has_numbers_that_can_be_counted_with(field, value):
+    assert isinstance(BEAT, Heartbeat)
+    with pytest.raises(WireError):
+        check_member(Envelope(0, changed(BEAT, **{field: value}), key=KEY), "w")
+
+
+def test_what_was_loaded_and_found_fits_a_model():
+    prepared, inspected, loaded = EXAMPLES[11], EXAMPLES[3], EXAMPLES[5]
+    for message, buffers in (
+        (changed(prepared, layers=LayerRange(4, 4)), ()),
+        (changed(inspected, num_layers=0), ()),
+        (changed(inspected, num_layers=10**8), ()),
+        (changed(inspected, legal_cuts=(2,)), ()),
+        (changed(loaded, vocabulary_size=0), (b"", b"")),
+        (loaded, (b"",)),
+        (loaded, ()),
+    ):
+        with pytest.raises(WireError):
+            check_member(Envelope(1, message, buffers, key=KEY), "w")
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["ipc:///tmp/socket", "inproc://door", "tcp://*:*", "tcp://host", "tcp://host:x", "", "tcp://a:1/b", "pgm://a:1"],
+)
+def test_only_hosts_and_ports_are_addresses(endpoint):
+    assert not is_address(endpoint)
+    assert is_address("tcp://192.0.2.1:5000")
+    assert is_address("tcp://[fe80::1]:5000")
