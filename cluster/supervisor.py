@@ -1,7 +1,7 @@
 """The supervisor process that `start` leaves behind: `python -m cluster.supervisor --home HOME [--adopt]`.
 
-Starts the coordinator, passes on what it tells of its start, and starts it again when it dies; `supervision` decides,
-this acts. With --adopt it watches the coordinator that the state names, which an earlier supervisor started.
+Starts the coordinator, passes on what it tells of its start, and starts it again when it dies; one that does not answer
+any more is ended first. `supervision` decides, this acts. With --adopt it watches the coordinator that the state names, which an earlier supervisor started.
 
 Its standard input begins with a line, once the state names it: before that it does nothing. Until the coordinator is
 ready for the first time the end of the input means that whoever asked for the start is gone, and it stops. When it is
@@ -23,6 +23,7 @@ from pathlib import Path
 
 import msgspec
 
+from cluster import pulse
 from cluster.supervision import Action, EndCluster, Phase, StartAgain, Supervision, Terminate
 from protocol.home import ClusterState, DamagedState, Home, ProcessIdentity, end_processes
 from protocol.logs import configure_logging
@@ -91,6 +92,7 @@ class Supervisor:
         self._me = ProcessIdentity.of(os.getpid())
         self._supervision = Supervision(Phase.RUNNING if adopt else Phase.STARTING)
         self._coordinator: CoordinatorProcess | None = None
+        self._pulse: pulse.Pulse | None = None
         self._is_watched = not adopt  # whether the end of our input means something
         self._exit_code: int | None = None
 
@@ -147,12 +149,25 @@ class Supervisor:
                 os.write(_OUTPUT, line + b"\n")
             if _tells_ready(line):
                 self._do(self._supervision.ready(time.monotonic()))
+                self._feel_pulse()
                 self._is_watched = False
                 _close_output()
+
+    def _feel_pulse(self) -> None:
+        assert self._coordinator is not None
+        coordinator = self._coordinator.identity
+        self._pulse = pulse.Pulse(self._answers, lambda: _end_silent(coordinator))
+
+    def _answers(self) -> bool:
+        """Whether the coordinator does; nothing can be said of one whose state cannot be read. On the pulse's thread."""
+        state = self._state()
+        return state is None or pulse.answers(state.api)
 
     def _coordinator_ended(self, coordinator: CoordinatorProcess) -> None:
         self._pass_on_report()
         self._coordinator = None
+        if self._pulse is not None:
+            self._pulse.end()
         log.warning("coordinator (pid %d) ended with status %s", coordinator.identity.pid, coordinator.status)
         status = coordinator.status
         if status is None and not self._is_named(coordinator.identity):
@@ -215,6 +230,7 @@ class Supervisor:
             return
         self._coordinator = CoordinatorProcess(state.coordinator)
         log.info("adopted coordinator (pid %d)", state.coordinator.pid)
+        self._feel_pulse()
 
     def _end(self, exit_code: int, *, gave_up: bool) -> None:
         state = self._state()
@@ -224,6 +240,12 @@ class Supervisor:
         else:
             self._home.clear_state(self._me)
         self._exit_code = exit_code
+
+
+def _end_silent(coordinator: ProcessIdentity) -> None:
+    """Its death is noticed like any other."""
+    log.error("coordinator (pid %d) does not answer any more and is ended", coordinator.pid)
+    coordinator.kill()
 
 
 @contextlib.contextmanager

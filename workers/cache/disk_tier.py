@@ -2,10 +2,11 @@
 
 A file is `KEY-CHECKSUM-TOKENS.safetensors` in a folder named after the model and the signature of everything else
 (layers, dtype, kind of cache, version of this format), in mlx-lm's own prompt-cache layout. A file whose checksum is
-wrong, whose name or whose inner key does not fit, or that mlx-lm cannot read is ignored, counted and removed. The least
-recently used files go first.
+wrong, whose name or whose inner key does not fit, or that mlx-lm cannot read is ignored, counted and removed. What could
+not be written whole is as if it had never been asked for. The least recently used files go first.
 """
 
+import contextlib
 import hashlib
 import io
 import logging
@@ -66,6 +67,24 @@ class _File(NamedTuple):
     num_tokens: int
 
 
+class _Writing(NamedTuple):
+    key: Key
+    path: Path
+    content: bytes
+
+
+def _write(task: _Writing) -> None:
+    """The whole file or none of it. Raises OSError."""
+    partial = task.path.with_suffix(".partial")
+    try:
+        partial.write_bytes(task.content)
+        partial.replace(task.path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+
+
 class DiskTier:
     """The files of one signature. limit_bytes: of all files together. Reads and `write` belong to the MLX thread."""
 
@@ -73,7 +92,8 @@ class DiskTier:
         self._folder = folder
         self._limit_bytes = limit_bytes
         self._files: OrderedDict[Key, _File] = OrderedDict()  # least recently used first
-        self._tasks: queue.Queue[tuple[Path, bytes] | Path | None] = queue.Queue()
+        self._tasks: queue.Queue[_Writing | Path | None] = queue.Queue()
+        self._unwritten: queue.SimpleQueue[Key] = queue.SimpleQueue()  # found by the writing thread, forgotten by MLX's
         self.num_bytes = 0
         self.num_ignored = 0
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -87,6 +107,7 @@ class DiskTier:
     @property
     def num_tokens_by_key(self) -> list[tuple[Key, int]]:
         """Keys that are there, least recently used first, each with its number of tokens."""
+        self._forget_unwritten()
         return [(key, file.num_tokens) for key, file in self._files.items()]
 
     def limit(self, limit_bytes: int) -> None:
@@ -116,6 +137,7 @@ class DiskTier:
 
     def write(self, key: Key, entries: list[Any], num_tokens: int) -> None:
         """Write a part in the background; the least recently used files go where it needs their room."""
+        self._forget_unwritten()
         if key in self._files:
             self._files.move_to_end(key)
             return
@@ -125,15 +147,17 @@ class DiskTier:
         checksum = _checksum(content)
         path = self._folder / f"{key.hex()}-{checksum}-{num_tokens}{_SUFFIX}"
         self._add(key, _File(path, checksum, len(content), num_tokens))
-        self._tasks.put((path, content))
+        self._tasks.put(_Writing(key, path, content))
         self._shrink()
 
     def read(self, key: Key) -> tuple[list[Any], int] | None:
         """The entries of a part, evaluated, and its number of tokens; None when it is not there or cannot be believed."""
+        if key not in self._files:
+            return None
+        self.flush()
         file = self._files.get(key)
         if file is None:
             return None
-        self.flush()
         try:
             if file.checksum != _checksum(file.path.read_bytes()):
                 raise ValueError("its checksum is wrong")
@@ -155,8 +179,9 @@ class DiskTier:
             self._tasks.put(file.path)
 
     def flush(self) -> None:
-        """Return when everything asked for so far is on disk."""
+        """Return when everything asked for so far is on disk, or could not be written."""
         self._tasks.join()
+        self._forget_unwritten()
 
     def close(self) -> None:
         """Nothing more is asked for; returns at once, what was asked for is still done."""
@@ -171,6 +196,11 @@ class DiskTier:
         self.num_bytes -= 0 if file is None else file.num_bytes
         return file
 
+    def _forget_unwritten(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._forget(self._unwritten.get_nowait())
+
     def _shrink(self) -> None:
         while self.num_bytes > self._limit_bytes and len(self._files) > 1:
             self.remove(next(iter(self._files)))
@@ -181,17 +211,16 @@ class DiskTier:
             self._tasks.task_done()
         self._tasks.task_done()
 
-    def _do(self, task: tuple[Path, bytes] | Path) -> None:
+    def _do(self, task: _Writing | Path) -> None:
         try:
             if isinstance(task, Path):
                 task.unlink(missing_ok=True)
             else:
-                path, content = task
-                partial = path.with_suffix(".partial")
-                partial.write_bytes(content)
-                partial.replace(path)
+                _write(task)
         except OSError as error:
             log.warning("the disk tier cannot write: %s", error.strerror)
+            if isinstance(task, _Writing):
+                self._unwritten.put(task.key)
 
     def _ignore(self, path: Path, why: str) -> None:
         self.num_ignored += 1

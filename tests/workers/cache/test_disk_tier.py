@@ -1,4 +1,6 @@
+import errno
 import os
+import pathlib
 import threading
 
 import mlx.core as mx
@@ -152,3 +154,39 @@ def test_opening_a_tier_waits_for_no_other_and_knows_what_is_still_being_written
     may_write.set()
     first.flush()
     assert len(list(tmp_path.rglob("*.safetensors"))) == 1
+
+
+class Full:
+    """Stands in for a disk without room: nothing but the beginning of a file can be written."""
+
+    def __init__(self, monkeypatch):
+        self._write = pathlib.Path.write_bytes
+        self.is_full = True
+        monkeypatch.setattr(pathlib.Path, "write_bytes", self._written(self))
+
+    @staticmethod
+    def _written(full):
+        def write_bytes(path, content):
+            if not full.is_full:
+                return full._write(path, content)
+            full._write(path, content[:10])
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        return write_bytes
+
+
+def test_what_a_full_disk_has_no_room_for_is_not_kept_and_leaves_nothing(tmp_path, monkeypatch, caplog):
+    full = Full(monkeypatch)
+    tier = DiskTier(tmp_path, limit_bytes=1 << 30)
+    for number, key in enumerate(KEYS[:3]):
+        tier.write(key, part(number), 16)
+    tier.flush()
+    assert (tier.num_tokens_by_key, tier.num_bytes) == ([], 0)
+    assert tier.read(KEYS[0]) is None
+    assert list(tmp_path.iterdir()) == []
+    assert "No space left" in caplog.text
+    full.is_full = False
+    tier.write(KEYS[0], part(7.0), 16)
+    entries, num_tokens = tier.read(KEYS[0])
+    assert (entries[0][0].max().item(), num_tokens) == (7.0, 16)
+    assert len(list(tmp_path.iterdir())) == 1
