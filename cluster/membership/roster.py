@@ -146,7 +146,11 @@ class Member:
         self.apply(WorkerEvent.LOADED)
         if self.heartbeat is not None:
             self.heartbeat = msgspec.structs.replace(
-                self.heartbeat, weights_bytes=message.weights_bytes, read_bytes=message.read_bytes
+                self.heartbeat,
+                weights_bytes=message.weights_bytes,
+                read_bytes=message.read_bytes,
+                oldest_step_s=None,  # what it said while it read
+                overdue_s=0.0,
             )
 
     def why_lost(self, now: float) -> str | None:

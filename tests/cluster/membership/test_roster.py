@@ -202,11 +202,12 @@ def test_worker_that_was_killed_is_started_again_only_after_it_ended(roster):
 
 def test_figures_of_a_worker_that_has_loaded_are_known_before_it_beats_again(roster):
     roster.joined(join(), 0)
-    roster.beat(beat(steps=7), 0)
+    roster.beat(beat(steps=7, oldest_step_s=4.0, overdue_s=300.0), 0)
     roster.members["alpha"].apply(WorkerEvent.LOAD)
     roster.members["alpha"].loaded(Loaded(worker="alpha", weights_bytes=50, vocabulary_size=400, read_bytes=60))
     told = roster.members["alpha"].heartbeat
     assert (told.weights_bytes, told.read_bytes, told.steps) == (50, 60, 7)
+    assert (told.oldest_step_s, told.overdue_s) == (None, 0.0)
 
 
 def test_heartbeat_of_a_stranger_or_of_who_was_given_up_means_nothing(roster):
