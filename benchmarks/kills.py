@@ -7,12 +7,16 @@ all its workers are ready. A cluster is started anew before a worker would die f
 times in five minutes is left out.
 
 In a further part no worker has room for the whole model, so that survivors have to read what the lost one alone held.
+
+It takes long. With --json what was found is also kept beside that file as it comes, and a run with the same options that
+was cut short is taken up there.
 """
 
 import argparse
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -136,6 +140,38 @@ def settings_of(arguments: argparse.Namespace) -> list[Setting]:
     return found
 
 
+class Journal:
+    """What was found so far, on disk. file: None for nowhere; of: what a run must be equal in to be taken up."""
+
+    def __init__(self, file: Path | None, of: str):
+        self._file = file
+        self._found: list[Found] = []
+        head, *lines = file.read_bytes().splitlines() if file is not None and file.exists() else [b""]
+        if head == of.encode():
+            self._found = [msgspec.json.decode(line, type=Found) for line in lines]
+        elif file is not None:
+            file.write_text(f"{of}\n", encoding="utf-8")
+
+    def __repr__(self) -> str:
+        return f"Journal({len(self._found)} faults)"
+
+    def of(self, setting: Setting) -> list[Found]:
+        """The faults of a setting that are done, in its order."""
+        return [found for found in self._found if found.setting == setting.name]
+
+    def add(self, found: Found) -> None:
+        """Another one."""
+        self._found.append(found)
+        if self._file is not None:
+            with self._file.open("ab") as file:
+                file.write(msgspec.json.encode(found) + b"\n")
+
+    def end(self) -> None:
+        """The run is complete."""
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
+
+
 def sittings(kills: Sequence[Kill], max_deaths: int = MAX_DEATHS) -> list[list[Kill]]:
     """The faults in order, in groups in none of which a worker is lost more than `max_deaths` times."""
     groups: list[list[Kill]] = [[]]
@@ -146,30 +182,31 @@ def sittings(kills: Sequence[Kill], max_deaths: int = MAX_DEATHS) -> list[list[K
     return groups
 
 
-async def measure(setting: Setting) -> list[Found]:
+async def measure(setting: Setting, journal: Journal) -> list[Found]:
     """All faults of a setting, on one cluster after the other."""
-    async with cluster(MODEL, setting.workers) as quiet:
-        right = await undisturbed(quiet, [request for kill in setting.kills for request in kill.trial.requests])
-    found: list[Found] = []
-    for group in sittings(setting.kills):
+    kills = setting.kills[len(journal.of(setting)) :]
+    if kills:
+        async with cluster(MODEL, setting.workers) as quiet:
+            right = await undisturbed(quiet, [request for kill in kills for request in kill.trial.requests])
+    for group in sittings(kills):
         left = group
         while left:
-            part = await _sitting(setting, left, right)
-            found += part
-            left = left[len(part) :]
-    return found
+            left = left[await _sitting(setting, left, right, journal) :]
+    return journal.of(setting)
 
 
-async def _sitting(setting: Setting, kills: Sequence[Kill], right: Mapping[Request, Undisturbed]) -> list[Found]:
-    """Faults on one cluster, up to one after which it is not ready again."""
-    found: list[Found] = []
+async def _sitting(
+    setting: Setting, kills: Sequence[Kill], right: Mapping[Request, Undisturbed], journal: Journal
+) -> int:
+    """Faults on one cluster, up to one after which it is not ready again; how many."""
     async with cluster(MODEL, setting.workers) as running:
-        for kill in kills:
-            found.append(await one_kill(running, setting, kill, right))
-            print(f"{setting.name}: {_line(kill, found[-1])}", flush=True)
-            if found[-1].stuck:
-                break
-    return found
+        for number, kill in enumerate(kills, start=1):
+            found = await one_kill(running, setting, kill, right)
+            journal.add(found)
+            print(f"{setting.name}: {_line(kill, found)}", flush=True)
+            if found.stuck:
+                return number
+    return len(kills)
 
 
 def _line(kill: Kill, found: Found) -> str:
@@ -239,7 +276,9 @@ def _held_alone(before: Mapping[str, Any], victim: Mapping[str, Any]) -> int:
 async def run(arguments: argparse.Namespace) -> Report:
     """All settings, one after the other. Raises UsageError for a kind of fault that is not possible here."""
     check_kinds(tuple(arguments.kinds))
-    found = [of_kill for setting in settings_of(arguments) for of_kill in await measure(setting)]
+    of = f"{arguments.kills} {arguments.limited_kills} {arguments.workers} {arguments.kinds} {arguments.seed}"
+    journal = Journal(Path(arguments.json).with_suffix(".journal") if arguments.json else None, of)
+    found = [of_kill for setting in settings_of(arguments) for of_kill in await measure(setting, journal)]
     report = Report("kills")
     report.fact("machine", machine.describe())
     report.fact("model", "the bundled one, float32")
@@ -249,6 +288,7 @@ async def run(arguments: argparse.Namespace) -> Report:
     _add_pauses(report, found, arguments.kinds)
     _add_reading(report, found)
     report.data["kills"] = [msgspec.to_builtins(of_kill) for of_kill in found]
+    journal.end()
     return report
 
 

@@ -12,6 +12,7 @@ import errno
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -109,11 +110,19 @@ def shut_connections(pid: int) -> int:
                 continue  # it was closed since
             if copy < 0:
                 raise OSError(ctypes.get_errno(), f"the sockets of process {pid} cannot be had")
-            with socket.socket(fileno=copy) as connection, contextlib.suppress(OSError):  # it may have ended meanwhile
-                connection.shutdown(socket.SHUT_RDWR)
+            _shut(copy)
     finally:
         os.close(handle)
     return len(established)
+
+
+def _shut(descriptor: int) -> None:
+    """Shut a connection down, and close our copy of it. Its number may stand for something else since it was looked up."""
+    if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        return
+    with socket.socket(fileno=descriptor) as connection, contextlib.suppress(OSError):  # it may have ended meanwhile
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Holder:

@@ -30,7 +30,7 @@ _POLL_S = 0.002
 _STATUS_EVERY_S = 0.05
 # Requests that wait when it happens were sent within this time before it, or are sent right after it.
 _WAITING_S = 0.005
-_UNDISTURBED_AT_ONCE = 4
+_UNDISTURBED_AT_ONCE = 8
 # Of the bundled model: ids that are text, and the one that ends an answer.
 _PROMPT_IDS = (5, 2048)
 _END_TOKENS = (1,)

@@ -158,3 +158,17 @@ def test_reading_is_counted_on_survivors():
     assert kills._held_alone(before, before["workers"][1]) == 7
     whole = {"workers": [worker("a", full=True, read=5), before["workers"][1]]}
     assert kills._held_alone(whole, whole["workers"][1]) == 0
+
+
+def test_run_that_was_cut_short_is_taken_up_where_it_ended_and_another_one_is_not(tmp_path):
+    file = tmp_path / "kills.journal"
+    setting = kills.Setting(name="s", workers=(), kills=())
+    first = kills.Journal(file, "200 faults")
+    first.add(found("killed", 10.1, outcome(9.9, 14.5)))
+    first.add(found("closed", 10.2))
+    assert kills.Journal(file, "200 faults").of(setting) == first.of(setting)
+    assert [each.kind for each in first.of(setting)] == ["killed", "closed"]
+    assert kills.Journal(file, "100 faults").of(setting) == []
+    assert kills.Journal(file, "200 faults").of(setting) == []
+    first.end()
+    assert list(tmp_path.iterdir()) == []
