@@ -34,6 +34,7 @@ from cluster.planning.model_files import check_weights, resolve_model
 from cluster.serving.cache_use import read_measured_use
 from cluster.serving.overview import Identity
 from cluster.serving.service import GenerationService
+from cluster.serving.templates import Templates
 from cluster.settings import Settings
 from protocol.errors import AddressUnavailable, TandemError
 from protocol.home import DesiredState, Home, ProcessIdentity, end_processes
@@ -91,6 +92,7 @@ class Coordinator:
         self._stopping = asyncio.Event()
         self._served = asyncio.Event()
         self._control: ControlPlane | None = None
+        self._templates: Templates | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     def __repr__(self) -> str:
@@ -110,6 +112,8 @@ class Coordinator:
             service = await starting
             self._report.tell(ready=msgspec.to_builtins(service.status()))
             self._report.close()
+            if self._templates is not None and service.status().model.has_chat_template:
+                await asyncio.to_thread(self._templates.begin)  # only now: workers that load need the processor
             gc.freeze()  # what is loaded stays: a full collection over it would hold every stream up for tens of ms
             await asyncio.wait([*self._tasks, asyncio.create_task(self._stopping.wait())], return_when=FIRST_COMPLETED)
             await service.drain(DRAIN_S)
@@ -130,7 +134,8 @@ class Coordinator:
         port = listener.getsockname()[1]
         url = f"http://{'127.0.0.1' if api.host == '0.0.0.0' else api.host}:{port}"  # noqa: S104
         path = await asyncio.to_thread(resolve_model, self._settings.model.path)
-        prompts = asyncio.create_task(asyncio.to_thread(_load_prompts, path))
+        self._templates = Templates(path, CHECKOUT)
+        prompts = asyncio.create_task(asyncio.to_thread(_load_prompts, path, self._templates))
         await asyncio.to_thread(check_weights, path)
         control = await self._take_up(path, url, port)
         identity = Identity(
@@ -212,6 +217,8 @@ class Coordinator:
     async def _stop(self) -> None:
         """End what was started; workers of an earlier coordinator only when that was asked for: another may take them up."""
         self._served.set()
+        if self._templates is not None:
+            self._templates.close()
         if self._control is not None and (self._stopping.is_set() or not self._is_again):
             await self._control.stop()
         for task in self._tasks:
@@ -254,11 +261,11 @@ def _members(settings: Settings) -> list[Member]:
     ]
 
 
-def _load_prompts(model_path: Path) -> Any:
+def _load_prompts(model_path: Path, templates: Templates) -> Any:
     # Importing the tokenizer takes a second, which the workers' own start hides.
     from cluster.serving.prompts import Prompts
 
-    return Prompts.load(model_path)
+    return Prompts.load(model_path, templates.render)
 
 
 def main(worker: Sequence[str] = WORKER) -> int:

@@ -7,7 +7,7 @@ others: they have a tokenizer of their own. A `TextStream` belongs to one reques
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +17,7 @@ from mlx_lm.utils import load_config, load_tokenizer
 
 from cluster.serving.long_prompts import give_back_memory, longest_token
 from cluster.serving.requests import ChatPrompt, GenerationRequest, TextPrompt, TokensPrompt
+from cluster.serving.templates import TemplateFailed
 from protocol.errors import BadRequest, ModelError, TooLarge
 
 TOKENIZER_FILES = (
@@ -27,6 +28,16 @@ TOKENIZER_FILES = (
     "*.tiktoken",
     "tokenization_*.py",
 )
+
+
+# Makes text of chat messages, with the beginning of an answer. Raises TemplateFailed.
+Render = Callable[[Sequence[Mapping[str, Any]]], str]
+
+
+def read_tokenizer(model_path: Path) -> TokenizerWrapper:
+    """The tokenizer of a model directory as mlx-lm reads it. Raises whatever its library raises for a damaged one."""
+    end_tokens = dict(load_config(model_path)).get("eos_token_id")
+    return load_tokenizer(model_path, {"trust_remote_code": False}, eos_token_ids=end_tokens)
 
 
 class _Encoder:
@@ -56,33 +67,42 @@ class Prompts:
     """The tokenizer of one model.
 
     vocabulary_size: rows of the model's embedding, every id that `encode` returns lies below it; make: gives another one
-    like `tokenizer`.
+    like `tokenizer`; render: runs its chat template, within this process where None.
     """
 
-    def __init__(self, tokenizer: TokenizerWrapper, vocabulary_size: int, make: Callable[[], TokenizerWrapper]) -> None:
+    def __init__(
+        self,
+        tokenizer: TokenizerWrapper,
+        vocabulary_size: int,
+        make: Callable[[], TokenizerWrapper],
+        render: Render | None = None,
+    ) -> None:
         self._tokenizer = tokenizer
+        self._render = render
         self._encoders = {False: _Encoder(lambda: tokenizer), True: _Encoder(make)}  # by whether prompts are long
         self.vocabulary_size = vocabulary_size
         self.has_chat_template: bool = tokenizer.has_chat_template
         self.eos_token_ids: frozenset[int] = frozenset(tokenizer.eos_token_ids)
 
     @classmethod
-    def load(cls, model_path: Path) -> Self:
-        """Read the tokenizer of a model directory as mlx-lm does. Raises ModelError when there is none or it is broken."""
+    def load(cls, model_path: Path, render: Render | None = None) -> Self:
+        """Read the tokenizer of a model directory as mlx-lm does. render: as of the class.
+
+        Raises:
+            ModelError: there is no tokenizer, or it is broken.
+        """
         try:
             config = dict(load_config(model_path))
         except (OSError, ValueError, TypeError) as error:
             raise ModelError(f"{model_path} has no readable config.json: {_in_one_line(error)}") from error
         if not any(file for pattern in TOKENIZER_FILES for file in model_path.glob(pattern)):
             raise ModelError(f"{model_path} has no tokenizer; put the model's tokenizer.json beside its config.json")
-        make = partial(
-            load_tokenizer, model_path, {"trust_remote_code": False}, eos_token_ids=config.get("eos_token_id")
-        )
+        make = partial(read_tokenizer, model_path)
         try:
             tokenizer = make()
         except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
             raise ModelError(f"the tokenizer in {model_path} cannot be read: {_in_one_line(error)}") from error
-        return cls(tokenizer, _vocabulary_size(config, tokenizer), make)
+        return cls(tokenizer, _vocabulary_size(config, tokenizer), make, render)
 
     def encode(self, request: GenerationRequest, context_tokens: int | None = None) -> tuple[int, ...]:
         """The token ids of a request's prompt, at least one. context_tokens: the model's, None where it is not known.
@@ -136,11 +156,10 @@ class Prompts:
         if not any(message["content"].strip() for message in prompt.messages):
             return ()
         with self._encoders[request.is_long] as tokenizer:
+            render = self._render or partial(render_here, tokenizer)
             try:
-                text = tokenizer.apply_chat_template(
-                    [dict(message) for message in prompt.messages], tokenize=False, add_generation_prompt=True
-                )
-            except Exception as error:  # the template is a program that comes with the model
+                text = render([dict(message) for message in prompt.messages])
+            except TemplateFailed as error:
                 raise BadRequest(
                     f"the model's chat template refuses these messages: {_in_one_line(error)}", param=field
                 ) from error
@@ -232,6 +251,15 @@ def _overlap(text: str, stop: str) -> int:
             return len(text) - at
         at = text.find(stop[0], at + 1)
     return 0
+
+
+def render_here(tokenizer: TokenizerWrapper, messages: Sequence[Mapping[str, Any]]) -> str:
+    """What a tokenizer's chat template makes of messages, with the beginning of an answer. Raises TemplateFailed."""
+    try:
+        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # the template is a program that comes with the model
+        raise TemplateFailed(str(error) or type(error).__name__) from error
+    return text
 
 
 def _encoded(tokenizer: TokenizerWrapper, text: str, field: str, *, add_special_tokens: bool) -> tuple[int, ...]:

@@ -1,0 +1,57 @@
+"""The process in which a model's chat template runs: `python -m cluster.serving.template_process MODEL`.
+
+A template is a program of whoever made the model. It reads a line of JSON, the messages, and writes one, the text or an error,
+as often as it is asked. One that takes too long ends the process, and so does the end of its input; on Linux it has a
+limit of memory, too.
+"""
+
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from cluster.serving.prompts import read_tokenizer, render_here
+from cluster.serving.templates import LIMIT_S, Rendered, TemplateFailed
+
+MAX_CHARACTERS = 64 << 20
+_MORE_BYTES = 2 << 30  # than the process has when it begins
+
+
+def _limit_memory() -> None:
+    if sys.platform == "linux":
+        import resource
+
+        import psutil
+
+        limit = psutil.Process().memory_info().vms + _MORE_BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def _render(tokenizer: Any, messages: Sequence[dict[str, Any]]) -> Rendered:
+    signal.setitimer(signal.ITIMER_REAL, LIMIT_S)  # whose signal ends the process, whatever it is at
+    try:
+        text = render_here(tokenizer, messages)
+    except TemplateFailed as error:
+        return Rendered(error=str(error))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    if len(text) > MAX_CHARACTERS:
+        return Rendered(error=f"it makes {len(text)} characters of them")
+    return Rendered(text=text)
+
+
+def main(model_path: Path) -> None:
+    """Answer until nobody asks any more."""
+    tokenizer = read_tokenizer(model_path)
+    _limit_memory()
+    decode = msgspec.json.Decoder(list[dict[str, Any]]).decode
+    for line in sys.stdin.buffer:
+        sys.stdout.buffer.write(msgspec.json.encode(_render(tokenizer, decode(line))) + b"\n")
+        sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

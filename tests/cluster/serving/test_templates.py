@@ -1,0 +1,96 @@
+"""Chat templates in a process of their own: the same text as within this one, and an end to what has none."""
+
+import os
+import signal
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from cluster.serving.prompts import Prompts, read_tokenizer, render_here
+from cluster.serving.requests import ChatPrompt, GenerationRequest
+from cluster.serving.templates import LIMIT_S, TemplateFailed, Templates
+from protocol.errors import BadRequest
+from tests.support.running_cluster import wait_until
+from tests.support.tiny_tokenizer import write_tokenizer
+
+CHECKOUT = Path(__file__).resolve().parents[3]
+USER = {"role": "user", "content": 'the cat\nsat — 日本語 \u2028 "on" it'}
+# One process for all: each of these does its harm to a message that asks for it.
+EVIL = (
+    "{% set what = messages[0].content %}"
+    "{% if what == 'loop' %}{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    "{% elif what == 'width' %}{{ '%9999999999d' % 1 }}"
+    "{% elif what == 'times' %}{{ 'x' * 99999999999 }}"
+    "{% elif what == 'long' %}{{ 'x' * 99999999 }}"
+    "{% elif what == 'reach' %}{{ ''.__class__.__mro__[1].__subclasses__() }}"
+    "{% else %}{{ what }}{% endif %}"
+)
+
+
+def message(text):
+    return [{"role": "user", "content": text}]
+
+
+@pytest.fixture(scope="module")
+def evil(tmp_path_factory):
+    with closing(Templates(write_tokenizer(tmp_path_factory.mktemp("evil"), template=EVIL), CHECKOUT)) as templates:
+        yield templates
+
+
+def test_text_is_that_of_the_tokenizer_itself(tmp_path):
+    model = write_tokenizer(tmp_path)
+    with closing(Templates(model, CHECKOUT)) as templates:
+        templates.begin()
+        for messages in ([USER], [USER, {"role": "assistant", "content": "x" * 100_000}, USER]):
+            assert templates.render(messages) == render_here(read_tokenizer(model), messages)
+        with pytest.raises(TemplateFailed, match="Only the first message may be system"):
+            templates.render([USER, {"role": "system", "content": "be brief"}])
+        assert templates.render([USER])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits what a process may take of memory")
+@pytest.mark.parametrize("harm", ["width", "times"])
+def test_template_without_measure_fails_alone(evil, harm):
+    with pytest.raises(TemplateFailed):
+        evil.render(message(harm))
+    assert evil.render(message("hello")) == "hello"
+
+
+@pytest.mark.parametrize("harm", ["long", "reach"])
+def test_template_that_makes_too_much_or_reaches_for_attributes_fails_alone(evil, harm):
+    with pytest.raises(TemplateFailed):
+        evil.render(message(harm))
+    assert evil.render(message("hello")) == "hello"
+
+
+def test_template_without_end_is_ended_and_the_next_messages_are_rendered(evil):
+    with pytest.raises(TemplateFailed, match=f"longer than {LIMIT_S:g} s"):
+        evil.render(message("loop"))
+    assert evil.render(message("hello")) == "hello"
+
+
+def test_failure_is_a_refusal_that_names_the_template(tmp_path):
+    def render(_):
+        raise TemplateFailed("it takes longer than 5 s")
+
+    prompts = Prompts.load(write_tokenizer(tmp_path), render)
+    with pytest.raises(BadRequest, match="chat template refuses these messages: it takes longer"):
+        prompts.encode(GenerationRequest(prompt=ChatPrompt((USER,)), max_tokens=1))
+
+
+def test_process_that_is_gone_is_replaced_and_ends_with_whoever_asks(tmp_path):
+    templates = Templates(write_tokenizer(tmp_path), CHECKOUT)
+    assert templates.render([USER])
+    first = templates._process.pid
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: templates._process.poll() is not None, "it is gone")
+    assert templates.render([USER])
+    second = templates._process
+    assert second.pid != first
+    second.stdin.close()
+    wait_until(lambda: second.poll() is not None, "it ends when nobody can ask any more")
+    templates.close()
+    with pytest.raises(TemplateFailed):
+        templates.render([USER])
