@@ -184,7 +184,7 @@ class ControlPlane:
                 self.roster.beat(beat, self._now())
             case Inspected() as found:
                 self._inspected(found)
-            case Prepared(worker=name, layers=layers):
+            case Prepared(worker=name, layers=layers) if self._deployment.is_preparing(name):
                 self.roster.members[name].held += (layers,)
                 self._plan_all(self._deployment.prepared(name, self._now(), is_idle=self._is_idle))
             case LoadFailed() as failed if envelope.epoch == self.epoch or self._model.facts is None:

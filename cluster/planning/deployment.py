@@ -179,6 +179,10 @@ class Deployment:
         self._is_first = False
         return [BeginPlan(), *self.tick(now)]
 
+    def is_preparing(self, worker: str) -> bool:
+        """Whether a newcomer still reads what it will need."""
+        return worker in self._next.preparing
+
     def prepared(self, worker: str, now: float, *, is_idle: bool) -> list[Action]:
         """A newcomer read what it will need."""
         self._next.preparing -= {worker}

@@ -35,7 +35,7 @@ from protocol.messages import (
     Update,
     Welcome,
 )
-from protocol.values import Peer, Route
+from protocol.values import LayerRange, Peer, Route
 from strategy.memory import KvNeeds
 from tests.support.virtual_time import run as run_in_virtual_time
 from workers.zoo import make_tiny_model
@@ -349,6 +349,15 @@ async def test_silent_worker_is_killed_and_its_requests_go_on_elsewhere(subject)
     await asyncio.sleep(LOST_AFTER_S + 1)
     assert subject.launcher.killed == ["beta"]
     assert subject.control.plan.workers == ("alpha",)
+
+
+@scenario()
+async def test_what_nobody_asked_to_be_read_is_not_noted_as_read(subject):
+    await subject.ready()
+    held = subject.control.members["beta"].held
+    for start in range(100):
+        subject.receive(Prepared(worker="beta", layers=LayerRange(start, start + 1), read_bytes=1))
+    assert subject.control.members["beta"].held == held
 
 
 @scenario()
