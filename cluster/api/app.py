@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from cluster.api.body import json_object
+from cluster.api.body import parsed_body
 from cluster.api.events import as_json
 from cluster.api.explain import parse_explain
 from cluster.api.failures import error_response
@@ -83,7 +83,7 @@ class _Endpoints:
         self._scope_by_key = scope_by_key
 
     async def generate(self, surface: Surface, request: Request) -> Response:
-        parsed = self._asked_by(surface.parse(await json_object(request)), request)
+        parsed = self._asked_by(await parsed_body(request, surface.parse), request)
         return GenerationResponse(self._service, parsed, surface, self._model(parsed).id)
 
     def _asked_by(self, parsed: ApiRequest, request: Request) -> ApiRequest:
@@ -103,7 +103,7 @@ class _Endpoints:
         return _json({"mending": list(self._service.mend())}, 202)
 
     async def explain(self, request: Request) -> Response:
-        parsed = parse_explain(await json_object(request))
+        parsed = await parsed_body(request, parse_explain)
         self._model(parsed)
         return _json(await self._service.explain(parsed.generation))
 

@@ -1,11 +1,14 @@
-"""Reading a request's body: bounded in size and time, then strict JSON.
+"""Reading a request's body: bounded in size and time, then strict JSON, then whatever its path makes of it.
 
 A body over the limit is read to its end without being kept, because a client that is still sending does not see an
-answer that comes before it is done.
+answer that comes before it is done. A large one is looked at off the event loop, one at a time, so that nobody's stream
+waits for it.
 """
 
 import asyncio
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import msgspec
 from starlette.requests import Request
@@ -15,16 +18,28 @@ from protocol.errors import ApiError, BadRequest, TooLarge
 BODY_LIMIT_BYTES = 16 * 2**20
 DISCARD_LIMIT_BYTES = 256 * 2**20
 BODY_TIMEOUT_S = 60.0
+# What is larger takes more than a moment.
+LARGE_BYTES = 256 * 1024
+_large = ThreadPoolExecutor(max_workers=1, thread_name_prefix="large-bodies")
+
+_Parsed = TypeVar("_Parsed")
 
 
-async def json_object(request: Request) -> dict[str, Any]:
-    """The body as a JSON object. Raises BadRequest, TooLarge, or ClientDisconnect when the client went away."""
+async def parsed_body(request: Request, parse: Callable[[dict[str, Any]], _Parsed]) -> _Parsed:
+    """What `parse` makes of the body, a JSON object.
+
+    Raises:
+        BadRequest, TooLarge: by itself, or by `parse`.
+        ClientDisconnect: the client went away.
+    """
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
             data = await _read(request)
     except TimeoutError:
         raise BadRequest(f"the body did not arrive within {BODY_TIMEOUT_S:.0f} seconds") from None
-    return decode_object(data)
+    if len(data) <= LARGE_BYTES:
+        return parse(decode_object(data))
+    return await asyncio.get_running_loop().run_in_executor(_large, lambda: parse(decode_object(data)))
 
 
 def decode_object(data: bytes | bytearray) -> dict[str, Any]:

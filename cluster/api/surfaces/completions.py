@@ -21,7 +21,9 @@ def raw_prompt(name: str, value: Any) -> Prompt:
         raise refuse(name, "a string that is not empty or a list of token ids", value)
     if type(value[0]) in (str, list):
         raise BadRequest(f"{name} holds {len(value)} prompts; send one prompt in each request", param=name)
-    token = integer(0, MAX_TOKEN_ID)
+    if all(type(item) is int and 0 <= item <= MAX_TOKEN_ID for item in value):
+        return TokensPrompt(tuple(value))
+    token = integer(0, MAX_TOKEN_ID)  # which knows what else may stand for one, and says where there is none
     return TokensPrompt(tuple(token(f"{name}[{index}]", item) for index, item in enumerate(value)))
 
 
