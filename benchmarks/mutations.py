@@ -105,8 +105,7 @@ async def inside(running: Cluster) -> Inside:
     ports = [(port, coordinator.public) for port in _listening(running.front_pid) if port != api]
     for worker in status["workers"]:
         ports += [(port, workers[worker["name"]].public) for port in _listening(worker["pid"])]
-    lives, number = map(int, str(status["epoch"]).split("."))
-    return Inside(ports=ports, names=names, epoch=(lives << 32) + number, coordinator=coordinator, workers=workers)
+    return Inside(ports=ports, names=names, epoch=status["epoch"], coordinator=coordinator, workers=workers)
 
 
 def _listening(pid: int) -> list[int]:
@@ -347,7 +346,7 @@ async def run(arguments: argparse.Namespace) -> Report:
     report = Report("mutations")
     report.fact("machine", machine.describe())
     report.fact("sent", f"{sent} messages, {sum(statuses.values())} requests, seed {arguments.seed}")
-    report.fact("epochs", f"{status['epoch']} at the end")
+    report.fact("plans", f"{status['epoch'] & 0xFFFFFFFF} until the end")
     report.table("answers to requests", ["status", "number"], [list(pair) for pair in sorted(statuses.items())])
     _add_use(report, before, after)
     wrong = [answer for answer in served.answers if answer.error or answer.tandem.get("token_ids") != right]
