@@ -331,9 +331,9 @@ async def run(arguments: argparse.Namespace) -> Report:
         served = Served(running)
         right = checked(await served.one()).tandem["token_ids"]
         alone = [checked(await served.one()) for _ in range(arguments.answers)]
-        await send_messages(
-            await inside(running), arguments.messages // 20, generator
-        )  # what is kept for later use is there
+        known = await inside(running)  # what is kept for later use is there before anything is counted
+        await send_messages(known, arguments.messages // 10, generator)
+        await send_requests(running.url, arguments.requests // 10, generator)
         before = sample(running.home, 0)
         async with served.meanwhile():
             sent = await send_messages(await inside(running), arguments.messages, generator)

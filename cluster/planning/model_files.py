@@ -11,7 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from protocol.errors import ModelError, UsageError
+from protocol.values import Natural
 from strategy.partition import ModelSizes
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
@@ -109,25 +112,36 @@ def weight_files(path: Path) -> list[Path]:
     return sorted(path.glob("model*.safetensors"))
 
 
-def read_header(file: Path) -> dict[str, dict[str, Any]]:
-    """Tensor name to its header entry. Raises ModelError for a damaged or truncated file."""
+class Tensor(msgspec.Struct, frozen=True):
+    """Where a tensor's data lie, in bytes from the end of the header."""
+
+    data_offsets: tuple[Natural, Natural]
+
+
+def read_header(file: Path) -> dict[str, Tensor]:
+    """Tensors by name. Raises ModelError for a damaged or truncated file."""
     try:
         with file.open("rb") as stream:
             prefix = stream.read(8)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else _MAX_HEADER_BYTES + 1
             if length > _MAX_HEADER_BYTES:
                 raise ModelError(f"{file} is damaged: it has no safetensors header; download it again")
-            header = json.loads(stream.read(length))
+            header = msgspec.json.decode(stream.read(length), type=dict[str, msgspec.Raw])
             header.pop("__metadata__", None)
-            needed = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            tensors = {name: msgspec.json.decode(raw, type=Tensor) for name, raw in header.items()}
+    except (ValueError, RecursionError):
         raise ModelError(f"{file} is damaged: its safetensors header cannot be read; download it again") from None
     except OSError as error:
         raise ModelError(f"{file} cannot be read: {error.strerror}") from None
-    size = file.stat().st_size
+    end = 0
+    for start, stop in sorted(tensor.data_offsets for tensor in tensors.values()):
+        if not end <= start <= stop:
+            raise ModelError(f"{file} is damaged: its tensors overlap; download it again")
+        end = stop
+    size, needed = file.stat().st_size, 8 + length + end
     if size < needed:
         raise ModelError(f"{file} is truncated: {size:,} of {needed:,} bytes are there; download it again")
-    return header
+    return tensors
 
 
 def read_sizes(path: Path, num_layers: int) -> ModelSizes:
@@ -138,8 +152,8 @@ def read_sizes(path: Path, num_layers: int) -> ModelSizes:
     """
     layers, embedding, head, tied = [0] * num_layers, 0, 0, True
     for file in weight_files(path):
-        for name, entry in read_header(file).items():
-            start, end = entry["data_offsets"]
+        for name, tensor in read_header(file).items():
+            start, end = tensor.data_offsets
             if match := _LAYER.search(name):
                 index = int(match.group(1))
                 if index < num_layers:

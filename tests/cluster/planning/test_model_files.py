@@ -108,7 +108,21 @@ def test_truncated_data_says_how_much_is_there(model):
 
 @pytest.mark.parametrize(
     "header",
-    [b"[]", b"{}x", b'{"a": 1}', b'{"a": {}}', b'{"a": {"data_offsets": []}}', b'{"a": {"data_offsets": [0, "x"]}}'],
+    [
+        b"[]",
+        b"{}x",
+        b'{"a": 1}',
+        b'{"a": {}}',
+        b'{"a": {"data_offsets": []}}',
+        b'{"a": {"data_offsets": [0, "x"]}}',
+        b'{"a": {"data_offsets": [1, 0]}}',
+        b'{"a": {"data_offsets": [-1, 0]}}',
+        b'{"a": {"data_offsets": [0, 1e3]}}',
+        b'{"a": {"data_offsets": [0, 2, 3]}}',
+        b'{"a": {"data_offsets": [0, 4]}, "b": {"data_offsets": [3, 6]}}',
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+    ],
 )
 def test_header_of_the_wrong_form_is_damage(model, header):
     file = model / "model.safetensors"
