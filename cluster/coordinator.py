@@ -8,6 +8,7 @@ parent is gone ends; one that takes the place of a coordinator that died (--agai
 
 import argparse
 import asyncio
+import errno
 import gc
 import itertools
 import logging
@@ -36,6 +37,7 @@ from cluster.serving.overview import Identity
 from cluster.serving.service import GenerationService
 from cluster.serving.templates import Templates
 from cluster.settings import Settings
+from protocol.descriptors import allow_descriptors, limits_kept
 from protocol.errors import AddressUnavailable, TandemError
 from protocol.home import DesiredState, Home, ProcessIdentity, end_processes
 from protocol.logs import configure_logging
@@ -48,6 +50,11 @@ log = logging.getLogger(__name__)
 
 DRAIN_S = 20.0
 EARLIER_GRACE_S = 1.0
+# With fewer files and connections at once not even workers could join.
+LEAST_DESCRIPTORS = 64
+_TOO_FEW_FILES = (
+    f"this machine lets a process open fewer than {LEAST_DESCRIPTORS} files at once; allow more with `ulimit -n 1024`"
+)
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 
@@ -129,6 +136,8 @@ class Coordinator:
 
     async def _start(self) -> GenerationService:
         """The API answers as soon as there is a tokenizer; workers come meanwhile."""
+        if allow_descriptors(LEAST_DESCRIPTORS) < LEAST_DESCRIPTORS:  # libraries would wait for some without a word
+            raise TandemError(_TOO_FEW_FILES)
         api = self._settings.api
         listener = bind(api.host, api.port)
         port = listener.getsockname()[1]
@@ -263,7 +272,8 @@ def _members(settings: Settings) -> list[Member]:
 
 def _load_prompts(model_path: Path, templates: Templates) -> Any:
     # Importing the tokenizer takes a second, which the workers' own start hides.
-    from cluster.serving.prompts import Prompts
+    with limits_kept():
+        from cluster.serving.prompts import Prompts
 
     return Prompts.load(model_path, templates.render)
 
@@ -287,9 +297,15 @@ def main(worker: Sequence[str] = WORKER) -> int:
         return error.exit_code
     except Exception as error:
         log.exception("the coordinator failed")
-        report.tell(error=f"the coordinator failed: {error}; see ./launch.sh logs", exit_code=1)
+        report.tell(error=_why_failed(error), exit_code=1)
         return 1
     return 0
+
+
+def _why_failed(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return _TOO_FEW_FILES
+    return f"the coordinator failed: {error}; see ./launch.sh logs"
 
 
 def run(worker: Sequence[str] = WORKER) -> NoReturn:

@@ -11,7 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
-from protocol.descriptors import allow_descriptors
+from protocol.descriptors import allow_descriptors, limits_kept
 from protocol.errors import TandemError
 from protocol.home import Home
 from protocol.join_token import read_token
@@ -55,7 +55,8 @@ def main(data_inbox: type[ZmqInbox] = ZmqInbox) -> int:
         print(error, file=sys.stderr)
         return error.exit_code
 
-    from workers.worker import WorkerOptions, run_worker
+    with limits_kept():
+        from workers.worker import WorkerOptions, run_worker
 
     options = WorkerOptions(
         name=arguments.name,

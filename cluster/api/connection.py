@@ -30,8 +30,10 @@ WRITE_BUFFER_BYTES = 16 * 1024
 ABORT = "tandem.abort"
 # Descriptors for files, workers and whatever else the coordinator opens, and connections that leave room for other addresses.
 _KEPT_BACK = 256
+# Where the system allows few: what a coordinator of some workers has open by itself.
+_LEAST_KEPT_BACK = 52
 _FOR_OTHER_ADDRESSES = 8
-_LEAST_CONNECTIONS = 64
+_LEAST_CONNECTIONS = 8
 _MOST_CONNECTIONS = 8192
 _VERSIONS = ("1.0", "1.1")
 _TOO_LARGE = f"the headers are larger than {MAX_HEAD_BYTES // 1024} KB"
@@ -39,7 +41,8 @@ _TOO_LARGE = f"the headers are larger than {MAX_HEAD_BYTES // 1024} KB"
 
 def max_connections() -> int:
     """How many connections there may be, of the descriptors that the process may open: as many as the system allows."""
-    return max(allow_descriptors(_MOST_CONNECTIONS + _KEPT_BACK) - _KEPT_BACK, _LEAST_CONNECTIONS)
+    allowed = allow_descriptors(_MOST_CONNECTIONS + _KEPT_BACK)
+    return max(allowed - min(_KEPT_BACK, max(_LEAST_KEPT_BACK, allowed // 4)), _LEAST_CONNECTIONS)
 
 
 class _Refused(Exception):

@@ -13,8 +13,11 @@ from typing import Any
 
 import msgspec
 
-from cluster.serving.prompts import read_tokenizer, render_here
 from cluster.serving.templates import LIMIT_S, Rendered, TemplateFailed
+from protocol.descriptors import limits_kept
+
+with limits_kept():
+    from cluster.serving.prompts import read_tokenizer, render_here
 
 MAX_CHARACTERS = 64 << 20
 _MORE_BYTES = 2 << 30  # than the process has when it begins

@@ -2,9 +2,11 @@
 
 import json
 import shutil
+import subprocess
 
 import pytest
 
+from tests.support.running_cluster import launcher
 from workers.zoo import make_tiny_model
 
 
@@ -217,3 +219,16 @@ def test_model_without_a_chat_template_is_prompted_raw(cluster, tmp_path):
     refused = cluster.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}]})
     assert refused.status_code == 400
     assert "template" in refused.json()["error"]["message"]
+
+
+def test_too_few_files_are_one_sentence(cluster, tiny_model):
+    command = [*launcher(), "start", "--port", str(cluster.port), "--model", str(tiny_model)]
+    done = subprocess.run(
+        ["sh", "-c", 'ulimit -n 63; exec "$@"', "sh", *command],
+        env=cluster.environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert_one_sentence(done, 1, "fewer than 64 files", "ulimit -n")

@@ -1,0 +1,46 @@
+"""How many files a process may open, and that nobody it imports changes that."""
+
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from protocol.descriptors import allow_descriptors, limits_kept
+
+SOFT, HARD = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+
+@pytest.fixture(autouse=True)
+def same_afterwards():
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (SOFT, HARD))
+
+
+def test_as_many_as_wanted_are_allowed_and_no_fewer_than_before():
+    few = 256
+    resource.setrlimit(resource.RLIMIT_NOFILE, (few, HARD))
+    assert allow_descriptors(few + 100) == few + 100
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (few + 100, HARD)
+    assert allow_descriptors(few) == few
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (few + 100, HARD)
+
+
+def test_what_is_imported_cannot_change_them():
+    with limits_kept():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (16, 16))
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (SOFT, HARD)
+
+
+@pytest.mark.parametrize("name", ["workers.__main__", "cluster.serving.template_process"])
+def test_mlx_lm_s_own_limit_is_not_ours(name):
+    """What it does at its import, under the very imports of these processes."""
+    lines = [
+        "import resource, sys",
+        f"import {name} as module",
+        "with module.limits_kept():",
+        "    import mlx_lm.utils",
+        "print(*resource.getrlimit(resource.RLIMIT_NOFILE))",
+    ]
+    said = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True).stdout
+    assert said.split() == [str(SOFT), str(HARD)]
