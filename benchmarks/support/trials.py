@@ -96,7 +96,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def random_requests(
-    generator: random.Random, count: int, *, strategies: Sequence[str] = STRATEGIES, longest: int = 1200, most: int = 96
+    generator: random.Random, count: int, *, strategies: Sequence[str] = STRATEGIES, longest: int = 800, most: int = 64
 ) -> tuple[Request, ...]:
     """Greedy and sampled requests to the bundled model, none with a prompt that another one has.
 

@@ -135,7 +135,14 @@ class Member:
         return self.state is WorkerState.READY
 
     def beat(self, heartbeat: Heartbeat, now: float) -> None:
-        """A heartbeat arrived."""
+        """A heartbeat arrived; one that was sent before what the worker has loaded since, which came by another way, is
+        believed in all but that.
+        """
+        known = self.heartbeat
+        if known is not None and heartbeat.read_bytes < known.read_bytes:
+            heartbeat = msgspec.structs.replace(
+                heartbeat, weights_bytes=known.weights_bytes, read_bytes=known.read_bytes
+            )
         if self.heartbeat is not None and now > self.seen_at:
             self.load = WorkerLoad.between(self.heartbeat, heartbeat, now - self.seen_at)
         self.heartbeat = heartbeat

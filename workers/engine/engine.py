@@ -162,7 +162,7 @@ class Engine:
         in_flight, told = self._look(in_flight)
         self._in_flight = in_flight
         worked = taken or stepped or told
-        return self._runner.copy(is_idle=not worked) or worked or self._spill()
+        return self._runner.copy(is_idle=not worked) or worked or self._runner.spill()
 
     def _take(self, in_flight: StepInFlight | None, wait_s: float | None) -> tuple[StepInFlight | None, bool]:
         """Handle everything that arrived."""
@@ -195,10 +195,6 @@ class Engine:
         self._vitals.measure(now, self._runner.stages)
         overdue = self._heads.overdue(now)
         return self._perform(overdue, in_flight), bool(overdue)
-
-    def _spill(self) -> bool:
-        self._vitals.begin(self._now())
-        return self._runner.spill()
 
     def _handle(self, envelope: Envelope, in_flight: StepInFlight | None) -> StepInFlight | None:
         message = envelope.message

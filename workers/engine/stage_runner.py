@@ -30,7 +30,7 @@ from workers.engine.fitness import UnfitMessage, required_buffer
 from workers.engine.step_kind import kind_of
 from workers.engine.trace import Tracer
 from workers.engine.usual_times import UsualTimes
-from workers.engine.vitals import Vitals
+from workers.engine.vitals import Vitals, moving_limit_s
 from workers.model import payload
 from workers.model.stage_loading import LoadedStages
 
@@ -105,9 +105,11 @@ class StageRunner:
             self._links.send(worker, message, [pack_keys(keys)])
         match message:
             case OpenSequence():
+                self._move(executor.prefixes.num_bytes + executor.prefixes.disk_bytes)
                 executor.open(message, keys)
                 self._copying.in_use(message.route, keys)
             case KeepPrefix():
+                self._move(executor.kv_bytes)
                 executor.keep(message, keys)
                 self._copying.in_use(message.route, keys)
             case DropPrefix():
@@ -119,7 +121,14 @@ class StageRunner:
     def spill(self) -> bool:
         """While no request runs here, put what past ones left on disk, part by part; whether there was any."""
         executors = self.stages.executors.values()
-        return not any(map(len, executors)) and any(executor.prefixes.spill() for executor in executors)
+        if any(map(len, executors)):
+            return False
+        self._move(sum(executor.prefixes.num_bytes for executor in executors))
+        return any(executor.prefixes.spill() for executor in executors)
+
+    def _move(self, most_bytes: int) -> None:
+        """Parts of caches are moved now, no more than so many bytes."""
+        self._vitals.begin(self._now(), moving_limit_s(most_bytes))
 
     # --- copies of what is kept, for another worker and of another worker
 
@@ -132,6 +141,7 @@ class StageRunner:
         prefixes = self.stages.executors[message.route].prefixes
         if message.worker == self._name or message.worker not in message.route.workers:
             raise UnfitMessage(f"a copy for {self._name} of what {message.worker} keeps on {message.route}")
+        self._move(sum(map(len, buffers)))
         try:
             (key,) = unpack_keys(required_buffer(buffers, 0, "the key of the part"))
             prefixes.adopt(message.layers, key, message.part, buffers[1:], is_earlier=message.is_earlier)

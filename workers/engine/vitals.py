@@ -12,12 +12,19 @@ from workers.model.stage_loading import LoadedStages
 
 # How old the figures in a heartbeat may be.
 MEASURE_EVERY_S = 0.25
-# What is not a step (a prefix that is copied or read) has no usual time.
-MESSAGE_LIMIT_S = 30.0
+# What is not a step takes a moment, on a crowded machine some seconds.
+MESSAGE_LIMIT_S = 5.0
+# Parts of caches that are read, written or copied take longer, from the slowest disk a second for so many bytes.
+MOVED_BYTES_PER_S = 50e6
 # A layer of weights, the largest from the slowest disk; what takes longer will never end.
 READING_LIMIT_S = 300.0
 # A thread that waits for messages takes one that comes at once.
 DEAF_LIMIT_S = 5.0
+
+
+def moving_limit_s(num_bytes: int) -> float:
+    """How many seconds it may take at most to move this much of caches."""
+    return MESSAGE_LIMIT_S + num_bytes / MOVED_BYTES_PER_S
 
 
 class _Busy(msgspec.Struct, frozen=True):

@@ -208,6 +208,9 @@ def test_figures_of_a_worker_that_has_loaded_are_known_before_it_beats_again(ros
     told = roster.members["alpha"].heartbeat
     assert (told.weights_bytes, told.read_bytes, told.steps) == (50, 60, 7)
     assert (told.oldest_step_s, told.overdue_s) == (None, 0.0)
+    roster.beat(beat(steps=8, read_bytes=5, weights_bytes=0), 1)  # sent before, arrived after
+    told = roster.members["alpha"].heartbeat
+    assert (told.weights_bytes, told.read_bytes, told.steps) == (50, 60, 8)
 
 
 def test_heartbeat_of_a_stranger_or_of_who_was_given_up_means_nothing(roster):

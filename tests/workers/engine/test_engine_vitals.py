@@ -9,7 +9,7 @@ from protocol.messages import StepOverdue
 from protocol.values import Route
 from tests.support.in_process_cluster import InProcessCluster
 from workers.engine.usual_times import LIMIT_OF_UNKNOWN_S, SHORTEST_LIMIT_S
-from workers.engine.vitals import DEAF_LIMIT_S, MESSAGE_LIMIT_S, READING_LIMIT_S, Vitals
+from workers.engine.vitals import DEAF_LIMIT_S, MESSAGE_LIMIT_S, READING_LIMIT_S, Vitals, moving_limit_s
 from workers.zoo import make_tiny_model
 
 PROMPT = list(range(20, 60))
@@ -143,3 +143,8 @@ def test_thread_that_does_not_wake_up_for_a_message_is_stuck_like_one_in_a_step(
     assert vitals.heartbeat(18.0, num_waiting=1).oldest_step_s == 0.0  # it took others meanwhile
     vitals.rest()
     assert vitals.heartbeat(60.0, num_waiting=1).oldest_step_s is None  # it ends
+
+
+def test_parts_of_caches_may_take_longer_the_more_there_is_to_move():
+    assert moving_limit_s(0) == MESSAGE_LIMIT_S == SHORTEST_LIMIT_S
+    assert moving_limit_s(10_000_000_000) > 100
