@@ -70,6 +70,7 @@ MEASUREMENTS = {
     "restarts": Measurement("The coordinator killed under load", "restarts", page=LOSSES),
     "copies": Measurement("Copies of caches on the next worker", "copies", page=LOSSES),
     "soak": Measurement("20,000 requests with losses", "soak", page=LOSSES),
+    "mutations": Measurement("Wrong messages and requests beside a client that is served", "mutations", page=LOSSES),
     "overload": Measurement("More requests than may wait, and readers that do not read", "overload", page=LOSSES),
 }
 

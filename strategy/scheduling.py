@@ -10,20 +10,26 @@ The policy, which the tests state one by one:
    and this padding is paid for in memory and attention: so a sequence joins only others of about its length. One that
    finds none opens a slot; while there are more slots than stages, two that go together become one.
 3. Between two prefill chunks every slot that is ready decodes once, so a long prompt delays a token by at most the
-   chunks already in flight. Prompts take turns chunk by chunk, so a short prompt is not stuck behind a long one.
-4. Uncached sequences take turns among themselves, a step each, and take turns with the cached ones.
+   chunks already in flight. Prompts take turns chunk by chunk, so a short prompt is not stuck behind a long one; clients
+   take turns first, so one prompt is not stuck behind the many of somebody else.
+4. Uncached sequences take turns among themselves, a step each, clients first, and take turns with the cached ones.
 5. At most as many steps are in flight as there are stages and slots together: behind the decode steps that wait for a
    chunk on a later stage, the first stage goes on with the next chunk. More would only queue in front of a stage.
 6. On a route of one stage a slot *runs ahead*: its next step is issued while the ids of the last are still being
    computed, as long as the same sequences take part and none needs the ids first. So the device never waits for the
    host; the step of a sequence that turns out to have ended is thrown away.
 
+7. A client none of whose sequences decodes yet waits for one decode step of others, not for one of every slot, and its
+   first token has the next turn, in a slot of its own where the others are at work.
+
 Knows counts of tokens only: no token ids, no clock, no sockets.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+
+from strategy.client_turns import ClientTurns
 
 # Of a slot's own tokens, how many its padding may be; so many are always allowed.
 PADDING_SHARE = 0.25
@@ -54,6 +60,8 @@ class StepPlan:
 
 @dataclass
 class _Sequence:
+    client: str
+    cached: bool
     length: int  # tokens known so far, prompt and answer
     reused: int  # tokens that were in the caches from the start
     computed: int  # tokens whose step was issued
@@ -82,8 +90,10 @@ class Schedule:
         self._chunk_tokens = chunk_tokens
         self._max_rows = max_rows
         self._sequences: dict[int, _Sequence] = {}
-        self._prefilling: deque[int] = deque()
-        self._uncached: deque[int] = deque()
+        self._prefilling: ClientTurns[int] = ClientTurns()
+        self._uncached: ClientTurns[int] = ClientTurns()  # those that are not in flight
+        self._num_uncached = 0
+        self._decoding: Counter[str] = Counter()  # sequences in slots, by client
         self._slots: dict[int, _Slot] = {}
         self._turns: deque[int] = deque()  # slots in the order of their next turn
         self._decodes_since_chunk = 0
@@ -102,21 +112,25 @@ class Schedule:
         *,
         prompt_tokens: int,
         cached: bool,
+        client: str = "",
         computed_tokens: int = 0,
         runs_ahead: bool = False,
     ) -> None:
         """A sequence begins; `computed_tokens` of its prompt are already in the caches.
 
-        runs_ahead: sampling its next token needs no id of the one before on the host.
+        client: whose it is. runs_ahead: sampling its next token needs no id of the one before on the host.
         """
         assert sequence not in self._sequences
         assert 0 <= computed_tokens < prompt_tokens
         runs_ahead = runs_ahead and self._may_run_ahead
-        self._sequences[sequence] = _Sequence(prompt_tokens, computed_tokens, computed_tokens, runs_ahead=runs_ahead)
+        self._sequences[sequence] = _Sequence(
+            client, cached, prompt_tokens, computed_tokens, computed_tokens, runs_ahead=runs_ahead
+        )
+        self._num_uncached += not cached
         if not cached:
-            self._uncached.append(sequence)
+            self._uncached.add(client, sequence)
         elif computed_tokens < prompt_tokens - 1:
-            self._prefilling.append(sequence)
+            self._prefilling.add(client, sequence)
         else:
             self._enter_slot(sequence)
 
@@ -125,16 +139,18 @@ class Schedule:
 
         Returns how many of its tokens were given to a step.
         """
-        num_computed = self._sequences.pop(sequence).computed
+        state = self._sequences.pop(sequence)
+        self._num_uncached -= not state.cached
         for queue in (self._prefilling, self._uncached):
-            if sequence in queue:
-                queue.remove(sequence)
+            queue.remove(state.client, sequence)
         for number, slot in list(self._slots.items()):
             if sequence in slot.members:
                 slot.members.remove(sequence)
+                self._decoding[state.client] -= 1
                 if not slot.members and not slot.in_flight:
                     self._drop_slot(number)
-        return num_computed
+        self._decoding += Counter()  # without those that have none
+        return state.computed
 
     def next(self) -> StepPlan | None:
         """The next step, counted as in flight; None when nothing is ready or enough is in flight."""
@@ -161,6 +177,8 @@ class Schedule:
                 state.in_flight -= 1
                 state.sampling -= row.sample
                 state.length += row.sample
+                if not step.cached:
+                    self._uncached.add(state.client, row.sequence)
         if step.slot is not None:
             slot = self._slots[step.slot]
             slot.in_flight -= 1
@@ -172,14 +190,17 @@ class Schedule:
     def _next_cached(self) -> StepPlan | None:
         self._balance()
         ready = [number for number in self._turns if self._is_ready(self._slots[number])]
-        chunk_is_due = self._prefilling and self._decodes_since_chunk >= len(self._slots)
-        if ready and not chunk_is_due:
+        if ready and not (self._prefilling and self._decodes_since_chunk >= self._decodes_before_chunk()):
             self._decodes_since_chunk += 1
             return self._decode(ready[0])
         if self._prefilling:
             self._decodes_since_chunk = 0
-            return self._chunk(self._prefilling.popleft())
+            return self._chunk(self._prefilling.pop())
         return None
+
+    def _decodes_before_chunk(self) -> int:
+        """How many decode steps lie between two chunks, where the next one is of this client."""
+        return len(self._slots) if self._decoding[self._prefilling.next_client] else min(1, len(self._slots))
 
     def _is_ready(self, slot: _Slot) -> bool:
         if slot.in_flight == 1 and slot.members == slot.last_members:
@@ -200,23 +221,36 @@ class Schedule:
 
     def _chunk(self, sequence: int) -> StepPlan:
         state = self._sequences[sequence]
-        size = self._chunk_tokens(state.length - state.reused, state.computed, len(self._slots) + bool(self._uncached))
+        size = self._chunk_tokens(
+            state.length - state.reused, state.computed, len(self._slots) + bool(self._num_uncached)
+        )
         count = min(size, state.length - 1 - state.computed)
         row = RowPlan(sequence, state.computed, count, sample=False)
         if state.computed + count < state.length - 1:
-            self._prefilling.append(sequence)
+            self._prefilling.add(state.client, sequence)
         else:
             self._enter_slot(sequence)
         return StepPlan(None, cached=True, rows=(row,))
 
     def _enter_slot(self, sequence: int) -> None:
-        """Join the smallest slot of sequences about as long; open one where there are fewer than stages, or none fits."""
-        slot = self._smallest_for([sequence]) if len(self._slots) >= self._num_stages else None
-        (slot or self._open_slot()).members.append(sequence)
+        """Join the smallest slot of sequences about as long; open one where there are fewer than stages, or none fits.
 
-    def _open_slot(self) -> _Slot:
+        A client's only one does not wait for others to come back, unless many such are there.
+        """
+        client = self._sequences[sequence].client
+        is_first = not self._decoding[client] and bool(self._decoding)
+        self._decoding[client] += 1
+        most = 2 * self._num_stages if is_first else self._num_stages
+        slot = self._smallest_for([sequence]) if len(self._slots) >= most else None
+        (slot or self._open_slot(first=is_first)).members.append(sequence)
+
+    def _open_slot(self, *, first: bool = False) -> _Slot:
+        """first: its turn is the next one."""
         number = next(n for n in range(len(self._slots) + 1) if n not in self._slots)
-        self._turns.append(number)
+        if first:
+            self._turns.appendleft(number)
+        else:
+            self._turns.append(number)
         return self._slots.setdefault(number, _Slot())
 
     def _smallest_for(self, newcomers: list[int], *, but: _Slot | None = None) -> _Slot | None:
@@ -255,11 +289,8 @@ class Schedule:
     # --- uncached
 
     def _next_uncached(self) -> StepPlan | None:
-        for sequence in self._uncached:
-            state = self._sequences[sequence]
-            if not state.in_flight:
-                self._uncached.remove(sequence)
-                self._uncached.append(sequence)
-                row = RowPlan(sequence, 0, state.length, sample=True)
-                return StepPlan(None, cached=False, rows=(row,))
-        return None
+        if not self._uncached:
+            return None
+        sequence = self._uncached.pop()
+        row = RowPlan(sequence, 0, self._sequences[sequence].length, sample=True)
+        return StepPlan(None, cached=False, rows=(row,))

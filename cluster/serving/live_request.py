@@ -127,6 +127,7 @@ class LiveRequest:
             sampling=self.request.sampling,
             seed=self._seed,
             scope=self.request.scope,
+            client=self.request.client,
             conversation=self.request.conversation,
         )
         return message, (*self.tokens, *emitted)

@@ -10,7 +10,7 @@ class Generate(Message, frozen=True, kw_only=True):
     """Start a sequence on the head that receives this. Prompt ids are buffer 0 (int32).
 
     route: names of the workers in stage order; one name means that worker's full model. scope: sequences of different
-    scopes share no prefix; conversation: whose prefix to hold on to.
+    scopes share no prefix; client: whose it is, for taking turns; conversation: whose prefix to hold on to.
     """
 
     sequence: int
@@ -21,6 +21,7 @@ class Generate(Message, frozen=True, kw_only=True):
     sampling: Sampling
     seed: int
     scope: str = ""
+    client: str = ""
     conversation: str | None = None
 
 

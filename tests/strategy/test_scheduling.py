@@ -1,5 +1,7 @@
 """The head's policy, rule by rule, and its invariants under random loads."""
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -192,7 +194,8 @@ def test_every_token_is_computed_once_in_order_under_random_arrivals_and_cancell
         if action == "add":
             lengths[number] = data.draw(st.integers(1, 20))
             computed[number] = 0
-            plan.add(number, prompt_tokens=lengths[number], cached=True, runs_ahead=data.draw(st.booleans()))
+            client, runs_ahead = data.draw(st.sampled_from("abc")), data.draw(st.booleans())
+            plan.add(number, prompt_tokens=lengths[number], cached=True, client=client, runs_ahead=runs_ahead)
         elif action == "cancel" and lengths:
             gone = data.draw(st.sampled_from(sorted(lengths)))
             plan.remove(gone)
@@ -214,3 +217,67 @@ def test_every_token_is_computed_once_in_order_under_random_arrivals_and_cancell
             for row in step.rows:
                 if row.sequence in lengths:
                     lengths[row.sequence] += row.sample
+
+
+# --- clients
+
+
+def served(plan, count):
+    """The next steps, each of which comes back before the one after; returns whose sequences were in them."""
+    steps = []
+    for _ in range(count):
+        step = plan.next()
+        steps.append([row.sequence for row in step.rows])
+        plan.done(step)
+    return steps
+
+
+def many_of_one_client(num_stages=2, max_rows=2, *, decoding=8, prefilling=0):
+    plan = schedule(num_stages=num_stages, max_rows=max_rows)
+    for number in range(decoding):
+        plan.add(number, prompt_tokens=1, cached=True, client="many")
+    for number in range(decoding, decoding + prefilling):
+        plan.add(number, prompt_tokens=400, cached=True, client="many")
+    served(plan, 10)
+    return plan
+
+
+def test_prompt_of_another_client_is_not_stuck_behind_the_many_of_one():
+    plan = many_of_one_client(decoding=0, prefilling=50)
+    plan.add(100, prompt_tokens=9, cached=True, client="one")
+    assert served(plan, 6) == [[10], [100], [11], [100], [100], [12]]
+
+
+def test_client_without_a_token_yet_waits_for_one_decode_step_and_then_has_the_next_turn():
+    plan = many_of_one_client()
+    plan.add(100, prompt_tokens=9, cached=True, client="one")
+    steps = served(plan, 8)
+    assert [sequences for sequences in steps if sequences == [100]] == [[100]] * 3
+    assert steps[:4] == [[100], [4, 5], [100], [100]]
+
+
+def test_further_requests_of_a_client_wait_for_every_slot_as_ever():
+    plan = many_of_one_client(decoding=8)
+    plan.add(100, prompt_tokens=90, cached=True, client="many")
+    chunks = [index for index, sequences in enumerate(served(plan, 20)) if sequences == [100]]
+    assert len(chunks) > 3
+    assert {later - earlier for earlier, later in pairwise(chunks)} == {5}
+
+
+def test_many_newcomers_do_not_leave_every_sequence_in_a_slot_of_its_own():
+    plan = schedule(num_stages=2, max_rows=8)
+    for number in range(32):
+        plan.add(number, prompt_tokens=1, cached=True, client=f"client-{number}")
+    served(plan, 40)
+    assert len(plan._slots) <= 4
+    served(plan, 40)
+    assert sum(len(slot.members) for slot in plan._slots.values()) == 32
+
+
+def test_uncached_sequences_of_a_client_do_not_hold_up_those_of_another():
+    plan = schedule()
+    for number in range(20):
+        plan.add(number, prompt_tokens=3, cached=False, client="many")
+    plan.add(100, prompt_tokens=3, cached=False, client="one")
+    steps = served(plan, 10)
+    assert steps.count([100]) == 5

@@ -50,7 +50,7 @@ class Checks:
             CloseSequence: lambda message, _: self._continues_here(message.route),
             KeepPrefix: self._keeping,
             DropPrefix: lambda message, _: self._continues_here(message.route),
-            CopyPrefix: lambda message, _: self._loaded(message.route),
+            CopyPrefix: self._copying,
             CopyArrived: lambda message, _: self._loaded(message.route),
             Step: self._step,
             Sampled: self._sampled,
@@ -103,6 +103,11 @@ class Checks:
         keys = unpack_keys(required_buffer(buffers, 0, "the keys"))
         _require(len(message.spans) == len(keys), f"{len(message.spans)} spans to keep under {len(keys)} keys")
         _require(all(0 <= start < end for start, end in message.spans), "a span of no tokens to keep")
+
+    def _copying(self, message: CopyPrefix, _: _Buffers) -> None:
+        self._loaded(message.route)
+        is_another = message.worker != self._name and message.worker in message.route.workers
+        _require(is_another, f"a copy for {self._name} of what {message.worker} keeps on {message.route}")
 
     def _step(self, message: Step, buffers: _Buffers) -> None:
         self._continues_here(message.route)

@@ -149,6 +149,7 @@ class Head:
             number,
             prompt_tokens=len(prompt),
             cached=request.cached,
+            client=request.client,
             computed_tokens=match.num_tokens,
             runs_ahead=not any(penalties),  # penalties look at the ids before
         )

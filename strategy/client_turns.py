@@ -1,0 +1,45 @@
+"""What is next among things of several clients: clients take turns, and the things of one take turns among themselves."""
+
+from collections import deque
+from typing import Generic, TypeVar
+
+_Thing = TypeVar("_Thing")
+
+
+class ClientTurns(Generic[_Thing]):
+    """See the module. A newcomer's turn comes after one of each other client."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, deque[_Thing]] = {}  # by client, in the order of their turns
+
+    def __repr__(self) -> str:
+        return f"ClientTurns({ {client: len(things) for client, things in self._of.items()} })"
+
+    def __bool__(self) -> bool:
+        return bool(self._of)
+
+    def add(self, client: str, thing: _Thing) -> None:
+        """Behind whatever else the client has."""
+        self._of.setdefault(client, deque()).append(thing)
+
+    @property
+    def next_client(self) -> str:
+        """Whose turn it is. Only where there is anything."""
+        return next(iter(self._of))
+
+    def pop(self) -> _Thing:
+        """The next thing, taken out. Only where there is anything."""
+        client = self.next_client
+        things = self._of.pop(client)
+        thing = things.popleft()
+        if things:
+            self._of[client] = things  # at the end
+        return thing
+
+    def remove(self, client: str, thing: _Thing) -> None:
+        """Take a thing out, if it is there."""
+        things = self._of.get(client, deque())
+        if thing in things:
+            things.remove(thing)
+            if not things:
+                del self._of[client]
