@@ -5,11 +5,9 @@ See `template_process` for what it may use. Whoever asks waits here, one after t
 
 import contextlib
 import logging
-import select
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,6 @@ LIMIT_S = 5.0
 COMMAND = (sys.executable, "-m", "cluster.serving.template_process")
 # Until the process has read its tokenizer, on whatever machine.
 _BEGIN_WITHIN_S = 60.0
-_READ_BYTES = 1 << 16
 
 
 class TemplateFailed(Exception):
@@ -96,26 +93,27 @@ class Templates:
         process = self._running()
         try:
             return self._exchange(process, line)
-        except (OSError, EOFError, TimeoutError, msgspec.DecodeError) as error:
+        except (OSError, EOFError, msgspec.DecodeError) as error:
             log.warning("the chat template's process is ended: %s", type(error).__name__)
             self._end(process)
             raise TemplateFailed(f"it takes longer than {LIMIT_S:g} s, or ends its process") from error
 
     def _exchange(self, process: "subprocess.Popen[bytes]", line: bytes) -> Rendered:
+        """Raises what comes of a process that is gone, which it is when its time is over."""
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(line)
-        process.stdin.flush()
-        limit_s = 2 * LIMIT_S if self._has_answered else _BEGIN_WITHIN_S
-        deadline, pieces = time.monotonic() + limit_s, [b""]
-        while not pieces[-1].endswith(b"\n"):
-            if not select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                raise TimeoutError
-            pieces.append(process.stdout.read1(_READ_BYTES))  # type: ignore[attr-defined]
-            if not pieces[-1]:
-                raise EOFError
+        limit = threading.Timer(2 * LIMIT_S if self._has_answered else _BEGIN_WITHIN_S, process.kill)
+        limit.start()
+        try:
+            process.stdin.write(line)
+            process.stdin.flush()
+            answer = process.stdout.readline()
+        finally:
+            limit.cancel()
+        if not answer:
+            raise EOFError
         self._has_answered = True
-        return msgspec.json.decode(b"".join(pieces), type=Rendered)
+        return msgspec.json.decode(answer, type=Rendered)
 
     def _end(self, process: "subprocess.Popen[bytes]") -> None:
         process.kill()

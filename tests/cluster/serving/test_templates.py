@@ -94,3 +94,15 @@ def test_process_that_is_gone_is_replaced_and_ends_with_whoever_asks(tmp_path):
     templates.close()
     with pytest.raises(TemplateFailed):
         templates.render([USER])
+
+
+def test_process_that_stands_still_is_ended_whether_it_was_about_to_read_or_to_answer(tmp_path, monkeypatch):
+    with closing(Templates(write_tokenizer(tmp_path), CHECKOUT)) as templates:
+        for messages in ([USER], message("x" * 1_000_000)):  # the second fills the pipe
+            assert templates.render([USER])
+            os.kill(templates._process.pid, signal.SIGSTOP)
+            with monkeypatch.context() as patch:
+                patch.setattr("cluster.serving.templates.LIMIT_S", 0.1)
+                with pytest.raises(TemplateFailed):
+                    templates.render(messages)
+        assert templates.render([USER])
