@@ -151,14 +151,13 @@ class Member:
     def loaded(self, message: Loaded) -> None:
         """It has loaded what the plan wants. Its figures are known now, before its next heartbeat. Raises IllegalEvent."""
         self.apply(WorkerEvent.LOADED)
-        if self.heartbeat is not None:
-            self.heartbeat = msgspec.structs.replace(
-                self.heartbeat,
-                weights_bytes=message.weights_bytes,
-                read_bytes=message.read_bytes,
-                oldest_step_s=None,  # what it said while it read
-                overdue_s=0.0,
-            )
+        self.heartbeat = msgspec.structs.replace(
+            self.heartbeat or Heartbeat(worker=self.name),
+            weights_bytes=message.weights_bytes,
+            read_bytes=message.read_bytes,
+            oldest_step_s=None,  # what it said while it read
+            overdue_s=0.0,
+        )
 
     def why_lost(self, now: float) -> str | None:
         """What of a worker that should be there says that it is not, as a clause; None when all is well."""

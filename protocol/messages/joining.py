@@ -46,16 +46,16 @@ class Heartbeat(Message, frozen=True, kw_only=True):
     """
 
     worker: str
-    weights_bytes: int
-    kv_bytes: int
-    prefix_bytes: int
-    shared_bytes: int
-    disk_bytes: int
-    running: int
-    queued: int
-    steps: int
-    rows: int
-    busy_s: float
+    weights_bytes: int = 0
+    kv_bytes: int = 0
+    prefix_bytes: int = 0
+    shared_bytes: int = 0
+    disk_bytes: int = 0
+    running: int = 0
+    queued: int = 0
+    steps: int = 0
+    rows: int = 0
+    busy_s: float = 0.0
     read_bytes: int = 0
     oldest_step_s: float | None = None
     overdue_s: float = 0.0

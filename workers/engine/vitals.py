@@ -41,19 +41,7 @@ class Vitals:
         self._num_begun = 0
         self._deaf: tuple[int, float] | None = None  # since when messages wait for a thread that waits for messages
         self._measured_at: float | None = None
-        self._measured = Heartbeat(
-            worker=worker,
-            weights_bytes=0,
-            kv_bytes=0,
-            prefix_bytes=0,
-            shared_bytes=0,
-            disk_bytes=0,
-            running=0,
-            queued=0,
-            steps=0,
-            rows=0,
-            busy_s=0.0,
-        )
+        self._measured = Heartbeat(worker=worker)
         self.num_steps = 0
         self._num_rows = 0
         self._busy_s = 0.0

@@ -213,6 +213,15 @@ def test_figures_of_a_worker_that_has_loaded_are_known_before_it_beats_again(ros
     assert (told.weights_bytes, told.read_bytes, told.steps) == (50, 60, 8)
 
 
+def test_first_heartbeat_that_was_sent_before_it_had_loaded_does_not_take_that_back(roster):
+    roster.joined(join(), 0)
+    roster.members["alpha"].apply(WorkerEvent.LOAD)
+    roster.members["alpha"].loaded(Loaded(worker="alpha", weights_bytes=50, vocabulary_size=400, read_bytes=60))
+    roster.beat(beat(steps=1), 1)
+    told = roster.members["alpha"].heartbeat
+    assert (told.weights_bytes, told.read_bytes, told.steps) == (50, 60, 1)
+
+
 def test_heartbeat_of_a_stranger_or_of_who_was_given_up_means_nothing(roster):
     roster.beat(beat("gamma"), 0)
     ready(roster, "alpha")
