@@ -30,8 +30,10 @@ from benchmarks.support.figures import Bar, bar_chart
 from benchmarks.support.main import main
 from benchmarks.support.reporting import Report
 from benchmarks.support.trials import (
+    FAULTS,
     MOMENTS,
     STRATEGIES,
+    VERDICTS,
     NotReady,
     Outcome,
     Request,
@@ -300,13 +302,12 @@ def _add_verdicts(report: Report, found: Sequence[Found], outcomes: Sequence[Out
         name: [one for of_kill in found if of_kill.setting == name for one in of_kill.outcomes]
         for name in dict.fromkeys(of_kill.setting for of_kill in found)
     }
-    verdicts = ("right", "wrong", "hung", "failed")
     rows = [
-        [name, len(of), sum(one.affected for one in of), *(_count(of, verdict) for verdict in verdicts)]
+        [name, len(of), sum(one.affected for one in of), *(_count(of, verdict) for verdict in VERDICTS)]
         for name, of in groups.items()
     ]
-    report.table("requests", ["requests", "number", "went on elsewhere", *verdicts], rows)
-    for verdict in verdicts[1:]:
+    report.table("requests", ["requests", "number", "went on elsewhere", *VERDICTS], rows)
+    for verdict in FAULTS:
         report.check(f"requests that ended {verdict}", _count(outcomes, verdict), at_most=0)
     report.check("clusters that were not ready again", sum(of_kill.stuck is not None for of_kill in found), at_most=0)
     for number, error in enumerate(dict.fromkeys(one.error for one in outcomes if one.error), 1):

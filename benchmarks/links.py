@@ -28,7 +28,9 @@ from benchmarks.support.own_coordinator import own_coordinator
 from benchmarks.support.relays import Relays
 from benchmarks.support.reporting import Report
 from benchmarks.support.trials import (
+    FAULTS,
     MOMENTS,
+    VERDICTS,
     Moment,
     Outcome,
     Request,
@@ -183,15 +185,13 @@ def _conclude(report: Report, found: Sequence[Found]) -> None:
             outcomes = [outcome for of in of_both for outcome in of.outcomes]
             pauses = summarize([pause for of in of_both for pause in of.pauses()])
             times = [pauses.median, pauses.p99, pauses.largest] if pauses else [None] * 3
-            counts = [
-                sum(one.verdict == verdict for one in outcomes) for verdict in ("right", "wrong", "hung", "failed")
-            ]
+            counts = [sum(one.verdict == verdict for one in outcomes) for verdict in VERDICTS]
             rows.append([f"{kind} in {moment}", len(of_both), *counts, sum(one.resumed for one in outcomes), *times])
             bars += [Bar(f"{kind} in {moment}, longest", pauses.largest, KINDS.index(kind))] if pauses else []
-    columns = ["fault", "number", "right", "wrong", "hung", "failed", "went on anew", "pause s", "p99", "longest"]
+    columns = ["fault", "number", *VERDICTS, "went on anew", "pause s", "p99", "longest"]
     report.table("requests under way, and their longest silence since the fault", columns, rows)
     everything = [outcome for of in found for outcome in of.outcomes]
-    for verdict in ("wrong", "hung", "failed"):
+    for verdict in FAULTS:
         report.check(f"requests that ended {verdict}", sum(one.verdict == verdict for one in everything), at_most=0)
     for kind, limit in PAUSE_LIMITS_S.items():
         pauses_of_kind = [pause for of in found if of.kind == kind for pause in of.pauses()]

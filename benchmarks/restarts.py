@@ -26,6 +26,7 @@ from benchmarks.support.figures import Bar, bar_chart
 from benchmarks.support.main import main
 from benchmarks.support.reporting import Report
 from benchmarks.support.trials import (
+    FAULTS,
     HANG_S,
     Request,
     Undisturbed,
@@ -95,7 +96,7 @@ class Clients:
             self._under_way.append(answer)
             await asked(self._running, request, answer)
             self._under_way.remove(answer)
-            verdict = verdict_of(answer, self._right[request])
+            verdict = verdict_of(request, answer, self._right[request])
             while not (self._ending or await is_healthy(self._running)):  # noqa: ASYNC110 - only asking tells
                 await asyncio.sleep(_POLL_S)
             self.verdicts["broken" if verdict == "failed" and self._ran_into_it(answer) else verdict] += 1
@@ -121,7 +122,7 @@ async def one_restart(
     return Restart(
         healthy_s=healthy_s,
         answered_s=answer.ended_at - killed if answer.error is None else None,
-        new_answer=verdict_of(answer, right[request]),
+        new_answer=verdict_of(request, answer, right[request]),
         read_bytes=_read_over(before, after),
         lost=tuple(name for name, pid in _pids(before).items() if pid not in _pids(after).values()),
     )
@@ -200,7 +201,7 @@ def _conclude(report: Report, found: list[Restart], verdicts: Counter[str]) -> N
         report.check("bytes of weights read again", sum(counted), at_most=0)
     report.check("workers lost with the coordinator", sum(len(of.lost) for of in found), at_most=0)
     report.check("new requests not answered rightly", sum(of.new_answer != "right" for of in found), at_most=0)
-    for verdict in ("wrong", "hung", "failed"):
+    for verdict in FAULTS:
         report.check(f"requests that ended {verdict}", verdicts[verdict], at_most=0)
     report.data["restarts"] = [msgspec.to_builtins(of) for of in found]
     report.figure = bar_chart("Restart of the coordinator under load", "s", bars)

@@ -29,6 +29,7 @@ from benchmarks.support.main import main
 from benchmarks.support.reporting import Report
 from benchmarks.support.resources import Sample, growth, sample
 from benchmarks.support.trials import (
+    FAULTS,
     Request,
     Undisturbed,
     asked,
@@ -116,7 +117,7 @@ class Load:
                 self.verdicts["left"] += 1
                 return
         await running
-        self.verdicts[verdict_of(answer, self._right[request])] += 1
+        self.verdicts[verdict_of(request, answer, self._right[request])] += 1
         if answer.error is not None:
             self.errors[answer.error] += 1
 
@@ -162,7 +163,7 @@ def _conclude(report: Report, samples: list[Sample], load: Load) -> None:
     for number, (error, count) in enumerate(load.errors.most_common(10), 1):
         report.fact(f"error {number}", f"{count} times: {error}")
     settled = [one for one in samples if one.requests >= SETTLED_FROM * samples[-1].requests]
-    for verdict in ("wrong", "hung", "failed"):
+    for verdict in FAULTS:
         report.check(f"requests that ended {verdict}", load.verdicts[verdict], at_most=0)
     survivors = growth(settled)
     rows = [

@@ -1,7 +1,8 @@
 """One trial of a cluster: requests run, something happens to it at a chosen moment, and what became of each is judged.
 
-An answer is right when its ids are exactly those of the same request on a cluster that nothing happens to. A request that
-brings no token for HANG_S counts as hung. Knows nothing of what happens: the caller strikes.
+An answer is right when its ids are exactly those of the same request on a cluster that nothing happens to, and tied when
+it parts from them at a token for which float32's rounding decides (see `ties`). A request that brings no token for HANG_S
+counts as hung. Knows nothing of what happens: the caller strikes.
 """
 
 import asyncio
@@ -16,10 +17,13 @@ import msgspec
 from benchmarks.support.arithmetic import longest_wait
 from benchmarks.support.client import Answer, Target, get_json, stream
 from benchmarks.support.contenders import Cluster
+from benchmarks.support.ties import rounding_decides
 from protocol.errors import TandemError
 
 Moment = Literal["waiting", "prefill", "decode"]
-Verdict = Literal["right", "wrong", "hung", "failed"]
+Verdict = Literal["right", "tied", "wrong", "hung", "failed"]
+VERDICTS: tuple[Verdict, ...] = ("right", "tied", "wrong", "hung", "failed")
+FAULTS: tuple[Verdict, ...] = ("wrong", "hung", "failed")
 MOMENTS: tuple[Moment, ...] = ("waiting", "prefill", "decode")
 STRATEGIES = ("single-device-cached", "distributed-no-cache", "distributed-cached")
 HANG_S = 30.0
@@ -216,7 +220,7 @@ async def _until_moment(
 def _judge(request: Request, answer: Answer, right: Undisturbed, struck: float) -> Outcome:
     return Outcome(
         strategy=request.strategy,
-        verdict=verdict_of(answer, right),
+        verdict=verdict_of(request, answer, right),
         moment=_moment_at(answer, struck),
         resumed=bool(answer.tandem.get("resumed", 0)),
         wait_s=longest_wait(answer.text_at, struck),
@@ -226,13 +230,24 @@ def _judge(request: Request, answer: Answer, right: Undisturbed, struck: float) 
     )
 
 
-def verdict_of(answer: Answer, right: Undisturbed) -> Verdict:
+def verdict_of(request: Request, answer: Answer, right: Undisturbed) -> Verdict:
     """What became of a request that has ended."""
     if answer.error == HUNG:
         return "hung"
     if answer.error is not None:
         return "failed"
-    return "right" if ids_of(answer) == right.token_ids else "wrong"
+    found = ids_of(answer)
+    if found == right.token_ids:
+        return "right"
+    tied = rounding_decides(
+        request.prompt,
+        right.token_ids,
+        found,
+        temperature=request.temperature,
+        seed=request.seed,
+        end_tokens=request.end_tokens,
+    )
+    return "tied" if tied else "wrong"
 
 
 def _moment_at(answer: Answer, struck: float) -> Moment | None:
