@@ -65,7 +65,7 @@ def check_member(envelope: Envelope, worker: str) -> None:
     message = envelope.message
     kind = type(message).__name__
     _require(isinstance(message, OF_MEMBERS), f"a {kind}, which is no worker's")
-    _require(getattr(message, "worker", worker) == worker, f"a {kind} in another worker's name")
+    _require(worker in _speaks_for(message, worker), f"a {kind} in another worker's name")
     _require(_is_finite(message), f"a {kind} with numbers that are none")
     match message:
         case Prepared(layers=layers):
@@ -76,6 +76,13 @@ def check_member(envelope: Envelope, worker: str) -> None:
         case Loaded(vocabulary_size=size, prefixes=prefixes):
             _require(size > 0, f"a vocabulary of {size}")
             _require(len(envelope.buffers) == 2 * len(prefixes), "keys that are not those of its routes")
+
+
+def _speaks_for(message: Message, sender: str) -> tuple[str, ...]:
+    """Who may say a message: whom it names, both ends of a link, or whoever sent one that names nobody."""
+    if isinstance(message, LinkLost):
+        return message.worker, message.peer
+    return (getattr(message, "worker", sender),)
 
 
 def _require(holds: object, what: str) -> None:

@@ -58,7 +58,14 @@ def test_member_speaks_for_itself(message):
     check_member(Envelope(1, message, buffers, key=KEY), "w")
     if hasattr(message, "worker"):
         with pytest.raises(WireError):
-            check_member(Envelope(1, message, buffers, key=KEY), "v")
+            check_member(Envelope(1, message, buffers, key=KEY), "another")
+
+
+def test_both_ends_of_a_link_may_say_that_it_is_lost():
+    lost = EXAMPLES[12]
+    assert (lost.worker, lost.peer) == ("w", "v")
+    for end in ("w", "v"):
+        check_member(Envelope(1, lost, key=KEY), end)
 
 
 @pytest.mark.parametrize("message", [message for message in EXAMPLES.values() if type(message) not in OF_MEMBERS])
