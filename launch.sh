@@ -220,7 +220,7 @@ run_tests() {
         check mypy "$python" -m mypy
         check imports "$python" -c "from importlinter.cli import lint_imports_command as run; run()" --no-cache
         check shellcheck "$venv/bin/shellcheck" launch.sh .ci/run
-        check pytest "$python" -m pytest --numprocesses 2 --dist loadfile
+        check pytest "$python" -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
     else
         check pytest "$python" -m pytest "$@"
     fi

@@ -50,6 +50,8 @@ log = logging.getLogger(__name__)
 
 DRAIN_S = 20.0
 EARLIER_GRACE_S = 1.0
+# The process for chat templates begins when the first of them comes, or when the start has been over for so long.
+TEMPLATES_AFTER_S = 5.0
 # With fewer files and connections at once not even workers could join.
 LEAST_DESCRIPTORS = 64
 _TOO_FEW_FILES = (
@@ -120,7 +122,7 @@ class Coordinator:
             self._report.tell(ready=msgspec.to_builtins(service.status()))
             self._report.close()
             if self._templates is not None and service.status().model.has_chat_template:
-                await asyncio.to_thread(self._templates.begin)  # only now: workers that load need the processor
+                loop.call_later(TEMPLATES_AFTER_S, loop.run_in_executor, None, self._templates.begin)
             gc.freeze()  # what is loaded stays: a full collection over it would hold every stream up for tens of ms
             await asyncio.wait([*self._tasks, asyncio.create_task(self._stopping.wait())], return_when=FIRST_COMPLETED)
             await service.drain(DRAIN_S)

@@ -1,6 +1,15 @@
-"""What holds for all tests: on a loaded machine an example may take its time, and is no failure for that."""
+"""What holds for all tests: on a loaded machine an example may take its time, and is no failure for that; and their order."""
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("tandem", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tandem")
+
+# Files of these take longest, and one file stays with one process: they go first, so that no processor is idle at the end.
+_LONGEST = ("tests/in_process/", "architectures.py", "tests/integration/", "tests/workers/", "tests/benchmarks/")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first; otherwise as they were."""
+    items.sort(key=lambda item: next((at for at, part in enumerate(_LONGEST) if part in item.nodeid), len(_LONGEST)))
