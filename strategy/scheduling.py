@@ -85,14 +85,12 @@ class Schedule:
             before the chunk, and how many batches of others decode meanwhile.
         max_rows: sequences in a slot at most; 1 for architectures whose caches cannot be batched.
         """
-        self._may_run_ahead = num_stages == 1
         self._num_stages = num_stages
         self._chunk_tokens = chunk_tokens
         self._max_rows = max_rows
         self._sequences: dict[int, _Sequence] = {}
         self._prefilling: ClientTurns[int] = ClientTurns()
         self._uncached: ClientTurns[int] = ClientTurns()  # those that are not in flight
-        self._num_uncached = 0
         self._decoding: Counter[str] = Counter()  # sequences in slots, by client
         self._slots: dict[int, _Slot] = {}
         self._turns: deque[int] = deque()  # slots in the order of their next turn
@@ -122,11 +120,10 @@ class Schedule:
         """
         assert sequence not in self._sequences
         assert 0 <= computed_tokens < prompt_tokens
-        runs_ahead = runs_ahead and self._may_run_ahead
+        runs_ahead = runs_ahead and self._num_stages == 1
         self._sequences[sequence] = _Sequence(
             client, cached, prompt_tokens, computed_tokens, computed_tokens, runs_ahead=runs_ahead
         )
-        self._num_uncached += not cached
         if not cached:
             self._uncached.add(client, sequence)
         elif computed_tokens < prompt_tokens - 1:
@@ -140,7 +137,6 @@ class Schedule:
         Returns how many of its tokens were given to a step.
         """
         state = self._sequences.pop(sequence)
-        self._num_uncached -= not state.cached
         for queue in (self._prefilling, self._uncached):
             queue.remove(state.client, sequence)
         for number, slot in list(self._slots.items()):
@@ -221,9 +217,8 @@ class Schedule:
 
     def _chunk(self, sequence: int) -> StepPlan:
         state = self._sequences[sequence]
-        size = self._chunk_tokens(
-            state.length - state.reused, state.computed, len(self._slots) + bool(self._num_uncached)
-        )
+        has_uncached = any(not each.cached for each in self._sequences.values())
+        size = self._chunk_tokens(state.length - state.reused, state.computed, len(self._slots) + has_uncached)
         count = min(size, state.length - 1 - state.computed)
         row = RowPlan(sequence, state.computed, count, sample=False)
         if state.computed + count < state.length - 1:
