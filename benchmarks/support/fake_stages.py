@@ -58,11 +58,6 @@ def batches(sequences: Sequence[int], rows: int) -> list[list[int]]:
     return [list(sequences[start : start + rows]) for start in range(0, len(sequences), rows)]
 
 
-def idle_heartbeat(worker: str) -> Heartbeat:
-    """A heartbeat in which everything that is counted is zero."""
-    return msgspec.convert(dict.fromkeys(Heartbeat.__struct_fields__, 0) | {"worker": worker}, Heartbeat)
-
-
 class FakeStages:
     """See the module."""
 
@@ -113,7 +108,7 @@ class FakeStages:
         now = time.monotonic()
         if now - self._beat_at >= HEARTBEAT_S:
             self._beat_at = now
-            self._send(idle_heartbeat(self._name))
+            self._send(Heartbeat(worker=self._name))
 
     def _take(self, *, timeout_s: float) -> None:
         try:

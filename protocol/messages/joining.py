@@ -8,8 +8,9 @@ class Join(Message, frozen=True, kw_only=True):
     """A worker asks to be admitted, or to be taken back after it lost the coordinator or was given up.
 
     The only message that a stranger may send. secret: proves that it was given the cluster's token; peer: where the
-    coordinator reaches it; data: where other workers do, both with the key that sends this; model, held: the digest of the model that it has open and the layers whose weights it has read; num_losses: how
-    often it lost the coordinator, so that a Join that was only sent again is known as such.
+    coordinator reaches it; data: where other workers do, both with the key that sends this; model, held: the digest of the
+    model that it has open and the layers whose weights it has read; num_losses: how often it lost the coordinator, so that
+    a Join that was only sent again is known as such.
     """
 
     protocol: int

@@ -9,7 +9,7 @@ whoever knows where it is, and knows of each message whose it is.
 What sends belongs to the thread that sends with it: ZeroMQ sockets must not be shared between threads.
 """
 
-from protocol.transport.admission import Admits, anybody
+from protocol.transport.admission import Admits
 from protocol.transport.data_links import ZmqDataLinks
 from protocol.transport.in_process import InProcessDataLinks, InProcessNetwork, InProcessOutbox
 from protocol.transport.inbox import FOR_STRANGERS, ZmqInbox
@@ -32,5 +32,4 @@ __all__ = [
     "ZmqDataLinks",
     "ZmqInbox",
     "ZmqOutbox",
-    "anybody",
 ]

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from benchmarks.record import LOSSES, MARKER, MEASUREMENTS, SPEED, page, results
 from benchmarks.support.contenders import WorkerLimits, configuration
-from benchmarks.support.fake_stages import batches, idle_heartbeat
+from benchmarks.support.fake_stages import batches
 from benchmarks.support.many_streams import Arrivals
 from benchmarks.support.prompts import PromptMaker
 from benchmarks.support.random_models import SIZES, num_parameters
@@ -17,6 +17,7 @@ from benchmarks.support.random_models import configuration as model_configuratio
 from benchmarks.support.reporting import Report, as_markdown
 from cluster.config import Flags, load_settings
 from protocol.codec import decode, encode
+from protocol.messages import Heartbeat
 from tests.support.tiny_tokenizer import write_tokenizer
 
 
@@ -68,7 +69,7 @@ def test_copies_stand_in_the_configuration_only_where_they_are_wanted(tmp_path):
 
 
 def test_fake_heartbeat_is_a_valid_message():
-    frames = encode(0, idle_heartbeat("worker-0"))
+    frames = encode(0, Heartbeat(worker="worker-0"))
     assert decode(frames).message.worker == "worker-0"
 
 

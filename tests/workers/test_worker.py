@@ -31,7 +31,7 @@ from workers.worker import HEARTBEAT_S, Worker, WorkerOptions
 ORPHAN_S = 20.0
 INBOX = Peer(endpoint="inbox", public_key="c")
 ROUTE = Route(("worker-0", "worker-1"))
-IDLE = msgspec.convert(dict.fromkeys(Heartbeat.__struct_fields__, 0) | {"worker": "worker-0"}, Heartbeat)
+IDLE = Heartbeat(worker="worker-0")
 PLAN = LoadStage(
     model="digest",
     reply_to=INBOX,

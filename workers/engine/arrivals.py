@@ -1,9 +1,8 @@
 """The messages that wait for the compute thread, and which of them count.
 
 Owns the epoch in force here and the keys of its plan: only a LoadStage raises it, which other workers cannot send, and what
-speaks of sequences counts in that epoch alone. On a
-link whose numbers have a gap nothing counts any more until the next epoch: what comes behind the gap would be computed on
-a cache with a hole.
+speaks of sequences counts in that epoch alone. On a link whose numbers have a gap nothing counts any more until the next
+epoch: what comes behind the gap would be computed on a cache with a hole.
 """
 
 import queue

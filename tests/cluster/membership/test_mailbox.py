@@ -15,7 +15,7 @@ from protocol.transport import KeyPair, ZmqOutbox
 from protocol.values import Peer
 from tests.support.received import DEADLINE_S, Received
 
-BEAT = msgspec.convert(dict.fromkeys(Heartbeat.__struct_fields__, 0) | {"worker": "alpha"}, Heartbeat)
+BEAT = Heartbeat(worker="alpha")
 
 
 class Played:
