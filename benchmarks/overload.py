@@ -2,7 +2,7 @@
 
 A burst: many requests at once from several clients; whoever is refused comes back exactly when told. A neighbour: one
 request of one client while another has many under way, beside the same request alone. Readers: streams that are read, alone
-and beside streams that are opened and never read. The model is the bundled one.
+and beside streams that are opened and never read; then `stop`, while they are there. The model is the bundled one.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import msgspec
 from benchmarks.support import machine
 from benchmarks.support.arithmetic import summarize
 from benchmarks.support.client import Answer, Target, checked, get_json, stream
-from benchmarks.support.contenders import Cluster, WorkerLimits, cluster
+from benchmarks.support.contenders import Cluster, WorkerLimits, cluster, stop
 from benchmarks.support.figures import Bar, bar_chart
 from benchmarks.support.main import main
 from benchmarks.support.reporting import Report
@@ -33,9 +33,11 @@ BURST_TOKENS = 8
 ONE_TOKENS, MANY_TOKENS = 16, 32
 READER_TOKENS, HONEST_TOKENS = 3000, 128
 NEIGHBOUR_RATIO, HONEST_RATIO = 2.0, 0.95
+HEALTH_WITHIN_S, STOP_WITHIN_S, PLACES_WITHIN_S = 1.0, 3.0, 75.0
 _PROMPT = tuple(range(20, 36))
 _POLL_S = 0.25
-_FREE_LIMIT_S = 240.0
+_HEALTH_EVERY_S = 0.2
+_FREE_LIMIT_S = 600.0
 
 
 def target_of(running: Cluster, client: str) -> Target:
@@ -127,6 +129,15 @@ async def readers(running: Cluster, arguments: argparse.Namespace) -> dict[str, 
     return {"alone": alone, "at once": at_once, "behind": behind, "behind_s": behind_s, "free_s": free_s}
 
 
+async def health(running: Cluster, waits: list[float]) -> None:
+    """Ask `/health` again and again; each answer's seconds go to `waits`."""
+    while True:
+        asked_at = time.perf_counter()
+        await get_json(running.url, "/health")
+        waits.append(time.perf_counter() - asked_at)
+        await asyncio.sleep(_HEALTH_EVERY_S)
+
+
 async def _requests(running: Cluster) -> dict[str, int]:
     requests = (await get_json(running.url, "/status"))["requests"]
     return {name: requests[name] for name in ("running", "waiting")}
@@ -139,9 +150,15 @@ async def run(arguments: argparse.Namespace) -> Report:
         await honest_speed(running, 2)
         rounds = [await neighbour(running, arguments.many) for _ in range(arguments.rounds)]
         print(f"neighbour: {rounds}", flush=True)
+        waits: list[float] = []
+        asking = asyncio.create_task(health(running, waits))
         speeds = await readers(running, arguments)
         print(f"readers: {speeds}", flush=True)
         verdicts = await burst(running, arguments.burst)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        async with readers_that_do_not_read(running, arguments.readers):
+            stop_s = await stop(running)
     report = Report("overload")
     report.fact("machine", machine.describe())
     report.fact("model", f"the bundled one; {arguments.workers} workers")
@@ -152,6 +169,8 @@ async def run(arguments: argparse.Namespace) -> Report:
     )
     _add_neighbour(report, rounds, arguments.many)
     _add_readers(report, speeds, arguments)
+    report.check("seconds until /health answers meanwhile, longest", max(waits), at_most=HEALTH_WITHIN_S)
+    report.check("seconds until stopped, with readers that do not read", stop_s, at_most=STOP_WITHIN_S)
     report.data |= {"neighbour": [msgspec.to_builtins(one) for one in rounds], "readers": speeds}
     return report
 
@@ -176,6 +195,8 @@ def _add_readers(report: Report, speeds: dict[str, Any], arguments: argparse.Nam
     report.table(title, ["", "tokens/s", "of alone"], rows)
     report.fact("readers", f"behind after {speeds['behind_s']:.0f} s, gone after {speeds['free_s']:.0f} s")
     report.check("tokens/s beside readers that are behind / alone", rows[2][2], at_least=HONEST_RATIO)
+    free_s = speeds["free_s"] - speeds["behind_s"]
+    report.check("seconds from the last one behind until no place is theirs", free_s, at_most=PLACES_WITHIN_S)
 
 
 def options(parser: argparse.ArgumentParser) -> None:

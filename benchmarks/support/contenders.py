@@ -76,10 +76,8 @@ async def cluster(
         config.write_text(
             configuration(model, port, workers, prefix=prefix, kept_bytes=kept_bytes, kv_copies=kv_copies)
         )
-        environment = {**os.environ, "TANDEM_HOME": str(home / "home"), "PYTHONPATH": str(CHECKOUT)}
-        environment.pop("USE_DISTRIBUTED_INFERENCE", None)
         try:
-            await _command(environment, "start", "--config", str(config))
+            await _command(home / "home", "start", "--config", str(config))
             url = f"http://127.0.0.1:{port}"
             status = await get_json(url, "/status")
             yield Cluster(
@@ -90,7 +88,14 @@ async def cluster(
                 front_pid=status["coordinator"]["pid"],
             )
         finally:
-            await _command(environment, "stop")
+            await _command(home / "home", "stop")
+
+
+async def stop(running: Cluster) -> float:
+    """Stop a cluster before its block ends; seconds that it took."""
+    started = time.perf_counter()
+    await _command(running.home, "stop")
+    return time.perf_counter() - started
 
 
 @contextlib.asynccontextmanager
@@ -139,7 +144,9 @@ def configuration(
     return "\n".join([*lines, ""])
 
 
-async def _command(environment: dict[str, str], *arguments: str) -> None:
+async def _command(home: Path, *arguments: str) -> None:
+    environment = {**os.environ, "TANDEM_HOME": str(home), "PYTHONPATH": str(CHECKOUT)}
+    environment.pop("USE_DISTRIBUTED_INFERENCE", None)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "cluster.cli", *arguments),
         cwd=CHECKOUT,

@@ -41,6 +41,7 @@ from strategy.memory import KvNeeds
 PACE_FILE = "pace.json"
 SENT_FILE = "sent.msgpack"
 HEARTBEAT_S = 0.5
+ADMITTED_WITHIN_S = 60.0
 
 
 class Pace(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,8 +91,10 @@ class FakeStages:
             memory_limit_bytes=1 << 40,
         )
         self._outbox.send(self._coordinator, 0, join)
-        supervisor = os.getppid()
+        supervisor, begun_at = os.getppid(), time.monotonic()
         while self._running and os.getppid() == supervisor:
+            if self._reply_to is None and time.monotonic() - begun_at > ADMITTED_WITHIN_S:
+                break  # its coordinator may have ended before it was asked whose child this is
             self._beat()
             self._take(timeout_s=HEARTBEAT_S / 2)
             if self._waiting and len(self._waiting) >= self._pace().streams:

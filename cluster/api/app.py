@@ -30,7 +30,6 @@ from cluster.serving.requests import ModelInfo, Service
 from protocol.errors import ApiError, BadRequest, NotFound, Unauthorized, Unavailable
 
 OPEN_PATHS = frozenset({"/health"})
-# A degraded cluster still answers.
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 

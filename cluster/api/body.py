@@ -30,6 +30,7 @@ async def parsed_body(request: Request, parse: Callable[[dict[str, Any]], _Parse
 
     Raises:
         BadRequest, TooLarge: by itself, or by `parse`.
+        RecursionError: it is nested too deeply.
         ClientDisconnect: the client went away.
     """
     try:
@@ -43,13 +44,11 @@ async def parsed_body(request: Request, parse: Callable[[dict[str, Any]], _Parse
 
 
 def decode_object(data: bytes | bytearray) -> dict[str, Any]:
-    """JSON bytes as an object (of repeated names the last counts). Raises BadRequest."""
+    """JSON bytes as an object (of repeated names the last counts). Raises BadRequest and RecursionError."""
     try:
         value = msgspec.json.decode(data)
     except UnicodeDecodeError as error:
         raise BadRequest(f"the body is not valid UTF-8: {error.reason}") from error
-    except RecursionError as error:
-        raise BadRequest("the body is not usable JSON: it is nested too deeply") from error
     except msgspec.DecodeError as error:
         raise BadRequest(f"the body is not valid JSON: {error}") from error
     if type(value) is not dict:

@@ -5,10 +5,7 @@ may trust it; whether a sequence or a plan is there is known to who owns it. Wha
 """
 
 import math
-from typing import Any
 from urllib.parse import urlsplit
-
-import msgspec
 
 from protocol.codec import Envelope
 from protocol.errors import WireError
@@ -47,6 +44,7 @@ OF_MEMBERS: tuple[type[Message], ...] = (
 # Beyond these nothing is a count of bytes, tokens or layers of any machine or model.
 _MOST = 1 << 60
 _MOST_LAYERS = 1 << 16
+_NUMBERS = (int, float)
 
 
 def check_stranger(envelope: Envelope) -> Join:
@@ -103,8 +101,8 @@ def _are_layers(layers: LayerRange) -> bool:
     return 0 <= layers.start < layers.end <= _MOST_LAYERS
 
 
-def _is_finite(message: Any) -> bool:
+def _is_finite(message: Message) -> bool:
     """Whether every number of a message's own fields is one that can be counted with, none of them negative."""
-    values = [getattr(message, field.name) for field in msgspec.structs.fields(message)]
-    numbers = [value for value in values if isinstance(value, int | float)]
+    values = [getattr(message, name) for name in type(message).__struct_fields__]
+    numbers = [value for value in values if isinstance(value, _NUMBERS)]
     return all(math.isfinite(number) and 0 <= number <= _MOST for number in numbers)
