@@ -66,6 +66,12 @@ MEASUREMENTS = {
     "coordinator": Measurement("The coordinator alone", "coordinator"),
     "coordinator-8": Measurement("The coordinator alone, eight sequences in a message", "coordinator", ("--rows", "8")),
     "kills": Measurement("Workers lost at random moments", "kills", page=LOSSES),
+    "kills-again": Measurement(
+        "Workers lost at random moments, other ones",
+        "kills",
+        ("--kills", "48", "--limited-kills", "32", "--seed", "1"),
+        page=LOSSES,
+    ),
     "links": Measurement("Faults of the link between two workers", "links", page=LOSSES),
     "restarts": Measurement("The coordinator killed under load", "restarts", page=LOSSES),
     "copies": Measurement("Copies of caches on the next worker", "copies", page=LOSSES),

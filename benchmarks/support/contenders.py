@@ -63,11 +63,12 @@ async def cluster(
     prefix: bool = True,
     kept_bytes: int | None = None,
     kv_copies: int = 0,
+    checkout: Path = CHECKOUT,
 ) -> AsyncIterator[Cluster]:
     """A cluster in `home`, or in one of its own. Raises RuntimeError with what `start` said when it does not start.
 
     prefix: whether it keeps what it read for later requests; kept_bytes: how much of it each worker keeps at most, in
-    memory and again on disk; kv_copies: workers that hold a copy of a stage's caches.
+    memory and again on disk; kv_copies: workers that hold a copy of a stage's caches; checkout: whose code it runs.
     """
     with tempfile.TemporaryDirectory(prefix="tandem-bench-") as folder:
         home = Path(folder) if home is None else home
@@ -77,7 +78,7 @@ async def cluster(
             configuration(model, port, workers, prefix=prefix, kept_bytes=kept_bytes, kv_copies=kv_copies)
         )
         try:
-            await _command(home / "home", "start", "--config", str(config))
+            await _command(home / "home", "start", "--config", str(config), checkout=checkout)
             url = f"http://127.0.0.1:{port}"
             status = await get_json(url, "/status")
             yield Cluster(
@@ -88,7 +89,7 @@ async def cluster(
                 front_pid=status["coordinator"]["pid"],
             )
         finally:
-            await _command(home / "home", "stop")
+            await _command(home / "home", "stop", checkout=checkout)
 
 
 async def stop(running: Cluster) -> float:
@@ -144,12 +145,12 @@ def configuration(
     return "\n".join([*lines, ""])
 
 
-async def _command(home: Path, *arguments: str) -> None:
-    environment = {**os.environ, "TANDEM_HOME": str(home), "PYTHONPATH": str(CHECKOUT)}
+async def _command(home: Path, *arguments: str, checkout: Path = CHECKOUT) -> None:
+    environment = {**os.environ, "TANDEM_HOME": str(home), "PYTHONPATH": str(checkout)}
     environment.pop("USE_DISTRIBUTED_INFERENCE", None)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "cluster.cli", *arguments),
-        cwd=CHECKOUT,
+        cwd=checkout,
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

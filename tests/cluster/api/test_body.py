@@ -5,9 +5,11 @@ import json
 import threading
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from starlette.requests import Request
 
-from cluster.api.body import LARGE_BYTES, parsed_body
+from cluster.api.body import LARGE_BYTES, MAX_CONTAINERS, MAX_NAMES, measured, parsed_body
 from cluster.api.surfaces.completions import raw_prompt
 from cluster.serving.requests import TokensPrompt
 from protocol.errors import BadRequest
@@ -79,3 +81,38 @@ def test_ids_that_are_all_ids_are_taken_as_they_are():
         raw_prompt("prompt", [1, True, 3])
     with pytest.raises(BadRequest, match=r"prompt\[2\]"):
         raw_prompt("prompt", [1, 2, -3])
+
+
+TEXT = st.text(st.characters() | st.sampled_from('"\\[]{}:,'), max_size=8)
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | TEXT,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
+)
+
+
+def counted(value):
+    """As `measured` counts, from what was decoded."""
+    inner = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+    of_inner = [counted(item) for item in inner]
+    own = (int(isinstance(value, list | dict)), len(value) if isinstance(value, dict) else 0)
+    return tuple(map(sum, zip(own, *of_inner, strict=True)))
+
+
+@given(ANY_JSON, st.booleans())
+def test_lists_objects_and_names_are_counted_before_anything_is_decoded(value, ascii_only):
+    assert measured(json.dumps(value, ensure_ascii=ascii_only).encode(errors="replace")) == counted(value)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [[[]] * (MAX_CONTAINERS + 1), [{}] * (MAX_CONTAINERS + 1), {f"{number}": 0 for number in range(MAX_NAMES + 1)}],
+    ids=["lists", "objects", "names"],
+)
+def test_large_body_of_too_many_parts_is_refused_before_it_is_decoded(metadata):
+    with pytest.raises(BadRequest, match="send at most"):
+        asyncio.run(parsed_body(request_of({"prompt": "x", "metadata": metadata}), lambda body: body))
+
+
+def test_large_text_may_hold_what_would_be_too_many_parts():
+    body = {"prompt": '[{":\\"' * MAX_CONTAINERS}
+    assert asyncio.run(parsed_body(request_of(body), lambda body: body)) == body
