@@ -6,7 +6,7 @@ inbox ends with `RouteLost`, behind everything that was reported before.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from cluster.planning.interface import Cluster
 from cluster.planning.plan import Loss
@@ -34,15 +34,17 @@ class Paused(Exception):
 class Run:
     """One sequence: where it runs and what was reported of it. is_done: its head has nothing more to compute for it.
 
-    num_behind: tokens that were reported and not taken; paused: called when these became too many.
+    num_behind: tokens that were reported and not taken; num_taken: how often something was. paused: called when nobody
+    waits for the run because nobody reads what it gives.
     """
 
-    def __init__(self, number: int, route: Route, began_at: float, paused: Callable[[], None]):
+    def __init__(self, number: int, route: Route, began_at: float, paused: Callable[["Run"], None]):
         self.number = number
         self.route = route
         self.began_at = began_at
         self.is_done = False
         self.num_behind = 0
+        self.num_taken = 0
         self.paused = paused
         self._reports: deque[Report | ApiError | RouteLost | Paused] = deque()
         self._arrival: asyncio.Future[None] | None = None  # what `take` waits for; an Event costs a token more
@@ -70,6 +72,7 @@ class Run:
             reports.append(report)
             self._reports.popleft()
         self.num_behind = 0
+        self.num_taken += 1
         return reports
 
 
@@ -88,7 +91,7 @@ class Runs:
         self._num_begun += 1
         return self._num_begun
 
-    def begin(self, message: Generate, tokens: tuple[int, ...], now: float, paused: Callable[[], None]) -> Run:
+    def begin(self, message: Generate, tokens: tuple[int, ...], now: float, paused: Callable[[Run], None]) -> Run:
         """Send a sequence to the head of its route. paused: see `Run`. Raises WireError for what is too large to send."""
         self._cluster.send(message.route.head, message, (pack_ids(tokens),))
         run = self._runs[message.sequence] = Run(message.sequence, message.route, now, paused)
@@ -105,9 +108,20 @@ class Runs:
         run.put(error)
 
     def _pause(self, run: Run) -> None:
-        self.end(run)
-        run.put(Paused())
-        run.paused()
+        if not run.is_done:
+            self.end(run)
+            run.put(Paused())
+        run.paused(run)
+
+    def unread(self) -> dict[Run, int]:
+        """Of which something was reported and not taken, with how often they were read."""
+        return {run: run.num_taken for run in self._runs.values() if run.num_behind}
+
+    def pause_unread(self, earlier: Mapping[Run, int]) -> None:
+        """Pause those of an earlier `unread` of which nothing was read since."""
+        for run, num_taken in earlier.items():
+            if run.number in self._runs and run.num_behind and run.num_taken == num_taken:
+                self._pause(run)
 
     @property
     def owed_since(self) -> float | None:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cluster.planning.interface import Cluster
@@ -37,6 +38,8 @@ if TYPE_CHECKING:  # see `answer`
     from cluster.serving.prompts import Prompts
 
 MAX_RUNNING = 292  # of which one client holds 256 at most
+# When the cluster stops: what was said and not read for so long is not waited for.
+_UNREAD_S = 0.5
 
 
 class GenerationService:
@@ -157,7 +160,7 @@ class GenerationService:
         if decision.cached:
             self._counts.read(len(tokens))
         self._decider.remember(live.beginnings, decision.route)
-        run = self._runs.begin(message, tokens, self._now(), lambda: self._pause(live, place))
+        run = self._runs.begin(message, tokens, self._now(), partial(self._pause, live, place))
         expiry = self._expiry(live, run)
         try:
             yield run
@@ -182,9 +185,10 @@ class GenerationService:
             return None
         return asyncio.get_running_loop().call_later(left_s, self._runs.expire, run, live.deadline.error())
 
-    def _pause(self, live: LiveRequest, place: Place) -> None:
+    def _pause(self, live: LiveRequest, place: Place, run: Run) -> None:
         """Its reader is too far behind: others take its place until that has caught up."""
-        live.apply(RequestEvent.PAUSE)
+        if not run.is_done:
+            live.apply(RequestEvent.PAUSE)
         self._admission.leave(place, self._now())
 
     async def explain(self, request: GenerationRequest) -> Explanation:
@@ -224,15 +228,21 @@ class GenerationService:
         return tuple(self._cluster.mend())
 
     async def drain(self, timeout_s: float) -> None:
-        """Take no more requests and wait for the running ones; those still running afterwards are failed."""
+        """Take no more requests and wait for the running ones that somebody reads; those still running afterwards are failed."""
         self._admission.close()
+        drained = asyncio.create_task(self._admission.drained())
         try:
             async with asyncio.timeout(timeout_s):
-                await self._admission.drained()
+                while not drained.done():
+                    unread = self._runs.unread()
+                    await asyncio.wait({drained}, timeout=_UNREAD_S)
+                    self._runs.pause_unread(unread)
         except TimeoutError:
             message = "the cluster stopped before the answer was complete"
             self._admission.fail(message)
             self._runs.fail(message)
+        finally:
+            drained.cancel()
 
     # --- the cluster's side
 

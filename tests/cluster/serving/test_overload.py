@@ -8,7 +8,7 @@ import pytest
 from cluster.serving.prompts import Prompts
 from cluster.serving.requests import Delta, Finished, Routed
 from cluster.serving.runs import MAX_BEHIND_TOKENS
-from protocol.errors import QueueFull, RequestTimeout, WireError
+from protocol.errors import QueueFull, RequestTimeout, Unavailable, WireError
 from tests.support.fake_cluster import Client, FakeCluster, plan_of, requests_of, service_of, settle, tokens_request
 from tests.support.tiny_tokenizer import write_tokenizer
 from tests.support.virtual_time import run
@@ -134,6 +134,39 @@ def test_answer_that_is_complete_is_never_paused(prompts):
                 await reader.read()
         assert reader.ids == ANSWER
         assert len(cluster.generates()) == 1
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("reason", [None, "length"], ids=["it runs", "it is complete"])
+def test_stop_waits_for_who_reads_and_not_for_who_does_not(prompts, reason):
+    async def scenario():
+        cluster = FakeCluster(long_plan())
+        service = service_of(prompts, cluster)
+        async with Reader(service, asking()) as reader:
+            other = Client(service, asking())
+            await other.routed()
+            unread, read = (message.sequence for _, message in cluster.generates())
+            cluster.report(unread, ANSWER[:5], reason)
+            draining = asyncio.create_task(service.drain(60))
+            for token in ANSWER[:10]:
+                cluster.report(read, [token])
+                await asyncio.sleep(1)
+            assert not draining.done()
+            cluster.report(read, [7], "length")
+            began = asyncio.get_running_loop().time()
+            await draining
+            assert asyncio.get_running_loop().time() - began < 1
+            await other.task
+            assert other.ids == (*ANSWER[:10], 7)
+            if reason is None:
+                assert ("alpha", unread) in cluster.cancelled()
+                await reader.read()
+                with pytest.raises(Unavailable, match="stopping"):
+                    await reader.read()
+            else:
+                while reader.finished is None:
+                    await reader.read()
 
     run(scenario())
 

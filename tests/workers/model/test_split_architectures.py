@@ -12,7 +12,7 @@ import pytest
 
 from workers import zoo
 
-MODELS_PER_PROCESS = 14
+MODELS_PER_PROCESS = 24
 SPECIAL = (
     "llama:tied", "llama:4bit", "qwen2:4bit", "qwen3_moe:4bit", "gemma3_text:4bit", "gemma4_text:4bit",
     "deepseek_v3:4bit", "gpt_oss:4bit", "nemotron_h:4bit", "phi3:tied",
