@@ -76,7 +76,8 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
     """What became of one fault. noticed: when the cluster did; read_bytes: weights that survivors read until the requests
-    had ended, of which alone_bytes were held by the lost worker alone; stuck: why the cluster was not ready again.
+    had ended, of which alone_bytes were held by the lost worker alone; events: what the cluster said of losses and plans
+    until then; stuck: why the cluster was not ready again.
     """
 
     setting: str
@@ -86,7 +87,18 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     noticed: float | None
     read_bytes: int | None
     alone_bytes: int
+    events: tuple[str, ...]
     stuck: str | None
+
+    @property
+    def num_losses(self) -> int:
+        """Of workers: one that seems silent on a loaded machine is lost, too, and what it held is read again."""
+        return sum(event.startswith("lost ") for event in self.events)
+
+    @property
+    def read_more(self) -> bool:
+        """Whether survivors read more than the lost worker alone held."""
+        return (self.read_bytes or 0) > self.alone_bytes
 
     def pauses(self) -> list[float]:
         """Of each stream that went on elsewhere, in seconds: from the fault, or from when it was noticed."""
@@ -217,6 +229,7 @@ def _line(kill: Kill, found: Found) -> str:
     errors = {outcome.error for outcome in found.outcomes if outcome.error} | ({found.stuck} if found.stuck else set())
     pauses = found.pauses()
     longest = f", longest pause {max(pauses):.2f} s" if pauses else ""
+    longest += f", read more: {'; '.join(found.events)}" if found.read_more else ""
     return f"{kill.kind} in {kill.trial.moment}: {said}{longest}" + "".join(f"; {error}" for error in errors)
 
 
@@ -234,6 +247,7 @@ async def one_kill(running: Cluster, setting: Setting, kill: Kill, right: Mappin
 
         outcomes = await run_trial(running, kill.trial, right, strike)
         after = await get_json(running.url, "/status")
+    said = tuple(event["what"] for event in after.get("events", ()) if event["at"] >= struck[0].unix - _CLOCKS_S)
     stuck = None
     try:
         after |= {"events": (await until_ready(running, num_workers)).get("events", [])}
@@ -247,6 +261,7 @@ async def one_kill(running: Cluster, setting: Setting, kill: Kill, right: Mappin
         noticed=_noticed(after, victim["name"], struck[0]),
         read_bytes=_read_since(before, after, victim["name"]),
         alone_bytes=_held_alone(before, victim),
+        events=said,
         stuck=stuck,
     )
 
@@ -337,9 +352,9 @@ def _add_pauses(report: Report, found: Sequence[Found], kinds: Sequence[str]) ->
 def _add_reading(report: Report, found: Sequence[Found]) -> None:
     rows = []
     for name in dict.fromkeys(of_kill.setting for of_kill in found):
-        counted = [of for of in found if of.setting == name and of.read_bytes is not None]
+        counted = [of for of in found if of.setting == name and of.read_bytes is not None and of.num_losses <= 1]
         alone, read = sum(of.alone_bytes for of in counted), sum(of.read_bytes or 0 for of in counted)
-        more = sum((of.read_bytes or 0) > of.alone_bytes for of in counted)
+        more = sum(of.read_more for of in counted)
         rows.append([name, len(counted), alone / 1e6, read / 1e6, more])
         if counted:
             report.check(f"{name}: losses after which more was read than the lost worker alone held", more, at_most=0)

@@ -118,7 +118,8 @@ async def run(arguments: argparse.Namespace) -> Report:
     """Every measure in turn on both. Raises UsageError for what is no checkout."""
     other = _checkout(arguments.other)
     model = ensure_model(arguments.model, machine.model_folder())
-    found: dict[str, dict[str, list[float]]] = {name: {HERE: [], OTHER: []} for name in MEASURES}
+    measures = {what: measure for what, measure in MEASURES.items() if arguments.only in what}
+    found: dict[str, dict[str, list[float]]] = {what: {HERE: [], OTHER: []} for what in measures}
     async with contextlib.AsyncExitStack() as stack:
         sides = {}
         for name, checkout in ((HERE, machine.CHECKOUT), (OTHER, other)):
@@ -127,7 +128,7 @@ async def run(arguments: argparse.Namespace) -> Report:
             await until_ready(running, 2)
             sides[name] = Side(running=running, prompts=PromptMaker(arguments.seed, model))
         for number, order in enumerate(turns(list(sides), arguments.rounds + 1)):
-            for what, measure in MEASURES.items():
+            for what, measure in measures.items():
                 for name in order:
                     value = await measure(sides[name])
                     if number:  # the first round warms up
@@ -167,6 +168,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--model", choices=known_models(), default="25m-bfloat16", metavar="SIZE-FORMAT")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--only", default="", metavar="PART", help="measures whose names contain this")
     parser.add_argument("--seed", type=int, default=0)
 
 

@@ -183,10 +183,10 @@ class Deployment:
         """Whether a newcomer still reads what it will need."""
         return worker in self._next.preparing
 
-    def prepared(self, worker: str, now: float, *, is_idle: bool) -> list[Action]:
+    def prepared(self, worker: str, now: float, *, is_idle: bool, is_awaited: bool = False) -> list[Action]:
         """A newcomer read what it will need."""
         self._next.preparing -= {worker}
-        return self.tick(now, is_idle=is_idle)
+        return self.tick(now, is_idle=is_idle, is_awaited=is_awaited)
 
     def broken(self, sentence: str, now: float) -> list[Action]:
         """A link of the plan lost something, or a step is overdue: the same workers begin a new epoch."""
@@ -199,12 +199,12 @@ class Deployment:
         if self.state is not _S.STOPPED:
             self._apply(_E.STOP)
 
-    def tick(self, now: float, *, is_idle: bool = False) -> list[Action]:
-        """What is due by now. is_idle: no request runs."""
+    def tick(self, now: float, *, is_idle: bool = False, is_awaited: bool = False) -> list[Action]:
+        """What is due by now. is_idle: no request runs; is_awaited: some wait for another plan than that in force."""
         if self.state is _S.FORMING:
             return self._form(now)
         if self.state is _S.SERVING:
-            return self._improve(now, is_idle=is_idle)
+            return self._improve(now, is_idle=is_idle, is_awaited=is_awaited)
         return []
 
     # --- decisions
@@ -225,7 +225,7 @@ class Deployment:
             return [Refuse(str(error), error.settings_at_fault)]
         return self._load(found)
 
-    def _improve(self, now: float, *, is_idle: bool) -> list[Action]:
+    def _improve(self, now: float, *, is_idle: bool, is_awaited: bool) -> list[Action]:
         """Whether those who came since the plan was made are worth a new one, and when."""
         assert self._current is not None
         members = {stage.worker for stage in self._current.stages}
@@ -236,8 +236,8 @@ class Deployment:
         names = tuple(worker.name for worker in newcomers)
         if names != self._next.newcomers:
             return self._prepare(newcomers, names, now)
-        due = now >= self._next.settled_at and (is_idle or now >= self._next.settled_at + PATIENCE_S)
-        if self._next.partition is None or self._next.preparing or not due:
+        settled = now >= self._next.settled_at + (0 if is_idle else PATIENCE_S)
+        if self._next.partition is None or self._next.preparing or not (settled or is_awaited):
             return []
         found = self._next.partition
         ended = self._break(Loss(workers=(), sentence=f"{', '.join(names)} joined the plan"))

@@ -13,14 +13,18 @@ from protocol.messages import Message, PrefillProgress, Reused, SequenceFailed, 
 
 
 class Listener(Protocol):
-    """Who learns of the fate of sequences and plans. All calls come on the event loop. is_idle: no request runs or waits.
+    """Who learns of the fate of sequences and plans. All calls come on the event loop.
 
     Between `plan_ended` and the next `plan_began` no plan is in force; every sequence of the plan that ended is gone.
-    is_idle: nothing runs, so that a better plan may take the place of this one unnoticed.
+    is_idle: nothing runs, so that a better plan may take the place of this one unnoticed; is_awaited: some requests wait
+    for a better one.
     """
 
     @property
     def is_idle(self) -> bool: ...
+
+    @property
+    def is_awaited(self) -> bool: ...
 
     def tokens(self, message: Tokens) -> None: ...
 

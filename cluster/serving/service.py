@@ -250,6 +250,10 @@ class GenerationService:
     def is_idle(self) -> bool:
         return self._admission.is_idle
 
+    @property
+    def is_awaited(self) -> bool:
+        return self._admission.lacking_since is not None
+
     def tokens(self, message: Tokens) -> None:
         self._health.step_ended(self._now())
         self._runs.tokens(message)

@@ -130,6 +130,7 @@ def found(kind, noticed, *outcomes):
         noticed=noticed,
         read_bytes=0,
         alone_bytes=0,
+        events=(),
         stuck=None,
     )
 

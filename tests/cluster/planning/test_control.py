@@ -118,6 +118,7 @@ class Heard:
     """A listener that remembers."""
 
     is_idle = True
+    is_awaited = False
 
     def __init__(self):
         self.heard = []

@@ -211,6 +211,15 @@ def test_who_died_often_settles_longer():
     assert len(played.deployment.tick(10 + 4 * SETTLE_S, is_idle=True)) == 2
 
 
+def test_newcomer_for_whom_requests_wait_is_taken_in_as_soon_as_it_has_read():
+    played = Played("a", "b", "c")
+    played.deaths["b"] = 4
+    newcomer(played, 10)
+    assert played.deployment.tick(10.1, is_idle=True, is_awaited=True) == []  # it still reads
+    _, load = played.deployment.prepared("b", 10.2, is_idle=False, is_awaited=True)
+    assert layers(load) == {"a": (0, 3), "b": (3, 6), "c": (6, 9)}
+
+
 def test_newcomer_that_is_lost_again_is_forgotten():
     played = Played("a", "b", "c")
     newcomer(played, 10)
