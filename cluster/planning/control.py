@@ -141,7 +141,7 @@ class ControlPlane:
                 beaten_at = now
                 self._beat()
             self._perform_all(self.roster.tick(now))
-            self._plan_all(self._deployment.tick(now, is_idle=self._is_idle, is_awaited=self._is_awaited))
+            self._plan_all(self._deployment.tick(now, **self._demand))
 
     def _beat(self) -> None:
         """To everybody who may live: whoever was given up learns from it that it has to join again."""
@@ -150,12 +150,9 @@ class ControlPlane:
             self._mailbox.tell(name, Beat(members=there))
 
     @property
-    def _is_idle(self) -> bool:
-        return self.listener is None or self.listener.is_idle
-
-    @property
-    def _is_awaited(self) -> bool:
-        return self.listener is not None and self.listener.is_awaited
+    def _demand(self) -> dict[str, bool]:
+        heard = self.listener
+        return {"is_idle": heard is None or heard.is_idle, "is_awaited": heard is not None and heard.is_awaited}
 
     def send(self, worker: str, message: Message, buffers: tuple[bytes, ...] = ()) -> None:
         """Say something of the plan in force; nothing happens where there is none or the worker is not in it."""
@@ -190,8 +187,7 @@ class ControlPlane:
                 self._inspected(found)
             case Prepared(worker=name, layers=layers) if self._deployment.is_preparing(name):
                 self.roster.members[name].held += (layers,)
-                demand = {"is_idle": self._is_idle, "is_awaited": self._is_awaited}
-                self._plan_all(self._deployment.prepared(name, self._now(), **demand))
+                self._plan_all(self._deployment.prepared(name, self._now(), **self._demand))
             case LoadFailed() as failed if envelope.epoch == self.epoch or self._model.facts is None:
                 self._load_failed(failed)
             case LinkLost(worker=name, peer=peer, why=why) if envelope.epoch == self.epoch:
