@@ -2,12 +2,14 @@
 
 A burst: many requests at once from several clients; whoever is refused comes back exactly when told. A neighbour: one
 request of one client while another has many under way, beside the same request alone. Readers: streams that are read, alone
-and beside streams that are opened and never read; then `stop`, while they are there. The model is the bundled one.
+and beside streams that are opened and never read; then `stop`, while they are there. The model is a tiny random one: a
+reader must be a thousand tokens behind before it counts as one.
 """
 
 import argparse
 import asyncio
 import contextlib
+import socket
 import statistics
 import time
 from collections import Counter
@@ -17,27 +19,29 @@ from typing import Any
 import msgspec
 
 from benchmarks.support import machine
-from benchmarks.support.arithmetic import summarize
+from benchmarks.support.arithmetic import gaps, summarize
 from benchmarks.support.client import Answer, Target, checked, get_json, stream
 from benchmarks.support.contenders import Cluster, WorkerLimits, cluster, stop
 from benchmarks.support.figures import Bar, bar_chart
 from benchmarks.support.main import main
 from benchmarks.support.reporting import Report
 from benchmarks.support.trials import until_ready
-from cluster.config import BUNDLED_MODEL
+from workers.zoo import make_tiny_model
 
-MODEL = machine.CHECKOUT / BUNDLED_MODEL
+NUM_LAYERS = 8
 END_TOKENS = (1,)
 CLIENTS = 20
 BURST_TOKENS = 8
 ONE_TOKENS, MANY_TOKENS = 16, 32
 READER_TOKENS, HONEST_TOKENS = 3000, 128
+RECEIVE_BUFFER_BYTES = 4096
 NEIGHBOUR_RATIO, HONEST_RATIO = 2.0, 0.95
 HEALTH_WITHIN_S, STOP_WITHIN_S, PLACES_WITHIN_S = 1.0, 3.0, 75.0
 _PROMPT = tuple(range(20, 36))
 _POLL_S = 0.25
 _HEALTH_EVERY_S = 0.2
 _FREE_LIMIT_S = 600.0
+_SOME_BEHIND_S = 30.0
 
 
 def target_of(running: Cluster, client: str) -> Target:
@@ -63,7 +67,9 @@ async def burst(running: Cluster, num_requests: int) -> Counter[str]:
 
 
 class Neighbour(msgspec.Struct, frozen=True, kw_only=True):
-    """Seconds to the first token of one client's request, alone and beside many of another, and the longest gap of those."""
+    """Seconds to the first token of one client's request, alone and beside many of another, and of the longest step of those:
+    without a token of any of them.
+    """
 
     alone_s: float
     beside_s: float
@@ -80,8 +86,8 @@ async def neighbour(running: Cluster, num_many: int) -> Neighbour:
         await asyncio.sleep(0.01)
     beside = checked(await stream(one, _PROMPT, ONE_TOKENS))
     await asyncio.gather(*tasks)
-    gaps = [later - earlier for answer in others for earlier, later in zip(answer.text_at, answer.text_at[1:])]  # noqa: B905
-    return Neighbour(alone_s=alone.ttft_s or 0.0, beside_s=beside.ttft_s or 0.0, step_s=statistics.median(gaps))
+    step_s = max(gaps(sorted(at for answer in others for at in answer.text_at)))
+    return Neighbour(alone_s=alone.ttft_s or 0.0, beside_s=beside.ttft_s or 0.0, step_s=step_s)
 
 
 @contextlib.asynccontextmanager
@@ -95,7 +101,7 @@ async def readers_that_do_not_read(running: Cluster, count: int) -> AsyncIterato
     writers = []
     try:
         for _ in range(count):
-            reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
+            reader, writer = await asyncio.open_connection(sock=_connected(host, int(port)), limit=1024)
             writers.append(writer)
             writer.write(head + body)
             await reader.readline()
@@ -103,6 +109,15 @@ async def readers_that_do_not_read(running: Cluster, count: int) -> AsyncIterato
     finally:
         for writer in writers:
             writer.transport.abort()
+
+
+def _connected(host: str, port: int) -> socket.socket:
+    """A connection whose end here takes little by itself: what the system has taken counts as read."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+    connection.connect((host, port))
+    connection.setblocking(False)
+    return connection
 
 
 async def honest_speed(running: Cluster, num_streams: int) -> float:
@@ -119,14 +134,20 @@ async def readers(running: Cluster, arguments: argparse.Namespace) -> dict[str, 
     async with readers_that_do_not_read(running, arguments.readers):
         began = time.perf_counter()
         at_once = await honest_speed(running, arguments.streams)
-        while (await _requests(running))["running"] and time.perf_counter() - began < _FREE_LIMIT_S:  # noqa: ASYNC110
-            await asyncio.sleep(_POLL_S)
+        await _until_behind(running)
         behind_s = time.perf_counter() - began
         behind = await honest_speed(running, arguments.streams)
         while sum((await _requests(running)).values()) and time.perf_counter() - began < _FREE_LIMIT_S:  # noqa: ASYNC110
             await asyncio.sleep(_POLL_S)
         free_s = time.perf_counter() - began
     return {"alone": alone, "at once": at_once, "behind": behind, "behind_s": behind_s, "free_s": free_s}
+
+
+async def _until_behind(running: Cluster) -> None:
+    """Until no request has a place."""
+    began = time.perf_counter()
+    while (await _requests(running))["running"] and time.perf_counter() - began < _FREE_LIMIT_S:  # noqa: ASYNC110
+        await asyncio.sleep(_POLL_S)
 
 
 async def health(running: Cluster, waits: list[float]) -> None:
@@ -145,7 +166,8 @@ async def _requests(running: Cluster) -> dict[str, int]:
 
 async def run(arguments: argparse.Namespace) -> Report:
     """All three parts on one cluster."""
-    async with cluster(MODEL, [WorkerLimits()] * arguments.workers) as running:
+    model = make_tiny_model("qwen3", machine.model_folder() / "overload", num_hidden_layers=NUM_LAYERS)
+    async with cluster(model, [WorkerLimits()] * arguments.workers) as running:
         await until_ready(running, arguments.workers)
         await honest_speed(running, 2)
         rounds = [await neighbour(running, arguments.many) for _ in range(arguments.rounds)]
@@ -158,10 +180,11 @@ async def run(arguments: argparse.Namespace) -> Report:
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
         async with readers_that_do_not_read(running, arguments.readers):
+            await asyncio.sleep(_SOME_BEHIND_S)
             stop_s = await stop(running)
     report = Report("overload")
     report.fact("machine", machine.describe())
-    report.fact("model", f"the bundled one; {arguments.workers} workers")
+    report.fact("model", f"random, of {NUM_LAYERS} tiny layers, float32; {arguments.workers} workers")
     report.table("burst", ["requests", "number"], [[name, count] for name, count in verdicts.most_common(10)])
     told = verdicts["answered"] + verdicts["answered when told"]
     report.check(
@@ -179,13 +202,15 @@ def _add_neighbour(report: Report, rounds: list[Neighbour], num_many: int) -> No
     alone, beside = (summarize([getattr(one, name) for one in rounds]) for name in ("alone_s", "beside_s"))
     assert alone is not None
     assert beside is not None
-    ratio = statistics.median((one.beside_s - one.step_s) / one.alone_s for one in rounds)
+    over = statistics.median(one.beside_s - one.step_s - NEIGHBOUR_RATIO * one.alone_s for one in rounds)
+    step_s = statistics.median(one.step_s for one in rounds)
     rows = [
         [f"beside {num_many} of another client", beside.median, beside.largest],
         ["alone", alone.median, alone.largest],
     ]
     report.table("first token of one request, s", ["", "median", "longest"], rows)
-    report.check("first token beside others, less one step of theirs / alone", ratio, at_most=NEIGHBOUR_RATIO)
+    report.fact("neighbour", f"the longest step of the others took {step_s * 1000:.0f} ms")
+    report.check("seconds to the first token beside others, beyond twice those alone and one step", over, at_most=0)
     report.figure = bar_chart("First token of one request", "s", [Bar(str(row[0]), float(row[1])) for row in rows])
 
 
