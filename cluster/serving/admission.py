@@ -70,8 +70,11 @@ class Admission:
 
     # --- requests
 
-    def enter(self, decide: Callable[[], Decision], now: float, client: str = "", *, has_run: bool = False) -> Place:
-        """A request arrived; its place has a decision at once where there is room. has_run: it comes back, and is let in.
+    def enter(
+        self, decide: Callable[[], Decision], now: float, client: str = "", content: int = 0, *, has_run: bool = False
+    ) -> Place:
+        """A request arrived; its place has a decision at once where there is room. content: a number that differs where
+        what is asked does; has_run: it comes back, and is let in.
 
         Raises:
             QueueFull: as many wait as may.
@@ -87,9 +90,10 @@ class Admission:
             self._look(place, now)  # what can never run is refused now rather than when its turn comes
         if place.error is not None:
             raise place.error
-        if place.decision is None and not has_run and self._is_full() and not self._drain.redeem(client, now):
+        asked = f"{client} {content}"
+        if place.decision is None and not has_run and self._is_full() and not self._drain.redeem(asked, now):
             self._queue.remove(place)
-            retry_after_s = self._drain.promise(client, now)
+            retry_after_s = self._drain.promise(asked, now)
             raise QueueFull(
                 f"{len(self._holding)} requests run and {self._max_waiting} wait, as many as may; "
                 f"try again in {retry_after_s} s",

@@ -130,7 +130,9 @@ class GenerationService:
 
     def _enter(self, live: LiveRequest) -> Place:
         has_run = live.state is not RequestState.WAITING
-        return self._admission.enter(lambda: self._decide(live)[1], self._now(), live.request.client, has_run=has_run)
+        return self._admission.enter(
+            lambda: self._decide(live)[1], self._now(), live.request.client, hash(live.tokens), has_run=has_run
+        )
 
     def _decide(self, live: LiveRequest) -> tuple[Asked, Decision]:
         """Raises NotNow, and what `LiveRequest.asked` and `Decider.decide` raise."""

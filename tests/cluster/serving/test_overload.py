@@ -219,8 +219,9 @@ def test_requests_with_time_enough_are_not_touched(prompts):
     run(scenario())
 
 
-def test_every_refused_request_that_comes_back_when_told_is_answered(prompts):
-    """Two thousand at once: some run, some wait, and whoever is refused once is not refused again."""
+@pytest.mark.parametrize("num_clients", [1, 20])
+def test_every_refused_request_that_comes_back_when_told_is_answered(prompts, num_clients):
+    """Two thousand within seconds: some run, some wait, and whoever is refused once is not refused again."""
 
     async def scenario():
         cluster = FakeCluster(long_plan())
@@ -228,7 +229,8 @@ def test_every_refused_request_that_comes_back_when_told_is_answered(prompts):
         refusals = []
 
         async def ask(number):
-            request = tokens_request(max_tokens=4, client=f"client {number % 20}")
+            request = tokens_request(max_tokens=4, client=f"client {number % num_clients}")
+            await asyncio.sleep(number / 500)
             for attempt in range(2):
                 try:
                     async with aclosing(service.generate(request)) as events:
@@ -241,7 +243,7 @@ def test_every_refused_request_that_comes_back_when_told_is_answered(prompts):
         async def head():
             """Answers twenty requests a second."""
             answered = set()
-            while len(answered) < 2000:
+            while not all(task.done() for task in asked):
                 await asyncio.sleep(1)
                 open_now = [message.sequence for _, message in cluster.generates() if message.sequence not in answered]
                 for sequence in open_now[:20]:
@@ -249,8 +251,8 @@ def test_every_refused_request_that_comes_back_when_told_is_answered(prompts):
                     cluster.report(sequence, [20], "length")
 
         async with asyncio.TaskGroup() as group:
-            group.create_task(head())
             asked = [group.create_task(ask(number)) for number in range(2000)]
+            group.create_task(head())
         assert all(isinstance(task.result(), Finished) for task in asked)
         assert len(refusals) > 1000
         assert {attempt for _, attempt in refusals} == {0}
