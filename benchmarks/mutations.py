@@ -2,8 +2,8 @@
 
 Messages go to every port on which a process of the cluster listens, from a stranger and with the keys of two workers and
 of the coordinator. Each has something wrong: a field, a buffer, a frame, an epoch, some bytes.
-Left out is what its sender may say by right: a coordinator may end a worker, and a worker may say that it failed. Requests
-go to the API over connections of their own. Meanwhile one client streams answer after answer, and `/health` is asked.
+Left out is what its sender may say by right: a coordinator may end a worker, and a worker may say that it failed, or its link.
+What is kept of past requests is limited to little: it grows to its limit by design. Requests go to the API over connections of their own. Meanwhile one client streams answer after answer, and `/health` is asked.
 """
 
 import argparse
@@ -62,6 +62,7 @@ from protocol.values import COORDINATOR, LayerRange, Peer, Route, Sampling, pack
 MODEL = machine.CHECKOUT / BUNDLED_MODEL
 PROMPT = tuple(range(20, 84))
 TOKENS = 64
+KEPT_BYTES = 4 << 20
 # Of sequences that nobody has: what a message says of a real one is its sender's to say.
 _NOBODYS = 1 << 40
 _BATCH, _PER_S = 200, 5000
@@ -327,7 +328,7 @@ def longest_gap(answers: Sequence[Answer]) -> float:
 async def run(arguments: argparse.Namespace) -> Report:
     """Both attacks on one cluster."""
     generator = random.Random(arguments.seed)
-    async with cluster(MODEL, [WorkerLimits()] * arguments.workers) as running:
+    async with cluster(MODEL, [WorkerLimits()] * arguments.workers, kept_bytes=KEPT_BYTES) as running:
         await until_ready(running, arguments.workers)
         served = Served(running)
         right = checked(await served.one()).tandem["token_ids"]

@@ -84,20 +84,20 @@ def flipped(content: bytes, generator: random.Random) -> bytes:
 def mutated_frames(
     message: Message, buffers: Sequence[Buffer], epoch: int, sender: int, generator: random.Random
 ) -> list[bytes]:
-    """The frames of a message with at least one thing wrong in them."""
+    """The frames of a message with at least one thing wrong in them. A wrong number on its sender's own link is none: with
+    it a sender says that this link lost something, which it may.
+    """
     # What is not said of its link stays as it is now and then, so that what lies behind the prefix is looked at.
-    prefix, header, *rest = codec.encode(
-        generator.choice((epoch, epoch, epoch, *_EPOCHS)),
-        message,
-        list(buffers),
-        sender=generator.choice((sender, sender, sender, 0, 1, 0xFFFF)),
-        number=generator.choice((0, 0, 0, 1, 2**32 - 1)),
-    )
+    said_epoch = generator.choice((epoch, epoch, epoch, *_EPOCHS))
+    said_sender = generator.choice((sender, sender, sender, 0, 1, 0xFFFF))
+    is_own = (said_epoch, said_sender) == (epoch, sender)
+    number = 0 if is_own else generator.choice((0, 0, 0, 1, 2**32 - 1))
+    prefix, header, *rest = codec.encode(said_epoch, message, list(buffers), sender=said_sender, number=number)
     frames = [bytes(prefix), bytes(header), *map(bytes, rest)]
     wrong: tuple[Callable[[], object], ...] = (
         lambda: _change_field(frames, generator),
         lambda: _change_field(frames, generator),
-        lambda: _flip(frames, generator.randrange(len(frames)), generator),
+        lambda: _flip(frames, generator.randrange(min(is_own, len(frames) - 1), len(frames)), generator),
         lambda: frames.append(generator.randbytes(generator.choice((0, 1, 16, 1 << 16)))),
         frames.pop,
     )
