@@ -101,8 +101,8 @@ def page(before: str, found: dict[str, dict[str, Any]]) -> str:
     parts = [head.rstrip(), MARKER]
     for name, measurement in MEASUREMENTS.items():
         if name in found:
-            figure = f"![{measurement.title}](figures/{name}.svg)"
-            parts += [f"### {measurement.title}", f"`{measurement.command}`", as_markdown(found[name]), figure]
+            parts += [f"### {measurement.title}", f"`{measurement.command}`", as_markdown(found[name])]
+            parts += [f"![{measurement.title}](figures/{name}.svg)"] if (FIGURES / f"{name}.svg").exists() else []
         elif measurement.title in old:
             parts.append(f"### {old[measurement.title]}")
     return "\n\n".join(parts) + "\n"
