@@ -229,8 +229,8 @@ def _line(kill: Kill, found: Found) -> str:
     errors = {outcome.error for outcome in found.outcomes if outcome.error} | ({found.stuck} if found.stuck else set())
     pauses = found.pauses()
     longest = f", longest pause {max(pauses):.2f} s" if pauses else ""
-    longest += f", read more: {'; '.join(found.events)}" if found.read_more else ""
-    return f"{kill.kind} in {kill.trial.moment}: {said}{longest}" + "".join(f"; {error}" for error in errors)
+    more = f", read more: {'; '.join(found.events)}" if found.read_more else ""
+    return f"{kill.kind} in {kill.trial.moment}: {said}{longest}{more}" + "".join(f"; {error}" for error in errors)
 
 
 async def one_kill(running: Cluster, setting: Setting, kill: Kill, right: Mapping[Request, Undisturbed]) -> Found:

@@ -3,14 +3,14 @@
 Messages go to every port on which a process of the cluster listens, from a stranger and with the keys of two workers and
 of the coordinator. Each has something wrong: a field, a buffer, a frame, an epoch, some bytes.
 Left out is what its sender may say by right: a coordinator may end a worker, and a worker may say that it failed, or its link.
-What is kept of past requests is limited to little: it grows to its limit by design. Requests go to the API over connections of their own. Meanwhile one client streams answer after answer, and `/health` is asked.
+What is kept of past requests is limited to little: it grows to its limit by design. Requests go to the API over
+connections of their own. Meanwhile one client streams answer after answer, and `/health` is asked.
 """
 
 import argparse
 import asyncio
 import contextlib
 import random
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -20,7 +20,7 @@ import psutil
 import zmq
 
 from benchmarks.support import machine
-from benchmarks.support.client import Answer, Target, checked, get_json, stream
+from benchmarks.support.client import Answer, Target, ask_health, checked, get_json, stream
 from benchmarks.support.contenders import Cluster, WorkerLimits, cluster
 from benchmarks.support.main import main
 from benchmarks.support.mutation import mutated_frames, mutated_request
@@ -68,7 +68,6 @@ _NOBODYS = 1 << 40
 _BATCH, _PER_S = 200, 5000
 _CONNECTIONS = 16
 _ANSWER_WITHIN_S = 10.0
-_HEALTH_EVERY_S = 0.2
 _HEALTH_WITHIN_S, _GAP_MORE_S, _MEMORY_MORE = 1.0, 0.5, 0.10
 _SETTLE_S = 15.0
 
@@ -298,7 +297,7 @@ class Served:
     @contextlib.asynccontextmanager
     async def meanwhile(self) -> AsyncIterator[None]:
         """While something else happens."""
-        tasks = [asyncio.create_task(self._stream()), asyncio.create_task(self._ask())]
+        tasks = [asyncio.create_task(self._stream()), asyncio.create_task(ask_health(self._running.url, self.health_s))]
         try:
             yield
         finally:
@@ -309,14 +308,6 @@ class Served:
     async def _stream(self) -> None:
         while True:
             self.answers.append(await self.one())
-
-    async def _ask(self) -> None:
-        while True:
-            asked_at = time.perf_counter()
-            with contextlib.suppress(OSError, ValueError):  # what is wrong with it is counted as its time
-                await get_json(self._running.url, "/health")
-            self.health_s.append(time.perf_counter() - asked_at)
-            await asyncio.sleep(_HEALTH_EVERY_S)
 
 
 def longest_gap(answers: Sequence[Answer]) -> float:

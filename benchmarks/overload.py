@@ -20,7 +20,7 @@ import msgspec
 
 from benchmarks.support import machine
 from benchmarks.support.arithmetic import gaps, summarize
-from benchmarks.support.client import Answer, Target, checked, get_json, stream
+from benchmarks.support.client import Answer, Target, ask_health, checked, get_json, stream
 from benchmarks.support.contenders import Cluster, WorkerLimits, cluster, stop
 from benchmarks.support.figures import Bar, bar_chart
 from benchmarks.support.main import main
@@ -39,7 +39,6 @@ NEIGHBOUR_RATIO, HONEST_RATIO = 2.0, 0.95
 HEALTH_WITHIN_S, STOP_WITHIN_S, PLACES_WITHIN_S = 1.0, 3.0, 75.0
 _PROMPT = tuple(range(20, 36))
 _POLL_S = 0.25
-_HEALTH_EVERY_S = 0.2
 _FREE_LIMIT_S = 600.0
 _SOME_BEHIND_S = 75.0
 
@@ -134,34 +133,22 @@ async def readers(running: Cluster, arguments: argparse.Namespace) -> dict[str, 
     async with readers_that_do_not_read(running, arguments.readers):
         began = time.perf_counter()
         at_once = await honest_speed(running, arguments.streams)
-        await _until_behind(running)
+        await _until_none(running, "running")
         behind_s = time.perf_counter() - began
         behind = await honest_speed(running, arguments.streams)
-        while sum((await _requests(running)).values()) and time.perf_counter() - began < _FREE_LIMIT_S:  # noqa: ASYNC110
-            await asyncio.sleep(_POLL_S)
+        await _until_none(running, "running", "waiting")
         free_s = time.perf_counter() - began
     return {"alone": alone, "at once": at_once, "behind": behind, "behind_s": behind_s, "free_s": free_s}
 
 
-async def _until_behind(running: Cluster) -> None:
-    """Until no request has a place."""
+async def _until_none(running: Cluster, *states: str) -> None:
+    """Until no request is in one of these states, or for long."""
     began = time.perf_counter()
-    while (await _requests(running))["running"] and time.perf_counter() - began < _FREE_LIMIT_S:  # noqa: ASYNC110
+    while time.perf_counter() - began < _FREE_LIMIT_S:
+        requests = (await get_json(running.url, "/status"))["requests"]
+        if not any(requests[state] for state in states):
+            return
         await asyncio.sleep(_POLL_S)
-
-
-async def health(running: Cluster, waits: list[float]) -> None:
-    """Ask `/health` again and again; each answer's seconds go to `waits`."""
-    while True:
-        asked_at = time.perf_counter()
-        await get_json(running.url, "/health")
-        waits.append(time.perf_counter() - asked_at)
-        await asyncio.sleep(_HEALTH_EVERY_S)
-
-
-async def _requests(running: Cluster) -> dict[str, int]:
-    requests = (await get_json(running.url, "/status"))["requests"]
-    return {name: requests[name] for name in ("running", "waiting")}
 
 
 async def run(arguments: argparse.Namespace) -> Report:
@@ -173,7 +160,7 @@ async def run(arguments: argparse.Namespace) -> Report:
         rounds = [await neighbour(running, arguments.many) for _ in range(arguments.rounds)]
         print(f"neighbour: {rounds}", flush=True)
         waits: list[float] = []
-        asking = asyncio.create_task(health(running, waits))
+        asking = asyncio.create_task(ask_health(running.url, waits))
         speeds = await readers(running, arguments)
         print(f"readers: {speeds}", flush=True)
         verdicts = await burst(running, arguments.burst)

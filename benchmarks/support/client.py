@@ -5,6 +5,7 @@ connection. Times are seconds of `time.perf_counter`.
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 _CONNECT_TIMEOUT_S = 10.0
+_HEALTH_EVERY_S = 0.2
 _READ_BYTES = 1 << 16
 NO_FIELDS: Mapping[str, Any] = {}
 
@@ -134,6 +136,16 @@ async def get_json(url: str, path: str, api_key: str | None = None) -> Any:
     if response.status != 200:
         raise ValueError(f"{url}{path} answers {response.status}")
     return msgspec.json.decode(body)
+
+
+async def ask_health(url: str, waits: list[float]) -> None:
+    """Ask `/health` until cancelled; the seconds of each answer go to `waits`, also where it is none or another than 200."""
+    while True:
+        asked_at = time.perf_counter()
+        with contextlib.suppress(OSError, ValueError):
+            await get_json(url, "/health")
+        waits.append(time.perf_counter() - asked_at)
+        await asyncio.sleep(_HEALTH_EVERY_S)
 
 
 def _body(target: Target, prompt: str | Sequence[int], max_tokens: int, given: Mapping[str, Any]) -> bytes:
