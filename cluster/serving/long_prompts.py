@@ -1,8 +1,6 @@
-"""What keeps long prompts cheap: how many tokens a text has at least, and memory that goes back to the system."""
+"""What keeps long prompts cheap: how many tokens a text has at least."""
 
-import ctypes
 import json
-import sys
 from functools import lru_cache
 from typing import Any
 
@@ -45,11 +43,3 @@ def _keeps_text(normalizer: dict[str, Any] | None) -> bool:
             return all(map(_keeps_text, parts))
         case _:
             return False
-
-
-def give_back_memory() -> None:
-    """What was freed goes back to the system, where the C library would keep it."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)

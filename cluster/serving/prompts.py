@@ -15,10 +15,11 @@ from typing import Any, Self
 from mlx_lm.tokenizer_utils import StreamingDetokenizer, TokenizerWrapper
 from mlx_lm.utils import load_config, load_tokenizer
 
-from cluster.serving.long_prompts import give_back_memory, longest_token
+from cluster.serving.long_prompts import longest_token
 from cluster.serving.requests import ChatPrompt, GenerationRequest, TextPrompt, TokensPrompt
 from cluster.serving.templates import TemplateFailed
 from protocol.errors import BadRequest, ModelError, TooLarge
+from protocol.heap import give_back_memory
 
 TOKENIZER_FILES = (
     "tokenizer.json",

@@ -162,7 +162,10 @@ class Engine:
         in_flight, told = self._look(in_flight)
         self._in_flight = in_flight
         worked = taken or stepped or told
-        return self._runner.copy(is_idle=not worked) or worked or self._runner.spill()
+        worked = self._runner.copy(is_idle=not worked) or worked or self._runner.spill()
+        if not worked and wait_s is not None:
+            self._runner.rest()
+        return worked
 
     def _take(self, in_flight: StepInFlight | None, wait_s: float | None) -> tuple[StepInFlight | None, bool]:
         """Handle everything that arrived."""

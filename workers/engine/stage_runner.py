@@ -10,6 +10,7 @@ import mlx.core as mx
 import msgspec
 import numpy as np
 
+from protocol.heap import give_back_memory
 from protocol.messages import (
     CloseSequence,
     CopyArrived,
@@ -71,6 +72,7 @@ class StageRunner:
         self._launch_returns_at_once = mx.metal.is_available()
         self._finished_at = now()
         self._copying = Copying(name, links)
+        self._leaves_memory = False
         self.stages = LoadedStages()
 
     def __repr__(self) -> str:
@@ -79,6 +81,7 @@ class StageRunner:
     def renew(self, stages: LoadedStages) -> None:
         """Run these from now on."""
         self.stages = stages
+        self._leaves_memory = True
         self._copying.renew(stages)
         self._usual = {route: UsualTimes(stages.chunk_costs.get(route)) for route in stages.executors}
 
@@ -125,6 +128,13 @@ class StageRunner:
             return False
         self._move(sum(executor.prefixes.num_bytes for executor in executors))
         return any(executor.prefixes.spill() for executor in executors)
+
+    def rest(self) -> None:
+        """Nothing came for a while: where no request runs, what steps and plans no longer use goes back to the system."""
+        if self._leaves_memory and not any(map(len, self.stages.executors.values())):
+            self._leaves_memory = False
+            mx.clear_cache()
+            give_back_memory()
 
     def _move(self, most_bytes: int) -> None:
         """Parts of caches are moved now, no more than so many bytes."""
@@ -199,6 +209,7 @@ class StageRunner:
         self._finished_at = self._now()
         seconds = self._finished_at - started_at
         self._vitals.count(len(step.rows), seconds)
+        self._leaves_memory = True
         self._copying.stepped(step.num_tokens)
         self._usual[step.route].observe(kind, step.num_tokens, seconds)
         if self._vitals.num_steps % _CLEAR_EVERY_STEPS == 0:

@@ -2,6 +2,7 @@
 
 import logging
 
+import mlx.core as mx
 import pytest
 
 from protocol.codec import Envelope
@@ -93,6 +94,26 @@ def test_thread_that_waits_for_messages_counts_as_at_nothing(cluster):
     spy = engine._arrivals.next = Spy(engine, wait)
     engine.turn(wait_s=0.001)
     assert [beat.oldest_step_s for beat in spy.seen] == [None]
+
+
+def test_what_requests_left_unused_is_given_back_once_nothing_comes(cluster, monkeypatch):
+    given_back = []
+    monkeypatch.setattr(
+        "workers.engine.stage_runner.give_back_memory", lambda: given_back.append(mx.get_cache_memory())
+    )
+    engine = cluster.engines["worker-0"]
+    engine.turn(wait_s=0.001)  # of the plan
+    cluster.generate(PROMPT, 5)
+    for _ in range(6):
+        cluster.turn()
+    engine._runner.rest()  # as after a pause of another stage
+    assert len(given_back) == 1
+    cluster.run()
+    engine.turn()
+    assert len(given_back) == 1
+    for _ in range(3):
+        engine.turn(wait_s=0.001)
+    assert given_back == [0, 0]
 
 
 def test_messages_that_wait_for_a_stuck_thread_are_counted(cluster):
