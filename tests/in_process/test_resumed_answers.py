@@ -81,7 +81,7 @@ def test_many_answers_at_once_go_on_together(workshop, victim):
 
     async def scenario(cluster):
         expected = [await undisturbed(cluster, prompt, count, **fields) for prompt, count, fields in asked]
-        for step in range(1, 90, 16):
+        for step in range(1, 90, 24):
             replies = [cluster.client.ask(prompt, count, **fields) for prompt, count, fields in asked]
             cluster.worker(victim).at_launch(step, lambda: cluster.kill(victim))
             await asyncio.gather(*(reply.task for reply in replies))

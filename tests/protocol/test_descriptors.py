@@ -8,32 +8,33 @@ import pytest
 
 from protocol.descriptors import allow_descriptors, limits_kept
 
-SOFT, HARD = resource.getrlimit(resource.RLIMIT_NOFILE)
-
 
 @pytest.fixture(autouse=True)
-def same_afterwards():
-    yield
-    resource.setrlimit(resource.RLIMIT_NOFILE, (SOFT, HARD))
+def limits():
+    """Those of this process, which other tests may have lowered by what they import; the same afterwards."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield limits
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
-def test_as_many_as_wanted_are_allowed_and_no_fewer_than_before():
+def test_as_many_as_wanted_are_allowed_and_no_fewer_than_before(limits):
+    hard = limits[1]
     few = 256
-    resource.setrlimit(resource.RLIMIT_NOFILE, (few, HARD))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (few, hard))
     assert allow_descriptors(few + 100) == few + 100
-    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (few + 100, HARD)
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (few + 100, hard)
     assert allow_descriptors(few) == few
-    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (few + 100, HARD)
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (few + 100, hard)
 
 
-def test_what_is_imported_cannot_change_them():
+def test_what_is_imported_cannot_change_them(limits):
     with limits_kept():
         resource.setrlimit(resource.RLIMIT_NOFILE, (16, 16))
-    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (SOFT, HARD)
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == limits
 
 
 @pytest.mark.parametrize("name", ["workers.__main__", "cluster.serving.template_process"])
-def test_mlx_lm_s_own_limit_is_not_ours(name):
+def test_mlx_lm_s_own_limit_is_not_ours(limits, name):
     """What it does at its import, under the very imports of these processes."""
     lines = [
         "import resource, sys",
@@ -43,4 +44,4 @@ def test_mlx_lm_s_own_limit_is_not_ours(name):
         "print(*resource.getrlimit(resource.RLIMIT_NOFILE))",
     ]
     said = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True).stdout
-    assert said.split() == [str(SOFT), str(HARD)]
+    assert said.split() == [str(limit) for limit in limits]

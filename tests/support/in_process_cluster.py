@@ -1,17 +1,22 @@
 """Several engines in one process and one thread, joined without sockets: a whole route that a test can step through."""
 
+import shutil
+import tempfile
+import uuid
 from collections import Counter
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 import mlx.core as mx
+import msgspec
 import numpy as np
 from mlx_lm.generate import generate_step
 from mlx_lm.sample_utils import make_logits_processors
 from mlx_lm.utils import load_model
 
 from protocol.codec import Envelope
+from protocol.errors import ModelError
 from protocol.messages import (
     Cancel,
     Generate,
@@ -33,6 +38,7 @@ from protocol.transport import InProcessNetwork
 from protocol.values import KvSettings, LayerRange, Sampling
 from strategy.vocabulary import Route
 from workers.engine.engine import Engine
+from workers.model.inspection import inspect
 from workers.model.shelf import ModelShelf
 
 MAX_TURNS = 100_000
@@ -51,7 +57,26 @@ class OneModel:
 
 
 def shelf_of(model_path, cache_dir):
+    """With what was found of the model before: inspecting takes longer than most tests, and is tested elsewhere."""
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    if (model_path / "config.json").is_file():
+        for kept in _inspected(model_path, (model_path / "config.json").read_bytes()).iterdir():
+            shutil.copy(kept, cache_dir)
     return ModelShelf(OneModel(model_path), cache_dir)
+
+
+@cache
+def _inspected(model_path, _config):
+    folder = Path(_inspections().name) / str(uuid.uuid4())
+    folder.mkdir()
+    with suppress(ModelError):
+        inspect(model_path, folder)
+    return folder
+
+
+@cache
+def _inspections():
+    return tempfile.TemporaryDirectory(prefix="tandem-inspections-")
 
 
 class Clock:
@@ -317,7 +342,13 @@ def alone(
     end_tokens: tuple[int, ...] = (),
 ) -> list[int]:
     """The greedy ids that mlx-lm gives by itself, the end token included."""
-    sampling = sampling or Sampling()
+    asked = msgspec.json.encode(sampling or Sampling())
+    return list(_ids_alone(model_path, tuple(prompt), max_tokens, asked, end_tokens))
+
+
+@cache
+def _ids_alone(model_path: Path, prompt: tuple[int, ...], max_tokens: int, asked: bytes, end_tokens: tuple[int, ...]):
+    sampling = msgspec.json.decode(asked, type=Sampling)
     processors = make_logits_processors(
         logit_bias=sampling.logit_bias,
         repetition_penalty=sampling.repetition_penalty,

@@ -26,6 +26,7 @@ from tests.support.in_process_cluster import MODEL, InProcessCluster, alone
 from workers.zoo import make_tiny_model
 
 PROMPT = list(range(20, 60))
+NUM_TOKENS = 8
 BOTH = Route(("worker-0", "worker-1"))
 FIRST = Route(("worker-0",))
 ELSEWHERE = Route(("worker-0", "worker-7"))
@@ -153,7 +154,9 @@ UNFIT_MESSAGES = {
 
 def running(cluster):
     """A request on each route in the midst of its answer."""
-    numbers = [cluster.generate(PROMPT, 12, strategy=name) for name in ("distributed-cached", "single-device-cached")]
+    numbers = [
+        cluster.generate(PROMPT, NUM_TOKENS, strategy=name) for name in ("distributed-cached", "single-device-cached")
+    ]
     while not all(len(cluster.tokens[number]) >= 3 for number in numbers):
         cluster.turn()
     return numbers
@@ -161,10 +164,10 @@ def running(cluster):
 
 def assert_served_as_ever(cluster, model, numbers):
     cluster.run()
-    later = cluster.generate(PROMPT, 12)
+    later = cluster.generate(PROMPT, NUM_TOKENS)
     cluster.run()
     for number in [*numbers, later]:
-        assert cluster.tokens[number] == alone(model, PROMPT, 12)
+        assert cluster.tokens[number] == alone(model, PROMPT, NUM_TOKENS)
     cluster.assert_nothing_is_left()
 
 

@@ -129,7 +129,7 @@ def play(cluster, script):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @settings(
     deadline=None,
-    max_examples=15,
+    max_examples=10,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -171,7 +171,7 @@ def test_sixteen_at_once_get_the_ids_of_mlx_lm_alone(cluster_of, expected, num_s
 @pytest.mark.parametrize("architecture", ["llama", "gemma3_text"])
 @settings(
     deadline=None,
-    max_examples=6,
+    max_examples=4,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
