@@ -22,6 +22,7 @@ from cluster.settings import (
     CacheSettings,
     EngineSettings,
     KvCacheSettings,
+    LinkSettings,
     ModelSettings,
     RecoverySettings,
     Settings,
@@ -72,6 +73,7 @@ _SECTIONS: dict[str, type[msgspec.Struct]] = {
     "kv_cache": KvCacheSettings,
     "cache": CacheSettings,
     "recovery": RecoverySettings,
+    "links": LinkSettings,
     "engine": EngineSettings,
 }
 _ENVIRONMENT = {

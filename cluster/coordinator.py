@@ -14,6 +14,7 @@ import itertools
 import logging
 import os
 import signal
+import time
 from asyncio import FIRST_COMPLETED
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,10 +25,12 @@ from starlette.applications import Starlette
 
 from cluster.api.app import build_app
 from cluster.api.server import bind, serve
+from cluster.membership.invitations import InvitationBook
 from cluster.membership.local import WORKER, Launcher, LocalLauncher, default_memory_limit
 from cluster.membership.mailbox import ZmqMailbox
+from cluster.membership.member import Member
 from cluster.membership.restarts import Restarts
-from cluster.membership.roster import REJOIN_WITHIN_S, Member, Roster
+from cluster.membership.roster import REJOIN_WITHIN_S, Roster
 from cluster.planning.control import ControlPlane
 from cluster.planning.deployment import Deployment
 from cluster.planning.known_model import KnownModel
@@ -40,9 +43,10 @@ from cluster.settings import Settings
 from protocol.descriptors import allow_descriptors, limits_kept
 from protocol.errors import AddressUnavailable, TandemError
 from protocol.home import DesiredState, Home, ProcessIdentity, end_processes
+from protocol.host_specs import read_host_specs
 from protocol.logs import configure_logging
 from protocol.model_digest import model_digest
-from protocol.transport import KeyPair
+from protocol.transport import ANY, KeyPair
 from protocol.values import LayerRange
 from strategy.cache_use import MeasuredUse
 
@@ -163,7 +167,7 @@ class Coordinator:
         home, settings = self._home, self._settings
         earlier = await asyncio.to_thread(self._earlier_workers)
         desired = await asyncio.to_thread(home.next_incarnation, _make_keys)
-        mailbox = _mailbox(desired)
+        mailbox = _mailbox(desired, _listen(settings))
         desired = msgspec.structs.replace(desired, port=int(mailbox.door.endpoint.rpartition(":")[2]))
         await asyncio.to_thread(home.write_desired, desired)
         digest = await asyncio.to_thread(model_digest, path)
@@ -171,11 +175,12 @@ class Coordinator:
         self._report.tell(progress="starting the workers")
         now = asyncio.get_running_loop().time
         names = tuple(worker.name for worker in settings.workers)
+        book = InvitationBook(home, time.time, read_host_specs())
         control = self._control = ControlPlane(
             KnownModel(path, digest, settings),
             mailbox=mailbox,
             launcher=self._launcher,
-            roster=Roster(_members(settings), secret=desired.secret, restarts=Restarts()),
+            roster=Roster(_members(settings), secret=desired.secret, restarts=Restarts(), guests=book),
             deployment=Deployment(
                 wanted=names,
                 kv_copies=settings.recovery.kv_copies,
@@ -191,6 +196,9 @@ class Coordinator:
                 control.adopt(name, earlier[name])
             else:
                 await control.launch(name)
+        for name in book.names if self._is_again else ():
+            control.roster.invite(name)
+            control.roster.expect(name, REJOIN_WITHIN_S, now())
         self._tasks.append(asyncio.create_task(control.run()))
         return control
 
@@ -242,7 +250,8 @@ class Coordinator:
 
 def _worker_options(settings: Settings) -> tuple[str, ...]:
     trace = () if settings.engine.trace is None else ("--trace", settings.engine.trace)
-    return ("--orphan-s", f"{settings.recovery.orphan_s:g}", *trace)
+    listen = [word for address in _listen(settings) for word in ("--listen", address)]
+    return ("--orphan-s", f"{settings.recovery.orphan_s:g}", *listen, *trace)
 
 
 def _make_keys() -> tuple[str, str]:
@@ -250,15 +259,20 @@ def _make_keys() -> tuple[str, str]:
     return keys.public, keys.secret
 
 
-def _mailbox(desired: DesiredState) -> ZmqMailbox:
+def _listen(settings: Settings) -> tuple[str, ...]:
+    """As of `ZmqInbox`."""
+    return (ANY,) if settings.links.listen == "all" else settings.links.listen
+
+
+def _mailbox(desired: DesiredState, listen: tuple[str, ...]) -> ZmqMailbox:
     """Where earlier workers look for their coordinator, unless somebody else took that port meanwhile."""
     keys = KeyPair(desired.public_key, desired.secret_key)
     counter = itertools.count((desired.incarnation << 32) + 1)
     try:
-        return ZmqMailbox(keys, desired.port or None, lambda: next(counter))
+        return ZmqMailbox(keys, desired.port or None, lambda: next(counter), listen)
     except AddressUnavailable as error:
         log.warning("%s", error)
-        return ZmqMailbox(keys, None, lambda: next(counter))
+        return ZmqMailbox(keys, None, lambda: next(counter), listen)
 
 
 def _members(settings: Settings) -> list[Member]:

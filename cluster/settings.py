@@ -29,6 +29,10 @@ Text = Annotated[str, Meta(min_length=1, description="a string that is not empty
 ApiKey = Annotated[
     str, Meta(pattern=r"^[!-~]{1,1024}$", description="1 to 1024 printable ASCII characters without spaces")
 ]
+Listen = Annotated[
+    Literal["all"] | tuple[Text, ...],
+    Meta(description='"all", or a list of addresses of this machine'),
+]
 Switch = Annotated[bool, Meta(description="true or false")]
 
 
@@ -92,6 +96,12 @@ class RecoverySettings(msgspec.Struct, frozen=True, kw_only=True):
     orphan_s: Seconds = 120.0
 
 
+class LinkSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How workers are reached from other hosts. listen: at which addresses of this one; processes here always are."""
+
+    listen: Listen = "all"
+
+
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How the workers compute.
 
@@ -121,5 +131,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     kv_cache: KvCacheSettings = KvCacheSettings()
     cache: CacheSettings = CacheSettings()
     recovery: RecoverySettings = RecoverySettings()
+    links: LinkSettings = LinkSettings()
     engine: EngineSettings = EngineSettings()
     workers: tuple[WorkerSettings, ...]

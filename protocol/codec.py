@@ -31,6 +31,7 @@ from protocol.messages import (
     Join,
     KeepPrefix,
     KnownPrefix,
+    Leave,
     LinkLost,
     Loaded,
     LoadFailed,
@@ -54,7 +55,7 @@ from protocol.messages import (
 )
 from protocol.values import Buffer
 
-PROTOCOL = 3
+PROTOCOL = 4
 MAX_HEADER_BYTES = 8 << 20  # a bias for every id of a vocabulary of half a million
 MAX_FRAME_BYTES = 32 << 20
 MAX_BUFFERS = 4096  # as frames
@@ -85,6 +86,7 @@ KINDS: dict[int, type[Message]] = {
     11: Prepared,
     12: LinkLost,
     13: StepOverdue,
+    14: Leave,
     20: Welcome,
     21: Rejected,
     22: InspectModel,

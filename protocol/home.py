@@ -227,19 +227,19 @@ class Home:
 
     def write_state(self, state: ClusterState) -> None:
         """Replace the state; a reader sees the old or the new one, never a part."""
-        with self._writing():
+        with self.writing():
             self.write_private(self.state_file, msgspec.json.encode(state))
 
     def update_state(self, change: Callable[[ClusterState], ClusterState]) -> None:
         """Write what `change` makes of the state; nothing when there is none (any more). Raises DamagedState."""
-        with self._writing():
+        with self.writing():
             state = self.read_state()
             if state is not None:
                 self.write_private(self.state_file, msgspec.json.encode(change(state)))
 
     def clear_state(self, of: ProcessIdentity | None = None) -> None:
         """Forget the cluster; with `of`, only while that process is its supervisor or its coordinator."""
-        with self._writing():
+        with self.writing():
             if of is not None:
                 state = self.read_state()
                 if state is None or of not in (state.supervisor, state.coordinator):
@@ -249,8 +249,8 @@ class Home:
             self.state_file.unlink(missing_ok=True)
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        """One writer at a time, for as long as a file takes."""
+    def writing(self) -> Iterator[None]:
+        """One writer of this home's files at a time, for as long as a file takes."""
         with (self.root / "state.lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield

@@ -52,3 +52,11 @@ def configure_logging(home: Home, name: str) -> None:
         old.close()
     root.addHandler(handler)
     root.setLevel(logging.INFO)
+
+
+def say_on_terminal() -> None:
+    """What is logged is also said to whoever started this process, for one that a person watches."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("tandem: %(message)s"))
+    handler.addFilter(Repeats())
+    logging.getLogger().addHandler(handler)

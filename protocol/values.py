@@ -41,11 +41,23 @@ __all__ = [
 ]
 
 
+class Address(msgspec.Struct, frozen=True, kw_only=True):
+    """One way to a host: a ZeroMQ endpoint, and the interface there that has it."""
+
+    endpoint: str
+    interface: str
+
+
 class Peer(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a process receives: a ZeroMQ endpoint and its CURVE public key (Z85 text)."""
+    """Where a process receives: a ZeroMQ endpoint, and its CURVE public key (Z85 text).
+
+    endpoint: on its own host, `host`, as `protocol.transport.addressing.this_host` names it; addresses: from others.
+    """
 
     endpoint: str
     public_key: str
+    host: str = ""
+    addresses: tuple[Address, ...] = ()
 
 
 class KvSettings(msgspec.Struct, frozen=True, kw_only=True):

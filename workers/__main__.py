@@ -15,8 +15,8 @@ from protocol.descriptors import allow_descriptors, limits_kept
 from protocol.errors import TandemError
 from protocol.home import Home
 from protocol.join_token import read_token
-from protocol.logs import configure_logging
-from protocol.transport import KeyPair, ZmqInbox
+from protocol.logs import configure_logging, say_on_terminal
+from protocol.transport import LOOPBACK, KeyPair, ZmqInbox
 from protocol.values import Peer
 
 # Connections of strangers, which last until their handshake is overdue, take none that this worker needs.
@@ -38,6 +38,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--orphan-s", type=float, default=120.0, metavar="S", help="how long to wait for a coordinator that is gone"
     )
+    parser.add_argument(
+        "--listen", action="append", metavar="ADDRESS", help="where others reach it; every address of this host with *"
+    )
+    parser.add_argument("--models", action="append", type=Path, metavar="DIR", help="where to look for the model")
+    parser.add_argument("--guest", action="store_true", help="by hand, from another host: ends when it is interrupted")
     parser.add_argument("--trace", type=Path, metavar="FILE", help="append a timeline of every step")
     return parser.parse_args()
 
@@ -46,6 +51,8 @@ def main(data_inbox: type[ZmqInbox] = ZmqInbox) -> int:
     """Run one worker to its end. data_inbox: where other workers reach it."""
     arguments = _arguments()
     configure_logging(Home(Path(arguments.home)), arguments.name)
+    if arguments.guest:
+        say_on_terminal()
     allow_descriptors(_DESCRIPTORS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     token = sys.stdin.readline() if arguments.source == "-" else os.environ.pop("TANDEM_TOKEN", "")
@@ -63,9 +70,12 @@ def main(data_inbox: type[ZmqInbox] = ZmqInbox) -> int:
         coordinator=Peer(endpoint=arguments.join, public_key=public_key),
         secret=secret,
         memory_limit_bytes=arguments.memory_limit,
+        listen=tuple(arguments.listen or [LOOPBACK]),
         orphan_s=arguments.orphan_s,
         home=Home(Path(arguments.home)),
         trace=arguments.trace,
+        model_folders=tuple(arguments.models or ()),
+        is_guest=arguments.guest,
     )
     try:
         run_worker(options, KeyPair.kept(options.home, arguments.name), data_inbox)

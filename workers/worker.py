@@ -8,6 +8,7 @@ a busy compute thread never delays either. The coordinator's end does not end a 
 import logging
 import os
 import queue
+import signal
 import socket
 import threading
 import time
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from protocol.codec import PROTOCOL, Envelope
 from protocol.home import Home
+from protocol.host_specs import read_host_specs
 from protocol.messages import (
     Beat,
     CloseSequence,
@@ -25,6 +27,7 @@ from protocol.messages import (
     DropPrefix,
     Join,
     KeepPrefix,
+    Leave,
     LinkLost,
     Message,
     OpenSequence,
@@ -35,7 +38,7 @@ from protocol.messages import (
     StepFailed,
     Welcome,
 )
-from protocol.transport import Admits, KeyPair, Sender, ZmqDataLinks, ZmqInbox, ZmqOutbox
+from protocol.transport import LOOPBACK, Admits, KeyPair, Sender, ZmqDataLinks, ZmqInbox, ZmqOutbox
 from protocol.values import TO_COORDINATOR, Peer
 from workers.attachment import (
     Attachment,
@@ -47,6 +50,7 @@ from workers.attachment import (
     Reachable,
     Refused,
     SendJoin,
+    State,
     Tick,
     Welcomed,
 )
@@ -72,6 +76,12 @@ _FROM_WORKERS = (
     StepFailed,
 )
 
+_SAID = {
+    State.JOINING: "asks to be let in",
+    State.ATTACHED: "belongs to the cluster",
+    State.ADRIFT: "lost the cluster and looks for it",
+}
+
 Deliver = Callable[[Envelope], object]
 # Opens an inbox under a name for those who are admitted; says where it receives.
 OpenInbox = Callable[[str, Deliver, Admits], Peer]
@@ -79,17 +89,20 @@ OpenInbox = Callable[[str, Deliver, Admits], Peer]
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerOptions:
-    """coordinator: where it hears strangers, and its key; secret: the token's secret part; orphan_s: how long to live without the
-    coordinator; trace: a file for a timeline of every step.
+    """coordinator: where it hears strangers, and its key; secret: the token's secret part; listen: at which addresses of this
+    host, as of `ZmqInbox`; orphan_s: how long to live without the coordinator; trace: a file for a timeline of every step.
     """
 
     name: str
     coordinator: Peer
     secret: str
     memory_limit_bytes: int
+    listen: tuple[str, ...] = (LOOPBACK,)
     orphan_s: float
     home: Home
     trace: Path | None = None
+    model_folders: tuple[Path, ...] = ()
+    is_guest: bool = False
 
 
 class Worker:
@@ -136,7 +149,9 @@ class Worker:
                 self._events.put(Refused(reason))
             case Beat(members=members):
                 self._events.put(BeatArrived(envelope.epoch, members))
-            case Shutdown():
+            case Shutdown(why=why):
+                if why:
+                    log.error("ends: %s", why)
                 self._end()
             case _:
                 self._engine.post(envelope)
@@ -159,6 +174,10 @@ class Worker:
             self._is_ending.set()
             self._engine.post(Envelope(0, Shutdown()))
             self._exit_later()
+
+    def leave(self) -> None:
+        """End, and let the coordinator know that nobody need wait for this worker. On any thread."""
+        self._events.put(Envelope(0, Leave(worker=self._options.name)))
 
     # --- on the control thread
 
@@ -207,6 +226,8 @@ class Worker:
     def _handle(self, event: Event | Envelope) -> None:
         if isinstance(event, Envelope):  # to pass on
             self._say(event.epoch, event.message)
+            if isinstance(event.message, Leave):
+                self._end()
             return
         if isinstance(event, Welcomed):
             self._meet(event.inbox)
@@ -220,8 +241,8 @@ class Worker:
                 case EndProcess(reason=reason):
                     log.error("ends: %s", reason)
                     self._end()
-        if self._attachment.state is not before:
-            log.info("%s, was %s", self._attachment.state.value, before.value)
+        if self._attachment.state is not before and self._attachment.state in _SAID:
+            log.info("%s", _SAID[self._attachment.state])
 
     def start(self) -> None:
         """The worker can be reached: let it join."""
@@ -241,6 +262,7 @@ class Worker:
             model=model,
             held=held,
             num_losses=self._attachment.num_losses,
+            about=read_host_specs(),
         )
 
 
@@ -249,18 +271,22 @@ def run_worker(options: WorkerOptions, keys: KeyPair, data_inbox: type[ZmqInbox]
     data_inbox: where other workers reach it.
     """
     put_compute_thread_in_batch_class()
-    shelf = ModelShelf(options.home, options.home.cache)
+    shelf = ModelShelf(options.home, options.home.cache, options.model_folders)
     tracer = None if options.trace is None else Tracer(options.trace, options.name)
     links = ZmqDataLinks(lambda peer, why: worker.link_lost(peer, why, links.epoch), keys)
     engine = Engine(options.name, links, shelf, tracer=tracer)
 
     def open_inbox(kind: str, deliver: Deliver, admits: Admits) -> Peer:
-        inbox = (data_inbox if kind == "data" else ZmqInbox)(deliver, keys=keys, admits=admits)
+        kind_of_inbox = data_inbox if kind == "data" else ZmqInbox
+        inbox = kind_of_inbox(deliver, listen=options.listen, keys=keys, admits=admits)
         inbox.start()
         return inbox.peer
 
     worker = Worker(options, engine=engine, outbox=ZmqOutbox(keys), open_inbox=open_inbox, exit_later=_exit_later)
     worker.start()
+    if options.is_guest:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: worker.leave())
     threading.Thread(target=worker.run, name="control", daemon=True).start()
     engine.run()
     log.info("ended")

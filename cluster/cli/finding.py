@@ -30,6 +30,8 @@ def found_state(home: Home) -> ClusterState | None:
     leaders: dict[str, ProcessIdentity] = {}
     workers: dict[str, ProcessIdentity] = {}
     for module, arguments, identity in _processes(home):
+        if module == _WORKER and "--guest" in arguments:
+            continue
         if module == _WORKER:
             workers[_after("--name", arguments)] = identity
         else:
@@ -48,6 +50,13 @@ def found_state(home: Home) -> ClusterState | None:
         workers=workers,
         started_at=time.time(),
     )
+
+
+def found_guests(home: Home) -> list[ProcessIdentity]:
+    """Workers of this home that belong to clusters elsewhere."""
+    return [
+        identity for module, arguments, identity in _processes(home) if module == _WORKER and "--guest" in arguments
+    ]
 
 
 def _processes(home: Home) -> Iterator[tuple[str, list[str], ProcessIdentity]]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cluster.cli.token_commands import token
 from protocol.errors import TandemError, UsageError, as_sentence
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ STRATEGIES = ("single-device-cached", "distributed-no-cache", "distributed-cache
 _NOT_READY = 3
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _FOREGROUND_POLL_S = 0.5
+_FROM_INPUT = "-"
 _PLAIN = {"ignore_unknown_options": True, "help_option_names": [], "allow_interspersed_args": False}
 
 
@@ -117,10 +119,9 @@ def commands() -> None:
 
 
 def _session() -> "Session":
-    from cluster.cli.session import Session
-    from cluster.cli.terminal import standard_terminal
+    from cluster.cli.session import open_session
 
-    return Session(standard_terminal())
+    return open_session()
 
 
 def _start_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -280,19 +281,28 @@ def explain(text: str, *, as_json: bool, **options: Any) -> None:
 
 @commands.command()
 @click.option("--join", "address", required=True, metavar="ADDRESS", help="Where the coordinator takes workers.")
-@click.option("--token", required=True, help="What the coordinator admits workers by.")
+@click.option(
+    "--token", envvar="TANDEM_TOKEN", required=True, help="What it is let in by; - reads it from standard input."
+)
 @click.option("--name", help="This worker's name; the machine's name by default.")
-def worker(address: str, token: str, name: str | None) -> None:
+@click.option("--memory-limit", metavar="SIZE", help="For weights and caches; three quarters of the memory by default.")
+@click.option("--background", is_flag=True, help="Return once it belongs to the cluster; `stop` ends it.")
+def worker(address: str, token: str, name: str | None, memory_limit: str | None, *, background: bool) -> None:
     """Join this machine as a worker to a cluster elsewhere."""
-    import platform
-
-    from cluster.membership.local import default_memory_limit, worker_environment
+    from cluster.cli.joining import guest_process, start_behind
 
     session = _session()
-    session.home.create()
-    known = ["--name", name or platform.node().split(".")[0] or "worker", "--home", str(session.home.root)]
-    limit = ["--memory-limit", str(default_memory_limit(1))]
-    _become("workers", [*known, *limit, "--join", address], worker_environment() | {"TANDEM_TOKEN": token})
+    given = sys.stdin.readline().strip() if token == _FROM_INPUT else token
+    guest = guest_process(
+        session, address=address, token=given, name=name, memory_limit=memory_limit, environment=os.environ
+    )
+    if not background:
+        _become("workers", guest.arguments, guest.environment)
+    pid = start_behind(session, guest)
+    print(f"Worker {guest.name} (pid {pid}) belongs to the cluster; `./launch.sh stop` here ends it.")
+
+
+commands.add_command(token)
 
 
 @commands.command()

@@ -15,7 +15,7 @@ from cluster.cli.client import Client, NoAnswer
 from cluster.cli.showing import stopped_status
 from cluster.cli.starting import Started, Starter
 from cluster.cli.stopping import read_state
-from cluster.cli.terminal import Terminal
+from cluster.cli.terminal import Terminal, standard_terminal
 from cluster.config import Flags, Resolved, load_settings
 from cluster.settings import Settings
 from protocol.errors import TandemError
@@ -128,3 +128,8 @@ class Session:
     def _stored_key(self) -> str | None:
         settings = self.running_settings()
         return None if settings is None else settings.api.api_key
+
+
+def open_session() -> Session:
+    """The one of a command that a person typed."""
+    return Session(standard_terminal())

@@ -21,6 +21,7 @@ def stopped_status(note: str | None = None) -> dict[str, Any]:
         "policy": None,
         "coordinator": {"pid": None},
         "workers": [],
+        "hosts": [],
         "requests": {"running": 0, "waiting": 0, "finished": 0, "failed": 0, "resumed": 0},
         "cache": {"prompt_tokens": 0, "cached_tokens": 0, "hit_rate": 0.0},
         "events": [],

@@ -8,12 +8,13 @@ signalled.
 
 import contextlib
 
-from cluster.cli.finding import found_state
+from cluster.cli.finding import found_guests, found_state
 from cluster.cli.terminal import Terminal
 from protocol.home import ClusterState, DamagedState, Home, ProcessIdentity, end_processes
 
 DRAIN_LIMIT_S = 35.0
 _WORKER_GRACE_S = 3.0
+_GUEST_GRACE_S = 5.0
 _KILL_WAIT_S = 5.0
 _POLL_S = 0.5
 _LOCK_WAIT_S = 5.0
@@ -23,9 +24,13 @@ def stop_cluster(home: Home, terminal: Terminal, drain_limit_s: float = DRAIN_LI
     """Stop what `start` started here; returns a sentence that says what was done."""
     if not home.root.is_dir():
         return "Nothing is running."
+    num_guests = end_processes(found_guests(home), _GUEST_GRACE_S)
+    left = f"{num_guests} worker{'s' if num_guests > 1 else ''} of a cluster elsewhere"
     state = read_state(home, terminal)
     if state is None:
-        return "Nothing is running."
+        return f"Stopped {left}." if num_guests else "Nothing is running."
+    if num_guests:
+        terminal.note(f"tandem: stopped {left}.")
     done = _end_leaders(home, state, terminal, drain_limit_s)
     # A start that waited for this coordinator ends now and frees the lock; a new start must not lose its state.
     with contextlib.suppress(TimeoutError), home.lock(_LOCK_WAIT_S):

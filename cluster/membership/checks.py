@@ -5,6 +5,7 @@ may trust it; whether a sequence or a plan is there is known to who owns it. Wha
 """
 
 import math
+import re
 from urllib.parse import urlsplit
 
 from protocol.codec import Envelope
@@ -13,6 +14,7 @@ from protocol.messages import (
     Heartbeat,
     Inspected,
     Join,
+    Leave,
     LinkLost,
     Loaded,
     LoadFailed,
@@ -25,11 +27,12 @@ from protocol.messages import (
     StepOverdue,
     Tokens,
 )
-from protocol.values import LayerRange
+from protocol.values import LayerRange, Peer
 
 OF_MEMBERS: tuple[type[Message], ...] = (
     Heartbeat,
     Inspected,
+    Leave,
     LinkLost,
     LoadFailed,
     LoadProgress,
@@ -44,6 +47,8 @@ OF_MEMBERS: tuple[type[Message], ...] = (
 # Beyond these nothing is a count of bytes, tokens or layers of any machine or model.
 _MOST = 1 << 60
 _MOST_LAYERS = 1 << 16
+_MOST_ADDRESSES = 64
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _NUMBERS = (int, float)
 
 
@@ -53,6 +58,7 @@ def check_stranger(envelope: Envelope) -> Join:
     _require(isinstance(join, Join), f"a stranger's {type(join).__name__}")
     assert isinstance(join, Join)
     _require(join.peer.public_key == join.data.public_key == envelope.key, "a Join with somebody else's key")
+    _require(_NAME.fullmatch(join.name), "a Join under a name that is none")
     _require(join.pid > 0 and 0 <= join.memory_limit_bytes <= _MOST, "a Join of no process")
     _require(all(map(_are_layers, join.held)), "a Join with layers of no model")
     return join
@@ -88,7 +94,13 @@ def _require(holds: object, what: str) -> None:
         raise WireError(what)
 
 
-def is_address(endpoint: str) -> bool:
+def can_be_reached(peer: Peer) -> bool:
+    """Whether a peer says where it is by nothing but hosts and ports, and few of them."""
+    endpoints = [peer.endpoint, *(address.endpoint for address in peer.addresses)]
+    return len(endpoints) <= _MOST_ADDRESSES and all(map(_is_address, endpoints))
+
+
+def _is_address(endpoint: str) -> bool:
     """Whether this is a host and a port, not a file or another thing that ZeroMQ could open."""
     try:
         parts = urlsplit(endpoint)

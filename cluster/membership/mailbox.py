@@ -10,12 +10,12 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from cluster.membership.checks import check_member, check_stranger, is_address
+from cluster.membership.checks import can_be_reached, check_member, check_stranger
 from cluster.membership.plan_links import PlanLinks
 from protocol.codec import Envelope
 from protocol.errors import WireError
 from protocol.messages import Message
-from protocol.transport import FOR_STRANGERS, KeyPair, ZmqDataLinks, ZmqInbox, ZmqOutbox
+from protocol.transport import FOR_STRANGERS, LOOPBACK, KeyPair, ZmqDataLinks, ZmqInbox, ZmqOutbox
 from protocol.values import Buffer, Peer
 
 Closed = Callable[[str, str], None]
@@ -90,15 +90,17 @@ class ZmqMailbox:
     """A Mailbox over ZeroMQ.
 
     keys, port: those of an earlier life, port that of the door; None takes a free one. next_epoch: a number higher than all
-    before.
+    before. listen: as of `ZmqInbox`.
     """
 
-    def __init__(self, keys: KeyPair, port: int | None, next_epoch: Callable[[], int]):
+    def __init__(
+        self, keys: KeyPair, port: int | None, next_epoch: Callable[[], int], listen: Sequence[str] = (LOOPBACK,)
+    ):
         self._loop = asyncio.get_running_loop()
         self._deliver: Callable[[Envelope], None] | None = None
         self._closed: Closed | None = None
-        self._door = ZmqInbox(self._asked, port=port, keys=keys, limits=FOR_STRANGERS)
-        self._inbox = ZmqInbox(self._received, keys=keys, admits=lambda key: key in self._names)
+        self._door = ZmqInbox(self._asked, listen=listen, port=port, keys=keys, limits=FOR_STRANGERS)
+        self._inbox = ZmqInbox(self._received, listen=listen, keys=keys, admits=lambda key: key in self._names)
         self._outbox = ZmqOutbox(keys)
         self._answers = _Answers(keys)
         self._plan = PlanLinks(ZmqDataLinks(self._lost, keys), next_epoch, self._gap)
@@ -132,7 +134,7 @@ class ZmqMailbox:
     def _asked(self, envelope: Envelope) -> None:
         """On the door's thread."""
         join = check_stranger(envelope)
-        if not (is_address(join.peer.endpoint) and is_address(join.data.endpoint)):
+        if not (can_be_reached(join.peer) and can_be_reached(join.data)):
             raise WireError("a Join that cannot be answered")
         self._hand_in(envelope)
 

@@ -5,19 +5,20 @@ changes nothing. Knows nothing of plans: a worker that is there can be used, wha
 """
 
 import hmac
-from collections.abc import Iterable
-from enum import StrEnum
+from collections.abc import Collection, Iterable
+from typing import Protocol
 
 import msgspec
 
+from cluster.membership.invitations import NotInvited
+from cluster.membership.member import LOST_AFTER_S, Member, WorkerEvent, WorkerState
 from cluster.membership.restarts import Restarts
 from protocol.codec import PROTOCOL
 from protocol.errors import IllegalEvent
 from protocol.join_token import make_token
-from protocol.messages import Heartbeat, Join, Loaded
-from protocol.values import LayerRange, Peer
+from protocol.messages import Heartbeat, Join
+from protocol.values import Peer
 
-LOST_AFTER_S = 3.0
 # A worker whose connection closed may come back by itself, which takes it LOST_AFTER_S where no Beat tells it that it was
 # given up; after that its process is ended.
 RETURN_WITHIN_S = 2 * LOST_AFTER_S
@@ -27,150 +28,8 @@ END_WITHIN_S = 5.0
 JOIN_WITHIN_S = 300.0
 # Workers that outlived their coordinator look for it twice a second.
 REJOIN_WITHIN_S = 15.0
-
-
-class WorkerState(StrEnum):
-    """Where a worker is in its life."""
-
-    JOINING = "joining"
-    JOINED = "joined"
-    LOADING = "loading"
-    READY = "ready"
-    LOST = "lost"
-    STOPPED = "stopped"
-
-
-class WorkerEvent(StrEnum):
-    """What can happen to a worker. RELEASE: it is no longer part of a plan."""
-
-    START = "start"
-    JOIN = "join"
-    LOAD = "load"
-    LOADED = "loaded"
-    RELEASE = "release"
-    LOSE = "lose"
-    STOP = "stop"
-
-
-_S, _E = WorkerState, WorkerEvent
-TRANSITIONS: dict[tuple[WorkerState, WorkerEvent], WorkerState] = {
-    (_S.JOINING, _E.JOIN): _S.JOINED,
-    (_S.JOINING, _E.LOSE): _S.LOST,
-    (_S.JOINING, _E.STOP): _S.STOPPED,
-    (_S.JOINED, _E.JOIN): _S.JOINED,
-    (_S.JOINED, _E.LOAD): _S.LOADING,
-    (_S.JOINED, _E.LOSE): _S.LOST,
-    (_S.JOINED, _E.STOP): _S.STOPPED,
-    (_S.LOADING, _E.JOIN): _S.JOINED,
-    (_S.LOADING, _E.LOAD): _S.LOADING,
-    (_S.LOADING, _E.LOADED): _S.READY,
-    (_S.LOADING, _E.RELEASE): _S.JOINED,
-    (_S.LOADING, _E.LOSE): _S.LOST,
-    (_S.LOADING, _E.STOP): _S.STOPPED,
-    (_S.READY, _E.JOIN): _S.JOINED,
-    (_S.READY, _E.LOAD): _S.LOADING,
-    (_S.READY, _E.RELEASE): _S.JOINED,
-    (_S.READY, _E.LOSE): _S.LOST,
-    (_S.READY, _E.STOP): _S.STOPPED,
-    (_S.LOST, _E.START): _S.JOINING,
-    (_S.LOST, _E.JOIN): _S.JOINED,
-    (_S.LOST, _E.STOP): _S.STOPPED,
-}
-THERE = frozenset({_S.JOINED, _S.LOADING, _S.READY})
-
-
-class WorkerLoad(msgspec.Struct, frozen=True, kw_only=True):
-    """How busy a worker was between two heartbeats. batch_size: sequences in a step on average."""
-
-    busy_share: float = 0.0
-    steps_per_s: float = 0.0
-    batch_size: float = 0.0
-    queue: int = 0
-
-    @classmethod
-    def between(cls, earlier: Heartbeat, later: Heartbeat, seconds: float) -> "WorkerLoad":
-        """From the counts of two heartbeats `seconds` apart; nothing where a new process counts anew."""
-        steps = later.steps - earlier.steps
-        if steps < 0:
-            return cls(queue=later.queued)
-        return cls(
-            busy_share=round(min((later.busy_s - earlier.busy_s) / seconds, 1.0), 3),
-            steps_per_s=round(steps / seconds, 1),
-            batch_size=round((later.rows - earlier.rows) / steps, 2) if steps else 0.0,
-            queue=later.queued,
-        )
-
-
-class Member:
-    """One worker: its state, how to reach it, and what it said of itself last."""
-
-    def __init__(self, name: str, *, memory_limit_bytes: int, manual_layers: LayerRange | None = None, now: float = 0):
-        self.name = name
-        self.memory_limit_bytes = memory_limit_bytes
-        self.manual_layers = manual_layers
-        self.state = WorkerState.JOINING
-        self.join: Join | None = None
-        self.heartbeat: Heartbeat | None = None
-        self.load = WorkerLoad()
-        self.held: tuple[LayerRange, ...] = ()
-        self.seen_at = now
-        self.due_at: float | None = None  # when it is expected at the latest
-
-    def __repr__(self) -> str:
-        return f"Member({self.name}, {self.state})"
-
-    def apply(self, event: WorkerEvent) -> None:
-        """Move on. Raises IllegalEvent."""
-        following = TRANSITIONS.get((self.state, event))
-        if following is None:
-            raise IllegalEvent(f"{self.name} is {self.state} and cannot {event}")
-        self.state = following
-
-    @property
-    def is_there(self) -> bool:
-        return self.state in THERE
-
-    @property
-    def is_ready(self) -> bool:
-        return self.state is WorkerState.READY
-
-    def beat(self, heartbeat: Heartbeat, now: float) -> None:
-        """A heartbeat arrived; one that was sent before what the worker has loaded since, which came by another way, is
-        believed in all but that.
-        """
-        known = self.heartbeat
-        if known is not None and heartbeat.read_bytes < known.read_bytes:
-            heartbeat = msgspec.structs.replace(
-                heartbeat, weights_bytes=known.weights_bytes, read_bytes=known.read_bytes
-            )
-        if self.heartbeat is not None and now > self.seen_at:
-            self.load = WorkerLoad.between(self.heartbeat, heartbeat, now - self.seen_at)
-        self.heartbeat = heartbeat
-        self.seen_at = now
-
-    def loaded(self, message: Loaded) -> None:
-        """It has loaded what the plan wants. Its figures are known now, before its next heartbeat. Raises IllegalEvent."""
-        self.apply(WorkerEvent.LOADED)
-        self.heartbeat = msgspec.structs.replace(
-            self.heartbeat or Heartbeat(worker=self.name),
-            weights_bytes=message.weights_bytes,
-            read_bytes=message.read_bytes,
-            oldest_step_s=None,  # what it said while it read
-            overdue_s=0.0,
-        )
-
-    def why_lost(self, now: float) -> str | None:
-        """What of a worker that should be there says that it is not, as a clause; None when all is well."""
-        if not self.is_there:
-            return None
-        if now - self.seen_at > LOST_AFTER_S:
-            return "does not answer"
-        beat = self.heartbeat
-        if beat is not None and beat.oldest_step_s is not None and beat.overdue_s:
-            stuck_s = beat.oldest_step_s + now - self.seen_at
-            if stuck_s > beat.overdue_s:
-                return f"has been stuck for {stuck_s:.1f} s"
-        return None
+# A guest that is gone for longer is missed no more; it may come again whenever it likes.
+MISSED_FOR_S = 120.0
 
 
 class Admitted(msgspec.Struct, frozen=True):
@@ -206,15 +65,60 @@ class Start(msgspec.Struct, frozen=True):
     name: str
 
 
-Action = Admitted | RefuseJoin | Lost | Kill | Start
+class Gone(msgspec.Struct, frozen=True):
+    """A guest, which is reached at `peer`, is no member any more. why: a sentence for it."""
+
+    peer: Peer
+    why: str
+
+
+Action = Admitted | RefuseJoin | Lost | Kill | Start | Gone
+
+
+class Guests(Protocol):
+    """Who may come from elsewhere; `InvitationBook`."""
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Those who came and may stay."""
+
+    def admit(self, join: Join) -> None:
+        """Let a worker in. Raises NotInvited."""
+
+    def left(self, name: str) -> None:
+        """One is here no more, and may come again."""
+
+
+class NoGuests:
+    """Nobody comes from elsewhere."""
+
+    names: frozenset[str] = frozenset()
+
+    def admit(self, _: Join) -> None:
+        """See Guests."""
+        raise NotInvited("there is no worker of that name in the plan, and no token lets one in")
+
+    def left(self, name: str) -> None:
+        """See Guests."""
+
+
+_NO_GUESTS = NoGuests()
 
 
 class Roster:
-    """The members by name. secret: what proves that a worker was given the cluster's token."""
+    """The members by name. secret: what proves that a worker was given the cluster's own token; guests: who may come besides."""
 
-    def __init__(self, members: Iterable[Member], *, secret: str, restarts: Restarts):
+    def __init__(
+        self,
+        members: Iterable[Member],
+        *,
+        secret: str,
+        restarts: Restarts,
+        guests: Guests = _NO_GUESTS,
+    ):
         self.members = {member.name: member for member in members}
         self._secret = secret
+        self._guests = guests
         self._restarts = restarts
         self._start_at: dict[str, float] = {}
 
@@ -230,19 +134,17 @@ class Roster:
 
         What a process asked before it ended may arrive afterwards, and means nothing.
         """
-        member = self.members.get(join.name)
-        if (
-            not hmac.compare_digest(join.secret.encode(), self._secret.encode())
-            or join.protocol != PROTOCOL
-            or member is None
-        ):
-            return [
-                RefuseJoin(join.peer, "a wrong token, another version of Tandem, or a name that is not in the plan")
-            ]
+        try:
+            member = self._admit(join)
+        except NotInvited as error:
+            return [RefuseJoin(join.peer, str(error))]
+        earlier: list[Action] = []
         if member.is_there and member.join is not None:
             if member.join.pid != join.pid:
-                return [RefuseJoin(join.peer, f"{join.name} is there already")]
-            if member.join.num_losses == join.num_losses:
+                if not member.is_guest:
+                    return [RefuseJoin(join.peer, f"{join.name} is there already")]
+                earlier = self._lose(member, f"worker {join.name} was started again", died=True)
+            elif member.join.num_losses == join.num_losses:
                 return []
         if join.name in self._start_at:
             return []
@@ -252,7 +154,36 @@ class Roster:
             return [RefuseJoin(join.peer, str(error))]
         member.join, member.seen_at, member.due_at = join, now, None
         member.heartbeat = None
-        return [Admitted(join.name)]
+        return [*earlier, Admitted(join.name)]
+
+    def _admit(self, join: Join) -> Member:
+        """Whose Join this is; a guest that is new becomes a member. Raises NotInvited."""
+        if join.protocol != PROTOCOL:
+            raise NotInvited("another version of Tandem is running here; update both to the same")
+        member = self.members.get(join.name)
+        if member is None or member.is_guest:
+            self._guests.admit(join)
+            member = member or self.invite(join.name)
+            member.memory_limit_bytes = join.memory_limit_bytes
+        elif not hmac.compare_digest(join.secret.encode(), self._secret.encode()):
+            raise NotInvited("a wrong token, or the name of another worker; give this one a name with --name")
+        return member
+
+    def invite(self, name: str) -> Member:
+        """A guest that will come."""
+        member = self.members[name] = Member(name, memory_limit_bytes=0, is_guest=True)
+        return member
+
+    def dismiss(self, name: str, why: str) -> list[Action]:
+        """A guest is no member any more; nothing happens for a worker of the configuration. why: a clause."""
+        member = self.members[name]
+        if not member.is_guest:
+            return []
+        del self.members[name]
+        self._guests.left(name)
+        sentence = f"worker {name} {why}"
+        gone = [] if member.join is None else [Gone(member.join.peer, sentence)]
+        return [*self._lose(member, sentence, died=True), *gone]
 
     def beat(self, heartbeat: Heartbeat, now: float) -> None:
         """A heartbeat of a stranger, or of who was given up, means nothing."""
@@ -278,7 +209,7 @@ class Roster:
         member = self.members[name]
         if not member.is_there:
             return []
-        member.due_at = now + RETURN_WITHIN_S
+        member.due_at = now + (MISSED_FOR_S if member.is_guest else RETURN_WITHIN_S)
         return self._lose(member, f"the connection to worker {name} closed", died=False)
 
     def tick(self, now: float) -> list[Action]:
@@ -288,18 +219,30 @@ class Roster:
             if why := member.why_lost(now):
                 actions += self._lose(member, f"worker {member.name} {why}; see ./launch.sh logs", died=True)
                 actions.append(self._kill(member, now))
-            elif member.due_at is not None and now > member.due_at:
+            elif member.due_at is not None and now > member.due_at and not member.is_guest:
                 actions.append(self._kill(member, now))
         for name in [name for name, at in self._start_at.items() if now >= at]:
             del self._start_at[name]
             self.members[name].apply(WorkerEvent.START)
             self.expect(name, JOIN_WITHIN_S, now)
             actions.append(Start(name))
+        return [*actions, *self._dismiss_guests(now)]
+
+    def _dismiss_guests(self, now: float) -> list[Action]:
+        """Those whose token was taken back, and those who are gone for long."""
+        actions: list[Action] = []
+        for member in [member for member in self.members.values() if member.is_guest]:
+            if member.name not in self._guests.names:
+                actions += self.dismiss(member.name, "may not stay")
+            elif not member.is_there and member.due_at is None:
+                member.due_at = now + MISSED_FOR_S
+            elif member.due_at is not None and now > member.due_at:
+                actions += self.dismiss(member.name, "did not come back")
         return actions
 
     def _kill(self, member: Member, now: float) -> Action:
         """Its process is as good as gone; until it is, none starts under its name."""
-        member.due_at = now + END_WITHIN_S
+        member.due_at = now + (MISSED_FOR_S if member.is_guest else END_WITHIN_S)
         return Kill(member.name)
 
     def excuse(self, seconds: float, now: float) -> None:
@@ -309,7 +252,8 @@ class Roster:
 
     def mend(self, now: float) -> list[str]:
         """Start everybody who is not there at once, also those left out; returns their names."""
-        missing = [member.name for member in self.members.values() if member.state is WorkerState.LOST]
+        lost = [member for member in self.members.values() if member.state is WorkerState.LOST]
+        missing = [member.name for member in lost if not member.is_guest]
         for name in missing:
             self._restarts.forgive(name)
             if self.members[name].due_at is None:
@@ -321,14 +265,21 @@ class Roster:
         """Workers that can be part of a plan, in the order of the configuration."""
         return tuple(member for member in self.members.values() if member.is_there)
 
-    @property
-    def missing(self) -> tuple[str, ...]:
-        """Workers that should be there and are not."""
-        return tuple(member.name for member in self.members.values() if not member.is_there)
+    def missing(self, planned: Collection[str] | None = None) -> tuple[str, ...]:
+        """Workers that should be there and are not, or are not `planned`, where that is given."""
+        return tuple(
+            member.name
+            for member in self.members.values()
+            if not member.is_there or (planned is not None and member.name not in planned)
+        )
 
     def token(self, public_key: str) -> str:
         """What lets a worker in at the coordinator with this key."""
         return make_token(public_key, self._secret)
+
+    def is_guest(self, name: str) -> bool:
+        """Whether a worker came from elsewhere, also one that is no member any more."""
+        return name not in self.members or self.members[name].is_guest
 
     def deaths(self, name: str, now: float) -> int:
         """How often a worker died lately."""

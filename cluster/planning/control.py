@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from cluster.membership import roster as membership
 from cluster.membership.local import Launcher
 from cluster.membership.mailbox import Mailbox
-from cluster.membership.roster import Member, Roster, WorkerEvent, WorkerState
+from cluster.membership.member import Member, WorkerEvent, WorkerState
+from cluster.membership.roster import Roster
 from cluster.planning import deployment as planning
 from cluster.planning.assembly import Assembly, Part
 from cluster.planning.deployment import Candidate, Deployment
@@ -29,6 +30,7 @@ from protocol.messages import (
     Inspected,
     InspectModel,
     Join,
+    Leave,
     LinkLost,
     Loaded,
     LoadFailed,
@@ -99,12 +101,7 @@ class ControlPlane:
     @property
     def missing(self) -> tuple[str, ...]:
         """Workers that should be there and are not, or not part of the plan in force yet."""
-        planned = None if self.plan is None else self.plan.workers
-        return tuple(
-            member.name
-            for member in self.roster.members.values()
-            if not member.is_there or (planned is not None and member.name not in planned)
-        )
+        return self.roster.missing(None if self.plan is None else self.plan.workers)
 
     # --- living
 
@@ -183,6 +180,8 @@ class ControlPlane:
                 self._perform_all(self.roster.joined(join, self._now()))
             case Heartbeat() as beat:
                 self.roster.beat(beat, self._now())
+            case Leave(worker=name):
+                self._perform_all(self.roster.dismiss(name, "left"))
             case Inspected() as found:
                 self._inspected(found)
             case Prepared(worker=name, layers=layers) if self._deployment.is_preparing(name):
@@ -241,6 +240,9 @@ class ControlPlane:
     def _load_failed(self, failed: LoadFailed) -> None:
         """A worker cannot load: at the start that is the end, later it is as if the worker had died."""
         log.error("%s: %s", failed.worker, failed.message)
+        if self.roster.is_guest(failed.worker):
+            self._perform_all(self.roster.dismiss(failed.worker, f"cannot take part: {failed.message}"))
+            return
         if not self._deployment.has_served:
             self.starting.fail(ModelError(failed.message))
             return
@@ -256,11 +258,13 @@ class ControlPlane:
 
     def _closed(self, worker: str, why: str) -> None:
         """A connection to a worker closed; that its process ended is known a moment later."""
-        if self.roster.members[worker].is_there:
+        if worker in self.members and self.members[worker].is_there:
             self._unless_replanned(lambda: self._still_closed(worker, why))
 
     def _still_closed(self, worker: str, why: str) -> None:
-        if self._launcher.has_ended(worker):
+        if worker not in self.members:
+            return
+        if not self.roster.is_guest(worker) and self._launcher.has_ended(worker):
             self._process_ended(worker, None)
         else:
             log.warning("%s: %s", worker, why)
@@ -299,6 +303,8 @@ class ControlPlane:
                 self._lose(name, sentence, died=died)
             case membership.Kill(name=name):
                 self._launcher.kill(name)
+            case membership.Gone(peer=peer, why=why):
+                self._mailbox.answer(peer, Shutdown(why=why))
             case membership.Start(name=name):
                 log.info("starting %s again", name)
                 task = asyncio.create_task(self._launch_again(name))
@@ -314,6 +320,7 @@ class ControlPlane:
 
     def _admit(self, member: Member) -> None:
         assert member.join is not None
+        self._deployment.want(tuple(self.members))
         self._mailbox.know(member.name, member.join.peer)
         self._mailbox.tell(member.name, Welcome(inbox=self._mailbox.inbox))
         member.held = member.join.held if member.join.model == self._model.digest else ()
@@ -325,7 +332,8 @@ class ControlPlane:
     def _lose(self, name: str, sentence: str, *, died: bool) -> None:
         log.error("%s", sentence)
         self.events.add(f"lost {name}: {sentence}")
-        if not self._deployment.has_served:
+        self._deployment.want(tuple(self.members))
+        if not (self._deployment.has_served or self.roster.is_guest(name)):
             self.starting.fail(TandemError(sentence))
             return
         loss = Loss(workers=(name,) if died else (), sentence=sentence)
@@ -336,16 +344,8 @@ class ControlPlane:
             self._beat()
 
     def _candidates(self) -> dict[str, Candidate]:
-        return {
-            member.name: Candidate(
-                name=member.name,
-                memory_limit_bytes=member.memory_limit_bytes,
-                layers=member.manual_layers,
-                held=member.held,
-                deaths=self.roster.deaths(member.name, self._now()),
-            )
-            for member in self.roster.there
-        }
+        now = self._now()
+        return {member.name: Candidate.of(member, self.roster.deaths(member.name, now)) for member in self.roster.there}
 
     def _plan_all(self, actions: Sequence[planning.Action]) -> None:
         for action in actions:

@@ -14,9 +14,11 @@ Events in, actions out; `now` (seconds of a monotonic clock) is an argument. Sen
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from typing import Self
 
 import msgspec
 
+from cluster.membership.member import Member
 from cluster.planning.plan import Loss
 from protocol.errors import IllegalEvent
 from protocol.messages import Inspected
@@ -74,6 +76,17 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     layers: LayerRange | None = None
     held: tuple[LayerRange, ...] = ()
     deaths: int = 0
+
+    @classmethod
+    def of(cls, member: Member, deaths: int) -> Self:
+        """A member as planning sees it."""
+        return cls(
+            name=member.name,
+            memory_limit_bytes=member.memory_limit_bytes,
+            layers=member.manual_layers,
+            held=member.held,
+            deaths=deaths,
+        )
 
 
 class Inspect(msgspec.Struct, frozen=True):
@@ -135,6 +148,10 @@ class Deployment:
 
     def __repr__(self) -> str:
         return f"Deployment({self.state}, {len(self._there)} of {len(self._wanted)} workers)"
+
+    def want(self, names: Sequence[str]) -> None:
+        """These should take part from now on; `changed` tells which of them are there."""
+        self._wanted = tuple(names)
 
     @property
     def has_served(self) -> bool:

@@ -6,7 +6,7 @@ The one door between the two, so that a test can play everything behind it by ha
 from collections.abc import Mapping
 from typing import Protocol
 
-from cluster.membership.roster import Member
+from cluster.membership.member import Member
 from cluster.planning.events import EventLog
 from cluster.planning.plan import Loss, Plan
 from protocol.messages import Message, PrefillProgress, Reused, SequenceFailed, Tokens

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from cluster.membership.roster import Member
+from cluster.membership.member import Member
 
 STALLED_AFTER_S = 10.0
 

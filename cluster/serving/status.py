@@ -4,18 +4,22 @@ INTERFACE's `status --json` key by key. Built from the plan in force, the member
 """
 
 from collections.abc import Iterable
+from urllib.parse import urlsplit
 
 import msgspec
 
-from cluster.membership.roster import Member, WorkerLoad
+from cluster.membership.member import Member, WorkerLoad
 from cluster.planning.events import ClusterEvent
 from cluster.planning.plan import Plan
 from cluster.serving.counts import RequestCounts, ReuseCounts
 from cluster.serving.health import Stall
+from protocol.messages import Join
+from protocol.transport.addressing import endpoint_for
 from protocol.values import LayerRange
 from strategy.memory import WorkerBudget
 from strategy.partition import Stage
 
+LOCAL = "local"
 SERVING_STATES = ("ready", "degraded")
 
 
@@ -70,6 +74,18 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     link: None = None
 
 
+class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One machine, as its workers described it; local: the coordinator's. address: where the coordinator reaches it."""
+
+    name: str
+    address: str
+    chip: str
+    os: str
+    versions: dict[str, str]
+    memory_bytes: int
+    workers: tuple[str, ...]
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """Everything at one moment. state: starting, ready, degraded or stopped."""
 
@@ -81,6 +97,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     policy: str
     coordinator: CoordinatorStatus
     workers: tuple[WorkerStatus, ...]
+    hosts: tuple[HostStatus, ...]
     requests: RequestCounts
     cache: ReuseCounts
     events: tuple[ClusterEvent, ...]
@@ -116,11 +133,35 @@ def worker_statuses(members: Iterable[Member], plan: Plan | None) -> tuple[Worke
     return tuple(_worker(member, stages.get(member.name), budgets.get(member.name), total) for member in members)
 
 
+def host_statuses(members: Iterable[Member]) -> tuple[HostStatus, ...]:
+    """Every machine of which a worker joined."""
+    found: dict[str, tuple[Join, list[str]]] = {}
+    for member in members:
+        if member.join is not None:
+            found.setdefault(_host(member), (member.join, []))[1].append(member.name)
+    return tuple(
+        HostStatus(
+            name=name,
+            address=urlsplit(endpoint_for(join.peer)).hostname or "",
+            chip=join.about.chip,
+            os=join.about.os,
+            versions=join.about.versions,
+            memory_bytes=join.about.memory_bytes,
+            workers=tuple(workers),
+        )
+        for name, (join, workers) in found.items()
+    )
+
+
+def _host(member: Member) -> str:
+    return member.join.about.name if member.is_guest and member.join is not None else LOCAL
+
+
 def _worker(member: Member, stage: Stage | None, budget: WorkerBudget | None, model_bytes: int) -> WorkerStatus:
     beat = member.heartbeat if member.state in ("joined", "loading", "ready") else None
     return WorkerStatus(
         name=member.name,
-        host="local",
+        host=_host(member),
         pid=member.join.pid if member.join is not None else None,
         state=member.state,
         layers=stage.layers if stage is not None else None,

@@ -10,7 +10,7 @@ from protocol.messages.generating import (
     Tokens,
     Update,
 )
-from protocol.messages.joining import Beat, Heartbeat, Join, LinkLost, Rejected, Shutdown, StepOverdue, Welcome
+from protocol.messages.joining import Beat, Heartbeat, Join, Leave, LinkLost, Rejected, Shutdown, StepOverdue, Welcome
 from protocol.messages.loading import (
     Inspected,
     InspectModel,
@@ -54,6 +54,7 @@ __all__ = [
     "KeepPrefix",
     "KeptPrefix",
     "KnownPrefix",
+    "Leave",
     "LinkLost",
     "LoadFailed",
     "LoadProgress",

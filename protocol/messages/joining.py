@@ -1,5 +1,6 @@
 """A worker and its cluster: how it is admitted, that it lives, and that it ends."""
 
+from protocol.host_specs import HostSpecs
 from protocol.messages.message import Message
 from protocol.values import LayerRange, Peer, Route
 
@@ -10,7 +11,7 @@ class Join(Message, frozen=True, kw_only=True):
     The only message that a stranger may send. secret: proves that it was given the cluster's token; peer: where the
     coordinator reaches it; data: where other workers do, both with the key that sends this; model, held: the digest of the
     model that it has open and the layers whose weights it has read; num_losses: how often it lost the coordinator, so that
-    a Join that was only sent again is known as such.
+    a Join that was only sent again is known as such; about: its host.
     """
 
     protocol: int
@@ -24,6 +25,7 @@ class Join(Message, frozen=True, kw_only=True):
     model: str | None = None
     held: tuple[LayerRange, ...] = ()
     num_losses: int = 0
+    about: HostSpecs = HostSpecs()
 
 
 class Welcome(Message, frozen=True, kw_only=True):
@@ -36,6 +38,12 @@ class Rejected(Message, frozen=True, kw_only=True):
     """The worker is not admitted; it ends."""
 
     reason: str
+
+
+class Leave(Message, frozen=True, kw_only=True):
+    """A worker that joined from elsewhere ends, and is not to be missed."""
+
+    worker: str
 
 
 class Heartbeat(Message, frozen=True, kw_only=True):
@@ -63,7 +71,9 @@ class Heartbeat(Message, frozen=True, kw_only=True):
 
 
 class Shutdown(Message, frozen=True, kw_only=True):
-    """End the process now."""
+    """End the process now. why: for whoever started it."""
+
+    why: str = ""
 
 
 class Beat(Message, frozen=True, kw_only=True):

@@ -9,6 +9,7 @@ whoever knows where it is, and knows of each message whose it is.
 What sends belongs to the thread that sends with it: ZeroMQ sockets must not be shared between threads.
 """
 
+from protocol.transport.addressing import ANY, LOOPBACK
 from protocol.transport.admission import Admits
 from protocol.transport.data_links import ZmqDataLinks
 from protocol.transport.in_process import InProcessDataLinks, InProcessNetwork, InProcessOutbox
@@ -19,7 +20,9 @@ from protocol.transport.outbox import ZmqOutbox
 from protocol.transport.sending import DataLinks, Sender
 
 __all__ = [
+    "ANY",
     "FOR_STRANGERS",
+    "LOOPBACK",
     "Admits",
     "Arrival",
     "DataLinks",

@@ -12,6 +12,7 @@ import zmq
 
 from protocol.codec import MAX_NUMBER, encode
 from protocol.messages import Message
+from protocol.transport.addressing import endpoint_for, needs_ipv6
 from protocol.transport.keys import KeyPair
 from protocol.transport.monitoring import watch_socket
 from protocol.transport.sending import Lost
@@ -91,22 +92,24 @@ class _DataLink:
         self._lock = threading.Lock()
         self._number = 0
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PUSH)
+        endpoint = endpoint_for(peer)
         try:
-            self._connect(peer, keys)
+            self._connect(endpoint, peer, keys)
         except zmq.ZMQError as error:
-            self._break(f"{peer.endpoint} cannot be used: {zmq.strerror(error.errno or 0)}")
+            self._break(f"{endpoint} cannot be used: {zmq.strerror(error.errno or 0)}")
 
     def __repr__(self) -> str:
         return f"_DataLink({'whole' if self._whole else 'lost'}, {self._number} sent)"
 
-    def _connect(self, peer: Peer, keys: KeyPair) -> None:
+    def _connect(self, endpoint: str, peer: Peer, keys: KeyPair) -> None:
         for option, value in _OPTIONS.items():
             self._socket.setsockopt(option, value)
+        self._socket.setsockopt(zmq.IPV6, needs_ipv6(endpoint))
         self._socket.setsockopt(zmq.CURVE_SERVERKEY, peer.public_key.encode())
         self._socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public.encode())
         self._socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret.encode())
         watch_socket(self._socket, sum(_ENDS), lambda event: self._break(_ENDS[event]))
-        self._socket.connect(peer.endpoint)
+        self._socket.connect(endpoint)
 
     def send(self, epoch: int, sender: int, message: Message, buffers: Sequence[Buffer]) -> None:
         if not self._whole:

@@ -6,12 +6,14 @@ Knows of messages only whether they decode.
 import contextlib
 import logging
 import threading
+from collections.abc import Sequence
 
 import msgspec
 import zmq
 
 from protocol.codec import MAX_FRAME_BYTES, decode
 from protocol.errors import AddressUnavailable, WireError
+from protocol.transport.addressing import ANY, LOOPBACK, advertised, endpoint_of, needs_ipv6, own_networks, this_host
 from protocol.transport.admission import Admits, admit, anybody
 from protocol.transport.keys import KeyPair
 from protocol.transport.sending import Deliver
@@ -42,8 +44,9 @@ class ZmqInbox:
     """A bound, encrypted PULL socket; `deliver` is called on the inbox's own thread for each message that decodes. It may
     raise WireError for one that does not fit.
 
-    port, keys: those of an inbox before, which whoever sent to it finds again; new ones where None. admits: whose
-    messages are taken; each envelope says its sender's key.
+    listen: addresses of this host, ANY for all of them; processes here always reach it. port, keys: those of an inbox
+    before, which whoever sent to it finds again; new ones where None. admits: whose messages are taken; each envelope says
+    its sender's key.
 
     Raises:
         AddressUnavailable: it cannot be bound.
@@ -53,7 +56,7 @@ class ZmqInbox:
         self,
         deliver: Deliver,
         *,
-        host: str = "127.0.0.1",
+        listen: Sequence[str] = (LOOPBACK,),
         port: int | None = None,
         keys: KeyPair | None = None,
         admits: Admits = anybody,
@@ -64,22 +67,33 @@ class ZmqInbox:
         keys = keys or KeyPair.generate()
         self._socket = _bindable_socket(keys, limits)
         admit(self._socket, admits)
-        self.peer = Peer(endpoint=f"tcp://{host}:{self._bind(host, port)}", public_key=keys.public)
+        port = self._bind(listen, port)
+        self.peer = Peer(
+            endpoint=endpoint_of(LOOPBACK, port),
+            public_key=keys.public,
+            host=this_host(),
+            addresses=advertised(listen, port, own_networks()),
+        )
         self.num_dropped = 0
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._read, name="inbox", daemon=True)
 
-    def _bind(self, host: str, port: int | None) -> int:
+    def _bind(self, listen: Sequence[str], port: int | None) -> int:
+        hosts = [ANY] if ANY in listen else list(dict.fromkeys([LOOPBACK, *listen]))
         try:
-            if port is None:
-                return self._socket.bind_to_random_port(f"tcp://{host}")
-            self._socket.bind(f"tcp://{host}:{port}")
+            for host in hosts:
+                self._socket.setsockopt(zmq.IPV6, needs_ipv6(host))
+                if port is None:
+                    port = self._socket.bind_to_random_port(f"tcp://{host}")
+                else:
+                    self._socket.bind(endpoint_of(host, port))
         except zmq.ZMQError as error:
             self._socket.close()
             what = host if port is None else f"port {port} of {host}"
             raise AddressUnavailable(
                 f"{what} cannot be used ({zmq.strerror(error.errno or 0)}): end what uses it or choose another"
             ) from error
+        assert port is not None
         return port
 
     def start(self) -> None:

@@ -7,6 +7,7 @@ import zmq
 
 from protocol.codec import encode
 from protocol.messages import Message
+from protocol.transport.addressing import endpoint_for, needs_ipv6
 from protocol.transport.keys import KeyPair
 from protocol.transport.monitoring import watch_socket
 from protocol.values import Buffer, Peer
@@ -30,7 +31,9 @@ class ZmqOutbox:
         socket.setsockopt(zmq.CURVE_SERVERKEY, peer.public_key.encode())
         socket.setsockopt(zmq.CURVE_PUBLICKEY, self._keys.public.encode())
         socket.setsockopt(zmq.CURVE_SECRETKEY, self._keys.secret.encode())
-        socket.connect(peer.endpoint)
+        endpoint = endpoint_for(peer)
+        socket.setsockopt(zmq.IPV6, needs_ipv6(endpoint))
+        socket.connect(endpoint)
         return socket
 
     def _link(self, peer: Peer) -> "zmq.Socket[bytes]":

@@ -58,6 +58,7 @@ EXAMPLES: dict[int, messages.Message] = {
     11: messages.Prepared(worker="w", layers=LayerRange(0, 4), read_bytes=7),
     12: messages.LinkLost(worker="w", peer="v", why="closed"),
     13: messages.StepOverdue(worker="w", route=Route(("w", "v")), number=3, seconds=5.5),
+    14: messages.Leave(worker="w"),
     20: messages.Welcome(inbox=PEER),
     21: messages.Rejected(reason="r"),
     22: messages.InspectModel(model="d", reply_to=PEER),

@@ -269,7 +269,7 @@ def test_inbox_on_a_taken_port_says_so(received):
 
 def test_inbox_on_an_address_that_is_not_of_this_machine_says_so():
     with pytest.raises(AddressUnavailable, match=r"192\.0\.2\.1 cannot be used"):
-        ZmqInbox(print, host="192.0.2.1")
+        ZmqInbox(print, listen=["192.0.2.1"])
 
 
 def test_inbox_that_never_started_gives_its_port_back():

@@ -6,7 +6,7 @@ from contextlib import aclosing
 import msgspec
 
 from cluster.config import ApiSettings, ModelSettings, RecoverySettings, Settings, StrategySettings, WorkerSettings
-from cluster.membership.roster import Member, WorkerEvent
+from cluster.membership.member import Member, WorkerEvent
 from cluster.planning.events import EventLog
 from cluster.planning.plan import Loss, ModelFacts, Plan
 from cluster.serving.overview import Identity

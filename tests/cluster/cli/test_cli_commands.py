@@ -48,6 +48,7 @@ STATUS = {
     "cache": {"prompt_tokens": 1200, "cached_tokens": 300, "hit_rate": 0.25},
     "epoch": 1,
     "events": [],
+    "hosts": [],
 }
 
 

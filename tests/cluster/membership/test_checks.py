@@ -3,11 +3,11 @@
 import msgspec
 import pytest
 
-from cluster.membership.checks import OF_MEMBERS, check_member, check_stranger, is_address
+from cluster.membership.checks import OF_MEMBERS, can_be_reached, check_member, check_stranger
 from protocol.codec import Envelope
 from protocol.errors import WireError
 from protocol.messages import Heartbeat, Join, Loaded
-from protocol.values import LayerRange, Peer
+from protocol.values import Address, LayerRange, Peer
 from tests.protocol.test_codec import EXAMPLES
 
 KEY, OTHER = "k" * 40, "o" * 40
@@ -102,6 +102,15 @@ def test_what_was_loaded_and_found_fits_a_model():
     ["ipc:///tmp/socket", "inproc://door", "tcp://*:*", "tcp://host", "tcp://host:x", "", "tcp://a:1/b", "pgm://a:1"],
 )
 def test_only_hosts_and_ports_are_addresses(endpoint):
-    assert not is_address(endpoint)
-    assert is_address("tcp://192.0.2.1:5000")
-    assert is_address("tcp://[fe80::1]:5000")
+    right = Address(endpoint="tcp://[fe80::1]:5000", interface="en0")
+    assert not can_be_reached(Peer(endpoint=endpoint, public_key=KEY))
+    wrong = msgspec.structs.replace(right, endpoint=endpoint)
+    assert not can_be_reached(msgspec.structs.replace(AT, addresses=(right, wrong)))
+    assert can_be_reached(msgspec.structs.replace(AT, addresses=(right,)))
+    assert not can_be_reached(msgspec.structs.replace(AT, addresses=(right,) * 100))
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a b", "-a", "x" * 65, "a/b", "a\nb"])
+def test_stranger_without_a_proper_name_is_refused(name):
+    with pytest.raises(WireError, match="a name that is none"):
+        check_stranger(Envelope(0, msgspec.structs.replace(JOIN, name=name), key=KEY))

@@ -3,23 +3,21 @@
 import msgspec
 import pytest
 
+from cluster.membership.invitations import NotInvited
+from cluster.membership.member import LOST_AFTER_S, TRANSITIONS, Member, WorkerEvent, WorkerLoad, WorkerState
 from cluster.membership.restarts import Restarts
 from cluster.membership.roster import (
     END_WITHIN_S,
     JOIN_WITHIN_S,
-    LOST_AFTER_S,
+    MISSED_FOR_S,
     RETURN_WITHIN_S,
-    TRANSITIONS,
     Admitted,
+    Gone,
     Kill,
     Lost,
-    Member,
     RefuseJoin,
     Roster,
     Start,
-    WorkerEvent,
-    WorkerLoad,
-    WorkerState,
 )
 from protocol.codec import PROTOCOL
 from protocol.errors import IllegalEvent
@@ -74,7 +72,7 @@ def test_every_event_in_every_state_moves_on_by_the_table_or_changes_nothing(sta
 def test_expected_worker_is_admitted(roster):
     assert roster.joined(join(), 0) == [Admitted("alpha")]
     assert [member.name for member in roster.there] == ["alpha"]
-    assert roster.missing == ("beta",)
+    assert roster.missing() == ("beta",)
 
 
 @pytest.mark.parametrize("changes", [{"secret": "a guess"}, {"protocol": PROTOCOL + 1}, {"name": "gamma"}])
@@ -236,3 +234,97 @@ def test_load_is_counted_between_two_heartbeats():
     expected = WorkerLoad(busy_share=0.5, steps_per_s=40.0, batch_size=3.0, queue=3)
     assert WorkerLoad.between(earlier, later, 0.5) == expected
     assert WorkerLoad.between(later, earlier, 0.5) == WorkerLoad()
+
+
+class Invited:
+    """Guests that are let in by name."""
+
+    def __init__(self, *names):
+        self.allowed = set(names)
+        self.names = set()
+
+    def admit(self, join):
+        if join.name not in self.allowed:
+            raise NotInvited("no token")
+        self.names.add(join.name)
+
+    def left(self, name):
+        self.names.discard(name)
+
+
+@pytest.fixture
+def guests():
+    return Invited("studio")
+
+
+@pytest.fixture
+def open_roster(guests):
+    return Roster([Member("alpha", memory_limit_bytes=1000)], secret=SECRET, restarts=Restarts(), guests=guests)
+
+
+def guest(**changes):
+    return join("studio", **{"secret": "anything", "memory_limit_bytes": 77} | changes)
+
+
+def test_guest_becomes_a_member_with_the_memory_that_it_offers(open_roster):
+    assert open_roster.joined(guest(), 0) == [Admitted("studio")]
+    assert open_roster.members["studio"].memory_limit_bytes == 77
+    assert open_roster.is_guest("studio")
+    assert not open_roster.is_guest("alpha")
+
+
+def test_uninvited_guest_is_told_why_and_leaves_nothing(open_roster):
+    (refused,) = open_roster.joined(join("laptop"), 0)
+    assert (type(refused), refused.reason) == (RefuseJoin, "no token")
+    assert list(open_roster.members) == ["alpha"]
+
+
+def test_guest_cannot_take_the_name_of_a_worker_of_the_configuration(open_roster, guests):
+    guests.allowed.add("alpha")
+    (refused,) = open_roster.joined(join("alpha", secret="anything"), 0)
+    assert "the name of another worker" in refused.reason
+
+
+def test_guest_that_was_started_again_takes_its_own_place(open_roster):
+    open_roster.joined(guest(), 0)
+    lost, admitted = open_roster.joined(guest(pid=8), 1)
+    assert (type(lost), lost.died, admitted) == (Lost, True, Admitted("studio"))
+
+
+def test_guest_that_leaves_is_missed_by_nobody(open_roster, guests):
+    open_roster.joined(guest(), 0)
+    lost, gone = open_roster.dismiss("studio", "left")
+    assert (lost.name, gone) == ("studio", Gone(guest().peer, "worker studio left"))
+    assert open_roster.missing() == ("alpha",)
+    assert guests.names == set()
+
+
+def test_worker_of_the_configuration_cannot_leave(open_roster):
+    open_roster.joined(join("alpha"), 0)
+    assert open_roster.dismiss("alpha", "left") == []
+    assert "alpha" in open_roster.members
+
+
+def test_lost_guest_is_missed_for_a_while_and_neither_killed_nor_started(open_roster):
+    open_roster.joined(guest(), 0)
+    lost, _ = open_roster.tick(LOST_AFTER_S + 1)
+    assert lost.name == "studio"
+    assert open_roster.missing() == ("alpha", "studio")
+    assert open_roster.mend(LOST_AFTER_S + 2) == []
+    assert open_roster.tick(LOST_AFTER_S + MISSED_FOR_S) == []
+    assert [type(action) for action in open_roster.tick(LOST_AFTER_S + MISSED_FOR_S + 2)] == [Gone]
+    assert open_roster.missing() == ("alpha",)
+
+
+def test_lost_guest_comes_back_as_it_was(open_roster):
+    open_roster.joined(guest(), 0)
+    open_roster.closed("studio", 1)
+    assert open_roster.joined(guest(num_losses=1), 2) == [Admitted("studio")]
+    assert open_roster.missing() == ("alpha",)
+
+
+def test_guest_whose_token_was_taken_back_has_to_go(open_roster, guests):
+    open_roster.joined(guest(), 0)
+    guests.names.clear()
+    lost, gone = open_roster.tick(1)
+    assert (type(lost), gone.why) == (Lost, "worker studio may not stay")

@@ -4,8 +4,9 @@ import asyncio
 
 import pytest
 
+from cluster.membership.member import LOST_AFTER_S, Member, WorkerState
 from cluster.membership.restarts import Restarts
-from cluster.membership.roster import LOST_AFTER_S, Member, Roster, WorkerState
+from cluster.membership.roster import Roster
 from cluster.planning.control import BEAT_EVERY_S, ControlPlane
 from cluster.planning.deployment import SETTLE_S, Deployment
 from cluster.planning.known_model import KnownModel

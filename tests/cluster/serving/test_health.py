@@ -5,7 +5,7 @@ import asyncio
 import msgspec
 import pytest
 
-from cluster.membership.roster import WorkerLoad
+from cluster.membership.member import WorkerLoad
 from cluster.planning.events import EventLog
 from cluster.serving.health import Health
 from cluster.serving.prompts import Prompts

@@ -10,8 +10,9 @@ import shutil
 from contextlib import AsyncExitStack
 
 from cluster.api.app import build_app
+from cluster.membership.member import Member
 from cluster.membership.restarts import Restarts
-from cluster.membership.roster import REJOIN_WITHIN_S, Member, Roster
+from cluster.membership.roster import REJOIN_WITHIN_S, Roster
 from cluster.planning.control import ControlPlane
 from cluster.planning.deployment import Deployment
 from cluster.planning.known_model import KnownModel

@@ -1,0 +1,122 @@
+"""This machine as a worker of a cluster elsewhere: what its process is started with, in the foreground or behind it."""
+
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from cluster.cli.session import Session
+from cluster.config import parse_size
+from cluster.membership.local import default_memory_limit, worker_environment
+from protocol.errors import TandemError, UsageError
+from protocol.home import ProcessIdentity
+from protocol.join_token import read_token
+from protocol.model_search import model_folders
+
+_ADDRESS = re.compile(r"(?:tcp://)?(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_BELONGS = "belongs to the cluster"
+_JOIN_LIMIT_S = 60.0
+_POLL_S = 0.1
+
+
+class GuestProcess(NamedTuple):
+    """Arguments and environment of `python -m workers`, and the name of the worker."""
+
+    name: str
+    arguments: list[str]
+    environment: dict[str, str]
+
+
+def guest_process(
+    session: Session,
+    *,
+    address: str,
+    token: str,
+    name: str | None,
+    memory_limit: str | None,
+    environment: Mapping[str, str],
+) -> GuestProcess:
+    """How to start the worker. Raises UsageError for an address, a token, a name or a size that is none."""
+    read_token(token)
+    name = name or re.sub(r"[^A-Za-z0-9._-]", "-", platform.node().split(".")[0]).lstrip("._-")[:64] or "worker"
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"--name {name!r} must be letters, digits, dots, dashes, underscores")
+    listen = session.settings().settings.links.listen
+    session.home.create()
+    arguments = ["--guest", "--name", name, "--home", str(session.home.root), "--join", endpoint_in(address)]
+    arguments += ["--memory-limit", str(_bytes(memory_limit))]
+    for each in ("*",) if listen == "all" else listen:
+        arguments += ["--listen", each]
+    for folder in model_folders(session.checkout, environment):
+        arguments += ["--models", str(folder)]
+    return GuestProcess(name, arguments, worker_environment() | {"TANDEM_TOKEN": token})
+
+
+def endpoint_in(address: str) -> str:
+    """The endpoint of an address as `token new` prints it. Raises UsageError."""
+    if address == "auto":
+        raise UsageError("--join auto comes with a later version; give the address that `./launch.sh token new` prints")
+    match = _ADDRESS.fullmatch(address)
+    if match is None or not 0 < int(match[2]) < 1 << 16:
+        raise UsageError(f"--join {address!r} is no HOST:PORT; take it from what `./launch.sh token new` prints")
+    return f"tcp://{match[1]}:{match[2]}"
+
+
+def _bytes(memory_limit: str | None) -> int:
+    if memory_limit is None:
+        return default_memory_limit(1)
+    try:
+        size = parse_size(memory_limit)
+    except ValueError:
+        size = 0
+    if size <= 0:
+        raise UsageError(f'--memory-limit {memory_limit!r} is no size: give bytes or one such as "12GB"')
+    return size
+
+
+def start_behind(session: Session, guest: GuestProcess) -> int:
+    """Start the worker behind the terminal; its pid, once it belongs to the cluster.
+
+    Raises:
+        TandemError: it ended, with what it said, or it was not let in for a minute.
+    """
+    said = session.home.logs / f"{guest.name}.out"
+    with said.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "workers", *guest.arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            cwd=session.checkout,
+            env=guest.environment,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + _JOIN_LIMIT_S
+    while _BELONGS not in _text(said):
+        if process.poll() is not None:
+            raise TandemError(f"the worker ended: {_why_ended(said)}")
+        if time.monotonic() >= deadline:
+            ProcessIdentity.of(process.pid).kill()
+            raise TandemError(
+                f"the cluster did not answer for {_JOIN_LIMIT_S:.0f} s; check the address and the network"
+            )
+        session.terminal.progress("waiting to be let in")
+        time.sleep(_POLL_S)
+    session.terminal.done()
+    return process.pid
+
+
+def _text(file: Path) -> str:
+    return file.read_text(encoding="utf-8", errors="replace")
+
+
+def _why_ended(file: Path) -> str:
+    """The last reason that it gave, or the last line."""
+    lines = _text(file).strip().splitlines() or ["it said nothing"]
+    reasons = [line.partition("ends: ")[2] for line in lines if "ends: " in line]
+    return [*lines, *reasons][-1].removeprefix("tandem: ")

@@ -1,0 +1,116 @@
+"""At which addresses this host is reached, and which of another's to send to: names of interfaces never decide.
+
+An inbox listens on all addresses of IPv4, or on those that its owner names, always at one port. On its own host it is reached over
+loopback; elsewhere at an address in a network that both hosts are in, the first where there are several.
+"""
+
+import functools
+import ipaddress
+import socket
+import uuid
+from collections.abc import Iterable, Sequence
+
+import psutil
+
+from protocol.values import Address, Peer
+
+ANY = "*"
+LOOPBACK = "127.0.0.1"
+# Where nobody else answers: of this machine's own making, for containers, tunnels and other devices' short range.
+_NOT_LINKS = (
+    "docker",
+    "br-",
+    "virbr",
+    "utun",
+    "tun",
+    "tap",
+    "wg",
+    "tailscale",
+    "awdl",
+    "llw",
+    "anpi",
+    "gif",
+    "stf",
+    "ap",
+)
+
+Network = ipaddress.IPv4Interface | ipaddress.IPv6Interface
+
+
+@functools.cache
+def this_host() -> str:
+    """By what processes on this machine know each other: its name and the address of its network hardware."""
+    return f"{socket.gethostname()}-{uuid.getnode():012x}"
+
+
+def own_networks() -> dict[Network, str]:
+    """This host's addresses, with their networks, and the interfaces that have them: those that are up and lead elsewhere."""
+    found: dict[Network, str] = {}
+    is_up = {name: stats.isup for name, stats in psutil.net_if_stats().items()}
+    for name, addresses in psutil.net_if_addrs().items():
+        if not is_up.get(name, False) or name.startswith(_NOT_LINKS):
+            continue
+        for address in addresses:
+            network = _network(address.family, address.address, address.netmask)
+            if network is not None and not (network.is_loopback or _needs_a_scope(network)):
+                found[network] = name
+    return found
+
+
+def _network(family: int, address: str, mask: str | None) -> Network | None:
+    if family not in (socket.AF_INET, socket.AF_INET6) or mask is None:
+        return None
+    try:
+        if family == socket.AF_INET:
+            return ipaddress.IPv4Interface(f"{address}/{mask}")
+        return ipaddress.IPv6Interface(f"{address.partition('%')[0]}/{int(ipaddress.IPv6Address(mask)).bit_count()}")
+    except ValueError:
+        return None
+
+
+def _needs_a_scope(network: Network) -> bool:
+    return network.version == 6 and network.is_link_local
+
+
+def endpoint_of(address: str, port: int) -> str:
+    """As ZeroMQ takes it."""
+    return f"tcp://[{address}]:{port}" if ":" in address else f"tcp://{address}:{port}"
+
+
+def needs_ipv6(address: str) -> bool:
+    """Whether a socket must be told so. Not where it need not: one that was would not end with its connection."""
+    return address.count(":") > 2
+
+
+def advertised(listen: Sequence[str], port: int, networks: dict[Network, str]) -> tuple[Address, ...]:
+    """Where an inbox that listens there is reached from other hosts."""
+    return tuple(
+        Address(endpoint=endpoint_of(str(network.ip), port), interface=interface)
+        for network, interface in networks.items()
+        if (ANY in listen and network.version == 4) or str(network.ip) in listen
+    )
+
+
+def endpoint_for(peer: Peer) -> str:
+    """Where this process reaches a peer."""
+    if peer.host == this_host() or not peer.addresses:
+        return peer.endpoint
+    return nearest(peer.addresses, own_networks())
+
+
+def nearest(addresses: Sequence[Address], networks: Iterable[Network]) -> str:
+    """The first of another host's addresses that is in a network of this one; the first of all where none is."""
+    own = [network.network for network in networks]
+    for address in addresses:
+        ip = _ip(address.endpoint)
+        if ip is not None and any(ip in network for network in own if network.version == ip.version):
+            return address.endpoint
+    return addresses[0].endpoint
+
+
+def _ip(endpoint: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    host = endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
