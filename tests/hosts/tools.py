@@ -1,0 +1,55 @@
+"""The system's tools that make a bed, with a limit on each call; and whether this machine can have a bed at all."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+SEARCHED = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+ENVIRONMENT = {"PATH": SEARCHED, "LANG": "C.UTF-8"}
+# A limit against hanging for ever on a busy machine, no expectation.
+TOOL_LIMIT_S = 60.0
+# What starts a process that ends, with all that it started in its namespaces, when the thread that calls this does.
+ENDS_WITH_US = ("setpriv", "--pdeathsig", "KILL")
+
+_NEEDED = ("ip", "tc", "nft", "unshare", "nsenter", "setpriv", "pivot_root", "ssh", "ssh-keygen", "sshd")
+_TRIAL = """
+ip link add one type veth peer name other
+ip link add bridge type bridge
+tc qdisc add dev one root tbf rate 1mbit burst 64k latency 50ms
+nft 'table netdev trial { chain one { type filter hook ingress device "one" priority 0; meta l4proto tcp reject with tcp reset; }; }'
+"""
+
+
+def tool(*argv: object, text: str = "") -> str:
+    """Run one to its end, with `text` as its input; what it printed. Raises RuntimeError with what it complained of."""
+    done = subprocess.run(
+        [str(each) for each in argv],
+        input=text,
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        timeout=TOOL_LIMIT_S,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(map(str, argv))} failed: {done.stderr.strip()}\n{text}")
+    return done.stdout
+
+
+def why_no_bed() -> str | None:
+    """What is missing on this machine for a bed, or None."""
+    if sys.platform != "linux":
+        return "hosts in namespaces need Linux"
+    if os.geteuid() != 0:
+        return "hosts in namespaces need root"
+    if missing := [name for name in _NEEDED if shutil.which(name, path=SEARCHED) is None]:
+        return f"{', '.join(missing)} not found: on Debian, install openssh-server, nftables and iproute2"
+    if not (Path(sys.prefix) / "pyvenv.cfg").is_file():
+        return "hosts share the virtual environment of these tests, which run without one"
+    try:
+        tool("unshare", "--net", "--pid", "--mount", "--uts", "--ipc", "--fork", "sh", "-euc", _TRIAL)
+    except RuntimeError as refused:
+        return f"this kernel refuses: {refused}"
+    return None
