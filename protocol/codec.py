@@ -33,6 +33,7 @@ from protocol.messages import (
     KnownPrefix,
     Leave,
     LinkLost,
+    LinksMeasured,
     Loaded,
     LoadFailed,
     LoadProgress,
@@ -87,6 +88,7 @@ KINDS: dict[int, type[Message]] = {
     12: LinkLost,
     13: StepOverdue,
     14: Leave,
+    15: LinksMeasured,
     20: Welcome,
     21: Rejected,
     22: InspectModel,
@@ -115,7 +117,8 @@ class Envelope(msgspec.Struct, frozen=True):
     """A decoded message with the epoch it was sent in and its raw buffers.
 
     number: of the message on its link from the `sender`-th worker of the plan, from 1; 0 where links do not count. key:
-    whose it is, as the transport found it (Z85 text); empty for what was said within the process.
+    whose it is, as the transport found it (Z85 text); origin: the IP address that it came from; both empty for what was said
+    within the process.
     """
 
     epoch: int
@@ -124,6 +127,7 @@ class Envelope(msgspec.Struct, frozen=True):
     sender: int = 0
     number: int = 0
     key: str = ""
+    origin: str = ""
 
 
 def encode(
@@ -164,8 +168,8 @@ def _joined(frames: Sequence[Buffer]) -> list[Buffer]:
     return buffers
 
 
-def decode(frames: Sequence[Buffer], *, key: str = "") -> Envelope:
-    """The message in `frames` from the owner of `key`.
+def decode(frames: Sequence[Buffer], *, key: str = "", origin: str = "") -> Envelope:
+    """The message in `frames` from the owner of `key`, which came from the IP address `origin`.
 
     Raises:
         WireError: too few or too many frames, an unknown kind, a header beyond the limits or of the wrong shape.
@@ -186,4 +190,4 @@ def decode(frames: Sequence[Buffer], *, key: str = "") -> Envelope:
         raise WireError(f"a {kind.__name__} message that does not decode: {error}") from error
     if any(len(buffer) == MAX_FRAME_BYTES for buffer in buffers):
         buffers = _joined(buffers)
-    return Envelope(epoch, message, tuple(buffers), sender, number, key)
+    return Envelope(epoch, message, tuple(buffers), sender, number, key, origin)

@@ -36,9 +36,10 @@ class Reachable:
 
 @dataclass(frozen=True)
 class Welcomed:
-    """The coordinator admitted the worker, and hears it at `inbox` from now on."""
+    """The coordinator admitted the worker, and hears it at `inbox` from now on; it is found again at `door`."""
 
     inbox: Peer
+    door: Peer
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,10 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+import msgspec
 
 from protocol.codec import PROTOCOL, Envelope
 from protocol.home import Home
@@ -29,6 +32,7 @@ from protocol.messages import (
     KeepPrefix,
     Leave,
     LinkLost,
+    LinksMeasured,
     Message,
     OpenSequence,
     Rejected,
@@ -39,6 +43,8 @@ from protocol.messages import (
     Welcome,
 )
 from protocol.transport import LOOPBACK, Admits, KeyPair, Sender, ZmqDataLinks, ZmqInbox, ZmqOutbox
+from protocol.transport.addressing import host_of, own_networks, seen_from
+from protocol.transport.echo import ZmqEcho, measure
 from protocol.values import TO_COORDINATOR, Peer
 from workers.attachment import (
     Attachment,
@@ -58,6 +64,8 @@ from workers.engine.arrivals import Adrift
 from workers.engine.compute_thread import put_compute_thread_in_batch_class
 from workers.engine.engine import Engine
 from workers.engine.trace import Tracer
+from workers.link_choice import LinkChoice
+from workers.link_prober import LinkProber
 from workers.model.shelf import ModelShelf
 
 log = logging.getLogger(__name__)
@@ -105,6 +113,32 @@ class WorkerOptions:
     is_guest: bool = False
 
 
+class Doors:
+    """Where the coordinator can be asked to be let in: as this worker was told, and at its other addresses once they are known.
+    inbox: where it hears its workers, once it said so.
+    """
+
+    def __init__(self, told: Peer):
+        self.inbox: Peer | None = None
+        self.current = told
+        self.all: tuple[Peer, ...] = (told,)
+
+    def __repr__(self) -> str:
+        return f"Doors({self.current.endpoint} of {len(self.all)})"
+
+    def next(self) -> Peer:
+        """The one to ask at: each in turn, from that which answered last."""
+        self.current = self.all[0]
+        self.all = (*self.all[1:], self.current)
+        return self.current
+
+    def learn(self, door: Peer, inbox: Peer) -> None:
+        """The coordinator answered at `current`, and has these addresses."""
+        self.inbox = inbox
+        elsewhere = [seen_from(door, host_of(address.endpoint)) for address in door.addresses]
+        self.all = (self.current, *(peer for peer in elsewhere if peer not in (self.current, door)))
+
+
 class Worker:
     """What a worker does beside computing. now: a clock that never goes back.
 
@@ -131,7 +165,7 @@ class Worker:
         self._events: queue.SimpleQueue[Event | Envelope] = queue.SimpleQueue()
         self._heartbeat_at = now()
         self._is_ending = threading.Event()
-        self._inbox: Peer | None = None  # where the coordinator hears its workers, once it said so
+        self._doors = Doors(options.coordinator)
         self._control = open_inbox("control", self._deliver, lambda key: key == options.coordinator.public_key)
         self._data = open_inbox("data", self._deliver_data, engine.admits)
 
@@ -143,15 +177,15 @@ class Worker:
     def _deliver(self, envelope: Envelope) -> None:
         """From the coordinator."""
         match envelope.message:
-            case Welcome(inbox=inbox):
-                self._events.put(Welcomed(inbox))
+            case Welcome(inbox=inbox, door=door):
+                self._events.put(Welcomed(inbox, door))
             case Rejected(reason=reason):
                 self._events.put(Refused(reason))
             case Beat(members=members):
                 self._events.put(BeatArrived(envelope.epoch, members))
             case Shutdown(why=why):
                 if why:
-                    log.error("ends: %s", why)
+                    log.info("ends: %s", why)
                 self._end()
             case _:
                 self._engine.post(envelope)
@@ -168,6 +202,10 @@ class Worker:
             self._events.put(Cut())
         else:
             self._events.put(Envelope(epoch, LinkLost(worker=self._options.name, peer=peer, why=why)))
+
+    def links_measured(self, found: LinksMeasured, epoch: int) -> None:
+        """What is known of the ways to other workers in `epoch`. On any thread."""
+        self._events.put(Envelope(epoch, found))
 
     def _end(self) -> None:
         if not self._is_ending.is_set():
@@ -205,15 +243,16 @@ class Worker:
 
     def _say(self, epoch: int, message: Message) -> None:
         """To the coordinator, which hears only whom it admitted."""
-        if self._inbox is not None:
-            self._outbox.send(self._inbox, epoch, message)
+        if self._doors.inbox is not None:
+            self._outbox.send(self._doors.inbox, epoch, message)
 
-    def _meet(self, inbox: Peer) -> None:
+    def _meet(self, inbox: Peer, door: Peer) -> None:
         """Admitted: what was refused before, or is of an earlier coordinator, is over."""
-        for earlier in (self._options.coordinator, self._inbox, inbox):
+        inbox = seen_from(inbox, host_of(self._doors.current.endpoint))
+        for earlier in (*self._doors.all, self._doors.inbox, inbox):
             if earlier is not None:
                 self._outbox.forget(earlier)
-        self._inbox = inbox
+        self._doors.learn(door, inbox)
 
     def _handle_events(self, wait_s: float) -> None:
         try:
@@ -230,12 +269,12 @@ class Worker:
                 self._end()
             return
         if isinstance(event, Welcomed):
-            self._meet(event.inbox)
+            self._meet(event.inbox, event.door)
         before = self._attachment.state
         for action in self._attachment.handle(event, self._now()):
             match action:
                 case SendJoin():
-                    self._outbox.send(self._options.coordinator, 0, self._join())
+                    self._outbox.send(self._doors.next(), 0, self._join())
                 case DropLinks():
                     self._engine.post(Envelope(0, Adrift()))
                 case EndProcess(reason=reason):
@@ -273,17 +312,29 @@ def run_worker(options: WorkerOptions, keys: KeyPair, data_inbox: type[ZmqInbox]
     put_compute_thread_in_batch_class()
     shelf = ModelShelf(options.home, options.home.cache, options.model_folders)
     tracer = None if options.trace is None else Tracer(options.trace, options.name)
-    links = ZmqDataLinks(lambda peer, why: worker.link_lost(peer, why, links.epoch), keys)
+    choice = LinkChoice(own_networks(), {}, time.monotonic)
+    links = ZmqDataLinks(lambda peer, why: worker.link_lost(peer, why, links.epoch), keys, choice)
     engine = Engine(options.name, links, shelf, tracer=tracer)
+
+    echo = ZmqEcho(listen=options.listen, keys=keys, admits=engine.admits)
 
     def open_inbox(kind: str, deliver: Deliver, admits: Admits) -> Peer:
         kind_of_inbox = data_inbox if kind == "data" else ZmqInbox
         inbox = kind_of_inbox(deliver, listen=options.listen, keys=keys, admits=admits)
         inbox.start()
-        return inbox.peer
+        return msgspec.structs.replace(inbox.peer, echo_port=echo.port) if kind == "data" else inbox.peer
 
     worker = Worker(options, engine=engine, outbox=ZmqOutbox(keys), open_inbox=open_inbox, exit_later=_exit_later)
     worker.start()
+    prober = LinkProber(
+        options.name,
+        choice,
+        partial(measure, keys=keys),
+        is_busy=lambda: engine.heartbeat(time.monotonic()).running > 0,
+        report=lambda found: worker.links_measured(found, links.epoch),
+    )
+    for thread in (echo, prober):
+        thread.start()
     if options.is_guest:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: worker.leave())

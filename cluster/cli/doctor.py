@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from cluster.cli.showing import size_text
 from cluster.membership.local import find_openblas
 from cluster.planning.model_files import check_weights, read_config, weight_files
 from protocol.errors import TandemError
+from protocol.interfaces.findings import findings
+from protocol.interfaces.reading import read_host
 
 _IMPORT_LIMIT_S = 60.0
 
@@ -35,6 +38,7 @@ def examine(session: Session) -> Iterator[Finding]:
     if sys.platform == "linux":
         yield _openblas(find_openblas())
     yield from _model(session)
+    yield from _network()
     yield _home(session)
     yield _cluster(session)
 
@@ -99,6 +103,19 @@ def _memory(weights_bytes: int) -> Finding:
     if memory.available < weights_bytes:
         return Finding(verdict="warning", text=f"{text}, less than the model's weights")
     return Finding(verdict="ok", text=text)
+
+
+def _network() -> Iterator[Finding]:
+    """What of this machine's cables and networks makes it a slower neighbour than it could be."""
+    try:
+        facts = read_host(socket.gethostname())
+    except OSError as error:
+        yield Finding(verdict="warning", text=f"the network interfaces cannot be read: {error.strerror}")
+        return
+    named = ", ".join(f"{each.name} ({each.kind})" for each in facts.interfaces) or "none that leads to other machines"
+    yield Finding(verdict="ok", text=f"network: {named}")
+    for clause in findings((facts,)):
+        yield Finding(verdict="warning", text=clause)
 
 
 def _home(session: Session) -> Finding:

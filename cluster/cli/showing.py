@@ -22,6 +22,7 @@ def stopped_status(note: str | None = None) -> dict[str, Any]:
         "coordinator": {"pid": None},
         "workers": [],
         "hosts": [],
+        "links": [],
         "requests": {"running": 0, "waiting": 0, "finished": 0, "failed": 0, "resumed": 0},
         "cache": {"prompt_tokens": 0, "cached_tokens": 0, "hit_rate": 0.0},
         "events": [],
@@ -55,7 +56,9 @@ def status_lines(status: dict[str, Any]) -> list[str]:
     busy = [f"load    {worker['name']}: {_load_text(worker['load'])}" for worker in status["workers"]]
     caches = [f"cache   {worker['name']}: {_cache_text(worker)}" for worker in status["workers"]]
     events = [f"event   {_event_text(event)}" for event in status.get("events", [])[-_EVENTS_SHOWN:]]
-    known = [*busy, *caches, f"reused  {_reuse_text(status)}", f"requests  {requests}", *events]
+    hosts = [f"host    {_host_text(host)}" for host in status.get("hosts", []) if len(status["hosts"]) > 1]
+    links = [f"link    {_link_text(link)}" for link in status.get("links", []) if link["in_use"] or link["warning"]]
+    known = [*hosts, *links, *busy, *caches, f"reused  {_reuse_text(status)}", f"requests  {requests}", *events]
     return [*lines, *plan_lines(status), *known]
 
 
@@ -142,6 +145,24 @@ def _worker_line(worker: dict[str, Any]) -> str:
 def _step_text(worker: dict[str, Any]) -> str:
     oldest_s = worker.get("oldest_step_s")
     return "" if oldest_s is None else f", at a step for {oldest_s:.1f} s"
+
+
+def _host_text(host: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in host["versions"].items())
+    return (
+        f"{host['name']} at {host['address']}: {host['chip']}, {size_text(host['memory_bytes'])}, {host['os']}, {versions}; "
+        f"{', '.join(host['workers'])}"
+    )
+
+
+def _link_text(link: dict[str, Any]) -> str:
+    known = link["round_trip_us"] is not None
+    figures = f"{link['round_trip_us']} us there and back" if known else "does not answer"
+    if link["bytes_per_s"]:
+        figures += f", {size_text(link['bytes_per_s'])}/s"
+    way = f"{link['interface'] or 'no network of its own'} ({link['kind']}) to {link['address']}"
+    warning = f"; {link['warning']}" if link["warning"] else ""
+    return f"{link['from']} to {link['to']} over {way}: {figures}{warning}"
 
 
 def _event_text(event: dict[str, Any]) -> str:

@@ -15,7 +15,9 @@ from protocol.messages import (
     Inspected,
     Join,
     Leave,
+    LinkFigures,
     LinkLost,
+    LinksMeasured,
     Loaded,
     LoadFailed,
     LoadProgress,
@@ -34,6 +36,7 @@ OF_MEMBERS: tuple[type[Message], ...] = (
     Inspected,
     Leave,
     LinkLost,
+    LinksMeasured,
     LoadFailed,
     LoadProgress,
     Loaded,
@@ -48,6 +51,7 @@ OF_MEMBERS: tuple[type[Message], ...] = (
 _MOST = 1 << 60
 _MOST_LAYERS = 1 << 16
 _MOST_ADDRESSES = 64
+_MOST_LINKS, _MOST_CHARACTERS = 4096, 256
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _NUMBERS = (int, float)
 
@@ -74,6 +78,9 @@ def check_member(envelope: Envelope, worker: str) -> None:
     match message:
         case Prepared(layers=layers):
             _require(_are_layers(layers), "layers of no model")
+        case LinksMeasured(links=links):
+            _require(len(links) <= _MOST_LINKS, f"figures of {len(links)} links")
+            _require(all(map(_are_figures, links)), "figures of no link")
         case Inspected(num_layers=num_layers, legal_cuts=cuts):
             _require(0 < num_layers <= _MOST_LAYERS, f"a model of {num_layers} layers")
             _require(all(0 < cut < num_layers for cut in cuts), "cuts outside the model")
@@ -111,6 +118,14 @@ def _is_address(endpoint: str) -> bool:
 
 def _are_layers(layers: LayerRange) -> bool:
     return 0 <= layers.start < layers.end <= _MOST_LAYERS
+
+
+def _are_figures(figures: LinkFigures) -> bool:
+    numbers = (figures.round_trip_us, figures.bytes_per_s)
+    texts = (figures.to, figures.interface, figures.kind, figures.address)
+    return (
+        all(number is None or 0 <= number <= _MOST for number in numbers) and max(map(len, texts)) <= _MOST_CHARACTERS
+    )
 
 
 def _is_finite(message: Message) -> bool:

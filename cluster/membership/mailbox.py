@@ -16,12 +16,14 @@ from protocol.codec import Envelope
 from protocol.errors import WireError
 from protocol.messages import Message
 from protocol.transport import FOR_STRANGERS, LOOPBACK, KeyPair, ZmqDataLinks, ZmqInbox, ZmqOutbox
+from protocol.transport.addressing import seen_from
 from protocol.values import Buffer, Peer
 
 Closed = Callable[[str, str], None]
 
 # Each answer to a stranger is a connection, to wherever it said; who is not answered asks again.
 _MOST_ANSWERS, _WITHIN_S = 8, 1.0
+_MOST_ORIGINS = 1024
 
 
 class Mailbox(Protocol):
@@ -104,6 +106,7 @@ class ZmqMailbox:
         self._outbox = ZmqOutbox(keys)
         self._answers = _Answers(keys)
         self._plan = PlanLinks(ZmqDataLinks(self._lost, keys), next_epoch, self._gap)
+        self._origins: dict[str, str] = {}  # from which address a key's last Join came
         self._peers: dict[str, Peer] = {}
         self._names: dict[str, str] = {}
 
@@ -136,6 +139,10 @@ class ZmqMailbox:
         join = check_stranger(envelope)
         if not (can_be_reached(join.peer) and can_be_reached(join.data)):
             raise WireError("a Join that cannot be answered")
+        self._origins.pop(envelope.key, None)
+        self._origins[envelope.key] = envelope.origin
+        if len(self._origins) > _MOST_ORIGINS:
+            self._origins.pop(next(iter(self._origins)))
         self._hand_in(envelope)
 
     def _received(self, envelope: Envelope) -> None:
@@ -155,9 +162,14 @@ class ZmqMailbox:
     def know(self, worker: str, peer: Peer) -> None:
         """See Mailbox."""
         self.forget(worker)
+        peer = self._as_it_came(peer)
         self._peers[worker] = peer
         self._names[peer.public_key] = worker
         self._outbox.watch(peer, lambda: self._lost(worker, "the connection closed"))
+
+    def _as_it_came(self, peer: Peer) -> Peer:
+        """A peer of another host at the address from which it asked: what came from there can be answered there."""
+        return seen_from(peer, self._origins.get(peer.public_key, ""))
 
     def forget(self, worker: str) -> None:
         """See Mailbox."""
@@ -173,7 +185,7 @@ class ZmqMailbox:
 
     def answer(self, peer: Peer, message: Message) -> None:
         """See Mailbox."""
-        self._answers.send(peer, self.epoch, message, self._loop.time())
+        self._answers.send(self._as_it_came(peer), self.epoch, message, self._loop.time())
 
     def begin_epoch(self, workers: Sequence[str]) -> int:
         """See Mailbox."""

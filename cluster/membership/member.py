@@ -8,7 +8,7 @@ from enum import StrEnum
 import msgspec
 
 from protocol.errors import IllegalEvent
-from protocol.messages import Heartbeat, Join, Loaded
+from protocol.messages import Heartbeat, Join, LinkFigures, Loaded
 from protocol.values import LayerRange
 
 LOST_AFTER_S = 3.0
@@ -109,6 +109,7 @@ class Member:
         self.heartbeat: Heartbeat | None = None
         self.load = WorkerLoad()
         self.held: tuple[LayerRange, ...] = ()
+        self.links: tuple[LinkFigures, ...] = ()
         self.seen_at = now
         self.due_at: float | None = None  # when it is expected at the latest
 

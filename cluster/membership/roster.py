@@ -206,8 +206,8 @@ class Roster:
 
     def closed(self, name: str, now: float) -> list[Action]:
         """The connection to a worker closed; it may come back."""
-        member = self.members[name]
-        if not member.is_there:
+        member = self.members.get(name)
+        if member is None or not member.is_there:
             return []
         member.due_at = now + (MISSED_FOR_S if member.is_guest else RETURN_WITHIN_S)
         return self._lose(member, f"the connection to worker {name} closed", died=False)
@@ -276,6 +276,12 @@ class Roster:
     def token(self, public_key: str) -> str:
         """What lets a worker in at the coordinator with this key."""
         return make_token(public_key, self._secret)
+
+    def release(self) -> None:
+        """No worker is part of a plan any more."""
+        for member in self.there:
+            if member.state is not WorkerState.JOINED:
+                member.apply(WorkerEvent.RELEASE)
 
     def is_guest(self, name: str) -> bool:
         """Whether a worker came from elsewhere, also one that is no member any more."""

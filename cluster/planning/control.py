@@ -32,6 +32,7 @@ from protocol.messages import (
     Join,
     Leave,
     LinkLost,
+    LinksMeasured,
     Loaded,
     LoadFailed,
     LoadProgress,
@@ -165,7 +166,7 @@ class ControlPlane:
         """End every worker; returns when their processes are gone."""
         self._deployment.stop()
         for member in self.roster.members.values():
-            self._mailbox.tell(member.name, Shutdown())
+            self._mailbox.tell(member.name, Shutdown(why="the cluster was stopped"))
             if not member.is_there:
                 self._launcher.kill(member.name)  # it cannot be told
             member.apply(WorkerEvent.STOP)
@@ -180,10 +181,13 @@ class ControlPlane:
                 self._perform_all(self.roster.joined(join, self._now()))
             case Heartbeat() as beat:
                 self.roster.beat(beat, self._now())
+            case LinksMeasured() as found if envelope.epoch == self.epoch:
+                self.roster.members[found.worker].links = found.links
+                self._plan_all(self._deployment.move(found.move, self._now()))
             case Leave(worker=name):
                 self._perform_all(self.roster.dismiss(name, "left"))
-            case Inspected() as found:
-                self._inspected(found)
+            case Inspected() as inspected:
+                self._inspected(inspected)
             case Prepared(worker=name, layers=layers) if self._deployment.is_preparing(name):
                 self.roster.members[name].held += (layers,)
                 self._plan_all(self._deployment.prepared(name, self._now(), **self._demand))
@@ -262,8 +266,6 @@ class ControlPlane:
             self._unless_replanned(lambda: self._still_closed(worker, why))
 
     def _still_closed(self, worker: str, why: str) -> None:
-        if worker not in self.members:
-            return
         if not self.roster.is_guest(worker) and self._launcher.has_ended(worker):
             self._process_ended(worker, None)
         else:
@@ -320,32 +322,31 @@ class ControlPlane:
 
     def _admit(self, member: Member) -> None:
         assert member.join is not None
-        self._deployment.want(tuple(self.members))
         self._mailbox.know(member.name, member.join.peer)
-        self._mailbox.tell(member.name, Welcome(inbox=self._mailbox.inbox))
+        self._mailbox.tell(member.name, Welcome(inbox=self._mailbox.inbox, door=self._mailbox.door))
         member.held = member.join.held if member.join.model == self._model.digest else ()
         self.events.add(f"joined {member.name}")
-        loss = Loss(workers=(), sentence=f"worker {member.name} lost the coordinator and came back")
-        self._plan_all(self._deployment.changed(self._candidates(), self._now(), loss, member.name))
+        self._changed(member.name, Loss(workers=(), sentence=f"worker {member.name} lost the coordinator, is back"))
         self._beat()
 
     def _lose(self, name: str, sentence: str, *, died: bool) -> None:
         log.error("%s", sentence)
         self.events.add(f"lost {name}: {sentence}")
-        self._deployment.want(tuple(self.members))
         if not (self._deployment.has_served or self.roster.is_guest(name)):
             self.starting.fail(TandemError(sentence))
             return
-        loss = Loss(workers=(name,) if died else (), sentence=sentence)
-        self._plan_all(self._deployment.changed(self._candidates(), self._now(), loss, name))
+        self._changed(name, Loss(workers=(name,) if died else (), sentence=sentence))
         if died:
             self._mailbox.forget(name)
         else:
             self._beat()
 
-    def _candidates(self) -> dict[str, Candidate]:
+    def _changed(self, name: str, loss: Loss) -> None:
+        """Other workers are there, or one of them with nothing of the plan that it had."""
         now = self._now()
-        return {member.name: Candidate.of(member, self.roster.deaths(member.name, now)) for member in self.roster.there}
+        there = {each.name: Candidate.of(each, self.roster.deaths(each.name, now)) for each in self.roster.there}
+        self._deployment.want(tuple(self.members))
+        self._plan_all(self._deployment.changed(there, now, loss, name))
 
     def _plan_all(self, actions: Sequence[planning.Action]) -> None:
         for action in actions:
@@ -369,9 +370,7 @@ class ControlPlane:
                     self.starting.fail((UsageError if settings_at_fault else ModelError)(reason))
 
     def _load(self, found: planning.Partition) -> None:
-        for member in self.roster.there:
-            if member.state is not WorkerState.JOINED:
-                member.apply(WorkerEvent.RELEASE)
+        self.roster.release()
         parts = {}
         for stage in found.stages:
             member = self.roster.members[stage.worker]

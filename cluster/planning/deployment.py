@@ -205,6 +205,11 @@ class Deployment:
         self._next.preparing -= {worker}
         return self.tick(now, is_idle=is_idle, is_awaited=is_awaited)
 
+    def move(self, how: str, now: float) -> list[Action]:
+        """Links chosen anew would be faster, as `LinksMeasured` says it: for that an epoch ends at once, or when nothing runs."""
+        self._next.moves = how == "idle"
+        return self.broken("a link became slow, and there is a better one", now) if how == "now" else []
+
     def broken(self, sentence: str, now: float) -> list[Action]:
         """A link of the plan lost something, or a step is overdue: the same workers begin a new epoch."""
         if self.state not in (_S.LOADING, _S.SERVING):
@@ -245,10 +250,12 @@ class Deployment:
     def _improve(self, now: float, *, is_idle: bool, is_awaited: bool) -> list[Action]:
         """Whether those who came since the plan was made are worth a new one, and when."""
         assert self._current is not None
+        if self._next.moves and is_idle:
+            return self.broken("there are better links", now)
         members = {stage.worker for stage in self._current.stages}
         newcomers = [worker for worker in self._there.values() if worker.name not in members]
         if not newcomers:
-            self._next = _Upcoming()
+            self._next = _Upcoming(moves=self._next.moves)
             return []
         names = tuple(worker.name for worker in newcomers)
         if names != self._next.newcomers:
@@ -262,7 +269,7 @@ class Deployment:
 
     def _prepare(self, newcomers: Sequence[Candidate], names: tuple[str, ...], now: float) -> list[Action]:
         settle_s = max(min(SETTLE_S * 2 ** max(worker.deaths - 1, 0), _LONGEST_SETTLE_S) for worker in newcomers)
-        self._next = _Upcoming(newcomers=names, settled_at=now + settle_s)
+        self._next = _Upcoming(newcomers=names, settled_at=now + settle_s, moves=self._next.moves)
         try:
             found = self._partition(balanced=True)
         except NoPlan:  # the newcomers do not help; the plan in force stays
@@ -339,9 +346,10 @@ class Deployment:
 
 
 class _Upcoming(msgspec.Struct):
-    """The plan that newcomers are being made ready for. preparing: who still reads."""
+    """The plan that newcomers are being made ready for. preparing: who still reads; moves: links are to be chosen anew."""
 
     newcomers: tuple[str, ...] = ()
     settled_at: float = 0.0
     partition: Partition | None = None
     preparing: frozenset[str] = frozenset()
+    moves: bool = False

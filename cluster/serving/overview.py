@@ -12,7 +12,7 @@ from cluster.planning.plan import ModelFacts
 from cluster.serving.counts import Counts
 from cluster.serving.live_request import UNBOUNDED_CONTEXT_TOKENS
 from cluster.serving.requests import ModelInfo
-from cluster.serving.status import CoordinatorStatus, ModelStatus, Status, host_statuses, worker_statuses
+from cluster.serving.status import CoordinatorStatus, ModelStatus, Status, host_statuses, link_statuses, worker_statuses
 from cluster.settings import StrategySettings
 from strategy.decision import Mode
 
@@ -85,6 +85,7 @@ class Overview:
             coordinator=CoordinatorStatus(pid=self._identity.pid),
             workers=worker_statuses(self._cluster.members.values(), self._cluster.plan),
             hosts=host_statuses(self._cluster.members.values()),
+            links=link_statuses(self._cluster.members.values()),
             requests=self._counts.requests,
             cache=self._counts.reuse,
             events=self._cluster.events.latest,

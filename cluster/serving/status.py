@@ -13,7 +13,8 @@ from cluster.planning.events import ClusterEvent
 from cluster.planning.plan import Plan
 from cluster.serving.counts import RequestCounts, ReuseCounts
 from cluster.serving.health import Stall
-from protocol.messages import Join
+from protocol.interfaces.values import LinkKind
+from protocol.messages import Join, LinkFigures
 from protocol.transport.addressing import endpoint_for
 from protocol.values import LayerRange
 from strategy.memory import WorkerBudget
@@ -86,6 +87,20 @@ class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
     workers: tuple[str, ...]
 
 
+class LinkStatus(msgspec.Struct, frozen=True, kw_only=True, rename={"sender": "from", "receiver": "to"}):
+    """One way from a worker to another on another host, as it was measured last; None where it does not answer."""
+
+    sender: str
+    receiver: str
+    interface: str
+    kind: str
+    address: str
+    round_trip_us: int | None
+    bytes_per_s: int | None
+    in_use: bool
+    warning: str | None
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """Everything at one moment. state: starting, ready, degraded or stopped."""
 
@@ -98,6 +113,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     coordinator: CoordinatorStatus
     workers: tuple[WorkerStatus, ...]
     hosts: tuple[HostStatus, ...]
+    links: tuple[LinkStatus, ...]
     requests: RequestCounts
     cache: ReuseCounts
     events: tuple[ClusterEvent, ...]
@@ -151,6 +167,34 @@ def host_statuses(members: Iterable[Member]) -> tuple[HostStatus, ...]:
         )
         for name, (join, workers) in found.items()
     )
+
+
+def link_statuses(members: Iterable[Member]) -> tuple[LinkStatus, ...]:
+    """Every way between workers on different hosts."""
+    return tuple(
+        LinkStatus(
+            sender=member.name,
+            receiver=found.to,
+            interface=found.interface,
+            kind=found.kind,
+            address=found.address,
+            round_trip_us=found.round_trip_us,
+            bytes_per_s=found.bytes_per_s,
+            in_use=found.in_use,
+            warning=_warning(found),
+        )
+        for member in members
+        if member.is_there
+        for found in member.links
+    )
+
+
+def _warning(found: LinkFigures) -> str | None:
+    if found.in_use and found.round_trip_us is None:
+        return "this link does not answer any more"
+    if found.in_use and found.kind == LinkKind.WIFI:
+        return "Wi-Fi is in use; a cable between the two would be faster"
+    return None
 
 
 def _host(member: Member) -> str:

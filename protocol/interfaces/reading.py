@@ -25,10 +25,15 @@ Run = Callable[[Sequence[str]], str]
 _COMMAND_TIMEOUT_S = 10
 _UNKNOWN_MBITS = (0, 65535)  # what psutil and some drivers say for a speed that nobody knows
 # Loopback, tunnels, radio links between Apple's devices, virtual machines, and bridges of containers.
-_ELSEWHERE = re.compile(
+_NOWHERE_ELSE = re.compile(
     r"(?:lo|utun|tun|tap|wg|tailscale|ppp|ipsec|zt|feth|gif|stf|awdl|llw|anpi|ap|docker|virbr|vmenet|podman|cni)[0-9]*"
     r"|(?:wg|tun|tap)-.*|br-[0-9a-f]{8,12}|docker_gwbridge"
 )
+
+
+def may_lead_elsewhere(name: str) -> bool:
+    """Whether an interface of that name can reach other hosts."""
+    return _NOWHERE_ELSE.fullmatch(name) is None
 
 
 def run_command(command: Sequence[str]) -> str:
@@ -109,7 +114,7 @@ def choose(
 
 def _leads_elsewhere(name: str, state: Any) -> bool:
     """Whether it is up and leads to a network, rather than to this host itself or to one far end."""
-    if state is None or not state.isup or _ELSEWHERE.fullmatch(name):
+    if state is None or not state.isup or not may_lead_elsewhere(name):
         return False
     return not {"loopback", "pointopoint"} & set(state.flags.split(","))
 

@@ -10,7 +10,19 @@ from protocol.messages.generating import (
     Tokens,
     Update,
 )
-from protocol.messages.joining import Beat, Heartbeat, Join, Leave, LinkLost, Rejected, Shutdown, StepOverdue, Welcome
+from protocol.messages.joining import (
+    Beat,
+    Heartbeat,
+    Join,
+    Leave,
+    LinkFigures,
+    LinkLost,
+    LinksMeasured,
+    Rejected,
+    Shutdown,
+    StepOverdue,
+    Welcome,
+)
 from protocol.messages.loading import (
     Inspected,
     InspectModel,
@@ -55,7 +67,9 @@ __all__ = [
     "KeptPrefix",
     "KnownPrefix",
     "Leave",
+    "LinkFigures",
     "LinkLost",
+    "LinksMeasured",
     "LoadFailed",
     "LoadProgress",
     "LoadStage",

@@ -1,5 +1,7 @@
 """A worker and its cluster: how it is admitted, that it lives, and that it ends."""
 
+import msgspec
+
 from protocol.host_specs import HostSpecs
 from protocol.messages.message import Message
 from protocol.values import LayerRange, Peer, Route
@@ -29,9 +31,12 @@ class Join(Message, frozen=True, kw_only=True):
 
 
 class Welcome(Message, frozen=True, kw_only=True):
-    """The worker is admitted. inbox: where the coordinator hears what its workers say from now on."""
+    """The worker is admitted. inbox: where the coordinator hears what its workers say from now on; door: where it lets in whom
+    it has lost.
+    """
 
     inbox: Peer
+    door: Peer
 
 
 class Rejected(Message, frozen=True, kw_only=True):
@@ -88,6 +93,28 @@ class LinkLost(Message, frozen=True, kw_only=True):
     worker: str
     peer: str
     why: str
+
+
+class LinkFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """One address of worker `to`, from a worker's `interface` of that kind. None where it does not answer, or is not known."""
+
+    to: str
+    interface: str
+    kind: str
+    address: str
+    round_trip_us: int | None
+    bytes_per_s: int | None
+    in_use: bool
+
+
+class LinksMeasured(Message, frozen=True, kw_only=True):
+    """What a worker found of its ways to others. move: whether links chosen anew would be faster: "now", where one became slow
+    or failed, "idle" where another is better, "" for no.
+    """
+
+    worker: str
+    links: tuple[LinkFigures, ...]
+    move: str = ""
 
 
 class StepOverdue(Message, frozen=True, kw_only=True):

@@ -8,31 +8,15 @@ import functools
 import ipaddress
 import socket
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
 import psutil
 
+from protocol.interfaces.reading import may_lead_elsewhere
 from protocol.values import Address, Peer
 
 ANY = "*"
 LOOPBACK = "127.0.0.1"
-# Where nobody else answers: of this machine's own making, for containers, tunnels and other devices' short range.
-_NOT_LINKS = (
-    "docker",
-    "br-",
-    "virbr",
-    "utun",
-    "tun",
-    "tap",
-    "wg",
-    "tailscale",
-    "awdl",
-    "llw",
-    "anpi",
-    "gif",
-    "stf",
-    "ap",
-)
 
 Network = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
@@ -48,7 +32,7 @@ def own_networks() -> dict[Network, str]:
     found: dict[Network, str] = {}
     is_up = {name: stats.isup for name, stats in psutil.net_if_stats().items()}
     for name, addresses in psutil.net_if_addrs().items():
-        if not is_up.get(name, False) or name.startswith(_NOT_LINKS):
+        if not is_up.get(name, False) or not may_lead_elsewhere(name):
             continue
         for address in addresses:
             network = _network(address.family, address.address, address.netmask)
@@ -79,7 +63,7 @@ def endpoint_of(address: str, port: int) -> str:
 
 def needs_ipv6(address: str) -> bool:
     """Whether a socket must be told so. Not where it need not: one that was would not end with its connection."""
-    return address.count(":") > 2
+    return ":" in host_of(address)
 
 
 def advertised(listen: Sequence[str], port: int, networks: dict[Network, str]) -> tuple[Address, ...]:
@@ -98,19 +82,30 @@ def endpoint_for(peer: Peer) -> str:
     return nearest(peer.addresses, own_networks())
 
 
-def nearest(addresses: Sequence[Address], networks: Iterable[Network]) -> str:
+def nearest(addresses: Sequence[Address], networks: Mapping[Network, str]) -> str:
     """The first of another host's addresses that is in a network of this one; the first of all where none is."""
-    own = [network.network for network in networks]
-    for address in addresses:
-        ip = _ip(address.endpoint)
-        if ip is not None and any(ip in network for network in own if network.version == ip.version):
-            return address.endpoint
-    return addresses[0].endpoint
+    return min(addresses, key=lambda address: interface_to(address.endpoint, networks) is None).endpoint
 
 
-def _ip(endpoint: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    host = endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+def interface_to(endpoint: str, networks: Mapping[Network, str]) -> str | None:
+    """Which of this host's interfaces is in the network of an endpoint elsewhere; None where none is."""
     try:
-        return ipaddress.ip_address(host)
+        ip = ipaddress.ip_address(host_of(endpoint))
     except ValueError:
         return None
+    return next((name for own, name in networks.items() if own.version == ip.version and ip in own.network), None)
+
+
+def host_of(endpoint: str) -> str:
+    """The name or address in an endpoint, or what is one by itself."""
+    if not endpoint.startswith("tcp://"):
+        return endpoint
+    return endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+
+
+def seen_from(peer: Peer, host: str) -> Peer:
+    """A peer of another host as it is reached at `host`, a way that is known to work."""
+    if not peer.host or peer.host == this_host() or not host:
+        return peer
+    port = int(peer.endpoint.rpartition(":")[2])
+    return Peer(endpoint=endpoint_of(host, port), public_key=peer.public_key)

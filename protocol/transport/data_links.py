@@ -7,6 +7,7 @@ at once when a connection closes or is refused, by heartbeats when it falls sile
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import zmq
 
@@ -42,11 +43,37 @@ _OPTIONS = {
 }
 
 
-class ZmqDataLinks:
-    """The `DataLinks` of one worker over encrypted PUSH sockets, made at the first message to each."""
+class Ways(Protocol):
+    """Where to send to each peer of an epoch."""
 
-    def __init__(self, lost: Lost, keys: KeyPair | None = None):
+    def renew(self, peers: Mapping[str, Peer]) -> None:
+        """A new epoch with these peers, by worker."""
+
+    def choose(self, peer: Peer) -> str:
+        """The endpoint of a peer for this epoch."""
+
+    def lost(self, endpoint: str) -> None:
+        """A link over it broke. On a thread of the transport's own."""
+
+
+class _Nearest:
+    """By networks alone, with nothing learnt."""
+
+    choose = staticmethod(endpoint_for)
+
+    def renew(self, _: Mapping[str, Peer]) -> None:
+        return
+
+    def lost(self, _: str) -> None:
+        return
+
+
+class ZmqDataLinks:
+    """The `DataLinks` of one worker over encrypted PUSH sockets, made at the first message to each. ways: says where to send."""
+
+    def __init__(self, lost: Lost, keys: KeyPair | None = None, ways: Ways | None = None):
         self._lost = lost
+        self._ways = ways or _Nearest()
         self._keys = keys or KeyPair.generate()
         self._epoch = 0
         self._sender = 0
@@ -65,14 +92,21 @@ class ZmqDataLinks:
         """End the links of the epoch before; see `DataLinks`."""
         self.close()
         self._epoch, self._sender, self._peers = epoch, sender, dict(peers)
+        self._ways.renew(peers)
 
     def send(self, worker: str, message: Message, buffers: Sequence[Buffer] = ()) -> None:
         """Queue a message; see `DataLinks`."""
         link = self._links.get(worker)
         if link is None:
             peer = self._peers[worker]
-            link = self._links[worker] = _DataLink(peer, self._keys, lambda why: self._lost(worker, why))
+            endpoint = self._ways.choose(peer)
+            link = _DataLink(endpoint, peer, self._keys, lambda why: self._link_lost(worker, endpoint, why))
+            self._links[worker] = link
         link.send(self._epoch, self._sender, message, buffers)
+
+    def _link_lost(self, worker: str, endpoint: str, why: str) -> None:
+        self._ways.lost(endpoint)
+        self._lost(worker, why)
 
     def close(self) -> None:
         """End every link; returns at once, and no loss is reported afterwards."""
@@ -86,13 +120,12 @@ class _DataLink:
     loss: after `close` no report begins, and none is still under way.
     """
 
-    def __init__(self, peer: Peer, keys: KeyPair, lost: Callable[[str], object]):
+    def __init__(self, endpoint: str, peer: Peer, keys: KeyPair, lost: Callable[[str], object]):
         self._lost = lost
         self._whole = True
         self._lock = threading.Lock()
         self._number = 0
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PUSH)
-        endpoint = endpoint_for(peer)
         try:
             self._connect(endpoint, peer, keys)
         except zmq.ZMQError as error:

@@ -65,9 +65,8 @@ class ZmqInbox:
         self._deliver = deliver
         self._admits = admits
         keys = keys or KeyPair.generate()
-        self._socket = _bindable_socket(keys, limits)
-        admit(self._socket, admits)
-        port = self._bind(listen, port)
+        self._socket = bindable_socket(zmq.PULL, keys, limits, admits)
+        port = bind(self._socket, listen, port)
         self.peer = Peer(
             endpoint=endpoint_of(LOOPBACK, port),
             public_key=keys.public,
@@ -77,24 +76,6 @@ class ZmqInbox:
         self.num_dropped = 0
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._read, name="inbox", daemon=True)
-
-    def _bind(self, listen: Sequence[str], port: int | None) -> int:
-        hosts = [ANY] if ANY in listen else list(dict.fromkeys([LOOPBACK, *listen]))
-        try:
-            for host in hosts:
-                self._socket.setsockopt(zmq.IPV6, needs_ipv6(host))
-                if port is None:
-                    port = self._socket.bind_to_random_port(f"tcp://{host}")
-                else:
-                    self._socket.bind(endpoint_of(host, port))
-        except zmq.ZMQError as error:
-            self._socket.close()
-            what = host if port is None else f"port {port} of {host}"
-            raise AddressUnavailable(
-                f"{what} cannot be used ({zmq.strerror(error.errno or 0)}): end what uses it or choose another"
-            ) from error
-        assert port is not None
-        return port
 
     def start(self) -> None:
         """Begin to deliver messages."""
@@ -108,13 +89,13 @@ class ZmqInbox:
 
     def _receive(self) -> None:
         frames = self._socket.recv_multipart(copy=False)  # raises Again when none came in time
-        key = str(frames[0].get("User-Id"))
+        key, origin = str(frames[0].get("User-Id")), str(frames[0].get("Peer-Address"))
         if not self._admits(key):
             self.num_dropped += 1
             log.warning("dropped a message of %s, whose key is not admitted any more", key)
             return
         try:
-            self._deliver(decode([frame.buffer for frame in frames], key=key))
+            self._deliver(decode([frame.buffer for frame in frames], key=key, origin=origin))
         except WireError as error:
             self.num_dropped += 1
             log.warning("dropped %s, from %s", error, key)
@@ -131,8 +112,33 @@ class ZmqInbox:
         return f"ZmqInbox({self.peer.endpoint})"
 
 
-def _bindable_socket(keys: KeyPair, limits: Limits) -> "zmq.Socket[bytes]":
-    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PULL)
+def bind(socket: "zmq.Socket[bytes]", listen: Sequence[str], port: int | None) -> int:
+    """Bind a socket where it is to be reached, at one port everywhere: None takes a free one. Returns it.
+
+    Raises:
+        AddressUnavailable: it cannot be bound; the socket is closed.
+    """
+    hosts = [ANY] if ANY in listen else list(dict.fromkeys([LOOPBACK, *listen]))
+    try:
+        for host in hosts:
+            socket.setsockopt(zmq.IPV6, needs_ipv6(host))
+            if port is None:
+                port = socket.bind_to_random_port(f"tcp://{host}")
+            else:
+                socket.bind(endpoint_of(host, port))
+    except zmq.ZMQError as error:
+        socket.close()
+        what = host if port is None else f"port {port} of {host}"
+        raise AddressUnavailable(
+            f"{what} cannot be used ({zmq.strerror(error.errno or 0)}): end what uses it or choose another"
+        ) from error
+    assert port is not None
+    return port
+
+
+def bindable_socket(kind: int, keys: KeyPair, limits: Limits, admits: Admits) -> "zmq.Socket[bytes]":
+    """An encrypted socket of that kind within limits, for those whom `admits` takes."""
+    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.RCVHWM, limits.pending)
     socket.setsockopt(zmq.RCVTIMEO, _READ_TIMEOUT_MS)
@@ -142,4 +148,5 @@ def _bindable_socket(keys: KeyPair, limits: Limits) -> "zmq.Socket[bytes]":
     socket.setsockopt(zmq.CURVE_SERVER, 1)
     socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public.encode())
     socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret.encode())
+    admit(socket, admits)
     return socket

@@ -110,7 +110,7 @@ class TestCoordinator:
 
     def admit(self, name):
         self.joins[name] = self.await_message(Join, of=name)
-        self.send(name, Welcome(inbox=self._inbox.peer))
+        self.send(name, Welcome(inbox=self._inbox.peer, door=self._inbox.peer))
         return self.joins[name]
 
     def load(self, found):

@@ -59,7 +59,22 @@ EXAMPLES: dict[int, messages.Message] = {
     12: messages.LinkLost(worker="w", peer="v", why="closed"),
     13: messages.StepOverdue(worker="w", route=Route(("w", "v")), number=3, seconds=5.5),
     14: messages.Leave(worker="w"),
-    20: messages.Welcome(inbox=PEER),
+    15: messages.LinksMeasured(
+        worker="w",
+        links=(
+            messages.LinkFigures(
+                to="v",
+                interface="en0",
+                kind="wifi",
+                address="tcp://10.0.0.1:5",
+                round_trip_us=9,
+                bytes_per_s=None,
+                in_use=True,
+            ),
+        ),
+        move="idle",
+    ),
+    20: messages.Welcome(inbox=PEER, door=PEER),
     21: messages.Rejected(reason="r"),
     22: messages.InspectModel(model="d", reply_to=PEER),
     23: messages.LoadStage(

@@ -111,7 +111,7 @@ class Played:
         self.said.append(envelope.message)
 
     def admit(self):
-        self.tell(Welcome(inbox=INBOX))
+        self.tell(Welcome(inbox=INBOX, door=INBOX))
 
     def _exit_later(self):
         self.num_exits += 1
@@ -233,7 +233,7 @@ def test_what_is_about_models_and_requests_goes_to_the_engine_in_its_epoch(playe
 
 
 def test_welcome_and_beats_are_not_the_engine_s(played):
-    played.tell(Welcome(inbox=INBOX))
+    played.tell(Welcome(inbox=INBOX, door=INBOX))
     played.pass_time(1.0, members=("worker-0",))
     assert played.engine.messages == []
 

@@ -72,7 +72,7 @@ PATHS = {
 
 EVENTS = {
     "started": Reachable(),
-    "welcomed": Welcomed(INBOX),
+    "welcomed": Welcomed(INBOX, INBOX),
     "refused": REFUSED,
     "beat that names it": NAMED,
     "beat that does not": NOT_NAMED,
@@ -129,7 +129,7 @@ def test_it_asks_every_half_second_until_a_beat_names_it(state):
 
 def test_admitted_it_asks_again_only_when_no_beat_says_so():
     played = Played(State.JOINING)
-    played.handle(Welcomed(INBOX))
+    played.handle(Welcomed(INBOX, INBOX))
     assert played.pass_time(BEAT_LIMIT_S - 0.1) == []
     assert [action for _, action in played.pass_time(0.2)] == [SendJoin()]
 
@@ -165,7 +165,7 @@ def test_without_any_beat_it_ends_after_its_time_as_an_orphan(state):
 def test_admissions_and_refusals_without_beats_do_not_keep_an_orphan():
     played = Played(State.ADRIFT)
     for _ in range(int(ORPHAN_S) - 1):
-        played.handle(Welcomed(INBOX), after_s=0.5)
+        played.handle(Welcomed(INBOX, INBOX), after_s=0.5)
         played.handle(Refused("busy"), after_s=0.5)
     assert played.pass_time(2.0)[-1][1] == ORPHANED
 

@@ -49,6 +49,7 @@ STATUS = {
     "epoch": 1,
     "events": [],
     "hosts": [],
+    "links": [],
 }
 
 

@@ -481,8 +481,8 @@ async def test_stop_tells_every_worker_and_is_the_end_of_all(subject):
     await subject.ready()
     await subject.control.stop()
     assert [(name, message) for name, message in subject.mailbox.told if isinstance(message, Shutdown)] == [
-        ("alpha", Shutdown()),
-        ("beta", Shutdown()),
+        ("alpha", Shutdown(why="the cluster was stopped")),
+        ("beta", Shutdown(why="the cluster was stopped")),
     ]
     assert {member.state for member in subject.control.roster.members.values()} == {WorkerState.STOPPED}
 

@@ -1,0 +1,138 @@
+"""How fast a way to another host is: an echo that hosts of a plan keep for each other, and what asks it.
+
+An echo answers whatever it is sent with a few bytes, on a thread of its own, to those whose keys it admits. Who measures
+proves its key as for every other message and expects the other's: two hosts with the same private address, as of docker, never
+take themselves for each other. The round trip is the least of several; the bandwidth is that of large messages for a while.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import msgspec
+import zmq
+
+from protocol.transport.addressing import LOOPBACK, needs_ipv6
+from protocol.transport.admission import Admits
+from protocol.transport.inbox import Limits, bind, bindable_socket
+from protocol.transport.keys import KeyPair
+
+log = logging.getLogger(__name__)
+
+PIECE_BYTES = 1 << 20
+_LIMITS = Limits(frame_bytes=PIECE_BYTES + 4096, pending=64, handshake_ms=3_000)
+_NUM_PINGS = 10
+_LOAD_S = 0.1
+_IN_FLIGHT = 4  # pieces that are sent before the first is answered
+_FIRST_ANSWER_MS = 1500
+_NEXT_ANSWER_MS = 3000
+_READ_TIMEOUT_MS = 200
+
+
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
+    """One way to a host: seconds there and back of a small message, bytes a second of large ones (encrypted, as all are)."""
+
+    round_trip_s: float
+    bytes_per_s: float
+
+    def seconds(self, num_bytes: int) -> float:
+        """How long a message of that size takes to arrive."""
+        return self.round_trip_s / 2 + num_bytes / self.bytes_per_s
+
+
+class ZmqEcho:
+    """A bound, encrypted ROUTER socket that answers everything. listen, keys, admits: as of `ZmqInbox`."""
+
+    def __init__(self, *, listen: Sequence[str] = (LOOPBACK,), keys: KeyPair, admits: Admits):
+        self._socket = bindable_socket(zmq.ROUTER, keys, _LIMITS, admits)
+        self.port = bind(self._socket, listen, None)
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._answer, name="echo", daemon=True)
+
+    def __repr__(self) -> str:
+        return f"ZmqEcho(port {self.port})"
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._thread.start()
+
+    def _answer(self) -> None:
+        while not self._closing.is_set():
+            if self._socket.poll(_READ_TIMEOUT_MS):
+                sender, *frames = self._socket.recv_multipart()
+                self._socket.send_multipart([sender, frames[0][:8] if frames else b""], zmq.NOBLOCK)
+        self._socket.close(linger=0)
+
+    def close(self) -> None:
+        """Answer nobody any more."""
+        self._closing.set()
+        if self._thread.ident is None:
+            self._socket.close(linger=0)
+        else:
+            self._thread.join(timeout=5)
+
+
+def measure(
+    endpoint: str,
+    public_key: str,
+    keys: KeyPair,
+    *,
+    with_load: bool = True,
+    now: Callable[[], float] = time.perf_counter,
+) -> Measured | None:
+    """How fast the echo with that key is reached at an endpoint; None where it does not answer. Takes up to two seconds.
+
+    with_load: also how much goes through, which disturbs what else does; else any amount is assumed to.
+    """
+    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
+    try:
+        _connect(socket, endpoint, public_key, keys)
+        round_trip_s = _round_trip(socket, now)
+        if round_trip_s is None:
+            return None
+        return Measured(round_trip_s=round_trip_s, bytes_per_s=_bytes_per_s(socket, now) if with_load else float("inf"))
+    except zmq.ZMQError as error:
+        log.info("%s cannot be measured: %s", endpoint, error)
+        return None
+    finally:
+        socket.close(linger=0)
+
+
+def _connect(socket: "zmq.Socket[bytes]", endpoint: str, public_key: str, keys: KeyPair) -> None:
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.IPV6, needs_ipv6(endpoint))
+    socket.setsockopt(zmq.CURVE_SERVERKEY, public_key.encode())
+    socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public.encode())
+    socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret.encode())
+    socket.connect(endpoint)
+
+
+def _round_trip(socket: "zmq.Socket[bytes]", now: Callable[[], float]) -> float | None:
+    """The least of some, the first of which also connects."""
+    least = None
+    for number in range(_NUM_PINGS + 1):
+        began = now()
+        socket.send(b"ping")
+        if not socket.poll(_NEXT_ANSWER_MS if number else _FIRST_ANSWER_MS):
+            return None
+        socket.recv()
+        if number:
+            least = now() - began if least is None else min(least, now() - began)
+    return least
+
+
+def _bytes_per_s(socket: "zmq.Socket[bytes]", now: Callable[[], float]) -> float:
+    """Of pieces, some of which are always under way. Raises zmq.Again where an answer stays away."""
+    piece = bytes(PIECE_BYTES)
+    began = now()
+    num_sent = num_answered = 0
+    while now() - began < _LOAD_S or num_answered < 2:
+        while num_sent - num_answered < _IN_FLIGHT:
+            socket.send(piece, copy=False)
+            num_sent += 1
+        if not socket.poll(_NEXT_ANSWER_MS):
+            raise zmq.Again
+        socket.recv()
+        num_answered += 1
+    return num_answered * PIECE_BYTES / (now() - began)

@@ -1,0 +1,100 @@
+"""A cluster over the hosts of a bed, brought up as people do it: `start` on one, a token, and its command pasted on the others."""
+
+import json
+import shlex
+from collections.abc import Callable
+from typing import Any
+
+from tests.hosts.bed import Bed
+from tests.support.running_cluster import wait_until
+
+# Limits against hanging for ever, no expectations.
+COMMAND_LIMIT_S = 180.0
+SETTLE_LIMIT_S = 120.0
+FIRST = "a"
+
+
+class HostsCluster:
+    """Its coordinator is on host a."""
+
+    def __init__(self, bed: Bed):
+        self.bed = bed
+
+    def launch(self, host: str, *arguments: str) -> str:
+        """What a command prints; it must succeed."""
+        done = self.bed.run(
+            host, str(self.bed.hosts[host].checkout / "launch.sh"), *arguments, timeout_s=COMMAND_LIMIT_S
+        )
+        assert done.returncode == 0, f"{arguments}: {done.stderr}{self.logs()}"
+        return done.stdout
+
+    def start(self, *options: str) -> None:
+        """With one worker on the first host."""
+        self.launch(FIRST, "start", "--workers", "1", *options)
+
+    def invite(self, *hosts: str) -> None:
+        """Each pastes the command of a token of its own."""
+        for host in hosts:
+            command = self.launch(FIRST, "token", "new").splitlines()[0]
+            self.launch(host, *shlex.split(command)[1:], "--background")
+
+    def status(self) -> dict[str, Any]:
+        """As `status --json` says."""
+        done = self.bed.run(
+            FIRST, str(self.bed.hosts[FIRST].checkout / "launch.sh"), "status", "--json", timeout_s=COMMAND_LIMIT_S
+        )
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    def await_status(self, holds: Callable[[dict[str, Any]], bool], what: str) -> dict[str, Any]:
+        """The first status that is so."""
+
+        def found() -> dict[str, Any] | None:
+            status = self.status()
+            return status if holds(status) else None
+
+        try:
+            right: dict[str, Any] = wait_until(found, what, SETTLE_LIMIT_S)
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {self.status()}{self.logs()}") from None
+        return right
+
+    def await_parts(self, number: int) -> dict[str, Any]:
+        """So many workers have layers."""
+        return self.await_status(lambda status: num_parts(status) == number, f"{number} workers having layers")
+
+    def await_cables(self) -> dict[str, Any]:
+        """Every link in use is a cable."""
+
+        def cabled(status: dict[str, Any]) -> bool:
+            used = [link for link in status["links"] if link["in_use"]]
+            pairs = num_parts(status) * (num_parts(status) - 1)
+            return len(used) == pairs and all(link["interface"].startswith("tb-") for link in used)
+
+        return self.await_status(cabled, "every link being a cable")
+
+    def prompt(self, text: str, max_tokens: int, *options: str) -> dict[str, Any]:
+        """As `prompt --json` says."""
+        given = ("--max-tokens", str(max_tokens), "--temperature", "0", "--json")
+        answer: dict[str, Any] = json.loads(self.launch(FIRST, "prompt", text, *given, *options))
+        return answer
+
+    def logs(self) -> str:
+        """The ends of all log files of all hosts."""
+        texts = []
+        for host in self.bed.hosts.values():
+            folder = host.outside(host.checkout) / ".tandem" / "logs"
+            texts += [f"\n--- {host.name} {file.name}\n{file.read_text()[-1500:]}" for file in sorted(folder.glob("*"))]
+        return "".join(texts)
+
+    def stop(self) -> None:
+        """On every host."""
+        for host in self.bed.hosts:
+            self.launch(host, "stop")
+
+
+def num_parts(status: dict[str, Any]) -> int:
+    """How many workers have layers in a plan in force."""
+    if status["state"] != "ready":
+        return 0
+    return sum(worker["layers"] is not None for worker in status["workers"])

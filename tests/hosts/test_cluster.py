@@ -1,0 +1,124 @@
+"""Three hosts with other users, paths and homes are one cluster: joined by tokens, over cables, through what breaks."""
+
+import json
+
+import pytest
+from mlx_lm.utils import load_tokenizer
+
+from tests.hosts.cluster import FIRST, HostsCluster
+from tests.support.running_cluster import CHECKOUT, wait_until
+
+MODEL = CHECKOUT / "models" / "tandem-demo"
+PROMPT = "Tell me a long story about a fox."
+NUM_TOKENS, LONG = 60, 500
+HOSTS = {"local": "a", "host-b": "b", "host-c": "c"}
+
+
+@pytest.fixture(scope="module")
+def cluster(bed):
+    cluster = HostsCluster(bed)
+    cluster.start()
+    try:
+        cluster.alone = cluster.prompt(PROMPT, NUM_TOKENS)["token_ids"]
+        cluster.invite("b", "c")
+        cluster.await_parts(3)
+        cluster.end_tokens = load_tokenizer(MODEL).eos_token_ids
+        cluster.long_text, _ = disturbed(cluster, lambda: None)
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture(autouse=True)
+def healed(cluster, bed):
+    cluster.await_parts(3)
+    yield
+    bed.heal()
+
+
+def stream(cluster):
+    """A long answer, as a process whose standard output is its events."""
+    body = {
+        "prompt": PROMPT,
+        "max_tokens": LONG,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "strategy": "distributed-cached",
+        "logit_bias": dict.fromkeys(map(str, cluster.end_tokens), -100),
+    }
+    return cluster.bed.popen(
+        FIRST, "curl", "-sN", "http://127.0.0.1:8420/v1/completions", "-H", "Content-Type: application/json",
+        "-d", json.dumps(body), stdout=-1, text=True,
+    )  # fmt: skip
+
+
+def disturbed(cluster, disturb):
+    """The text of an answer, and how often it went on after a loss; `disturb` is called once it has begun."""
+    with stream(cluster) as running:
+        lines = [running.stdout.readline() for _ in range(20)]
+        disturb()
+        lines += running.stdout.readlines()
+    pieces = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
+    assert not [piece for piece in pieces if "error" in piece]
+    text = "".join(piece["choices"][0]["text"] for piece in pieces if piece["choices"])
+    return text, pieces[-1]["tandem"].get("resumed", 0)
+
+
+def test_status_names_three_hosts_and_their_links(cluster):
+    status = cluster.await_cables()
+    assert {host["name"] for host in status["hosts"]} == {"local", "host-b", "host-c"}
+    assert sorted(worker["host"] for worker in status["workers"]) == ["host-b", "host-c", "local"]
+    assert all(host["memory_bytes"] and host["versions"]["mlx"] for host in status["hosts"])
+    pairs = {(link["from"], link["to"]) for link in status["links"]}
+    assert len(pairs) == 6
+    for pair in pairs:
+        ways = {link["interface"]: link for link in status["links"] if (link["from"], link["to"]) == pair}
+        used = [name for name, link in ways.items() if link["in_use"]]
+        assert len(used) == 1
+        assert ways[used[0]]["round_trip_us"] < ways["wlan0"]["round_trip_us"]
+
+
+def test_all_hosts_answer_together_with_the_ids_of_one_and_hidden_states_take_the_cables(cluster, bed):
+    cluster.await_cables()
+
+    def sent():
+        counted = [(name, both[1]) for host in bed.hosts for name, both in bed.counters(host).items()]
+        return [sum(num_bytes for name, num_bytes in counted if name.startswith(kind)) for kind in ("tb-", "wlan")]
+
+    def takes_the_cables():
+        """Unless the wifi was measured meanwhile, which is seldom."""
+        cables, wifi = sent()
+        answer = cluster.prompt(PROMPT, NUM_TOKENS, "--strategy", "distributed-cached")
+        assert answer["token_ids"] == cluster.alone
+        assert len(answer["workers"]) == 3
+        cables_then, wifi_then = sent()
+        return cables_then - cables > 4 * (wifi_then - wifi)
+
+    wait_until(takes_the_cables, "an answer over the cables")
+
+
+def test_stream_goes_on_over_another_way_when_a_cable_fails(cluster, bed):
+    status = cluster.await_cables()
+    in_order = sorted(status["workers"], key=lambda worker: worker["layers"][0])
+    ends = [HOSTS[worker["host"]] for worker in in_order]
+    text, resumed = disturbed(cluster, lambda: bed.cut(ends[0], ends[1]))
+    assert (text, resumed > 0) == (cluster.long_text, True)
+
+
+def test_host_without_power_is_left_and_taken_in_again(cluster, bed):
+    text, resumed = disturbed(cluster, lambda: bed.power_cut("c"))
+    assert (text, resumed > 0) == (cluster.long_text, True)
+    cluster.await_status(
+        lambda status: {"local", "host-b"} == hosts_with_layers(status), "the others having its layers"
+    )
+    bed.power_on("c")
+    cluster.invite("c")
+    cluster.await_parts(3)
+    assert cluster.prompt(PROMPT, NUM_TOKENS, "--strategy", "distributed-cached")["token_ids"] == cluster.alone
+
+
+def hosts_with_layers(status):
+    return {
+        worker["host"] for worker in status["workers"] if worker["layers"] is not None and worker["state"] == "ready"
+    }
