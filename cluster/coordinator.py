@@ -103,7 +103,7 @@ class Coordinator:
         self._launcher = launcher
         self._is_again = is_again
         self._stopping = asyncio.Event()
-        self._served = asyncio.Event()
+        self._draining, self._served = asyncio.Event(), asyncio.Event()
         self._control: ControlPlane | None = None
         self._templates: Templates | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -129,6 +129,7 @@ class Coordinator:
                 loop.call_later(TEMPLATES_AFTER_S, loop.run_in_executor, None, self._templates.begin)
             gc.freeze()  # what is loaded stays: a full collection over it would hold every stream up for tens of ms
             await asyncio.wait([*self._tasks, asyncio.create_task(self._stopping.wait())], return_when=FIRST_COMPLETED)
+            self._draining.set()
             await service.drain(DRAIN_S)
         except asyncio.CancelledError:
             self._report.tell(error="the start was interrupted; nothing is left running", exit_code=1)
@@ -157,7 +158,9 @@ class Coordinator:
             model_id=path.name, api=url, pid=os.getpid(), has_chat_template=(await prompts).has_chat_template
         )
         service = GenerationService(control, prompts.result(), self._settings, identity, self._measured_use(path))
-        self._tasks.append(asyncio.create_task(serve(self._app(service), listener, stopping=self._served)))
+        self._tasks.append(
+            asyncio.create_task(serve(self._app(service), listener, stopping=self._served, draining=self._draining))
+        )
         await control.starting.ended()
         service.check_mode()
         return service

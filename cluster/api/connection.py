@@ -5,6 +5,10 @@ silent, endless or many. Knows nothing of what is asked. One connection is one i
 """
 
 import asyncio
+import fcntl
+import socket
+import sys
+import termios
 from collections import Counter
 from http import HTTPStatus
 from typing import Any, ClassVar, cast
@@ -36,6 +40,7 @@ _FOR_OTHER_ADDRESSES = 8
 _LEAST_CONNECTIONS = 8
 _MOST_CONNECTIONS = 8192
 _VERSIONS = ("1.0", "1.1")
+_SO_NWRITE = 0x1024  # of macOS, which Python does not name
 _TOO_LARGE = f"the headers are larger than {MAX_HEAD_BYTES // 1024} KB"
 
 
@@ -43,6 +48,13 @@ def max_connections() -> int:
     """How many connections there may be, of the descriptors that the process may open: as many as the system allows."""
     allowed = allow_descriptors(_MOST_CONNECTIONS + _KEPT_BACK)
     return max(allowed - min(_KEPT_BACK, max(_LEAST_KEPT_BACK, allowed // 4)), _LEAST_CONNECTIONS)
+
+
+def _unsent_bytes(connection: socket.socket) -> int:
+    """What was written to a connection and its other end has not taken: the system's own buffer can hold an answer for minutes."""
+    if sys.platform == "darwin":
+        return connection.getsockopt(socket.SOL_SOCKET, _SO_NWRITE)
+    return int.from_bytes(fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
 
 
 class _Refused(Exception):
@@ -61,6 +73,7 @@ class Connection(HttpToolsProtocol):
         self._head_bytes = 0
         self._is_in_head = True
         self._late: asyncio.TimerHandle | None = None
+        self._unsent_bytes = 0
         self._refusal: tuple[int, str] = (400, "this is no HTTP request that can be understood")
 
     # --- the connection
@@ -92,6 +105,12 @@ class Connection(HttpToolsProtocol):
 
     def _leave_unread(self) -> None:
         if self.flow.write_paused:
+            self.transport.abort()
+
+    def leave_unread(self) -> None:
+        """The server is about to stop: who has taken nothing since this was asked before, of what was there for it, is left."""
+        before, self._unsent_bytes = self._unsent_bytes, _unsent_bytes(self.transport.get_extra_info("socket"))
+        if 0 < before <= self._unsent_bytes:
             self.transport.abort()
 
     # --- the head of a request

@@ -17,6 +17,8 @@ BACKLOG = 1024
 KEEP_ALIVE_S = 30
 # Of a stream: what the system takes of an answer whose reader does not read is neither paused nor counted.
 SEND_BUFFER_BYTES = 32 * 1024
+# When the server is about to stop: how long somebody may take nothing.
+UNREAD_S = 0.5
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -39,8 +41,17 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-async def serve(app: ASGIApp, listener: socket.socket, *, stopping: asyncio.Event, grace_s: int = 5) -> None:
+async def serve(
+    app: ASGIApp,
+    listener: socket.socket,
+    *,
+    stopping: asyncio.Event,
+    draining: asyncio.Event | None = None,
+    grace_s: int = 5,
+) -> None:
     """Serve `app` until `stopping` is set, then let running requests end for `grace_s` seconds. Closes `listener`.
+
+    draining: set when running answers are waited for; those that nobody reads are ended then.
 
     Takes no signals: they are the caller's.
     """
@@ -60,11 +71,14 @@ async def serve(app: ASGIApp, listener: socket.socket, *, stopping: asyncio.Even
         server_header=False,
     )
     server = _Server(config)
-    stopper = asyncio.create_task(_stop_when(stopping, server))
+    watchers = [asyncio.create_task(_stop_when(stopping, server))]
+    if draining is not None:
+        watchers.append(asyncio.create_task(_leave_unread_when(draining, server)))
     try:
         await server.serve(sockets=[listener])
     finally:
-        stopper.cancel()
+        for watcher in watchers:
+            watcher.cancel()
         listener.close()
 
 
@@ -88,6 +102,15 @@ class _Server(uvicorn.Server):
 async def _stop_when(stopping: asyncio.Event, server: uvicorn.Server) -> None:
     await stopping.wait()
     server.should_exit = True
+
+
+async def _leave_unread_when(draining: asyncio.Event, server: uvicorn.Server) -> None:
+    await draining.wait()
+    while True:
+        for connection in list(server.server_state.connections):
+            if isinstance(connection, Connection):
+                connection.leave_unread()
+        await asyncio.sleep(UNREAD_S)
 
 
 def _why_not(host: str, port: int, error: OSError) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import socket
 from contextlib import asynccontextmanager
 
 import pytest
@@ -18,12 +19,12 @@ STREAM = json.dumps({"prompt": "hi", "stream": True}).encode()
 
 
 @asynccontextmanager
-async def serving(service=None, grace_s=1, **options):
+async def serving(service=None, grace_s=1, draining=None, **options):
     """The app on a free port; gives the port, and stops it in order at the end."""
     listener, stopping = bind("127.0.0.1", 0), asyncio.Event()
     port = listener.getsockname()[1]
     app = build_app(service or FakeService(), **options)
-    server = asyncio.create_task(serve(app, listener, stopping=stopping, grace_s=grace_s))
+    server = asyncio.create_task(serve(app, listener, stopping=stopping, draining=draining, grace_s=grace_s))
     await asyncio.sleep(0.05)
     try:
         yield port
@@ -240,6 +241,58 @@ def test_answer_that_nobody_reads_ends_after_a_while_and_its_connection_too(monk
                 await reader.readexactly(1 << 30)
             writer.close()
             assert await health(port) == 200
+
+    run(scenario)
+
+
+class Trickle(FakeService):
+    """Streams slowly, each answer as much as the system's buffers take of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_running = 0
+
+    async def generate(self, request):
+        self.num_running += 1
+        try:
+            yield ROUTED
+            for _ in range(20):
+                yield Delta(text="y" * 1000, token_ids=(1,))
+            while True:
+                yield Delta(text="z", token_ids=(1,))
+                await asyncio.sleep(0.02)
+        finally:
+            self.num_running -= 1
+
+
+def connected(port):
+    """A connection whose end here takes little by itself."""
+    there = socket.socket()
+    there.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    there.connect(("127.0.0.1", port))
+    return there
+
+
+def test_answer_that_the_system_alone_took_is_left_when_running_ones_are_waited_for():
+    async def scenario():
+        service, draining = Trickle(), asyncio.Event()
+        head = b"POST /v1/completions HTTP/1.1\r\n" + HOST + b"Content-Length: %d\r\n\r\n" % len(STREAM)
+        async with serving(service, draining=draining) as port:
+            unread = connected(port)
+            unread.sendall(head + STREAM)
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(head + STREAM)
+            assert b" 200 " in await reader.readline()
+            while service.num_running < 2:  # noqa: ASYNC110 - a service tells nobody
+                await asyncio.sleep(0.01)
+            draining.set()
+            while service.num_running > 1:
+                await reader.readline()
+            for _ in range(300):
+                assert await reader.readline()  # who reads goes on
+            assert service.num_running == 1
+            unread.close()
+            writer.close()
 
     run(scenario)
 
