@@ -97,7 +97,7 @@ class LinkChoice:
             if found is None:
                 self._healthy_at[endpoint] = float("inf")
                 return
-            if self._healthy_at.get(endpoint, now) == float("inf"):
+            if self._is_silent(endpoint):
                 self._healthy_at[endpoint] = now + (HEALTHY_S if endpoint in self._measured else 0.0)
             known = self._measured.get(endpoint)
             if found.bytes_per_s == float("inf") and known is not None:
@@ -126,16 +126,20 @@ class LinkChoice:
 
     # --- under the lock
 
-    def _rank(self, address: Address) -> tuple[float, float, bool, int]:
-        """The least is the best."""
+    def _rank(self, address: Address) -> tuple[int, float, bool, int]:
+        """The least is the best. One that answers again, if only since a moment ago, comes before one that does not."""
         seconds = self._seconds(address.endpoint)
         interface = interface_to(address.endpoint, self._networks)
         kind = list(LinkKind).index(self.kinds.get(interface or "", LinkKind.OTHER))
-        return self._is_down(address.endpoint), seconds, interface is None, kind
+        trouble = 2 if self._is_silent(address.endpoint) else int(self._is_down(address.endpoint))
+        return trouble, seconds, interface is None, kind
 
     def _seconds(self, endpoint: str) -> float:
         found = self._measured.get(endpoint)
         return float("inf") if found is None else found.seconds(PAYLOAD_BYTES)
+
+    def _is_silent(self, endpoint: str) -> bool:
+        return self._healthy_at.get(endpoint) == float("inf")
 
     def _is_down(self, endpoint: str) -> bool:
         return self._healthy_at.get(endpoint, 0.0) > self._now()
@@ -153,7 +157,7 @@ class LinkChoice:
     def _figure(self, name: str, peer: Peer, address: Address) -> LinkFigures:
         interface = interface_to(address.endpoint, self._networks) or ""
         found = self._measured.get(address.endpoint)
-        is_known = found is not None and not self._is_down(address.endpoint)
+        is_known = found is not None and not self._is_silent(address.endpoint)
         return LinkFigures(
             to=name,
             interface=interface,

@@ -81,12 +81,16 @@ class LinkProber:
         if elsewhere and not self._choice.kinds:
             self._choice.kinds = _kinds()
         for peer in elsewhere.values():
-            for address in peer.addresses:
-                with_load = self._may_load(address) and not self._is_busy()
-                found = self._measure(_echo_of(peer, address), peer.public_key, with_load=with_load)
-                self._choice.measured(address.endpoint, found)
-        if figures := self._choice.figures():
-            self._report(LinksMeasured(worker=self._name, links=figures, move=self._choice.verdict()))
+            found = {address.endpoint: self._measured(peer, address) for address in peer.addresses}
+            if any(found.values()):  # else it is the peer that is gone, or has no plan yet, and no address is at fault
+                for endpoint, figures in found.items():
+                    self._choice.measured(endpoint, figures)
+        if links := self._choice.figures():
+            self._report(LinksMeasured(worker=self._name, links=links, move=self._choice.verdict()))
+
+    def _measured(self, peer: Peer, address: Address) -> Measured | None:
+        with_load = self._may_load(address) and not self._is_busy()
+        return self._measure(_echo_of(peer, address), peer.public_key, with_load=with_load)
 
     def _may_load(self, address: Address) -> bool:
         is_due = self._num_turns <= _NUM_SOON or self._num_turns % _LOAD_EVERY == 0

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.hosts.bed import Bed
+from tests.hosts.room import WIFI
 from tests.support.running_cluster import wait_until
 
 # Limits against hanging for ever, no expectations.
@@ -32,11 +33,13 @@ class HostsCluster:
         """With one worker on the first host."""
         self.launch(FIRST, "start", "--workers", "1", *options)
 
-    def invite(self, *hosts: str) -> None:
-        """Each pastes the command of a token of its own."""
+    def invite(self, *hosts: str, interface: str = WIFI) -> None:
+        """Each pastes the command of a token of its own, that of the address which the first host has there."""
+        address = self.bed.address(FIRST, interface)
         for host in hosts:
-            command = self.launch(FIRST, "token", "new").splitlines()[0]
-            self.launch(host, *shlex.split(command)[1:], "--background")
+            commands = self.launch(FIRST, "token", "new").splitlines()
+            command = next(each for each in commands if f"--join {address}:" in each)
+            self.launch(host, *shlex.split(command[command.index("worker ") :]), "--background")
 
     def status(self) -> dict[str, Any]:
         """As `status --json` says."""

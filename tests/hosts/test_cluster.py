@@ -5,6 +5,7 @@ import json
 import pytest
 from mlx_lm.utils import load_tokenizer
 
+from tests.hosts.bed import Bed
 from tests.hosts.cluster import FIRST, HostsCluster
 from tests.support.running_cluster import CHECKOUT, wait_until
 
@@ -29,10 +30,11 @@ def cluster(bed):
         cluster.stop()
 
 
-@pytest.fixture(autouse=True)
-def healed(cluster, bed):
+@pytest.fixture
+def whole(cluster, bed):
+    """All three hosts have layers, and no cable has a fault afterwards."""
     cluster.await_parts(3)
-    yield
+    yield cluster
     bed.heal()
 
 
@@ -65,8 +67,8 @@ def disturbed(cluster, disturb):
     return text, pieces[-1]["tandem"].get("resumed", 0)
 
 
-def test_status_names_three_hosts_and_their_links(cluster):
-    status = cluster.await_cables()
+def test_status_names_three_hosts_and_their_links(whole):
+    status = whole.await_cables()
     assert {host["name"] for host in status["hosts"]} == {"local", "host-b", "host-c"}
     assert sorted(worker["host"] for worker in status["workers"]) == ["host-b", "host-c", "local"]
     assert all(host["memory_bytes"] and host["versions"]["mlx"] for host in status["hosts"])
@@ -79,8 +81,8 @@ def test_status_names_three_hosts_and_their_links(cluster):
         assert ways[used[0]]["round_trip_us"] < ways["wlan0"]["round_trip_us"]
 
 
-def test_all_hosts_answer_together_with_the_ids_of_one_and_hidden_states_take_the_cables(cluster, bed):
-    cluster.await_cables()
+def test_all_hosts_answer_together_with_the_ids_of_one_and_hidden_states_take_the_cables(whole, bed):
+    whole.await_cables()
 
     def sent():
         counted = [(name, both[1]) for host in bed.hosts for name, both in bed.counters(host).items()]
@@ -89,8 +91,8 @@ def test_all_hosts_answer_together_with_the_ids_of_one_and_hidden_states_take_th
     def takes_the_cables():
         """Unless the wifi was measured meanwhile, which is seldom."""
         cables, wifi = sent()
-        answer = cluster.prompt(PROMPT, NUM_TOKENS, "--strategy", "distributed-cached")
-        assert answer["token_ids"] == cluster.alone
+        answer = whole.prompt(PROMPT, NUM_TOKENS, "--strategy", "distributed-cached")
+        assert answer["token_ids"] == whole.alone
         assert len(answer["workers"]) == 3
         cables_then, wifi_then = sent()
         return cables_then - cables > 4 * (wifi_then - wifi)
@@ -98,27 +100,40 @@ def test_all_hosts_answer_together_with_the_ids_of_one_and_hidden_states_take_th
     wait_until(takes_the_cables, "an answer over the cables")
 
 
-def test_stream_goes_on_over_another_way_when_a_cable_fails(cluster, bed):
-    status = cluster.await_cables()
+def test_stream_goes_on_over_another_way_when_a_cable_fails(whole, bed):
+    status = whole.await_cables()
     in_order = sorted(status["workers"], key=lambda worker: worker["layers"][0])
     ends = [HOSTS[worker["host"]] for worker in in_order]
-    text, resumed = disturbed(cluster, lambda: bed.cut(ends[0], ends[1]))
-    assert (text, resumed > 0) == (cluster.long_text, True)
+    text, resumed = disturbed(whole, lambda: bed.cut(ends[0], ends[1]))
+    assert (text, resumed > 0) == (whole.long_text, True)
 
 
-def test_host_without_power_is_left_and_taken_in_again(cluster, bed):
-    text, resumed = disturbed(cluster, lambda: bed.power_cut("c"))
-    assert (text, resumed > 0) == (cluster.long_text, True)
-    cluster.await_status(
-        lambda status: {"local", "host-b"} == hosts_with_layers(status), "the others having its layers"
-    )
+def test_host_without_power_is_left_and_taken_in_again(whole, bed):
+    text, resumed = disturbed(whole, lambda: bed.power_cut("c"))
+    assert (text, resumed > 0) == (whole.long_text, True)
+    whole.await_status(lambda status: {"local", "host-b"} == hosts_with_layers(status), "the others having its layers")
     bed.power_on("c")
-    cluster.invite("c")
-    cluster.await_parts(3)
-    assert cluster.prompt(PROMPT, NUM_TOKENS, "--strategy", "distributed-cached")["token_ids"] == cluster.alone
+    whole.invite("c")
+    whole.await_parts(3)
+    assert whole.prompt(PROMPT, NUM_TOKENS, "--strategy", "distributed-cached")["token_ids"] == whole.alone
 
 
 def hosts_with_layers(status):
     return {
         worker["host"] for worker in status["workers"] if worker["layers"] is not None and worker["state"] == "ready"
     }
+
+
+def test_worker_whose_way_to_the_coordinator_fails_finds_another(possible):
+    with Bed(2) as bed:
+        cluster = HostsCluster(bed)
+        cluster.start()
+        cluster.invite("b", interface="tb-b")
+        cluster.await_cables()
+        bed.cut("a", "b")
+        cluster.await_status(lambda status: {"local"} == hosts_with_layers(status), "the worker being lost")
+        cluster.await_parts(2)
+        cluster.prompt(PROMPT, 5, "--strategy", "distributed-cached")
+        used = {link["interface"] for link in cluster.status()["links"] if link["in_use"]}
+        cluster.stop()
+    assert used == {"wlan0"}

@@ -138,6 +138,17 @@ def test_where_all_have_failed_the_fastest_is_tried(choice):
     assert begin_epoch(choice) == CABLE
 
 
+def test_where_all_have_failed_one_that_answers_again_is_used_before_a_silent_one(choice):
+    choice.measured(CABLE, FAST)
+    choice.measured(WIFI, SLOW)
+    for endpoint in (CABLE, WIFI):
+        choice.lost(endpoint)
+    choice.measured(WIFI, SLOW)
+    assert begin_epoch(choice, peer(CABLE, WIFI)) == WIFI
+    figures = {each.address: each.round_trip_us for each in choice.figures()}
+    assert figures == {CABLE: None, WIFI: 5000}
+
+
 def test_bandwidth_of_an_idle_time_holds_while_requests_run(choice):
     choice.measured(CABLE, SLOW)
     choice.measured(CABLE, LOADED)

@@ -23,10 +23,13 @@ class Links:
 
     def __init__(self):
         self.asked = []
+        self.silent = set()
 
     def __call__(self, endpoint, public_key, *, with_load):
         assert public_key == PEER.public_key
         self.asked.append((endpoint, with_load))
+        if any(ip in endpoint for ip in self.silent):
+            return None
         return Measured(round_trip_s=1e-4 if FAST in endpoint else 1e-2, bytes_per_s=1e8 if with_load else float("inf"))
 
 
@@ -89,6 +92,17 @@ def test_better_address_is_asked_for_when_nothing_runs(played):
     assert played.choice.choose(PEER) == f"tcp://{FAST}:5"
     played.turn()
     assert played.told[-1].move == ""
+
+
+def test_silent_address_is_at_fault_only_while_another_answers(played):
+    played.turn()
+    played.links.silent = {FAST, SLOW}
+    played.turn()
+    assert played.choice.choose(PEER) == f"tcp://{FAST}:5"
+    played.links.silent = {FAST}
+    played.turn()
+    played.choice.renew({"b": PEER})
+    assert played.choice.choose(PEER) == f"tcp://{SLOW}:5"
 
 
 def test_cluster_on_one_host_measures_and_says_nothing(played):
