@@ -67,7 +67,7 @@ def layer_weights():
 def test_worker_without_room_for_the_model_has_only_its_layers_in_memory(cluster, large_model, tmp_path):
     config = tmp_path / "limits.toml"
     config.write_text(
-        f'[model]\npath = "{large_model}"\n'
+        f'[model]\npath = "{large_model}"\n[engine]\nprefill_chunk = 64\n'  # not measured: float16 is slow on a CPU
         '[[workers]]\nname = "roomy"\nmemory_limit = "4GB"\n'
         '[[workers]]\nname = "tight"\nmemory_limit = "900MB"\n'
     )
