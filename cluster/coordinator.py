@@ -14,6 +14,7 @@ import itertools
 import logging
 import os
 import signal
+import socket
 import time
 from asyncio import FIRST_COMPLETED
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from starlette.applications import Starlette
 
 from cluster.api.app import build_app
 from cluster.api.server import bind, serve
+from cluster.membership.discovery import AnnouncedDoor, Announcer, own_door, register_by_mdns
 from cluster.membership.invitations import InvitationBook
 from cluster.membership.local import WORKER, Launcher, LocalLauncher, default_memory_limit
 from cluster.membership.mailbox import ZmqMailbox
@@ -47,7 +49,8 @@ from protocol.host_specs import read_host_specs
 from protocol.logs import configure_logging
 from protocol.model_digest import model_digest
 from protocol.transport import ANY, KeyPair
-from protocol.values import LayerRange
+from protocol.transport.addressing import advertised, host_of, own_networks
+from protocol.values import LayerRange, Peer
 from strategy.cache_use import MeasuredUse
 
 log = logging.getLogger(__name__)
@@ -106,6 +109,7 @@ class Coordinator:
         self._draining, self._served = asyncio.Event(), asyncio.Event()
         self._control: ControlPlane | None = None
         self._templates: Templates | None = None
+        self._announcer: Announcer | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     def __repr__(self) -> str:
@@ -163,6 +167,8 @@ class Coordinator:
         )
         await control.starting.ended()
         service.check_mode()
+        if self._announcer is not None:
+            self._announcer.start()
         return service
 
     async def _take_up(self, path: Path, url: str, port: int) -> ControlPlane:
@@ -173,6 +179,7 @@ class Coordinator:
         mailbox = _mailbox(desired, _listen(settings))
         desired = msgspec.structs.replace(desired, port=int(mailbox.door.endpoint.rpartition(":")[2]))
         await asyncio.to_thread(home.write_desired, desired)
+        self._announcer = _announcer(mailbox.door, desired, _listen(settings))
         digest = await asyncio.to_thread(model_digest, path)
         home.remember_model(digest, path)
         self._report.tell(progress="starting the workers")
@@ -239,6 +246,8 @@ class Coordinator:
     async def _stop(self) -> None:
         """End what was started; workers of an earlier coordinator only when that was asked for: another may take them up."""
         self._served.set()
+        if self._announcer is not None:
+            self._announcer.end()
         if self._templates is not None:
             self._templates.close()
         if self._control is not None and (self._stopping.is_set() or not self._is_again):
@@ -246,6 +255,8 @@ class Coordinator:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._announcer is not None:
+            await asyncio.to_thread(self._announcer.close)
         if self._stopping.is_set():
             self._home.clear_state(ProcessIdentity.of(os.getpid()))
         log.info("stopped")
@@ -276,6 +287,18 @@ def _mailbox(desired: DesiredState, listen: tuple[str, ...]) -> ZmqMailbox:
     except AddressUnavailable as error:
         log.warning("%s", error)
         return ZmqMailbox(keys, None, lambda: next(counter), listen)
+
+
+def _announcer(door: Peer, desired: DesiredState, listen: tuple[str, ...]) -> Announcer:
+    """Of the door, at the addresses that other machines reach it at while they do."""
+
+    def wanted() -> AnnouncedDoor | None:
+        addresses = [host_of(each.endpoint) for each in advertised(listen, desired.port, own_networks())]
+        if not addresses:
+            return None
+        return own_door(socket.gethostname(), desired.incarnation, door.public_key, desired.port, addresses)
+
+    return Announcer(wanted, register_by_mdns)
 
 
 def _members(settings: Settings) -> list[Member]:

@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from protocol.home import ProcessIdentity
 from protocol.join_token import read_token
 from protocol.model_search import model_folders
 
+AUTO = "auto"
 _ADDRESS = re.compile(r"(?:tcp://)?(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _BELONGS = "belongs to the cluster"
@@ -40,16 +41,30 @@ def guest_process(
     name: str | None,
     memory_limit: str | None,
     environment: Mapping[str, str],
+    find: Callable[[str], str],
 ) -> GuestProcess:
-    """How to start the worker. Raises UsageError for an address, a token, a name or a size that is none."""
-    read_token(token)
+    """How to start the worker. find: the endpoint of the cluster with that key, for the address `auto`.
+
+    Raises:
+        UsageError: the address, the token, the name or the size is none.
+        TandemError: `find` found nothing.
+    """
+    public_key, _ = read_token(token)
     name = name or re.sub(r"[^A-Za-z0-9._-]", "-", platform.node().split(".")[0]).lstrip("._-")[:64] or "worker"
     if not _NAME.fullmatch(name):
         raise UsageError(f"--name {name!r} must be letters, digits, dots, dashes, underscores")
     listen = session.settings().settings.links.listen
     session.home.create()
-    arguments = ["--guest", "--name", name, "--home", str(session.home.root), "--join", endpoint_in(address)]
-    arguments += ["--memory-limit", str(_bytes(memory_limit))]
+    arguments = [
+        "--guest",
+        "--name",
+        name,
+        "--home",
+        str(session.home.root),
+        "--memory-limit",
+        str(_bytes(memory_limit)),
+    ]
+    arguments += ["--join", find(public_key) if address == AUTO else endpoint_in(address)]
     for each in ("*",) if listen == "all" else listen:
         arguments += ["--listen", each]
     for folder in model_folders(session.checkout, environment):
@@ -59,8 +74,6 @@ def guest_process(
 
 def endpoint_in(address: str) -> str:
     """The endpoint of an address as `token new` prints it. Raises UsageError."""
-    if address == "auto":
-        raise UsageError("--join auto comes with a later version; give the address that `./launch.sh token new` prints")
     match = _ADDRESS.fullmatch(address)
     if match is None or not 0 < int(match[2]) < 1 << 16:
         raise UsageError(f"--join {address!r} is no HOST:PORT; take it from what `./launch.sh token new` prints")

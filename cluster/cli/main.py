@@ -280,7 +280,7 @@ def explain(text: str, *, as_json: bool, **options: Any) -> None:
 
 
 @commands.command()
-@click.option("--join", "address", required=True, metavar="ADDRESS", help="Where the coordinator takes workers.")
+@click.option("--join", "address", required=True, metavar="ADDRESS", help="Where it takes workers; auto looks for it.")
 @click.option(
     "--token", envvar="TANDEM_TOKEN", required=True, help="What it is let in by; - reads it from standard input."
 )
@@ -289,12 +289,19 @@ def explain(text: str, *, as_json: bool, **options: Any) -> None:
 @click.option("--background", is_flag=True, help="Return once it belongs to the cluster; `stop` ends it.")
 def worker(address: str, token: str, name: str | None, memory_limit: str | None, *, background: bool) -> None:
     """Join this machine as a worker to a cluster elsewhere."""
+    from cluster.cli.discovering import find_cluster
     from cluster.cli.joining import guest_process, start_behind
 
     session = _session()
     given = sys.stdin.readline().strip() if token == _FROM_INPUT else token
     guest = guest_process(
-        session, address=address, token=given, name=name, memory_limit=memory_limit, environment=os.environ
+        session,
+        address=address,
+        token=given,
+        name=name,
+        memory_limit=memory_limit,
+        environment=os.environ,
+        find=find_cluster,
     )
     if not background:
         _become("workers", guest.arguments, guest.environment)

@@ -36,6 +36,15 @@ def started(home, monkeypatch):
     return home
 
 
+def guest_for(session, **given):
+    wanted = {"address": "mac:1", "token": None, "name": None, "memory_limit": None} | given
+    return guest_process(session, environment={"HF_HOME": "/hf"}, find=lambda key: f"tcp://found-{key[0]}:1", **wanted)
+
+
+def options_of(guest):
+    return dict(zip(guest.arguments, guest.arguments[1:], strict=False))
+
+
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("30m", 1800), ("1h", 3600), ("7d", 604800)])
 def test_times_are_a_number_and_a_unit(text, seconds):
     assert tokens.duration_s(text) == seconds
@@ -59,7 +68,7 @@ def test_address_is_a_host_and_a_port(address, endpoint):
     assert endpoint_in(address) == endpoint
 
 
-@pytest.mark.parametrize("address", ["", "mac", "mac:", "mac:0", "mac:65536", "ipc:///x", "a/b:1", "mac:1 ", "auto"])
+@pytest.mark.parametrize("address", ["", "mac", "mac:", "mac:0", "mac:65536", "ipc:///x", "a/b:1", "mac:1 "])
 def test_other_addresses_are_refused_with_where_to_find_one(address):
     with pytest.raises(UsageError, match="token new"):
         endpoint_in(address)
@@ -102,15 +111,18 @@ def test_what_is_wrong_is_said(arguments, exit_code, said, capsys):
 
 def test_worker_is_started_without_its_token_in_the_arguments(home):
     session = open_session()
-    guest = guest_process(
-        session, address="mac:1", token=TOKEN, name="studio", memory_limit="2GB", environment={"HF_HOME": "/hf"}
-    )
+    guest = guest_for(session, address="mac:1", token=TOKEN, name="studio", memory_limit="2GB")
     assert not any(TOKEN in argument for argument in guest.arguments)
     assert guest.environment["TANDEM_TOKEN"] == TOKEN
-    given = dict(zip(guest.arguments, guest.arguments[1:], strict=False))
+    given = options_of(guest)
     assert given["--memory-limit"] == "2000000000"
     assert given["--listen"] == "*"
     assert given["--home"] == str(home.root)
+
+
+@pytest.mark.usefixtures("home")
+def test_cluster_of_the_token_is_looked_for_where_no_address_is_given():
+    assert options_of(guest_for(open_session(), address="auto", token=TOKEN))["--join"] == f"tcp://found-{KEY[0]}:1"
 
 
 def test_tokens_are_listed_with_who_came_by_each():

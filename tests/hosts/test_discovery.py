@@ -1,0 +1,61 @@
+"""A worker finds its cluster by multicast over a network that both hosts are in, and is told when there is none."""
+
+import shlex
+
+import pytest
+
+from protocol.join_token import make_id, make_secret, make_token
+from tests.hosts.cluster import FIRST, HostsCluster
+from tests.support.running_cluster import wait_until
+
+FOREIGN = make_token("k" * 40, make_id() + make_secret())
+TAKE_MDNS = (
+    "import socket; s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('', 5353)); print(1, flush=True); input()"
+)
+
+
+@pytest.fixture
+def cluster(bed):
+    cluster = HostsCluster(bed)
+    yield cluster
+    cluster.stop()
+
+
+def log_says(cluster, text):
+    host = cluster.bed.hosts[FIRST]
+    log = host.outside(host.checkout) / ".tandem" / "logs" / "coordinator.log"
+    wait_until(lambda: text in log.read_text(), f"{text!r} in the log")
+
+
+def join_auto(cluster, token):
+    launch = str(cluster.bed.hosts["b"].checkout / "launch.sh")
+    return cluster.bed.run("b", launch, "worker", "--join", "auto", "--token", token, "--background", timeout_s=120.0)
+
+
+def token_of(cluster):
+    return shlex.split(cluster.launch(FIRST, "token", "new").splitlines()[0])[-1]
+
+
+def test_worker_finds_the_cluster_of_its_token_and_no_other(cluster):
+    cluster.start()
+    log_says(cluster, "announced as 'host-a ")
+    foreign = join_auto(cluster, FOREIGN)
+    assert foreign.returncode == 1
+    assert "Other clusters were found (host-a), the one of the token was not" in foreign.stderr
+    joined = join_auto(cluster, token_of(cluster))
+    assert joined.returncode == 0, joined.stderr + cluster.logs()
+    cluster.await_parts(2)
+    cluster.launch("b", "stop")
+    cluster.launch(FIRST, "stop")
+    gone = join_auto(cluster, FOREIGN)
+    assert gone.returncode == 1
+    assert "No cluster was found in the networks of this machine" in gone.stderr
+
+
+def test_cluster_starts_where_the_port_of_mdns_is_taken_and_says_so_in_its_log(cluster, bed):
+    python = str(bed.hosts[FIRST].checkout / ".venv" / "bin" / "python")
+    with bed.popen(FIRST, python, "-c", TAKE_MDNS, user="root", stdin=-1, stdout=-1) as taker:
+        taker.stdout.readline()
+        cluster.start()
+        log_says(cluster, "this cluster is not announced")
+        taker.stdin.close()
