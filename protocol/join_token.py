@@ -31,13 +31,20 @@ def make_token(public_key: str, secret: str) -> str:
     return base64.urlsafe_b64encode(public_key.encode() + bytes.fromhex(secret)).decode().rstrip("=")
 
 
-def read_token(token: str) -> tuple[str, str]:
-    """The public key and the secret (hex, with the id where it has one) of a token. Raises UsageError when it is none."""
+def read_token(token: str, *, may_lack_secret: bool = False) -> tuple[str, str]:
+    """The public key and the secret (hex, with the id where it has one) of a token.
+
+    may_lack_secret: a worker that was let in once comes with the key alone; its secret is empty.
+
+    Raises:
+        UsageError: it is none.
+    """
     try:
         raw = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
         key, secret = raw[:_KEY_CHARACTERS].decode("ascii"), raw[_KEY_CHARACTERS:]
     except (binascii.Error, ValueError):
         key, secret = "", b""
-    if len(secret) not in (_SECRET_BYTES, _ID_BYTES + _SECRET_BYTES):
+    lengths = (_SECRET_BYTES, _ID_BYTES + _SECRET_BYTES, *((0,) if may_lack_secret else ()))
+    if len(key) != _KEY_CHARACTERS or len(secret) not in lengths:
         raise UsageError("the token is not one that a coordinator printed; copy it whole")
     return key, secret.hex()

@@ -57,7 +57,7 @@ def main(data_inbox: type[ZmqInbox] = ZmqInbox) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     token = sys.stdin.readline() if arguments.source == "-" else os.environ.pop("TANDEM_TOKEN", "")
     try:
-        public_key, secret = read_token(token.strip())
+        public_key, secret = read_token(token.strip(), may_lack_secret=arguments.guest)
     except TandemError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -22,6 +22,7 @@ import msgspec
 from protocol.codec import PROTOCOL, Envelope
 from protocol.home import Home
 from protocol.host_specs import read_host_specs
+from protocol.joined import remember_joined
 from protocol.messages import (
     Beat,
     CloseSequence,
@@ -253,6 +254,16 @@ class Worker:
             if earlier is not None:
                 self._outbox.forget(earlier)
         self._doors.learn(door, inbox)
+        if self._options.is_guest:
+            self._remember()
+
+    def _remember(self) -> None:
+        """How to come back without a token, after the end of this process."""
+        door = self._doors.current
+        try:
+            remember_joined(self._options.home, self._options.name, door.public_key, door.endpoint)
+        except OSError as error:
+            log.warning("the way back to this cluster cannot be kept (%s); a next start needs the token again", error)
 
     def _handle_events(self, wait_s: float) -> None:
         try:

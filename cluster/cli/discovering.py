@@ -54,7 +54,9 @@ def _why_none(of_key: list[AnnouncedDoor], found: list[AnnouncedDoor]) -> str:
             f"no cluster was found in the networks of this machine; {_INSTEAD}, and let Python in where a firewall asks"
         )
     if not of_key:
-        return f"other clusters were found ({_hosts(found)}), the one of the token was not; {_INSTEAD}, or take a new token"
+        return (
+            f"other clusters were found ({_hosts(found)}), not the one that is meant; {_INSTEAD}, or take a new token"
+        )
     if all(door.protocol != PROTOCOL for door in of_key):
         return f"the cluster on {_hosts(of_key)} has another version of Tandem; bring both checkouts to the same commit"
     endpoints = ", ".join(endpoint.removeprefix("tcp://") for door in of_key for endpoint in door.endpoints)

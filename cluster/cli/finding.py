@@ -52,10 +52,12 @@ def found_state(home: Home) -> ClusterState | None:
     )
 
 
-def found_guests(home: Home) -> list[ProcessIdentity]:
-    """Workers of this home that belong to clusters elsewhere."""
+def found_guests(home: Home, name: str | None = None) -> list[ProcessIdentity]:
+    """Workers of this home that belong to clusters elsewhere; with `name`, the one of that name."""
     return [
-        identity for module, arguments, identity in _processes(home) if module == _WORKER and "--guest" in arguments
+        identity
+        for module, arguments, identity in _processes(home)
+        if module == _WORKER and "--guest" in arguments and name in (None, _after("--name", arguments))
     ]
 
 

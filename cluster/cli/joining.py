@@ -14,7 +14,8 @@ from cluster.config import parse_size
 from cluster.membership.local import default_memory_limit, worker_environment
 from protocol.errors import TandemError, UsageError
 from protocol.home import ProcessIdentity
-from protocol.join_token import read_token
+from protocol.join_token import make_token, read_token
+from protocol.joined import read_joined, way_back
 from protocol.model_search import model_folders
 
 AUTO = "auto"
@@ -37,39 +38,41 @@ def guest_process(
     session: Session,
     *,
     address: str,
-    token: str,
+    token: str | None,
     name: str | None,
     memory_limit: str | None,
     environment: Mapping[str, str],
     find: Callable[[str], str],
 ) -> GuestProcess:
-    """How to start the worker. find: the endpoint of the cluster with that key, for the address `auto`.
+    """How to start the worker. token: None for one that was let in before; find: the endpoint of the cluster with that key, for the
+    address `auto`.
 
     Raises:
-        UsageError: the address, the token, the name or the size is none.
+        UsageError: the address, the token, the name or the size is none, or nothing is known of a cluster there.
         TandemError: `find` found nothing.
     """
-    public_key, _ = read_token(token)
-    name = name or re.sub(r"[^A-Za-z0-9._-]", "-", platform.node().split(".")[0]).lstrip("._-")[:64] or "worker"
+    endpoint = None if address == AUTO else endpoint_in(address)
+    if token is None:
+        known = way_back(read_joined(session.home), endpoint, name)
+        name, public_key, token = known.worker, known.public_key, make_token(known.public_key, "")
+    else:
+        name, public_key = name or own_name(), read_token(token)[0]
     if not _NAME.fullmatch(name):
         raise UsageError(f"--name {name!r} must be letters, digits, dots, dashes, underscores")
     listen = session.settings().settings.links.listen
     session.home.create()
-    arguments = [
-        "--guest",
-        "--name",
-        name,
-        "--home",
-        str(session.home.root),
-        "--memory-limit",
-        str(_bytes(memory_limit)),
-    ]
-    arguments += ["--join", find(public_key) if address == AUTO else endpoint_in(address)]
+    arguments = ["--guest", "--name", name, "--home", str(session.home.root)]
+    arguments += ["--memory-limit", str(bytes_of(memory_limit)), "--join", endpoint or find(public_key)]
     for each in ("*",) if listen == "all" else listen:
         arguments += ["--listen", each]
     for folder in model_folders(session.checkout, environment):
         arguments += ["--models", str(folder)]
     return GuestProcess(name, arguments, worker_environment() | {"TANDEM_TOKEN": token})
+
+
+def own_name() -> str:
+    """A worker's name where none is given: this machine's."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", platform.node().split(".")[0]).lstrip("._-")[:64] or "worker"
 
 
 def endpoint_in(address: str) -> str:
@@ -80,7 +83,8 @@ def endpoint_in(address: str) -> str:
     return f"tcp://{match[1]}:{match[2]}"
 
 
-def _bytes(memory_limit: str | None) -> int:
+def bytes_of(memory_limit: str | None) -> int:
+    """The size that --memory-limit means. Raises UsageError."""
     if memory_limit is None:
         return default_memory_limit(1)
     try:

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cluster.cli.becoming import become
 from cluster.cli.token_commands import token
+from cluster.cli.worker_command import worker
 from protocol.errors import TandemError, UsageError, as_sentence
 
 if TYPE_CHECKING:
@@ -29,7 +31,6 @@ STRATEGIES = ("single-device-cached", "distributed-no-cache", "distributed-cache
 _NOT_READY = 3
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _FOREGROUND_POLL_S = 0.5
-_FROM_INPUT = "-"
 _PLAIN = {"ignore_unknown_options": True, "help_option_names": [], "allow_interspersed_args": False}
 
 
@@ -223,10 +224,13 @@ def _stay(session: "Session", process: Any) -> None:
 @commands.command()
 def stop() -> None:
     """Drain, then stop everything that `start` started."""
+    from cluster.cli.installing import kept_running
     from cluster.cli.stopping import stop_cluster
 
     session = _session()
     print(stop_cluster(session.home, session.terminal))
+    for name in kept_running(session):
+        print(f"Worker {name} is a service and begins again; `./launch.sh worker --uninstall-service` ends that.")
 
 
 @commands.command()
@@ -279,36 +283,7 @@ def explain(text: str, *, as_json: bool, **options: Any) -> None:
     generating.explain(_session(), words, _options(**options), as_json=as_json)
 
 
-@commands.command()
-@click.option("--join", "address", required=True, metavar="ADDRESS", help="Where it takes workers; auto looks for it.")
-@click.option(
-    "--token", envvar="TANDEM_TOKEN", required=True, help="What it is let in by; - reads it from standard input."
-)
-@click.option("--name", help="This worker's name; the machine's name by default.")
-@click.option("--memory-limit", metavar="SIZE", help="For weights and caches; three quarters of the memory by default.")
-@click.option("--background", is_flag=True, help="Return once it belongs to the cluster; `stop` ends it.")
-def worker(address: str, token: str, name: str | None, memory_limit: str | None, *, background: bool) -> None:
-    """Join this machine as a worker to a cluster elsewhere."""
-    from cluster.cli.discovering import find_cluster
-    from cluster.cli.joining import guest_process, start_behind
-
-    session = _session()
-    given = sys.stdin.readline().strip() if token == _FROM_INPUT else token
-    guest = guest_process(
-        session,
-        address=address,
-        token=given,
-        name=name,
-        memory_limit=memory_limit,
-        environment=os.environ,
-        find=find_cluster,
-    )
-    if not background:
-        _become("workers", guest.arguments, guest.environment)
-    pid = start_behind(session, guest)
-    print(f"Worker {guest.name} (pid {pid}) belongs to the cluster; `./launch.sh stop` here ends it.")
-
-
+commands.add_command(worker)
 commands.add_command(token)
 
 
@@ -344,7 +319,7 @@ def logs(name: str | None, num_lines: int, *, following: bool) -> None:
 def doctor(*, architectures: bool) -> None:
     """Check this machine: Python, MLX, BLAS, memory, model."""
     if architectures:
-        _become("workers.model.inspection", ["--all"], dict(os.environ))
+        become("workers.model.inspection", ["--all"], dict(os.environ))
     from cluster.cli.doctor import examine
 
     num_problems = 0
@@ -371,7 +346,7 @@ def bench(arguments: tuple[str, ...]) -> None:
     module = arguments[0].replace("-", "_")
     if module not in known:
         raise UsageError(f"there is no benchmark {arguments[0]!r}; there are: {names}")
-    _become(f"benchmarks.{module}", list(arguments[1:]), dict(os.environ))
+    become(f"benchmarks.{module}", list(arguments[1:]), dict(os.environ))
 
 
 @commands.command(context_settings=_PLAIN)
@@ -379,12 +354,3 @@ def bench(arguments: tuple[str, ...]) -> None:
 def test(arguments: tuple[str, ...]) -> None:  # noqa: ARG001 - for the help only
     """Run the checks and the tests; arguments go to pytest alone."""
     raise UsageError("the tests run through the launcher: ./launch.sh test")
-
-
-def _become(module: str, arguments: list[str], environment: dict[str, str]) -> None:
-    """Replace this process by `python -m module`."""
-    from cluster.cli.session import CHECKOUT
-
-    environment["PYTHONPATH"] = str(CHECKOUT)
-    sys.stdout.flush()
-    os.execve(sys.executable, [sys.executable, "-P", "-m", module, *arguments], environment)  # noqa: S606 - no shell is wanted

@@ -27,9 +27,10 @@ def log_says(cluster, text):
     wait_until(lambda: text in log.read_text(), f"{text!r} in the log")
 
 
-def join_auto(cluster, token):
+def join_auto(cluster, token=None):
+    by = ("--token", token) if token else ()
     launch = str(cluster.bed.hosts["b"].checkout / "launch.sh")
-    return cluster.bed.run("b", launch, "worker", "--join", "auto", "--token", token, "--background", timeout_s=120.0)
+    return cluster.bed.run("b", launch, "worker", "--join", "auto", *by, "--background", timeout_s=120.0)
 
 
 def token_of(cluster):
@@ -41,9 +42,13 @@ def test_worker_finds_the_cluster_of_its_token_and_no_other(cluster):
     log_says(cluster, "announced as 'host-a ")
     foreign = join_auto(cluster, FOREIGN)
     assert foreign.returncode == 1
-    assert "Other clusters were found (host-a), the one of the token was not" in foreign.stderr
+    assert "Other clusters were found (host-a), not the one that is meant" in foreign.stderr
     joined = join_auto(cluster, token_of(cluster))
     assert joined.returncode == 0, joined.stderr + cluster.logs()
+    cluster.await_parts(2)
+    cluster.launch("b", "stop")
+    returned = join_auto(cluster)
+    assert returned.returncode == 0, returned.stderr + cluster.logs()
     cluster.await_parts(2)
     cluster.launch("b", "stop")
     cluster.launch(FIRST, "stop")

@@ -41,3 +41,12 @@ def test_any_text_is_a_token_or_a_usage_error(text):
         return
     assert len(key) == 40
     assert len(secret) == 32
+
+
+def test_key_alone_is_enough_for_who_was_let_in_before_and_for_nobody_else():
+    token = make_token(KEY, "")
+    assert read_token(token, may_lack_secret=True) == (KEY, "")
+    with pytest.raises(UsageError, match="copy it whole"):
+        read_token(token)
+    with pytest.raises(UsageError, match="copy it whole"):
+        read_token("", may_lack_secret=True)

@@ -5,6 +5,7 @@ import pytest
 
 from protocol.codec import Envelope
 from protocol.home import Home
+from protocol.joined import FILE, read_joined
 from protocol.messages import (
     Beat,
     CloseSequence,
@@ -77,7 +78,7 @@ class FakeEngine:
 class Played:
     """A worker on a manual clock, and its coordinator."""
 
-    def __init__(self, tmp_path):
+    def __init__(self, tmp_path, *, is_guest=False):
         self.now = 50.0
         self.said, self.num_exits = [], 0
         self.network = InProcessNetwork()
@@ -89,6 +90,7 @@ class Played:
             memory_limit_bytes=1 << 30,
             orphan_s=ORPHAN_S,
             home=Home(tmp_path),
+            is_guest=is_guest,
         )
         self.network.inbox("inbox", self._hear, key="c")
         self.peers = {}
@@ -284,3 +286,29 @@ def test_envelopes_keep_sender_and_number(played):
     played.worker._deliver_data(Envelope(3, CloseSequence(sequence=1, route=ROUTE), (), 1, 7))
     (posted,) = played.engine.posted
     assert (posted.sender, posted.number) == (1, 7)
+
+
+def test_guest_keeps_its_way_back_once_it_is_welcome_and_not_before(tmp_path):
+    played = Played(tmp_path, is_guest=True)
+    played.pass_time(0)
+    assert read_joined(Home(tmp_path)) == ()
+    played.admit()
+    played.pass_time(0)
+    (joined,) = read_joined(Home(tmp_path))
+    assert (joined.worker, joined.public_key, joined.endpoint) == ("worker-0", "c", "door")
+
+
+def test_guest_that_cannot_keep_its_way_back_belongs_to_the_cluster_all_the_same(tmp_path, caplog):
+    played = Played(tmp_path, is_guest=True)
+    (tmp_path / FILE).mkdir()
+    played.pass_time(0)
+    played.admit()
+    said = played.pass_time(HEARTBEAT_S, members=("worker-0",))
+    assert any(isinstance(message, Heartbeat) for _, message in said)
+    assert "needs the token again" in caplog.text
+
+
+def test_worker_of_the_coordinators_own_host_keeps_no_way_back(played, tmp_path):
+    played.admit()
+    played.pass_time(0)
+    assert read_joined(Home(tmp_path)) == ()

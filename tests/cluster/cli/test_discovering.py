@@ -57,7 +57,7 @@ def test_what_is_announced_later_is_not_waited_for():
     ("doors", "said"),
     [
         ([], "no cluster was found in the networks of this machine; give the address"),
-        ([announced(OTHER, host="studio")], r"other clusters were found \(studio\), the one of the token was not"),
+        ([announced(OTHER, host="studio")], r"other clusters were found \(studio\), not the one that is meant"),
         ([announced(OTHER, host=f"h{n}") for n in range(5)], r"\(h0, h1, h2 and 2 more\)"),
         ([announced()], r"the cluster on mini answers at none of its addresses \(10.0.0.1:4711\); give the address"),
         ([announced(addresses=())], "it names none"),

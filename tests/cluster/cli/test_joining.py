@@ -12,6 +12,7 @@ from cluster.membership.invitations import Invitation
 from protocol.errors import UsageError
 from protocol.home import DesiredState, Home
 from protocol.join_token import ID_CHARACTERS, make_id, make_secret, make_token, read_token
+from protocol.joined import remember_joined
 
 KEY = "k" * 40
 TOKEN = make_token(KEY, make_id() + make_secret())
@@ -100,6 +101,9 @@ def test_new_token_is_a_whole_command_for_each_address(started, capsys):
         (["token", "revoke", "12345678"], 2, "There is no token 12345678"),
         (["worker", "--join", "mac:1", "--token", "abc"], 2, "copy it whole"),
         (["worker", "--join", "mac", "--token", TOKEN], 2, "is no HOST:PORT"),
+        (["worker"], 2, "needs --join ADDRESS"),
+        (["worker", "--join", "mac:1"], 2, "has not joined a cluster yet; give the --token"),
+        (["worker", "--install-service", "--background"], 2, "exclude each other"),
         (["worker", "--join", "mac:1", "--token", TOKEN, "--name", "a/b"], 2, "must be letters"),
         (["worker", "--join", "mac:1", "--token", TOKEN, "--memory-limit", "much"], 2, "is no size"),
     ],
@@ -123,6 +127,15 @@ def test_worker_is_started_without_its_token_in_the_arguments(home):
 @pytest.mark.usefixtures("home")
 def test_cluster_of_the_token_is_looked_for_where_no_address_is_given():
     assert options_of(guest_for(open_session(), address="auto", token=TOKEN))["--join"] == f"tcp://found-{KEY[0]}:1"
+
+
+def test_worker_that_was_let_in_before_needs_neither_token_nor_name(home):
+    remember_joined(home, "studio", KEY, "tcp://mac:1")
+    for address, endpoint in (("mac:1", "tcp://mac:1"), ("auto", f"tcp://found-{KEY[0]}:1")):
+        guest = guest_for(open_session(), address=address)
+        assert (guest.name, options_of(guest)["--join"]) == ("studio", endpoint)
+        assert read_token(guest.environment["TANDEM_TOKEN"], may_lack_secret=True) == (KEY, "")
+        assert not any(KEY in argument for argument in guest.arguments)
 
 
 def test_tokens_are_listed_with_who_came_by_each():
