@@ -6,6 +6,7 @@ import pytest
 
 from protocol.join_token import make_id, make_secret, make_token
 from tests.hosts.cluster import FIRST, HostsCluster
+from tests.hosts.tools import SEARCHED
 from tests.support.running_cluster import wait_until
 
 FOREIGN = make_token("k" * 40, make_id() + make_secret())
@@ -55,6 +56,34 @@ def test_worker_finds_the_cluster_of_its_token_and_no_other(cluster):
     gone = join_auto(cluster, FOREIGN)
     assert gone.returncode == 1
     assert "No cluster was found in the networks of this machine" in gone.stderr
+
+
+def test_service_joins_once_by_a_token_and_runs_without_it(cluster, bed):
+    """What systemd would do is done here: its command is run with its variables."""
+    host = bed.hosts["c"]  # whose checkout has a space in its path
+    commands = host.outside(host.home) / "bin"
+    commands.mkdir()
+    for name in ("systemctl", "loginctl"):
+        (commands / name).write_text("#!/bin/sh\n")
+        (commands / name).chmod(0o755)
+    cluster.start()
+    log_says(cluster, "announced as 'host-a ")
+    install = (str(host.checkout / "launch.sh"), "worker", "--install-service", "--join", "auto")
+    done = bed.run(
+        "c", *install, "--token", token_of(cluster), env={"PATH": f"{host.home}/bin:{SEARCHED}"}, timeout_s=120.0
+    )
+    assert done.returncode == 0, done.stderr + cluster.logs()
+    assert done.stdout.startswith("Worker host-c is a service of this machine")
+    cluster.await_parts(1)
+
+    unit = host.outside(host.home) / ".config/systemd/user/tandem-worker-host-c.service"
+    lines = [line.partition("=") for line in unit.read_text().splitlines()]
+    variables = dict(shlex.split(value)[0].split("=", 1) for key, _, value in lines if key == "Environment")
+    (command,) = [shlex.split(value) for key, _, value in lines if key == "ExecStart"]
+    with bed.popen("c", *command, env=variables) as service:
+        cluster.await_parts(2)
+        service.terminate()
+    cluster.await_parts(1)
 
 
 def test_cluster_starts_where_the_port_of_mdns_is_taken_and_says_so_in_its_log(cluster, bed):

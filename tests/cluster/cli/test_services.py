@@ -1,6 +1,9 @@
 """The texts that make a worker a service, to the letter; and that installing writes, joins and asks as it should."""
 
+import os
 import plistlib
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -88,6 +91,19 @@ PLIST = """<?xml version="1.0" encoding="UTF-8"?>
 
 def test_unit_of_systemd_is_this():
     assert Systemd(Path("/u")).text(SERVICE).decode() == UNIT
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+def test_systemd_has_nothing_to_say_against_its_unit(tmp_path):
+    launcher = tmp_path / "my tandem" / "launch.sh"
+    launcher.parent.mkdir()
+    shutil.copy(open_session().checkout / "launch.sh", launcher)
+    file = Systemd(tmp_path).file("studio")
+    file.write_bytes(Systemd(tmp_path).text(SERVICE._replace(launcher=launcher)))
+    verify = ["systemd-analyze", "verify", "--user", str(file)]
+    environment = os.environ | {"XDG_RUNTIME_DIR": str(tmp_path)}
+    done = subprocess.run(verify, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
 def test_daemon_of_launchd_is_this():
