@@ -90,6 +90,7 @@ class Installer:
             UsageError: what is given is wrong, or nothing says which cluster.
             TandemError: it was not let in, or the service cannot be installed here; the message says what to do.
         """
+        guest: GuestProcess | None = None
         if token is None:
             bytes_of(memory_limit)
             endpoint = None if address in (None, AUTO) else endpoint_in(address)
@@ -98,7 +99,6 @@ class Installer:
         elif address is None:
             raise UsageError("a --token needs --join ADDRESS, or --join auto to look for the cluster")
         else:
-            join = address
             guest = guest_process(
                 self._session,
                 address=address,
@@ -108,9 +108,10 @@ class Installer:
                 environment=self._session.environment,
                 find=find,
             )
-            name = guest.name
-            self._join_once(self._session, guest)
+            name, join = guest.name, address
         end_processes(found_guests(self._session.home, name), _GUEST_GRACE_S)
+        if guest is not None:
+            self._join_once(self._session, guest)
         self._put(self._service(name, join.removeprefix("tcp://"), memory_limit))
         self._say(f"Worker {name} is a service of this machine; `./launch.sh worker --uninstall-service` ends that.")
 
