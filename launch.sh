@@ -102,7 +102,8 @@ interrupted() {
 # Prints a Python that can make the environment, or says plainly what is missing.
 find_python() {
     local folder name why=
-    for name in python3.13 python3.12 python3.11 python3.14 python3 python; do
+    for name in "${TANDEM_PYTHON:-}" python3.13 python3.12 python3.11 python3.14 python3 python; do
+        [ -n "$name" ] || continue
         for folder in '' /opt/homebrew/bin/ /usr/local/bin/; do
             command -v "$folder$name" >/dev/null 2>&1 || continue
             "$folder$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 || continue

@@ -21,6 +21,7 @@ from cluster.settings import (
     Bytes,
     CacheSettings,
     EngineSettings,
+    HostSettings,
     KvCacheSettings,
     LinkSettings,
     ModelSettings,
@@ -39,6 +40,7 @@ DEFAULT_WORKERS = 2
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*$", re.IGNORECASE)
 _EXPONENT = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
+_LOCAL = "local"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -51,8 +53,9 @@ class Resolved(msgspec.Struct, frozen=True, kw_only=True):
     def value(self, key: str) -> Any:
         """What is in force for a key of `origins`."""
         section, _, name = key.partition(".")
-        if section.startswith("workers["):
-            return getattr(self.settings.workers[int(section[8:-1])], name)
+        table, _, index = section.rstrip("]").partition("[")
+        if index:
+            return getattr(getattr(self.settings, table)[int(index)], name)
         struct = getattr(self.settings, section)
         return getattr(struct if name in struct.__struct_fields__ else struct.kv, name)
 
@@ -76,6 +79,7 @@ _SECTIONS: dict[str, type[msgspec.Struct]] = {
     "links": LinkSettings,
     "engine": EngineSettings,
 }
+_TABLES: dict[str, type[msgspec.Struct]] = {"workers": WorkerSettings, "hosts": HostSettings}
 _ENVIRONMENT = {
     "USE_DISTRIBUTED_INFERENCE": "strategy.use_distributed_inference",
     "TANDEM_STRATEGY_POLICY": "strategy.policy",
@@ -116,7 +120,9 @@ def load_settings(
         values[section][name] = _located(key, value, file.parent if origin == str(file) else working_directory)
         origins[key] = origin
     values["model"].setdefault("path", str(checkout / BUNDLED_MODEL))
-    settings = _settings(values, _workers(document, file, flags.workers, origins))
+    workers = _workers(document, file, flags.workers, origins)
+    settings = msgspec.structs.replace(_settings(values, workers), hosts=_hosts(document, file, origins))
+    _check_names(settings, file)
     _check_exposure(settings.api)
     return Resolved(settings=settings, origins=_all_origins(settings, origins))
 
@@ -199,10 +205,10 @@ def _read_toml(file: Path) -> dict[str, Any]:
 
 
 def _file_values(document: dict[str, Any], file: Path) -> Iterator[tuple[str, Any]]:
-    """Every checked "section.key" of the file except the workers."""
+    """Every checked "section.key" of the file except workers and hosts."""
     for section, content in document.items():
-        _check_known(section, [*_SECTIONS, "workers"], "", file)
-        if section == "workers":
+        _check_known(section, [*_SECTIONS, *_TABLES], "", file)
+        if section in _TABLES:
             continue
         if not isinstance(content, dict):
             raise UsageError(f"{file}: {section} must be a section, [{section}], not {content!r}")
@@ -219,9 +225,9 @@ def _check_known(name: str, known: Sequence[str], prefix: str, file: Path) -> No
 
 
 def _checked(key: str, value: Any, origin: str, *, strict: bool = True) -> Any:
-    """`value` as the type of `key` ("section.name" or "workers[i].name")."""
+    """`value` as the type of `key` ("section.name", "workers[i].name" or "hosts[i].name")."""
     section, _, name = key.partition(".")
-    struct = _SECTIONS.get(section, WorkerSettings)
+    struct = _SECTIONS.get(section) or _TABLES[section.partition("[")[0]]
     if struct is KvCacheSettings and name in KvSettings.__struct_fields__:
         struct = KvSettings
     return _converted(get_type_hints(struct, include_extras=True)[name], key, value, origin, strict=strict)
@@ -278,19 +284,43 @@ def _workers(
 def _file_workers(document: dict[str, Any], file: Path, origins: dict[str, str]) -> tuple[WorkerSettings, ...]:
     if "workers" not in document:
         return tuple(WorkerSettings(name=f"worker-{index}") for index in range(DEFAULT_WORKERS))
-    tables = document["workers"]
-    if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
-        raise UsageError(f"{file}: workers must be one or more [[workers]] sections")
     workers: list[WorkerSettings] = []
-    for index, table in enumerate(tables):
-        fields: dict[str, Any] = {"name": f"worker-{index}"}
-        for name, value in table.items():
-            _check_known(name, WorkerSettings.__struct_fields__, f"workers[{index}].", file)
-            fields[name] = _checked(f"workers[{index}].{name}", value, str(file))
-            origins[f"workers[{index}].{name}"] = str(file)
+    for index, given in enumerate(_tables("workers", document, file, origins)):
+        fields: dict[str, Any] = {"name": f"worker-{index}"} | given
         _check_worker(fields, index, [worker.name for worker in workers], file)
         workers.append(WorkerSettings(**fields))
     return tuple(workers)
+
+
+def _hosts(document: dict[str, Any], file: Path, origins: dict[str, str]) -> tuple[HostSettings, ...]:
+    """A host without a name has the first part of its address as one."""
+    hosts: list[HostSettings] = []
+    for index, given in enumerate(_tables("hosts", document, file, origins) if "hosts" in document else ()):
+        if "address" not in given:
+            raise UsageError(f'{file}: hosts[{index}].address is missing; give it as in address = "mac2.local"')
+        hosts.append(HostSettings(**{"name": _name_of(given["address"])} | given))
+    return tuple(hosts)
+
+
+def _name_of(address: str) -> str:
+    """mac2 of mac2.local; of an address in numbers all of it."""
+    label = address if address.replace(".", "").isdigit() or ":" in address else address.partition(".")[0]
+    return re.sub(r"[^A-Za-z0-9._-]", "-", label).strip("-")[:64]
+
+
+def _tables(table: str, document: dict[str, Any], file: Path, origins: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """The checked values of each [[table]] of the file."""
+    tables = document[table]
+    if not isinstance(tables, list) or not tables or not all(isinstance(each, dict) for each in tables):
+        raise UsageError(f"{file}: {table} must be one or more [[{table}]] sections")
+    for index, given in enumerate(tables):
+        fields: dict[str, Any] = {}
+        for name, value in given.items():
+            key = f"{table}[{index}].{name}"
+            _check_known(name, _TABLES[table].__struct_fields__, f"{table}[{index}].", file)
+            fields[name] = _checked(key, value, str(file))
+            origins[key] = str(file)
+        yield fields
 
 
 def _check_worker(fields: dict[str, Any], index: int, taken: list[str], file: Path) -> None:
@@ -298,11 +328,22 @@ def _check_worker(fields: dict[str, Any], index: int, taken: list[str], file: Pa
         raise UsageError(
             f"{file}: workers[{index}].name {fields['name']!r} is used twice; give each worker its own name"
         )
-    host = fields.get("host", "local")
-    if host != "local":
+    host = fields.get("host", _LOCAL)
+    if host != _LOCAL:
         raise UsageError(
-            f'{file}: workers[{index}].host {host!r}: workers on other hosts come with a later version; use "local"'
+            f'{file}: workers[{index}].host {host!r} must be "local"; workers on other hosts are started by [[hosts]]'
         )
+
+
+def _check_names(settings: Settings, file: Path) -> None:
+    """Hosts and all workers are told apart by name."""
+    taken = [worker.name for worker in settings.workers]
+    for index, host in enumerate(settings.hosts):
+        if host.name == _LOCAL or host.name in [other.name for other in settings.hosts[:index]]:
+            raise UsageError(f"{file}: hosts[{index}].name {host.name!r} is taken; give each host its own name")
+        if used := [name for name in host.worker_names if name in taken]:
+            raise UsageError(f"{file}: hosts[{index}] has a worker {used[0]!r} like another; give it another name")
+        taken += host.worker_names
 
 
 def _check_exposure(api: ApiSettings) -> None:
@@ -313,9 +354,10 @@ def _check_exposure(api: ApiSettings) -> None:
 def _all_origins(settings: Settings, origins: dict[str, str]) -> dict[str, str]:
     """Origins of every key, in the order of the sections."""
     keys = [f"{section}.{name}" for section in _SECTIONS for name in _keys(section)]
-    keys += [
-        f"workers[{index}].{name}"
-        for index in range(len(settings.workers))
-        for name in WorkerSettings.__struct_fields__
-    ]
+    for table, struct in _TABLES.items():
+        keys += [
+            f"{table}[{index}].{name}"
+            for index in range(len(getattr(settings, table)))
+            for name in struct.__struct_fields__
+        ]
     return {key: origins.get(key, "default") for key in keys}

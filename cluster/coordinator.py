@@ -17,7 +17,7 @@ import signal
 import socket
 import time
 from asyncio import FIRST_COMPLETED
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,9 +30,11 @@ from cluster.membership.discovery import AnnouncedDoor, Announcer, own_door, reg
 from cluster.membership.invitations import InvitationBook
 from cluster.membership.local import WORKER, Launcher, LocalLauncher, default_memory_limit
 from cluster.membership.mailbox import ZmqMailbox
-from cluster.membership.member import Member
+from cluster.membership.member import Member, Whereabouts
+from cluster.membership.placed import PlacedLauncher
 from cluster.membership.restarts import Restarts
 from cluster.membership.roster import REJOIN_WITHIN_S, Roster
+from cluster.membership.ssh import SshLauncher, SshTerms
 from cluster.planning.control import ControlPlane
 from cluster.planning.deployment import Deployment
 from cluster.planning.known_model import KnownModel
@@ -184,15 +186,15 @@ class Coordinator:
         home.remember_model(digest, path)
         self._report.tell(progress="starting the workers")
         now = asyncio.get_running_loop().time
-        names = tuple(worker.name for worker in settings.workers)
+        members = _members(settings)
         book = InvitationBook(home, time.time, read_host_specs())
         control = self._control = ControlPlane(
             KnownModel(path, digest, settings),
             mailbox=mailbox,
             launcher=self._launcher,
-            roster=Roster(_members(settings), secret=desired.secret, restarts=Restarts(), guests=book),
+            roster=Roster(members, secret=desired.secret, restarts=Restarts(), guests=book),
             deployment=Deployment(
-                wanted=names,
+                wanted=tuple(member.name for member in members),
                 kv_copies=settings.recovery.kv_copies,
                 waits_until=now() + REJOIN_WITHIN_S if self._is_again else None,
             ),
@@ -201,11 +203,7 @@ class Coordinator:
         control.starting.tell = lambda text: self._report.tell(progress=text)
         control.open()
         self._write_state(url, port, earlier)
-        for name in names:
-            if name in earlier:
-                control.adopt(name, earlier[name])
-            else:
-                await control.launch(name)
+        await _launch(control, members, earlier)
         for name in book.names if self._is_again else ():
             control.roster.invite(name)
             control.roster.expect(name, REJOIN_WITHIN_S, now())
@@ -301,8 +299,37 @@ def _announcer(door: Peer, desired: DesiredState, listen: tuple[str, ...]) -> An
     return Announcer(wanted, register_by_mdns)
 
 
+def _launcher(
+    home: Home, settings: Settings, report: StartReport, worker: Sequence[str], *, is_again: bool
+) -> Launcher:
+    """Of the workers here and, where the configuration names other hosts, of those there."""
+    here = LocalLauncher(home, CHECKOUT, _worker_options(settings), worker)
+    if not settings.hosts:
+        return here
+    terms = SshTerms(
+        orphan_s=settings.recovery.orphan_s,
+        about=read_host_specs(),
+        tell=lambda text: report.tell(progress=text),
+        is_new=not is_again,
+    )
+    names = [name for host in settings.hosts for name in host.worker_names]
+    return PlacedLauncher(here, SshLauncher(settings.hosts, terms), names)
+
+
+async def _launch(control: ControlPlane, members: Sequence[Member], earlier: Mapping[str, ProcessIdentity]) -> None:
+    """Start who is not among the earlier; those on other hosts take their time, and are taken up there."""
+    for member in members:
+        if member.is_hosted:
+            control.launching.begin(member.name)
+        elif member.name in earlier:
+            control.launching.adopt(member.name, earlier[member.name])
+        else:
+            await control.launching.start(member.name)
+
+
 def _members(settings: Settings) -> list[Member]:
-    return [
+    """The workers here, then those of other hosts, which say their limits when they join."""
+    here = [
         Member(
             worker.name,
             memory_limit_bytes=worker.memory_limit or default_memory_limit(len(settings.workers)),
@@ -310,6 +337,12 @@ def _members(settings: Settings) -> list[Member]:
         )
         for worker in settings.workers
     ]
+    elsewhere = [
+        Member(name, memory_limit_bytes=host.memory_limit or 0, place=Whereabouts(host=host.name))
+        for host in settings.hosts
+        for name in host.worker_names
+    ]
+    return [*here, *elsewhere]
 
 
 def _load_prompts(model_path: Path, templates: Templates) -> Any:
@@ -331,7 +364,7 @@ def main(worker: Sequence[str] = WORKER) -> int:
     report = StartReport(must_be_heard=not arguments.again)
     try:
         settings = msgspec.json.decode(home.settings_file.read_bytes(), type=Settings)
-        launcher = LocalLauncher(home, CHECKOUT, _worker_options(settings), worker)
+        launcher = _launcher(home, settings, report, worker, is_again=arguments.again)
         asyncio.run(Coordinator(home, settings, report, launcher, is_again=arguments.again).run())
     except TandemError as error:
         log.error("%s", error)

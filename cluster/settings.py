@@ -25,6 +25,16 @@ ManualLayers = Annotated[LayerRange, Meta(description="[start, end] with 0 <= st
 Name = Annotated[
     str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="letters, digits, dots, dashes, underscores")
 ]
+Few = Annotated[int, Meta(ge=1, le=64, description="a whole number from 1 to 64")]
+SshAddress = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z0-9:][A-Za-z0-9._:%-]{0,254}$", description="a host's name or address, without user or port"
+    ),
+]
+SshUser = Annotated[
+    str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$", description="a user's name, as ssh takes it")
+]
 Text = Annotated[str, Meta(min_length=1, description="a string that is not empty")]
 ApiKey = Annotated[
     str, Meta(pattern=r"^[!-~]{1,1024}$", description="1 to 1024 printable ASCII characters without spaces")
@@ -122,6 +132,28 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     layers: ManualLayers | None = None
 
 
+class HostSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Another machine, whose workers are started over ssh.
+
+    address, user, port: as ssh takes them; checkout: the folder of Tandem there, from that user's home on; python: what makes
+    its environment, None for the newest that is found; memory_limit: bytes for each of its workers.
+    """
+
+    name: Name
+    address: SshAddress
+    user: SshUser | None = None
+    port: Port | None = None
+    checkout: Text = "~/tandem"
+    python: Text | None = None
+    workers: Few = 1
+    memory_limit: Bytes | None = None
+
+    @property
+    def worker_names(self) -> tuple[str, ...]:
+        """The host's own name where it has one worker, else numbered."""
+        return (self.name,) if self.workers == 1 else tuple(f"{self.name}-{index}" for index in range(self.workers))
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that can be configured. Serializes to JSON and back with msgspec."""
 
@@ -134,3 +166,4 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     links: LinkSettings = LinkSettings()
     engine: EngineSettings = EngineSettings()
     workers: tuple[WorkerSettings, ...]
+    hosts: tuple[HostSettings, ...] = ()

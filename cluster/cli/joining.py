@@ -59,20 +59,27 @@ def guest_process(
         name, public_key = name or own_name(), read_token(token)[0]
     if not _NAME.fullmatch(name):
         raise UsageError(f"--name {name!r} must be letters, digits, dots, dashes, underscores")
-    listen = session.settings().settings.links.listen
     session.home.create()
     arguments = ["--guest", "--name", name, "--home", str(session.home.root)]
     arguments += ["--memory-limit", str(bytes_of(memory_limit)), "--join", endpoint or find(public_key)]
-    for each in ("*",) if listen == "all" else listen:
-        arguments += ["--listen", each]
-    for folder in model_folders(session.checkout, environment):
-        arguments += ["--models", str(folder)]
+    arguments += [*listen_options(session), *model_options(session.checkout, environment)]
     return GuestProcess(name, arguments, worker_environment() | {"TANDEM_TOKEN": token})
 
 
 def own_name() -> str:
     """A worker's name where none is given: this machine's."""
     return re.sub(r"[^A-Za-z0-9._-]", "-", platform.node().split(".")[0]).lstrip("._-")[:64] or "worker"
+
+
+def listen_options(session: Session) -> list[str]:
+    """At which addresses of this machine a worker listens, by this machine's own configuration. Raises UsageError."""
+    listen = session.settings().settings.links.listen
+    return [word for each in (("*",) if listen == "all" else listen) for word in ("--listen", each)]
+
+
+def model_options(checkout: Path, environment: Mapping[str, str]) -> list[str]:
+    """Where a worker looks for models on this machine."""
+    return [word for folder in model_folders(checkout, environment) for word in ("--models", str(folder))]
 
 
 def endpoint_in(address: str) -> str:

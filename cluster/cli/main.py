@@ -284,6 +284,16 @@ def explain(text: str, *, as_json: bool, **options: Any) -> None:
 
 
 commands.add_command(worker)
+
+
+@commands.command(hidden=True)
+def hosted() -> None:
+    """What a coordinator elsewhere runs here over ssh; it speaks on standard input and output."""
+    from cluster.cli.hosting import serve
+
+    serve(_session())
+
+
 commands.add_command(token)
 
 

@@ -47,6 +47,8 @@ def differences(running: Settings, asked: Settings) -> list[str]:
     """What is otherwise in `running`, a clause for each setting. The API's key is not shown."""
     if len(running.workers) != len(asked.workers):
         return [f"it has {len(running.workers)} workers, not {len(asked.workers)}"]
+    if len(running.hosts) != len(asked.hosts):
+        return [f"it has {len(running.hosts)} other hosts, not {len(asked.hosts)}"]
     values, others = dict(_flat(msgspec.to_builtins(running))), dict(_flat(msgspec.to_builtins(asked)))
     return [
         f"{key} is another" if key == "api.api_key" else f"{key} is {_shown(values[key])}, not {_shown(others[key])}"
@@ -61,7 +63,7 @@ def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         for name, inner in value.items():
             # the values of a kind of cache stand in its section, as in the file
             yield from _flat(inner, key if name == "kv" else f"{key}.{name}" if key else name)
-    elif key == "workers":
+    elif key in ("workers", "hosts"):
         for index, inner in enumerate(value):
             yield from _flat(inner, f"{key}[{index}]")
     else:

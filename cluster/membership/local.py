@@ -69,10 +69,10 @@ class Launcher(Protocol):
         """Who runs, by name."""
 
     async def start(self, name: str, *, coordinator: Peer, token: str, memory_limit_bytes: int) -> ProcessIdentity:
-        """Start a worker that will join `coordinator`. Raises OSError."""
+        """Start a worker that will join `coordinator`; one that lives already is taken up. Raises OSError or HostUnavailable."""
 
     def adopt(self, name: str, identity: ProcessIdentity) -> None:
-        """Watch a worker that an earlier coordinator started."""
+        """Watch a worker that an earlier coordinator started here."""
 
     def has_ended(self, name: str) -> bool:
         """Whether its process is gone, which `ended` may not have told yet."""
@@ -105,14 +105,24 @@ class _Worker:
 
 
 class LocalLauncher:
-    """See `Launcher`. options: further arguments of every worker; command: what runs one."""
+    """See `Launcher`. options: further arguments of every worker; command: what runs one; remember: writes down who was started,
+    before that one has its token; in the state where it is None.
+    """
 
-    def __init__(self, home: Home, checkout: Path, options: Sequence[str] = (), command: Sequence[str] = WORKER):
+    def __init__(
+        self,
+        home: Home,
+        checkout: Path,
+        options: Sequence[str] = (),
+        command: Sequence[str] = WORKER,
+        remember: Callable[[str, ProcessIdentity], None] | None = None,
+    ):
         self.ended: Callable[[str, int | None], None] = lambda _name, _status: None
         self._home = home
         self._checkout = checkout
         self._options = options
         self._command = command
+        self._remember = remember or (lambda name, who: home.update_state(_naming(name, who)))
         self._workers: dict[str, _Worker] = {}
 
     def __repr__(self) -> str:
@@ -138,7 +148,7 @@ class LocalLauncher:
             )
         worker = _Worker(ProcessIdentity.of(child.pid), child)
         self._watch(name, worker)
-        await asyncio.to_thread(self._home.update_state, _naming(name, worker.identity))
+        await asyncio.to_thread(self._remember, name, worker.identity)
         assert child.stdin is not None
         child.stdin.write(token.encode() + b"\n")
         child.stdin.close()

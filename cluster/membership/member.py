@@ -12,6 +12,7 @@ from protocol.messages import Heartbeat, Join, LinkFigures, Loaded
 from protocol.values import LayerRange
 
 LOST_AFTER_S = 3.0
+LOCAL = "local"
 
 
 class WorkerState(StrEnum):
@@ -86,10 +87,15 @@ class WorkerLoad(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+class Whereabouts(msgspec.Struct, frozen=True):
+    """Where a worker runs: on this host, on one that the configuration names, or wherever a guest came from."""
+
+    host: str = LOCAL
+    is_guest: bool = False
+
+
 class Member:
-    """One worker: its state, how to reach it, and what it said of itself last. is_guest: it joined from elsewhere, so that
-    its process is neither started nor ended here.
-    """
+    """One worker: its state, how to reach it, and what it said of itself last."""
 
     def __init__(
         self,
@@ -97,12 +103,12 @@ class Member:
         *,
         memory_limit_bytes: int,
         manual_layers: LayerRange | None = None,
-        is_guest: bool = False,
+        place: Whereabouts = Whereabouts(),  # noqa: B008 - frozen
         now: float = 0,
     ):
         self.name = name
         self.memory_limit_bytes = memory_limit_bytes
-        self.is_guest = is_guest
+        self.place = place
         self.manual_layers = manual_layers
         self.state = WorkerState.JOINING
         self.join: Join | None = None
@@ -122,6 +128,21 @@ class Member:
         if following is None:
             raise IllegalEvent(f"{self.name} is {self.state} and cannot {event}")
         self.state = following
+
+    @property
+    def is_guest(self) -> bool:
+        """It joined from elsewhere, so that its process is neither started nor ended by this cluster."""
+        return self.place.is_guest
+
+    @property
+    def is_hosted(self) -> bool:
+        """Its process is started on another host, which may be away."""
+        return not self.is_guest and self.place.host != LOCAL
+
+    @property
+    def host(self) -> str:
+        """Where it runs, for people; a guest says it itself."""
+        return self.join.about.name if self.is_guest and self.join is not None else self.place.host
 
     @property
     def is_there(self) -> bool:

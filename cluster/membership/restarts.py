@@ -1,7 +1,8 @@
 """When a process that died is started again. Pure: `now` (seconds of a monotonic clock) is an argument.
 
 The rule: the first death of a while is answered after a second, each further one after twice the time of the one
-before, up to a minute; five deaths within five minutes, and it is left out until somebody forgives it.
+before, up to a minute; five deaths within five minutes, and it is left out until somebody forgives it. Hosts that are away
+are never left out.
 """
 
 FIRST_DELAY_S = 1.0
@@ -11,9 +12,10 @@ WINDOW_S = 300.0
 
 
 class Restarts:
-    """The deaths of each process, by its name."""
+    """The deaths of each process, by its name. gives_up: whether one that dies often is left out."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, gives_up: bool = True) -> None:
+        self._gives_up = gives_up
         self._deaths: dict[str, list[float]] = {}
         self._left_out: set[str] = set()
 
@@ -26,11 +28,11 @@ class Restarts:
         if deaths and now - deaths[-1] > WINDOW_S:
             deaths.clear()  # it lived long enough to begin anew
         deaths.append(now)
-        if sum(now - death <= WINDOW_S for death in deaths) >= MANY_DEATHS:
+        if self._gives_up and sum(now - death <= WINDOW_S for death in deaths) >= MANY_DEATHS:
             self._left_out.add(name)
         if name in self._left_out:
             return None
-        return now + min(FIRST_DELAY_S * 2 ** (len(deaths) - 1), LONGEST_DELAY_S)
+        return now + min(FIRST_DELAY_S * 2 ** min(len(deaths) - 1, 16), LONGEST_DELAY_S)
 
     def recent(self, name: str, now: float) -> int:
         """How often it died within the last five minutes."""

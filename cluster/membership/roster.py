@@ -11,7 +11,7 @@ from typing import Protocol
 import msgspec
 
 from cluster.membership.invitations import NotInvited
-from cluster.membership.member import LOST_AFTER_S, Member, WorkerEvent, WorkerState
+from cluster.membership.member import LOST_AFTER_S, Member, Whereabouts, WorkerEvent, WorkerState
 from cluster.membership.restarts import Restarts
 from protocol.codec import PROTOCOL
 from protocol.errors import IllegalEvent
@@ -121,6 +121,8 @@ class Roster:
         self._guests = guests
         self._restarts = restarts
         self._start_at: dict[str, float] = {}
+        self._absences = Restarts(gives_up=False)
+        self._away: set[str] = set()
 
     def __repr__(self) -> str:
         return f"Roster({list(self.members.values())})"
@@ -153,6 +155,7 @@ class Roster:
         except IllegalEvent as error:
             return [RefuseJoin(join.peer, str(error))]
         member.join, member.seen_at, member.due_at = join, now, None
+        self._away.discard(member.name)
         member.heartbeat = None
         return [*earlier, Admitted(join.name)]
 
@@ -167,11 +170,13 @@ class Roster:
             member.memory_limit_bytes = join.memory_limit_bytes
         elif not hmac.compare_digest(join.secret.encode(), self._secret.encode()):
             raise NotInvited("a wrong token, or the name of another worker; give this one a name with --name")
+        if member.is_hosted:
+            member.memory_limit_bytes = join.memory_limit_bytes
         return member
 
     def invite(self, name: str) -> Member:
         """A guest that will come."""
-        member = self.members[name] = Member(name, memory_limit_bytes=0, is_guest=True)
+        member = self.members[name] = Member(name, memory_limit_bytes=0, place=Whereabouts(is_guest=True))
         return member
 
     def dismiss(self, name: str, why: str) -> list[Action]:
@@ -203,6 +208,18 @@ class Roster:
         if start_at is not None:
             self._start_at[name] = start_at
         return actions
+
+    def unavailable(self, name: str, why: str, now: float) -> list[Action]:
+        """A worker cannot take part, for which its host is to blame; that is asked again, at last once a minute."""
+        member = self.members[name]
+        if member.state is WorkerState.STOPPED or name in self._start_at:
+            return []
+        member.due_at = None
+        self._away.add(name)
+        start_at = self._absences.died(name, now)
+        assert start_at is not None
+        self._start_at[name] = start_at
+        return self._lose(member, why, died=True)
 
     def closed(self, name: str, now: float) -> list[Action]:
         """The connection to a worker closed; it may come back."""
@@ -256,6 +273,7 @@ class Roster:
         missing = [member.name for member in lost if not member.is_guest]
         for name in missing:
             self._restarts.forgive(name)
+            self._absences.forgive(name)
             if self.members[name].due_at is None:
                 self._start_at[name] = now
         return missing
@@ -264,6 +282,11 @@ class Roster:
     def there(self) -> tuple[Member, ...]:
         """Workers that can be part of a plan, in the order of the configuration."""
         return tuple(member for member in self.members.values() if member.is_there)
+
+    @property
+    def awaited(self) -> tuple[str, ...]:
+        """Who should be part of a plan, without those whose hosts are known to be away."""
+        return tuple(name for name in self.members if name not in self._away)
 
     def missing(self, planned: Collection[str] | None = None) -> tuple[str, ...]:
         """Workers that should be there and are not, or are not `planned`, where that is given."""
@@ -286,6 +309,10 @@ class Roster:
     def is_guest(self, name: str) -> bool:
         """Whether a worker came from elsewhere, also one that is no member any more."""
         return name not in self.members or self.members[name].is_guest
+
+    def may_be_away(self, name: str) -> bool:
+        """Whether a worker runs elsewhere, so that the cluster starts without it."""
+        return self.is_guest(name) or self.members[name].is_hosted
 
     def deaths(self, name: str, now: float) -> int:
         """How often a worker died lately."""

@@ -19,11 +19,11 @@ from cluster.planning.deployment import Candidate, Deployment
 from cluster.planning.events import EventLog
 from cluster.planning.interface import Listener
 from cluster.planning.known_model import KnownModel
+from cluster.planning.launching import Launching
 from cluster.planning.plan import Loss, Plan
 from cluster.planning.starting import Starting
 from protocol.codec import Envelope
 from protocol.errors import ModelError, TandemError, UsageError
-from protocol.home import ProcessIdentity
 from protocol.messages import (
     Beat,
     Heartbeat,
@@ -75,7 +75,6 @@ class ControlPlane:
     ):
         self._model = model
         self._mailbox = mailbox
-        self._launcher = launcher
         self.roster = roster
         self._deployment = deployment
         self._now = now
@@ -84,7 +83,7 @@ class ControlPlane:
         self.listener: Listener | None = None
         self.starting = Starting()
         self.events = EventLog()
-        self._launching: set[asyncio.Task[None]] = set()
+        self.launching = Launching(launcher, roster, door=lambda: mailbox.door, now=now, failed=self._not_started)
 
     def __repr__(self) -> str:
         return f"ControlPlane(epoch {self._mailbox.epoch}, {self._deployment})"
@@ -107,24 +106,9 @@ class ControlPlane:
     # --- living
 
     def open(self) -> None:
-        """Begin to hear workers; `launch` and `adopt` say which there will be."""
+        """Begin to hear workers; `launching` starts them."""
         self._mailbox.open(self._receive, self._closed)
-        self._launcher.ended = self._process_ended
-
-    async def launch(self, name: str) -> None:
-        """Start a worker's process; it joins by itself. Raises OSError."""
-        self.roster.expect(name, membership.JOIN_WITHIN_S, self._now())
-        await self._launcher.start(
-            name,
-            coordinator=self._mailbox.door,
-            token=self.roster.token(self._mailbox.door.public_key),
-            memory_limit_bytes=self.roster.members[name].memory_limit_bytes,
-        )
-
-    def adopt(self, name: str, process: ProcessIdentity) -> None:
-        """A worker of an earlier coordinator lives; it will join again by itself."""
-        self.roster.expect(name, membership.REJOIN_WITHIN_S, self._now())
-        self._launcher.adopt(name, process)
+        self.launching.launcher.ended = self._process_ended
 
     async def run(self) -> None:
         """Beat, and look after what is due, until cancelled."""
@@ -168,9 +152,9 @@ class ControlPlane:
         for member in self.roster.members.values():
             self._mailbox.tell(member.name, Shutdown(why="the cluster was stopped"))
             if not member.is_there:
-                self._launcher.kill(member.name)  # it cannot be told
+                self.launching.launcher.kill(member.name)  # it cannot be told
             member.apply(WorkerEvent.STOP)
-        await self._launcher.end()
+        await self.launching.stop()
         self._mailbox.close()
 
     # --- what arrives
@@ -247,11 +231,14 @@ class ControlPlane:
         if self.roster.is_guest(failed.worker):
             self._perform_all(self.roster.dismiss(failed.worker, f"cannot take part: {failed.message}"))
             return
-        if not self._deployment.has_served:
+        is_hosted = self.roster.may_be_away(failed.worker)
+        if not (self._deployment.has_served or is_hosted):
             self.starting.fail(ModelError(failed.message))
             return
         self.events.add(f"refused {failed.worker}: {failed.message}")
-        self._launcher.kill(failed.worker)
+        self.launching.launcher.kill(failed.worker)
+        if is_hosted:
+            self._leave_out(failed.worker, f"{failed.worker} cannot take part: {failed.message}")
 
     # --- what breaks
 
@@ -260,13 +247,24 @@ class ControlPlane:
         self._mailbox.forget(name)
         self._perform_all(self.roster.process_ended(name, status, self._now()))
 
+    def _not_started(self, name: str, why: str | None) -> None:
+        """One that came by itself meanwhile needs no start."""
+        if why is None:
+            self._process_ended(name, None)
+        elif not self.members[name].is_there:
+            self._leave_out(name, why)
+
+    def _leave_out(self, name: str, why: str) -> None:
+        self._mailbox.forget(name)
+        self._perform_all(self.roster.unavailable(name, why, self._now()))
+
     def _closed(self, worker: str, why: str) -> None:
         """A connection to a worker closed; that its process ended is known a moment later."""
         if worker in self.members and self.members[worker].is_there:
             self._unless_replanned(lambda: self._still_closed(worker, why))
 
     def _still_closed(self, worker: str, why: str) -> None:
-        if not self.roster.is_guest(worker) and self._launcher.has_ended(worker):
+        if not self.roster.is_guest(worker) and self.launching.launcher.has_ended(worker):
             self._process_ended(worker, None)
         else:
             log.warning("%s: %s", worker, why)
@@ -304,21 +302,12 @@ class ControlPlane:
             case membership.Lost(name=name, sentence=sentence, died=died):
                 self._lose(name, sentence, died=died)
             case membership.Kill(name=name):
-                self._launcher.kill(name)
+                self.launching.launcher.kill(name)
             case membership.Gone(peer=peer, why=why):
                 self._mailbox.answer(peer, Shutdown(why=why))
             case membership.Start(name=name):
                 log.info("starting %s again", name)
-                task = asyncio.create_task(self._launch_again(name))
-                self._launching.add(task)
-                task.add_done_callback(self._launching.discard)
-
-    async def _launch_again(self, name: str) -> None:
-        try:
-            await self.launch(name)
-        except OSError as error:
-            log.error("%s cannot be started: %s", name, error)
-            self._process_ended(name, None)
+                self.launching.begin(name)
 
     def _admit(self, member: Member) -> None:
         assert member.join is not None
@@ -332,7 +321,7 @@ class ControlPlane:
     def _lose(self, name: str, sentence: str, *, died: bool) -> None:
         log.error("%s", sentence)
         self.events.add(f"lost {name}: {sentence}")
-        if not (self._deployment.has_served or self.roster.is_guest(name)):
+        if not (self._deployment.has_served or self.roster.may_be_away(name)):
             self.starting.fail(TandemError(sentence))
             return
         self._changed(name, Loss(workers=(name,) if died else (), sentence=sentence))
@@ -345,7 +334,7 @@ class ControlPlane:
         """Other workers are there, or one of them with nothing of the plan that it had."""
         now = self._now()
         there = {each.name: Candidate.of(each, self.roster.deaths(each.name, now)) for each in self.roster.there}
-        self._deployment.want(tuple(self.members))
+        self._deployment.want(self.roster.awaited)
         self._plan_all(self._deployment.changed(there, now, loss, name))
 
     def _plan_all(self, actions: Sequence[planning.Action]) -> None:

@@ -20,7 +20,6 @@ from protocol.values import LayerRange
 from strategy.memory import WorkerBudget
 from strategy.partition import Stage
 
-LOCAL = "local"
 SERVING_STATES = ("ready", "degraded")
 
 
@@ -154,7 +153,7 @@ def host_statuses(members: Iterable[Member]) -> tuple[HostStatus, ...]:
     found: dict[str, tuple[Join, list[str]]] = {}
     for member in members:
         if member.join is not None:
-            found.setdefault(_host(member), (member.join, []))[1].append(member.name)
+            found.setdefault(member.host, (member.join, []))[1].append(member.name)
     return tuple(
         HostStatus(
             name=name,
@@ -197,15 +196,11 @@ def _warning(found: LinkFigures) -> str | None:
     return None
 
 
-def _host(member: Member) -> str:
-    return member.join.about.name if member.is_guest and member.join is not None else LOCAL
-
-
 def _worker(member: Member, stage: Stage | None, budget: WorkerBudget | None, model_bytes: int) -> WorkerStatus:
     beat = member.heartbeat if member.state in ("joined", "loading", "ready") else None
     return WorkerStatus(
         name=member.name,
-        host=_host(member),
+        host=member.host,
         pid=member.join.pid if member.join is not None else None,
         state=member.state,
         layers=stage.layers if stage is not None else None,

@@ -67,6 +67,8 @@ def test_origins_name_file_and_variable(tmp_path):
         ("[strategy]\nprompt_treshold = 1\n", "strategy.prompt_treshold", "strategy.prompt_threshold"),
         ("[[worker]]\n", "worker", "workers"),
         ('[[workers]]\nmemory = "1GB"\n', "workers[0].memory", "workers[0].memory_limit"),
+        ('[[hosts]]\naddress = "b"\nusre = "ben"\n', "hosts[0].usre", "hosts[0].user"),
+        ("[[host]]\n", "host", "hosts"),
         ("zzz = 1\n", "zzz", "did you mean"),
     ],
 )
@@ -95,6 +97,17 @@ def test_unknown_key_is_named_with_the_nearest_right_one(tmp_path, text, wrong, 
         ("[[workers]]\nlayers = 7\n", "workers[0].layers", "start < end"),
         ('[[workers]]\nname = "a b"\n', "workers[0].name", "letters"),
         ("workers = []\n", "workers", "[[workers]]"),
+        ("[hosts]\n", "hosts", "[[hosts]]"),
+        ('[[hosts]]\nname = "b"\n', "hosts[0].address", "missing"),
+        ('[[hosts]]\naddress = "-oProxyCommand=x"\n', "hosts[0].address", "without user or port"),
+        ('[[hosts]]\naddress = "ben@mac2"\n', "hosts[0].address", "without user or port"),
+        ('[[hosts]]\naddress = "b"\nuser = "-x"\n', "hosts[0].user", "a user's name"),
+        ('[[hosts]]\naddress = "b"\nport = 0\n', "hosts[0].port", "1 to 65535"),
+        ('[[hosts]]\naddress = "b"\nworkers = 0\n', "hosts[0].workers", "1 to 64"),
+        ('[[hosts]]\naddress = "b"\nmemory_limit = "much"\n', "hosts[0].memory_limit", "12GB"),
+        ('[[hosts]]\naddress = "local"\n', "hosts[0].name", "its own name"),
+        ('[[hosts]]\naddress = "b"\n[[hosts]]\naddress = "b.local"\n', "hosts[1].name", "its own name"),
+        ('[[hosts]]\naddress = "worker-0"\n', "hosts[0]", "like another"),
         ("[strategy]\nprompt_threshold = -1\n", "strategy.prompt_threshold", "at least 0"),
         ('[strategy]\nuse_distributed_inference = "sometimes"\n', "'sometimes'", "auto, always or never"),
         ('[strategy]\npolicy = "best"\n', "'best'", "must be thresholds, the only one so far"),
@@ -177,7 +190,7 @@ def test_workers_flag_replaces_the_list_and_keeps_limits_of_the_first(tmp_path):
 
 
 def test_other_hosts_and_repeated_names_are_refused(tmp_path):
-    assert "later version" in refused(tmp_path, '[[workers]]\nhost = "mac-2"\n')
+    assert "are started by [[hosts]]" in refused(tmp_path, '[[workers]]\nhost = "mac-2"\n')
     assert "twice" in refused(tmp_path, '[[workers]]\nname = "a"\n[[workers]]\nname = "a"\n')
 
 
@@ -248,5 +261,42 @@ def test_every_key_has_an_origin_and_a_value(tmp_path):
     for key in resolved.origins:
         resolved.value(key)
     assert {key.partition(".")[0] for key in resolved.origins} == {*Settings.__struct_fields__, "workers[0]"} - {
-        "workers"
+        "workers",
+        "hosts",
     }
+
+
+def test_hosts_have_names_of_their_own_and_their_workers_too(tmp_path):
+    text = """
+        [[hosts]]
+        address = "mac2.local"
+        [[hosts]]
+        address = "10.0.0.7"
+        name = "studio"
+        user = "ben"
+        port = 2222
+        checkout = "~/Code/my tandem"
+        python = "/opt/python"
+        workers = 2
+        memory_limit = "8GB"
+        [[hosts]]
+        address = "10.0.0.8"
+    """
+    resolved = load(tmp_path, text)
+    mac2, studio, numbered = resolved.settings.hosts
+    assert (mac2.name, mac2.worker_names, mac2.checkout, mac2.user, mac2.port) == (
+        "mac2", ("mac2",), "~/tandem", None, None,
+    )  # fmt: skip
+    assert studio.worker_names == ("studio-0", "studio-1")
+    assert (studio.user, studio.port, studio.checkout, studio.python) == (
+        "ben",
+        2222,
+        "~/Code/my tandem",
+        "/opt/python",
+    )
+    assert (studio.memory_limit, numbered.name) == (8 * 10**9, "10.0.0.8")
+    assert (resolved.value("hosts[1].port"), resolved.value("hosts[0].workers")) == (2222, 1)
+    assert resolved.origins["hosts[1].port"].endswith("c.toml")
+    assert resolved.origins["hosts[0].port"] == "default"
+    assert msgspec.json.decode(msgspec.json.encode(resolved.settings), type=Settings) == resolved.settings
+    assert [worker.name for worker in load(tmp_path, text, workers=1).settings.workers] == ["worker-0"]

@@ -74,9 +74,9 @@ class InProcessCoordinator:
         self.control.open()
         for name in self.control.members:
             if name in self._adopted:
-                self.control.adopt(name, self._adopted[name])
+                self.control.launching.adopt(name, self._adopted[name])
             else:
-                await self.control.launch(name)
+                await self.control.launching.start(name)
         self._running = group.create_task(self.control.run())
 
     def die(self):

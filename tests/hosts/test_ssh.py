@@ -1,0 +1,122 @@
+"""Hosts that the configuration names: started and ended over ssh, done without where they fail, and kept through a restart."""
+
+import re
+import time
+
+import pytest
+
+from tests.hosts.cluster import FIRST, HostsCluster, num_parts
+from tests.support.running_cluster import wait_until
+
+PROMPT = "Tell me a long story about a fox."
+# All hosts of a bed share the cores of one machine, where the starts of their processes wait for each other.
+START_S, STOP_S = 30.0, 4.0
+
+
+@pytest.fixture
+def cluster(bed):
+    cluster = HostsCluster(bed)
+    yield cluster
+    for host in bed.hosts.values():
+        if host._pid is None:
+            bed.power_on(host.name)
+    cluster.stop()
+
+
+def configure(bed, *hosts, **changes):
+    """A configuration on host a with these hosts; returns its path there."""
+    text = '[[workers]]\nname = "worker-0"\n'
+    for name in hosts:
+        checkout = "~/" + str(bed.hosts[name].checkout.relative_to(bed.hosts[name].home))
+        keys = {"address": f"host-{name}", "user": bed.hosts[name].user, "checkout": checkout} | changes.get(name, {})
+        text += "[[hosts]]\n" + "".join(f"{key} = {value!r}\n" for key, value in keys.items())
+    file = bed.hosts[FIRST].home / "hosts.toml"
+    bed.hosts[FIRST].outside(file).write_text(text)
+    return str(file)
+
+
+def processes(bed, host):
+    """What of Tandem runs there."""
+    found = bed.run(host, "sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '", user="root").stdout
+    return re.findall(r"-m (?:workers|cluster\.\w+)[^-]*", found)
+
+
+def worker_on(status, host):
+    return next(worker for worker in status["workers"] if worker["host"] == f"host-{host}")
+
+
+def test_start_brings_three_hosts_up_and_stop_leaves_nothing(cluster, bed):
+    file = configure(bed, "b", "c")
+    cluster.launch(FIRST, "start", "--config", file)
+    status = cluster.await_parts(3)
+    assert sorted(worker["host"] for worker in status["workers"]) == ["host-b", "host-c", "local"]
+    assert {host["name"]: host["workers"] for host in status["hosts"]} == {
+        "local": ["worker-0"], "host-b": ["host-b"], "host-c": ["host-c"],
+    }  # fmt: skip
+    answer = cluster.prompt(PROMPT, 20, "--strategy", "distributed-cached")
+    assert sorted(answer["workers"]) == ["host-b", "host-c", "worker-0"]
+    cluster.launch(FIRST, "stop")
+    assert [processes(bed, host) for host in bed.hosts] == [[], [], []]
+    began = time.monotonic()
+    cluster.launch(FIRST, "start", "--config", file)
+    started = time.monotonic()
+    assert num_parts(cluster.status()) == 3
+    stopping = time.monotonic()
+    cluster.launch(FIRST, "stop")
+    ended = time.monotonic()
+    print(f"start {started - began:.1f} s, stop {ended - stopping:.1f} s")
+    assert [processes(bed, host) for host in bed.hosts] == [[], [], []]
+    assert started - began < START_S
+    assert ended - stopping < STOP_S
+
+
+def test_hosts_that_fail_cost_their_own_place_and_come_later(cluster, bed):
+    file = configure(bed, "b", "c", b={"checkout": "~/nowhere"})
+    bed.power_cut("c")
+    cluster.launch(FIRST, "start", "--config", file)
+    status = cluster.status()
+    assert status["state"] == "degraded"
+    events = " ".join(event["what"] for event in status["events"])
+    assert "has no checkout of Tandem in ~/nowhere" in events
+    assert "host-c does not answer" in events
+    assert cluster.prompt(PROMPT, 20)["token_ids"]
+    bed.power_on("c")
+    cluster.await_status(lambda status: worker_on(status, "c")["layers"] is not None, "host c taking part")
+
+
+def test_worker_that_is_killed_is_started_again_there(cluster, bed):
+    cluster.launch(FIRST, "start", "--config", configure(bed, "b"))
+    earlier = worker_on(cluster.await_parts(2), "b")["pid"]
+    bed.run("b", "kill", "-9", str(earlier))
+    cluster.await_status(
+        lambda status: num_parts(status) == 2 and worker_on(status, "b")["pid"] != earlier, "another worker on host b"
+    )
+
+
+def test_connection_that_is_lost_costs_nothing(cluster, bed):
+    cluster.launch(FIRST, "start", "--config", configure(bed, "b"))
+    before = cluster.await_parts(2)
+    bed.run(
+        FIRST, "sh", "-c", "for p in /proc/[0-9]*; do grep -qz '^ssh$' $p/cmdline && kill -9 ${p#/proc/}; done; true"
+    )
+    assert cluster.prompt(PROMPT, 20, "--strategy", "distributed-cached")["token_ids"]
+    after = cluster.status()
+    assert worker_on(after, "b")["pid"] == worker_on(before, "b")["pid"]
+    assert after["epoch"] == before["epoch"]
+    cluster.launch(FIRST, "stop")
+    assert processes(bed, "b") == []
+
+
+def test_coordinator_that_is_killed_comes_back_to_workers_with_their_weights(cluster, bed):
+    cluster.launch(FIRST, "start", "--config", configure(bed, "b"))
+    before = cluster.await_parts(2)
+    bed.run(FIRST, "kill", "-9", str(before["coordinator"]["pid"]))
+    after = cluster.await_status(
+        lambda status: num_parts(status) == 2 and status["coordinator"]["pid"] != before["coordinator"]["pid"],
+        "another coordinator having both",
+    )
+    mine, earlier = worker_on(after, "b"), worker_on(before, "b")
+    assert (mine["pid"], mine["memory"]["read_bytes"]) == (earlier["pid"], earlier["memory"]["read_bytes"])
+    wait_until(lambda: "workers" in " ".join(processes(bed, "b")), "the worker")
+    cluster.launch(FIRST, "stop")
+    assert processes(bed, "b") == []
