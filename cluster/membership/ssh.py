@@ -280,7 +280,10 @@ async def _line_after_noise(process: asyncio.subprocess.Process) -> bytes:
 async def _kill(process: asyncio.subprocess.Process) -> None:
     with contextlib.suppress(ProcessLookupError):
         process.kill()
-    await process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
+    with contextlib.suppress(TimeoutError):  # what it started may hold its outputs open
+        await asyncio.wait_for(process.wait(), _END_MARGIN_S)
 
 
 class SshLauncher:
