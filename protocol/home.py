@@ -163,6 +163,7 @@ class Home:
         self.state_file = root / "cluster.json"
         self.logs = root / "logs"
         self.cache = root / "cache"
+        self.models = root / "models"  # fetched from other hosts, by digest
         self.keys = root / "keys"
         self._models_file = root / "models.json"
         self._desired_file = root / "deployment.json"

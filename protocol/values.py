@@ -52,7 +52,8 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True):
     """Where a process receives: a ZeroMQ endpoint, and its CURVE public key (Z85 text).
 
     endpoint: on its own host, `host`, as `protocol.transport.addressing.this_host` names it; addresses: from others;
-    echo_port: where it answers whoever measures, at the same addresses, 0 for nowhere.
+    echo_port: where it answers whoever measures, at the same addresses, 0 for nowhere; weights_port: where it gives members
+    what it has of models.
     """
 
     endpoint: str
@@ -60,6 +61,7 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True):
     host: str = ""
     addresses: tuple[Address, ...] = ()
     echo_port: int = 0
+    weights_port: int = 0
 
 
 class KvSettings(msgspec.Struct, frozen=True, kw_only=True):

@@ -72,6 +72,18 @@ class LinkChoice:
             self._in_use[peer.public_key] = endpoint
         return endpoint
 
+    def best(self, peer: Peer) -> str:
+        """The endpoint at which `choose` would send to a peer now, without any promise."""
+        if peer.host == this_host() or not peer.addresses:
+            return peer.endpoint
+        with self._lock:
+            return min(peer.addresses, key=self._rank).endpoint
+
+    def knows(self, endpoint: str) -> bool:
+        """Whether it was measured, or failed, before."""
+        with self._lock:
+            return endpoint in self._measured or endpoint in self._healthy_at
+
     def lost(self, endpoint: str) -> None:
         """A link over it broke."""
         with self._lock:

@@ -90,7 +90,7 @@ class LinkProber:
 
     def _measured(self, peer: Peer, address: Address) -> Measured | None:
         with_load = self._may_load(address) and not self._is_busy()
-        return self._measure(_echo_of(peer, address), peer.public_key, with_load=with_load)
+        return self._measure(echo_of(peer, address), peer.public_key, with_load=with_load)
 
     def _may_load(self, address: Address) -> bool:
         is_due = self._num_turns <= _NUM_SOON or self._num_turns % _LOAD_EVERY == 0
@@ -106,6 +106,6 @@ def _kinds() -> dict[str, LinkKind]:
         return {"": LinkKind.OTHER}
 
 
-def _echo_of(peer: Peer, address: Address) -> str:
+def echo_of(peer: Peer, address: Address) -> str:
     """At the address of its inbox, the port of its echo."""
     return endpoint_of(host_of(address.endpoint), peer.echo_port)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -45,6 +46,7 @@ from protocol.messages import (
 )
 from protocol.transport import LOOPBACK, Admits, KeyPair, Sender, ZmqDataLinks, ZmqInbox, ZmqOutbox
 from protocol.transport.addressing import host_of, own_networks, seen_from
+from protocol.transport.asking import ZmqAnswerer
 from protocol.transport.echo import ZmqEcho, measure
 from protocol.values import TO_COORDINATOR, Peer
 from workers.attachment import (
@@ -67,7 +69,10 @@ from workers.engine.engine import Engine
 from workers.engine.trace import Tracer
 from workers.link_choice import LinkChoice
 from workers.link_prober import LinkProber
+from workers.members import Members
 from workers.model.shelf import ModelShelf
+from workers.model.weights_source import WeightsSource
+from workers.weights_ways import fetcher
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +146,7 @@ class Doors:
 
 
 class Worker:
-    """What a worker does beside computing. now: a clock that never goes back.
+    """What a worker does beside computing. members: told who they are; now: a clock that never goes back.
 
     Only `turn` and `run` belong to the control thread. `exit_later` is called once when the process is to end: the engine is
     told to, and the process must end even if it does not.
@@ -155,6 +160,7 @@ class Worker:
         outbox: Sender,
         open_inbox: OpenInbox,
         exit_later: Callable[[], object],
+        members: Members | None = None,
         now: Callable[[], float] = time.monotonic,
     ):
         self._options = options
@@ -167,8 +173,9 @@ class Worker:
         self._heartbeat_at = now()
         self._is_ending = threading.Event()
         self._doors = Doors(options.coordinator)
-        self._control = open_inbox("control", self._deliver, lambda key: key == options.coordinator.public_key)
-        self._data = open_inbox("data", self._deliver_data, engine.admits)
+        self._members = members or Members()
+        control = open_inbox("control", self._deliver, lambda key: key == options.coordinator.public_key)
+        self._inboxes = (control, open_inbox("data", self._deliver_data, engine.admits))
 
     def __repr__(self) -> str:
         return f"Worker({self._options.name}, {self._attachment.state.value})"
@@ -182,7 +189,8 @@ class Worker:
                 self._events.put(Welcomed(inbox, door))
             case Rejected(reason=reason):
                 self._events.put(Refused(reason))
-            case Beat(members=members):
+            case Beat(members=members, keys=keys):
+                self._members.renew(keys)
                 self._events.put(BeatArrived(envelope.epoch, members))
             case Shutdown(why=why):
                 if why:
@@ -306,8 +314,8 @@ class Worker:
             name=self._options.name,
             host=socket.gethostname(),
             pid=os.getpid(),
-            peer=self._control,
-            data=self._data,
+            peer=self._inboxes[0],
+            data=self._inboxes[1],
             memory_limit_bytes=self._options.memory_limit_bytes,
             model=model,
             held=held,
@@ -321,37 +329,51 @@ def run_worker(options: WorkerOptions, keys: KeyPair, data_inbox: type[ZmqInbox]
     data_inbox: where other workers reach it.
     """
     put_compute_thread_in_batch_class()
-    shelf = ModelShelf(options.home, options.home.cache, options.model_folders)
-    tracer = None if options.trace is None else Tracer(options.trace, options.name)
     choice = LinkChoice(own_networks(), {}, time.monotonic)
+    measures = partial(measure, keys=keys)
+    fetch = fetcher(options.home.models, keys, choice, measures, is_overtaken=lambda: engine.is_overtaken)
+    shelf = ModelShelf(options.home, options.home.cache, options.model_folders, fetch)
     links = ZmqDataLinks(lambda peer, why: worker.link_lost(peer, why, links.epoch), keys, choice)
-    engine = Engine(options.name, links, shelf, tracer=tracer)
-
-    echo = ZmqEcho(listen=options.listen, keys=keys, admits=engine.admits)
+    engine = Engine(options.name, links, shelf, tracer=_tracer(options))
+    members = Members()
+    for_members: dict[str, Any] = {"listen": options.listen, "keys": keys, "admits": members.admits}
+    echo, weights = ZmqEcho(**for_members), ZmqAnswerer(WeightsSource(shelf.find).answer, **for_members)
 
     def open_inbox(kind: str, deliver: Deliver, admits: Admits) -> Peer:
         kind_of_inbox = data_inbox if kind == "data" else ZmqInbox
         inbox = kind_of_inbox(deliver, listen=options.listen, keys=keys, admits=admits)
         inbox.start()
-        return msgspec.structs.replace(inbox.peer, echo_port=echo.port) if kind == "data" else inbox.peer
+        beside = {"echo_port": echo.port, "weights_port": weights.port} if kind == "data" else {}
+        return msgspec.structs.replace(inbox.peer, **beside)
 
-    worker = Worker(options, engine=engine, outbox=ZmqOutbox(keys), open_inbox=open_inbox, exit_later=_exit_later)
+    outbox = ZmqOutbox(keys)
+    worker = Worker(
+        options, engine=engine, outbox=outbox, open_inbox=open_inbox, exit_later=_exit_later, members=members
+    )
     worker.start()
     prober = LinkProber(
         options.name,
         choice,
-        partial(measure, keys=keys),
+        measures,
         is_busy=lambda: engine.heartbeat(time.monotonic()).running > 0,
         report=lambda found: worker.links_measured(found, links.epoch),
     )
-    for thread in (echo, prober):
+    for thread in (echo, weights, prober):
         thread.start()
-    if options.is_guest:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: worker.leave())
+    _leave_when_interrupted(options, worker)
     threading.Thread(target=worker.run, name="control", daemon=True).start()
     engine.run()
     log.info("ended")
+
+
+def _tracer(options: WorkerOptions) -> Tracer | None:
+    return None if options.trace is None else Tracer(options.trace, options.name)
+
+
+def _leave_when_interrupted(options: WorkerOptions, worker: Worker) -> None:
+    if options.is_guest:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: worker.leave())
 
 
 def _exit_later() -> None:

@@ -16,7 +16,7 @@ from cluster.membership.restarts import Restarts
 from protocol.codec import PROTOCOL
 from protocol.errors import IllegalEvent
 from protocol.join_token import make_token
-from protocol.messages import Heartbeat, Join
+from protocol.messages import Beat, Heartbeat, Join
 from protocol.values import Peer
 
 # A worker whose connection closed may come back by itself, which takes it LOST_AFTER_S where no Beat tells it that it was
@@ -295,6 +295,18 @@ class Roster:
             for member in self.members.values()
             if not member.is_there or (planned is not None and member.name not in planned)
         )
+
+    def muster(self) -> Beat:
+        """Who the members are, for all of them to know."""
+        there = self.there
+        keys = tuple(member.join.data.public_key for member in there if member.join is not None)
+        return Beat(members=tuple(member.name for member in there), keys=keys)
+
+    @property
+    def sources(self) -> tuple[Peer, ...]:
+        """Who may have the model: first who was started here, where it lies."""
+        there = sorted(self.there, key=lambda member: member.is_guest)
+        return tuple(member.join.data for member in there if member.join is not None and member.join.data.weights_port)
 
     def token(self, public_key: str) -> str:
         """What lets a worker in at the coordinator with this key."""

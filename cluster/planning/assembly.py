@@ -11,7 +11,7 @@ import msgspec
 from cluster.planning.kept_prefixes import KeptPrefixes
 from cluster.planning.plan import ModelFacts, Plan
 from cluster.settings import Settings
-from protocol.messages import KnownPrefix, Loaded, LoadStage, StagePlan
+from protocol.messages import KnownPrefix, Loaded, LoadProgress, LoadStage, StagePlan
 from protocol.values import Buffer, LayerRange, Peer, Route
 from strategy.memory import DEFAULT_DISK_BYTES, WorkerBudget, worker_budget
 from strategy.partition import Node, Partition, Stage, full_model_shortage
@@ -53,8 +53,8 @@ class Assembly:
         ]
         return ", ".join(held)
 
-    def messages(self, reply_to: Peer) -> dict[str, LoadStage]:
-        """What to tell each worker. reply_to: where they answer."""
+    def messages(self, reply_to: Peer, sources: tuple[Peer, ...] = ()) -> dict[str, LoadStage]:
+        """What to tell each worker. reply_to: where they answer; sources: who may have the model."""
         settings, inspected = self._settings, self._model.inspected
         stages = tuple(
             StagePlan(
@@ -79,15 +79,19 @@ class Assembly:
             uncached_in_caches=inspected.uncached_in_caches,
             whole_prompts=inspected.whole_prompts,
             kv_copies=settings.recovery.kv_copies,
+            sources=sources,
         )
         return {
             worker: msgspec.structs.replace(common, prefix_memory_bytes=budget.prefix_bytes)
             for worker, budget in self.budgets.items()
         }
 
-    def progress(self, worker: str, loaded_bytes: int) -> str:
-        """A worker read so much; what to tell who waits."""
-        self._loaded_bytes[worker] = loaded_bytes
+    def progress(self, message: LoadProgress) -> str:
+        """A worker read or fetched so much; what to tell who waits."""
+        if message.wanted_bytes and not message.loaded_bytes:
+            fetched, wanted = message.fetched_bytes / 1e9, message.wanted_bytes / 1e9
+            return f"{message.worker} fetches its part of the model: {fetched:.1f} of {wanted:.1f} GB"
+        self._loaded_bytes[message.worker] = message.loaded_bytes
         total = sum(map(self._weights_bytes, self._partition.stages))
         loaded = min(sum(self._loaded_bytes.values()), total)
         return f"loading the model: {loaded / 1e9:.1f} of {total / 1e9:.1f} GB"

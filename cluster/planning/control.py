@@ -25,10 +25,8 @@ from cluster.planning.starting import Starting
 from protocol.codec import Envelope
 from protocol.errors import ModelError, TandemError, UsageError
 from protocol.messages import (
-    Beat,
     Heartbeat,
     Inspected,
-    InspectModel,
     Join,
     Leave,
     LinkLost,
@@ -39,7 +37,6 @@ from protocol.messages import (
     Message,
     PrefillProgress,
     Prepared,
-    PrepareStage,
     Rejected,
     Reused,
     SequenceFailed,
@@ -127,9 +124,9 @@ class ControlPlane:
 
     def _beat(self) -> None:
         """To everybody who may live: whoever was given up learns from it that it has to join again."""
-        there = tuple(member.name for member in self.roster.there)
+        beat = self.roster.muster()
         for name in self.members:
-            self._mailbox.tell(name, Beat(members=there))
+            self._mailbox.tell(name, beat)
 
     @property
     def _demand(self) -> dict[str, bool]:
@@ -193,8 +190,8 @@ class ControlPlane:
                 self._listening.failed(message)
             case Reused():
                 self._listening.reused(message)
-            case LoadProgress(worker=name, loaded_bytes=loaded) if self._assembly is not None:
-                self.starting.tell(self._assembly.progress(name, loaded))
+            case LoadProgress() as progress if self._assembly is not None:
+                self.starting.tell(self._assembly.progress(progress))
             case Loaded():
                 self._loaded(message, buffers)
             case StepOverdue(worker=name, route=route, seconds=seconds):
@@ -344,10 +341,10 @@ class ControlPlane:
     def _plan(self, action: planning.Action) -> None:
         match action:
             case planning.Inspect(worker=name):
-                self._mailbox.tell(name, InspectModel(model=self._model.digest, reply_to=self._mailbox.inbox))
+                self._mailbox.tell(name, self._model.to_inspect(self._mailbox.inbox, self.roster.sources))
             case planning.Prepare(worker=name, layers=layers):
-                reply_to = self._mailbox.inbox
-                self._mailbox.tell(name, PrepareStage(model=self._model.digest, layers=layers, reply_to=reply_to))
+                told = self._model.to_prepare(layers, self._mailbox.inbox, self.roster.sources)
+                self._mailbox.tell(name, told)
             case planning.SendPlan(partition=found):
                 self._load(found)
             case planning.BeginPlan():
@@ -369,7 +366,7 @@ class ControlPlane:
         epoch = self._mailbox.begin_epoch(tuple(parts))
         self._assembly = self._model.assemble(epoch, found, parts)
         self.events.add(f"replanned, epoch {epoch & 0xFFFFFFFF}: {self._assembly.described}")
-        for worker, message in self._assembly.messages(self._mailbox.inbox).items():
+        for worker, message in self._assembly.messages(self._mailbox.inbox, self.roster.sources).items():
             self._mailbox.send(worker, message)
 
     def _begin(self) -> None:

@@ -7,7 +7,8 @@ from cluster.planning.assembly import Assembly, Part
 from cluster.planning.model_files import read_sizes
 from cluster.planning.plan import ModelFacts
 from cluster.settings import Settings
-from protocol.messages import Inspected
+from protocol.messages import Inspected, InspectModel, PrepareStage
+from protocol.values import LayerRange, Peer
 from strategy.partition import Partition
 
 
@@ -28,6 +29,14 @@ class KnownModel:
         sizes = read_sizes(self.path, found.num_layers)
         self.facts = ModelFacts(id=self.path.name, digest=self.digest, sizes=sizes, inspected=found)
         return self.facts
+
+    def to_inspect(self, reply_to: Peer, sources: tuple[Peer, ...]) -> InspectModel:
+        """What asks a worker to inspect it. reply_to, sources: as in the message."""
+        return InspectModel(model=self.digest, reply_to=reply_to, sources=sources)
+
+    def to_prepare(self, layers: LayerRange, reply_to: Peer, sources: tuple[Peer, ...]) -> PrepareStage:
+        """What asks a worker to read layers of it in advance. reply_to, sources: as in the message."""
+        return PrepareStage(model=self.digest, layers=layers, reply_to=reply_to, sources=sources)
 
     def assemble(self, epoch: int, found: Partition, parts: Mapping[str, Part]) -> Assembly:
         """A plan of this model on its way. Only once it was inspected."""

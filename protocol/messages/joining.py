@@ -82,9 +82,12 @@ class Shutdown(Message, frozen=True, kw_only=True):
 
 
 class Beat(Message, frozen=True, kw_only=True):
-    """The coordinator lives; sent every 0.5 s in the epoch in force. A worker that is not among `members` joins anew."""
+    """The coordinator lives; sent every 0.5 s in the epoch in force. A worker that is not among `members` joins anew.
+    keys: of the members, which may measure and fetch from each other.
+    """
 
     members: tuple[str, ...]
+    keys: tuple[str, ...] = ()
 
 
 class LinkLost(Message, frozen=True, kw_only=True):

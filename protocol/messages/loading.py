@@ -8,10 +8,13 @@ from strategy.memory import KvNeeds
 
 
 class InspectModel(Message, frozen=True, kw_only=True):
-    """Find out how the model's architecture can be cut. reply_to: where the coordinator hears its workers."""
+    """Find out how the model's architecture can be cut. reply_to: where the coordinator hears its workers; sources: who may
+    have the model, the likeliest first, for who has not.
+    """
 
     model: str
     reply_to: Peer
+    sources: tuple[Peer, ...] = ()
 
 
 class Inspected(Message, frozen=True, kw_only=True):
@@ -45,7 +48,7 @@ class LoadStage(Message, frozen=True, kw_only=True):
     model cannot be cut; uncached_in_caches: passes without a KV cache run in caches that are thrown away, since the model
     computes something else without any; whole_prompts: a prompt runs in mlx-lm's own chunks, since others change what the
     model computes (so nothing of it can be reused either); kv_copies: to how many neighbours finished KV blocks are copied;
-    reply_to: where the coordinator hears its workers.
+    reply_to: where the coordinator hears its workers; sources: as in InspectModel.
     """
 
     model: str
@@ -61,13 +64,18 @@ class LoadStage(Message, frozen=True, kw_only=True):
     uncached_in_caches: bool = False
     whole_prompts: bool = False
     kv_copies: int = 0
+    sources: tuple[Peer, ...] = ()
 
 
 class LoadProgress(Message, frozen=True, kw_only=True):
-    """Weights read so far, in bytes; sent after each layer."""
+    """Weights read so far, in bytes; sent after each layer. Before that, where they come from another host: how many came, of
+    how many.
+    """
 
     worker: str
     loaded_bytes: int
+    fetched_bytes: int = 0
+    wanted_bytes: int = 0
 
 
 class KeptPrefix(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,11 +119,14 @@ class KnownPrefix(Message, frozen=True, kw_only=True):
 
 
 class PrepareStage(Message, frozen=True, kw_only=True):
-    """Read these weights in advance of a plan; nothing else changes, and what runs goes on. reply_to: as in LoadStage."""
+    """Read these weights in advance of a plan; nothing else changes, and what runs goes on. reply_to, sources: as in
+    LoadStage.
+    """
 
     model: str
     reply_to: Peer
     layers: LayerRange
+    sources: tuple[Peer, ...] = ()
 
 
 class Prepared(Message, frozen=True, kw_only=True):

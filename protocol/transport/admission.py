@@ -1,6 +1,6 @@
 """Whose connections an inbox takes: answers ZeroMQ, which asks at each handshake (ZAP). Knows keys, not who has them.
 
-One thread answers for all inboxes of a process. A key that is refused gets no further than the handshake; one that is
+One thread answers for all inboxes of a context. A key that is refused gets no further than the handshake; one that is
 taken stays connected, so an inbox asks again about each message.
 """
 
@@ -38,9 +38,9 @@ _numbers = itertools.count(1)
 
 
 @functools.cache
-def _authenticator() -> ThreadAuthenticator:
-    """The one of this process, which is to end before its thread would be frozen at exit."""
-    authenticator = ThreadAuthenticator(zmq.Context.instance())
+def _authenticator(context: "zmq.Context[zmq.Socket[bytes]]") -> ThreadAuthenticator:
+    """The one of a context, which is to end before its thread would be frozen at exit."""
+    authenticator = ThreadAuthenticator(context)
     authenticator.start()
     atexit.register(authenticator.stop)
     return authenticator
@@ -49,5 +49,5 @@ def _authenticator() -> ThreadAuthenticator:
 def admit(socket: "zmq.Socket[bytes]", admits: Admits) -> None:
     """Let an inbox that is not bound yet take only connections with admitted keys; messages say theirs as "User-Id"."""
     domain = f"inbox-{next(_numbers)}"
-    _authenticator().configure_curve_callback(domain, _Policy(admits))
+    _authenticator(socket.context).configure_curve_callback(domain, _Policy(admits))
     socket.setsockopt(zmq.ZAP_DOMAIN, domain.encode())

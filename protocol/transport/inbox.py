@@ -136,9 +136,15 @@ def bind(socket: "zmq.Socket[bytes]", listen: Sequence[str], port: int | None) -
     return port
 
 
-def bindable_socket(kind: int, keys: KeyPair, limits: Limits, admits: Admits) -> "zmq.Socket[bytes]":
-    """An encrypted socket of that kind within limits, for those whom `admits` takes."""
-    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
+def bindable_socket(
+    kind: int,
+    keys: KeyPair,
+    limits: Limits,
+    admits: Admits,
+    context: "zmq.Context[zmq.Socket[bytes]] | None" = None,
+) -> "zmq.Socket[bytes]":
+    """An encrypted socket of that kind within limits, for those whom `admits` takes. context: None for the process's own."""
+    socket: zmq.Socket[bytes] = (context or zmq.Context.instance()).socket(kind)
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.RCVHWM, limits.pending)
     socket.setsockopt(zmq.RCVTIMEO, _READ_TIMEOUT_MS)

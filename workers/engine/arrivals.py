@@ -17,11 +17,13 @@ class Adrift(Message, frozen=True, kw_only=True):
     """Said within the process only: the coordinator is out of reach, and with it whoever waits for what runs here."""
 
 
+# After one of these what the compute thread does for the one before is of no use.
+_OVERTAKES = (PrepareStage, LoadStage, Shutdown, Adrift)
 _OF_NO_EPOCH = (InspectModel, PrepareStage, Shutdown, Adrift)
 
 
 class Arrivals:
-    """See the module. `post`, `num_waiting`, `admits` and `is_of_the_plan` may be used on any thread, the rest on the compute
+    """See the module. `post`, `num_waiting`, `is_overtaken`, `admits` and `is_of_the_plan` may be used on any thread, the rest on the compute
     thread.
 
     name: this worker's.
@@ -30,6 +32,7 @@ class Arrivals:
     def __init__(self, name: str) -> None:
         self._name = name
         self._waiting: queue.SimpleQueue[Envelope] = queue.SimpleQueue()
+        self._overtaking: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._numbers = LinkNumbers()
         self._senders: tuple[str, ...] = ()
         self._keys: tuple[str, ...] = ()
@@ -46,14 +49,24 @@ class Arrivals:
 
     def post(self, envelope: Envelope) -> None:
         """Hand in a message."""
+        if isinstance(envelope.message, _OVERTAKES):
+            self._overtaking.put(None)
         self._waiting.put(envelope)
+
+    @property
+    def is_overtaken(self) -> bool:
+        """Whether something waits after which what is being done for the one before is of no use."""
+        return not self._overtaking.empty()
 
     def next(self, *, wait_s: float | None) -> Envelope | None:
         """The next message; None when there is none, or none within `wait_s`."""
         try:
-            return self._waiting.get(wait_s is not None, timeout=wait_s)
+            envelope = self._waiting.get(wait_s is not None, timeout=wait_s)
         except queue.Empty:
             return None
+        if isinstance(envelope.message, _OVERTAKES):
+            self._overtaking.get()
+        return envelope
 
     def admits(self, key: str) -> bool:
         """Whether a worker of the plan in force has this public key."""

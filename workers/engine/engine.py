@@ -54,7 +54,7 @@ from workers.engine.loading import Loading
 from workers.engine.stage_runner import StageRunner, StepInFlight
 from workers.engine.trace import Tracer
 from workers.engine.vitals import MEASURE_EVERY_S, READING_LIMIT_S, Vitals
-from workers.model.shelf import ModelShelf
+from workers.model.shelf import ModelShelf, Overtaken
 from workers.model.stage_loading import LoadedStages, MeasureChunk, StageLoader
 
 log = logging.getLogger(__name__)
@@ -127,6 +127,11 @@ class Engine:
     def admits(self, key: str) -> bool:
         """Whether a worker of the plan in force has this public key."""
         return self._arrivals.admits(key)
+
+    @property
+    def is_overtaken(self) -> bool:
+        """As `Arrivals` says it."""
+        return self._arrivals.is_overtaken
 
     def post_of_worker(self, envelope: Envelope) -> bool:
         """Hand in what another worker said; whether it is of the plan in force and from whom it says."""
@@ -291,7 +296,7 @@ class Engine:
             return [Report(SequenceFailed(sequence=message.sequence, message=sentence))]
         if isinstance(message, Step) and message.route.workers:
             return [AnswerHead(StepFailed(number=message.number, route=message.route, message=sentence))]
-        if isinstance(message, InspectModel | LoadStage | PrepareStage):
+        if isinstance(message, InspectModel | LoadStage | PrepareStage) and not isinstance(error, Overtaken):
             said = str(error) if isinstance(error, TandemError) else f"{self._name} could not use the model: {error}"
             return [Report(LoadFailed(worker=self._name, message=said))]
         return []
@@ -353,9 +358,9 @@ class Engine:
             self._vitals.have(self._loading.held, self._loading.read_bytes)
             self._vitals.begin(self._now())
 
-    def _report_progress(self, num_bytes: int) -> None:
+    def _report_progress(self, progress: LoadProgress) -> None:
         self._vitals.begin(self._now(), READING_LIMIT_S)
-        self._links.send(TO_COORDINATOR, LoadProgress(worker=self._name, loaded_bytes=num_bytes))
+        self._links.send(TO_COORDINATOR, progress)
 
     def _shut_down(self, _: Shutdown, __: _Buffers) -> Sequence[Action]:
         self._is_running = False

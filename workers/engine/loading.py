@@ -5,7 +5,7 @@ On the MLX thread; sends nothing itself. Whatever a model's code raises passes t
 
 from collections.abc import Callable, Sequence
 
-from protocol.messages import Inspected, InspectModel, Loaded, LoadStage, Prepared, PrepareStage
+from protocol.messages import Inspected, InspectModel, Loaded, LoadProgress, LoadStage, Prepared, PrepareStage
 from protocol.values import LayerRange, pack_ids, pack_keys
 from strategy.prefix import Key
 from workers.engine.actions import Report
@@ -15,13 +15,13 @@ from workers.model.stage_loading import LoadedStages, StageLoader
 
 
 class Loading:
-    """progress: told the bytes read so far."""
+    """report: told how far reading and fetching have come."""
 
-    def __init__(self, name: str, shelf: ModelShelf, loader: StageLoader, progress: Callable[[int], None]):
+    def __init__(self, name: str, shelf: ModelShelf, loader: StageLoader, report: Callable[[LoadProgress], object]):
         self._name = name
         self._shelf = shelf
         self._loader = loader
-        self._progress = progress
+        self._report = report
         self.read_bytes = 0  # since the process began
 
     def __repr__(self) -> str:
@@ -32,9 +32,17 @@ class Loading:
         """The model that is open and its layers whose weights were read."""
         return self._loader.held
 
+    def _progress(self, num_bytes: int, fetched_bytes: int = 0, wanted_bytes: int = 0) -> None:
+        self._report(
+            LoadProgress(
+                worker=self._name, loaded_bytes=num_bytes, fetched_bytes=fetched_bytes, wanted_bytes=wanted_bytes
+            )
+        )
+
     def inspect(self, message: InspectModel) -> Report:
         """Find out how a model can be cut."""
-        found = inspect(self._shelf.place(message.model), self._shelf.cache)
+        path = self._shelf.ensure(message.model, (), message.sources, self._progress)
+        found = inspect(path, self._shelf.cache)
         return Report(
             Inspected(
                 worker=self._name,

@@ -5,28 +5,52 @@ Owns the checks before and around `mlx_lm.utils.load_model`. Reads the headers o
 
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 from mlx import nn
 from mlx_lm.utils import load_config, load_model
 
 from protocol.errors import ModelError
-from workers.zoo.configurations import architecture_of, model_class
+from workers.zoo.configurations import architecture_of, arguments_class, model_class
 
 MAX_HEADER_BYTES = 256 << 20
 
 
-def load(path: Path) -> nn.Module:
-    """The model of a directory in the Hugging Face layout, with no weight read from disk yet. Raises ModelError."""
+def load(path: Path, classes: Callable[[dict[str, Any]], tuple[Any, Any]] | None = None) -> nn.Module:
+    """The model of a directory in the Hugging Face layout, with no weight read from disk yet. Raises ModelError.
+
+    classes: of model and arguments, by config; None for mlx-lm's own.
+    """
     config = read_config(path)
     model_class(architecture_of(config))
     check_weight_files(path)
     try:
-        model, _ = load_model(path, lazy=True)
+        own = {} if classes is None else {"get_model_classes": classes}
+        model, _ = load_model(path, lazy=True, **own)
     except Exception as error:  # whatever a damaged or foreign directory makes mlx-lm raise
         raise ModelError(_why(path, config, error)) from error
     return model
+
+
+def load_noting(path: Path) -> tuple[nn.Module, dict[str, mx.array]]:
+    """As `load`, and by name what was read from the weight files, as it was before the model's own code saw it."""
+    noted: dict[str, mx.array] = {}
+
+    def classes(config: dict[str, Any]) -> tuple[Any, Any]:
+        architecture = architecture_of(config)
+        known = model_class(architecture)
+
+        class Noting(known):  # type: ignore[misc, valid-type]
+            def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+                noted.update(weights)
+                return super().sanitize(weights) if hasattr(known, "sanitize") else weights
+
+        return Noting, arguments_class(architecture)
+
+    return load(path, classes), noted
 
 
 def read_config(path: Path) -> dict[str, Any]:

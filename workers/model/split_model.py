@@ -6,7 +6,7 @@ layers after it hand on what the last layer of the range returned. What nobody a
 weights are never read. Belongs to one thread, as all of MLX does here.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -126,7 +126,7 @@ class SplitModel:
         mx.eval(list(arrays(output)), [] if cache is None else cache.states())
 
     def warm_up(
-        self, layers: LayerRange, kv: KvSettings | None = None, progress: Callable[[int], None] = lambda _: None
+        self, layers: LayerRange, kv: KvSettings | None = None, progress: Callable[[int], object] = lambda _: None
     ) -> StageCache:
         """Reads what the range needs, see `read`, and runs one token through it; returns the caches after that token.
 
@@ -137,7 +137,7 @@ class SplitModel:
         self.evaluate(self._one_token(layers, cache), cache)
         return cache
 
-    def read(self, layers: LayerRange, progress: Callable[[int], None] = lambda _: None) -> int:
+    def read(self, layers: LayerRange, progress: Callable[[int], object] = lambda _: None) -> int:
         """Reads from disk what is missing of the weights that the range needs, and no others; returns their bytes.
 
         progress: told the bytes after each layer.
@@ -156,6 +156,10 @@ class SplitModel:
         if self.weights.excess(layers=layers, names=names):
             self._kinds.clear()  # some keep what they made of a layer's weights
             self.weights.release(loading.load(path), layers=layers, names=names)
+
+    def needed_from(self, tensors: Mapping[str, mx.array], layers: LayerRange) -> frozenset[str]:
+        """Which of these, as they were read from files, the weights that a range needs are made from; none may be read yet."""
+        return self.weights.made_from(tensors, self.weights.of(range(*layers), self._needed_outside(layers)))
 
     def _needed_outside(self, layers: LayerRange) -> frozenset[str]:
         """Names of the weights outside the layers (embedding, head, norms) that a range needs."""

@@ -9,8 +9,9 @@ nothing.
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import mlx.core as mx
 import msgspec
@@ -18,7 +19,7 @@ import msgspec
 from protocol.errors import ModelError
 from protocol.messages import KeptPrefix, LoadStage, PrepareStage
 from protocol.model_digest import model_digest
-from protocol.values import KvSettings, LayerRange, Route
+from protocol.values import KvSettings, LayerRange, Peer, Route
 from strategy.chunking import ChunkCost
 from strategy.copies import share
 from strategy.memory import KvNeeds
@@ -28,7 +29,7 @@ from workers.cache.prefix_store import PrefixStore
 from workers.engine.executor import MLX_LM_CHUNK_TOKENS, StageExecutor, StagePlace, Uncached
 from workers.model.chunk_costs import ChunkCosts
 from workers.model.inspection import inspect
-from workers.model.shelf import ModelShelf
+from workers.model.shelf import LoadProgressed, ModelShelf
 from workers.model.split_model import SplitModel
 
 log = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ class _Open:
     """A model that is open: lazily, with the weights of some layers in memory."""
 
     digest: str
+    path: Path
     model: SplitModel
     costs: ChunkCosts
     tiers: DiskTiers
@@ -106,7 +108,7 @@ class StageLoader:
         """The digest of the model that is open and which of its layers are in memory; readable from any thread."""
         return self._held
 
-    def load(self, name: str, plan: LoadStage, progress: Callable[[int], None]) -> LoadedStages:
+    def load(self, name: str, plan: LoadStage, progress: LoadProgressed) -> LoadedStages:
         """Come to what the plan wants of the worker `name`. progress: told the bytes of weights in memory.
 
         After an error the next plan can be loaded.
@@ -118,14 +120,15 @@ class StageLoader:
         if mx.metal.is_available():  # keep weights resident on the GPU, as mlx-lm does while it generates
             mx.set_wired_limit(int(mx.device_info()["max_recommended_working_set_size"]))
         try:
-            return self._load(name, plan, self._opened(plan.model), progress)
+            opened = self._opened(plan.model, _ranges(name, plan), plan.sources, progress)
+            return self._load(name, plan, opened, progress)
         except (RuntimeError, ValueError, MemoryError):
             self._drop()  # an array whose reading failed cannot be read again
             raise
         finally:
             self._note()
 
-    def prepare(self, message: PrepareStage, progress: Callable[[int], None]) -> int:
+    def prepare(self, message: PrepareStage, progress: LoadProgressed) -> int:
         """Read the weights of layers in advance of a plan; returns their bytes. progress: as in `load`.
 
         Raises:
@@ -134,16 +137,18 @@ class StageLoader:
         """
         if self._open is not None and self._open.digest != message.model and self._executors:
             raise ModelError("another model is in use here; it is replaced when a plan asks for this one")
-        model = self._opened(message.model).model
+        model = self._opened(message.model, [message.layers], message.sources, progress).model
         before = model.weights.num_bytes
         try:
             return model.read(message.layers, lambda num_bytes: progress(before + num_bytes))
         finally:
             self._note()
 
-    def _opened(self, digest: str) -> _Open:
-        """The model, opened if another one or none was; another one is dropped first."""
-        path = self._shelf.place(digest)
+    def _opened(
+        self, digest: str, ranges: Sequence[LayerRange], sources: Sequence[Peer], progress: LoadProgressed
+    ) -> _Open:
+        """The model, opened if another one or none was, with what these ranges need of it; another one is dropped first."""
+        path = self._shelf.ensure(digest, ranges, sources, progress)
         if self._open is None or self._open.digest != digest:
             self._drop()
             model = SplitModel.load(path)
@@ -151,7 +156,7 @@ class StageLoader:
             model.unused, model.limits_projection = found.unused, found.last_position_only
             costs = ChunkCosts(functools.partial(self._measure_chunk, model))
             tiers = DiskTiers(self._shelf.cache / "kv", model_digest(path, with_times=True))
-            self._open = _Open(digest, model, costs, tiers)
+            self._open = _Open(digest, path, model, costs, tiers)
         return self._open
 
     def _drop(self) -> None:
@@ -170,18 +175,17 @@ class StageLoader:
         else:
             self._held = (self._open.digest, _merged(self._open.model.weights.held_layers()))
 
-    def _load(self, name: str, plan: LoadStage, opened: _Open, progress: Callable[[int], None]) -> LoadedStages:
+    def _load(self, name: str, plan: LoadStage, opened: _Open, progress: LoadProgressed) -> LoadedStages:
         model = opened.model
         routes = _routes_through(name, plan, model.num_layers)
         places = {route: _place(name, plan, route, layers) for route, layers in routes.items()}
         self._arrange(name, model, plan, places)
-        path = self._shelf.place(plan.model)
-        model.release(path, routes.values())
+        model.release(opened.path, routes.values())
         before = model.weights.num_bytes
         for place in places.values():
             self._warm_up(model, place, progress)
         read_bytes = model.weights.num_bytes - before
-        model.release(path, routes.values())  # what some architectures read only to warm up
+        model.release(opened.path, routes.values())  # what some architectures read only to warm up
         self._attach_disks(plan, opened, places)
         chunk_costs = {route: opened.costs.of(layers) for route, layers in routes.items() if route.head == name}
         log.info("read %d bytes of weights; chunks cost %s", read_bytes, chunk_costs)
@@ -233,7 +237,7 @@ class StageLoader:
             executor.prefixes.retire()
         self._needs = {place: needs for place, needs in self._needs.items() if place in self._executors}
 
-    def _warm_up(self, model: SplitModel, place: _Place, progress: Callable[[int], None]) -> None:
+    def _warm_up(self, model: SplitModel, place: _Place, progress: LoadProgressed) -> None:
         if place in self._needs:
             return
         before = model.weights.num_bytes
@@ -266,6 +270,11 @@ def _routes_through(name: str, plan: LoadStage, num_layers: int) -> dict[Route, 
     if own.holds_full_model or plan.pipeline is None:
         routes[Route((name,))] = LayerRange(0, num_layers)
     return routes
+
+
+def _ranges(name: str, plan: LoadStage) -> list[LayerRange]:
+    """The ranges of layers that this worker needs, before the model is open."""
+    return list(_routes_through(name, plan, max(stage.layers.end for stage in plan.stages)).values())
 
 
 def _place(name: str, plan: LoadStage, route: Route, layers: LayerRange) -> _Place:

@@ -7,7 +7,7 @@ place, so that the module tree, and whoever refers to it, stays.
 
 import io
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import mlx.core as mx
 from mlx import nn
@@ -57,6 +57,22 @@ class Weights:
         named = [(name, array) for name, array in tree_flatten(self._model.parameters()) if id(array) not in in_layers]
         used = _marked(_USED, [array for _, array in named], outputs)
         return frozenset(name for name, array in named if id(array) in used)
+
+    @property
+    def everything(self) -> list[mx.array]:
+        """All weights, each once."""
+        return _distinct(self._model)
+
+    def of(self, layers: Iterable[int], names: Collection[str]) -> list[mx.array]:
+        """The weights of these layers, and these others."""
+        in_layers = [array for index in layers for array in _distinct(self._layers[index])]
+        return in_layers + [array for name, array in tree_flatten(self._model.parameters()) if name in names]
+
+    @staticmethod
+    def made_from(tensors: Mapping[str, mx.array], weights: Sequence[mx.array]) -> frozenset[str]:
+        """Which of these tensors some weights that were not read yet are made from."""
+        found = {id(array) for array in weights} | _marked(_USED, tensors.values(), weights)
+        return frozenset(name for name, array in tensors.items() if id(array) in found)
 
     def release(self, fresh: nn.Module, *, layers: Collection[int], names: Collection[str]) -> None:
         """Give back all but the weights of these layers and these others. fresh: the same model, opened anew."""
