@@ -18,7 +18,7 @@ class Adrift(Message, frozen=True, kw_only=True):
 
 
 # After one of these what the compute thread does for the one before is of no use.
-_OVERTAKES = (PrepareStage, LoadStage, Shutdown, Adrift)
+_OVERTAKES = (PrepareStage, LoadStage, Shutdown)
 _OF_NO_EPOCH = (InspectModel, PrepareStage, Shutdown, Adrift)
 
 

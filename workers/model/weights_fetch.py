@@ -91,6 +91,9 @@ class WeightsFetcher:
         self._own_key = own_key
         self._root = root
         self._outside = outside
+        self._had: set[tuple[str, tuple[LayerRange, ...]]] = (
+            set()
+        )  # so that a new epoch with the same layers costs nothing
 
     def __repr__(self) -> str:
         return f"WeightsFetcher({str(self._root)!r})"
@@ -112,6 +115,8 @@ class WeightsFetcher:
         if not _is_name(digest):
             raise ModelError("the coordinator names a model by no digest; start it with the same version")
         path = self._root / digest
+        if (digest, tuple(ranges)) in self._had and self.find(digest) is not None:
+            return path
         sources = [source for source in sources if source.weights_port and source.public_key != self._own_key]
         with saying_what_the_disk_lacks(path), self._alone(path, progress):
             folder = self._open(path, digest, sources)
@@ -120,6 +125,7 @@ class WeightsFetcher:
             if missing:
                 self._check_room(folder, missing)
                 self._fetch(digest, folder, missing, sources, progress)
+        self._had.add((digest, tuple(ranges)))
         return path
 
     @contextlib.contextmanager

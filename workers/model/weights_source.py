@@ -38,8 +38,8 @@ log = logging.getLogger(__name__)
 
 GIVEN, ABSENT_HASH = b"\x01", bytes(HASH_BYTES)
 ABSENT: tuple[bytes, ...] = (b"\x00",)
-# A model that is nowhere is looked for again after this: looking reads the headers of every model of this host.
-_LOOK_AGAIN_S = 5.0
+# After looking for a model in vain nothing is looked for so long: it reads the headers of every model of this host.
+_LOOK_AGAIN_S = 1.0
 
 _decoder = msgspec.msgpack.Decoder(Ask)
 
@@ -120,7 +120,7 @@ class WeightsSource:
         self._now = now
         self._lock = threading.Lock()
         self._models: dict[str, Pieces] = {}
-        self._missed: dict[str, float] = {}
+        self._looks_from = 0.0
 
     def __repr__(self) -> str:
         return f"WeightsSource({len(self._models)} models)"
@@ -157,12 +157,11 @@ class WeightsSource:
                     return self._models[digest]
             except OSError:
                 del self._models[digest]
-            if self._now() < self._missed.get(digest, 0.0):
+            if self._now() < self._looks_from:
                 return None
             path = self._find(digest)
             if path is None:
-                self._missed = {known: until for known, until in self._missed.items() if until > self._now()}
-                self._missed[digest] = self._now() + _LOOK_AGAIN_S
+                self._looks_from = self._now() + _LOOK_AGAIN_S
                 return None
             self._models[digest] = SparseModel.open(path) or WholeModel(path)
             return self._models[digest]

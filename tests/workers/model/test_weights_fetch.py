@@ -13,14 +13,14 @@ from mlx.utils import tree_flatten
 from protocol.errors import ModelError
 from protocol.model_digest import model_digest
 from protocol.values import LayerRange
-from protocol.weight_pieces import AskManifest, AskPiece, Manifest
+from protocol.weight_pieces import AskHashes, AskManifest, AskPiece, Manifest
 from tests.support.weights_hosts import PATIENCE_S, SourceHost, fetch, fetcher
 from workers.model.inspection import inspect
 from workers.model.needed_tensors import needed_tensors
 from workers.model.shelf import Overtaken
 from workers.model.sparse_model import SparseModel
 from workers.model.split_model import SplitModel
-from workers.model.weights_source import ABSENT, GIVEN, manifest_of
+from workers.model.weights_source import ABSENT, GIVEN, WeightsSource, manifest_of
 from workers.zoo import make_tiny_model
 
 ARCHITECTURES = ("llama", "qwen3_moe", "gpt2", "mamba2", "gemma3n", "deepseek_v3")
@@ -315,3 +315,31 @@ def test_source_gives_no_file_that_is_no_part_of_a_model(llama, digest, tmp_path
     names = {file.name for file in msgspec.msgpack.decode(given[1], type=Manifest).files}
     assert "config.json" in names
     assert not names & {"secret.txt", "model.py"}
+
+
+def test_source_does_not_search_this_host_for_every_digest_that_somebody_makes_up(llama, digest):
+    searched, clock = [], [10.0]
+    source = WeightsSource(
+        lambda wanted: searched.append(wanted) or (llama if wanted == digest else None), lambda: clock[0]
+    )
+    for number in range(50):
+        assert source.answer(msgspec.msgpack.encode(AskManifest(f"{number:032x}"))) == ABSENT
+    assert len(searched) == 1
+    clock[0] += 2
+    assert source.answer(msgspec.msgpack.encode(AskManifest(digest)))[0] == GIVEN
+
+
+def test_copy_that_was_written_again_is_hashed_again(llama, digest, tmp_path):
+    copy = shutil.copytree(llama, tmp_path / "copy")
+    source = SourceHost("a", copy).source
+    number = [file.name for file in manifest_of(copy).files].index("model.safetensors")
+    before = source.answer(msgspec.msgpack.encode(AskHashes(digest, number, (3,))))
+    data = bytearray((copy / "model.safetensors").read_bytes())
+    data[manifest_of(copy).files[number].header_bytes :] = bytes(
+        len(data) - manifest_of(copy).files[number].header_bytes
+    )
+    (copy / "model.safetensors").write_bytes(data)
+    os.utime(copy / "model.safetensors", (1, 1))
+    after = source.answer(msgspec.msgpack.encode(AskHashes(digest, number, (3,))))
+    assert (before[0], after[0]) == (GIVEN, GIVEN)
+    assert before[1] != after[1]

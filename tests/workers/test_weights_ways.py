@@ -1,0 +1,48 @@
+"""By which address models are fetched: the fastest, measured once, and another one when it falls silent."""
+
+from protocol.transport.addressing import this_host
+from protocol.transport.echo import Measured
+from protocol.values import Address, Peer
+from workers.link_choice import LinkChoice
+from workers.weights_ways import WeightsWays
+
+SPEEDS = {"tcp://10.1.0.2:7": 1e9, "tcp://10.2.0.2:7": 1e10, "tcp://10.3.0.2:7": None}
+
+
+def ways():
+    """And the endpoints that were measured."""
+    measured = []
+
+    def measure(endpoint, public_key, *, with_load):
+        measured.append(endpoint)
+        speed = SPEEDS[endpoint]
+        return None if speed is None else Measured(round_trip_s=1e-4, bytes_per_s=speed)
+
+    return WeightsWays(LinkChoice({}, {}, lambda: 100.0), measure), measured
+
+
+def source(host):
+    addresses = tuple(Address(endpoint=endpoint.replace(":7", ":5"), interface="en0") for endpoint in SPEEDS)
+    return Peer(
+        endpoint="tcp://127.0.0.1:5", public_key="k", host=host, addresses=addresses, echo_port=7, weights_port=9
+    )
+
+
+def test_fastest_address_is_taken_at_the_port_of_weights_and_measured_once():
+    subject, measured = ways()
+    assert subject.endpoint(source("elsewhere")) == "tcp://10.2.0.2:9"
+    assert subject.endpoint(source("elsewhere")) == "tcp://10.2.0.2:9"
+    assert sorted(measured) == sorted(SPEEDS)
+
+
+def test_next_best_is_taken_when_it_falls_silent():
+    subject, _ = ways()
+    subject.endpoint(source("elsewhere"))
+    subject.lost(source("elsewhere"))
+    assert subject.endpoint(source("elsewhere")) == "tcp://10.1.0.2:9"
+
+
+def test_same_host_is_asked_over_loopback_and_not_measured():
+    subject, measured = ways()
+    assert subject.endpoint(source(this_host())) == "tcp://127.0.0.1:9"
+    assert measured == []
