@@ -64,7 +64,6 @@ def test_start_brings_three_hosts_up_and_stop_leaves_nothing(cluster, bed):
     ended = time.monotonic()
     print(f"start {started - began:.1f} s, stop {ended - stopping:.1f} s")
     assert [processes(bed, host) for host in bed.hosts] == [[], [], []]
-    print(f"start {started - began:.1f} s, stop {ended - stopping:.1f} s")  # wanted of hosts of their own: 8 and 4 s
 
 
 def test_hosts_that_fail_cost_their_own_place_and_come_later(cluster, bed):
