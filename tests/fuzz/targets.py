@@ -10,11 +10,11 @@ from pathlib import Path
 from cluster.api.body import decode_object
 from cluster.api.explain import parse_explain
 from cluster.api.surfaces import SURFACES
-from cluster.membership.checks import check_member, check_stranger, is_address
+from cluster.membership.checks import can_be_reached, check_member, check_stranger
 from cluster.planning.model_files import read_config, read_header, read_sizes
 from protocol.codec import decode
 from protocol.errors import ApiError, ModelError, WireError
-from protocol.values import Route
+from protocol.values import Peer, Route
 from workers.cache.disk_tier import _named
 from workers.engine.checks import Checks
 from workers.engine.fitness import UnfitMessage
@@ -86,7 +86,7 @@ def names(data: bytes) -> None:
     """Names: of files in the folder of kept prefixes, and of where a worker says that it is."""
     text = data.decode(errors="replace").replace("\0", "").replace("/", "")
     _named(_FOLDER / f"{text}.safetensors")
-    is_address(text)
+    can_be_reached(Peer(endpoint=text, public_key=""))
 
 
 TARGETS = {target.__name__: target for target in (wire, request, header, config, names)}
