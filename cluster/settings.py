@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from protocol.values import Count, KvSettings, LayerRange, Natural
+from protocol.values import NAME_PATTERN, Count, KvSettings, LayerRange, Natural
 from strategy.decision import Mode
 
 # What there is so far; `measured` comes with measured costs.
@@ -22,9 +22,7 @@ Seconds = Annotated[float, Meta(ge=0, le=86400, description="a number of seconds
 SomeSeconds = Annotated[float, Meta(gt=0, le=86400, description="a number of seconds above 0, of 86400 at most")]
 Bytes = Annotated[int, Meta(ge=1, description='a number of bytes or a size such as "12GB"')]
 ManualLayers = Annotated[LayerRange, Meta(description="[start, end] with 0 <= start < end, end not included")]
-Name = Annotated[
-    str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="letters, digits, dots, dashes, underscores")
-]
+Name = Annotated[str, Meta(pattern=f"^{NAME_PATTERN}$", description="letters, digits, dots, dashes, underscores")]
 Few = Annotated[int, Meta(ge=1, le=64, description="a whole number from 1 to 64")]
 SshAddress = Annotated[
     str,
@@ -110,6 +108,11 @@ class LinkSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How workers are reached from other hosts. listen: at which addresses of this one; processes here always are."""
 
     listen: Listen = "all"
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """What is listened at, as `ZmqInbox` takes it."""
+        return ("*",) if self.listen == "all" else self.listen
 
 
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):

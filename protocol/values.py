@@ -41,6 +41,10 @@ __all__ = [
 ]
 
 
+# Of workers and hosts: it stands in names of files, in options and on terminals.
+NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+
+
 class Address(msgspec.Struct, frozen=True, kw_only=True):
     """One way to a host: a ZeroMQ endpoint, and the interface there that has it."""
 

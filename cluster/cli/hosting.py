@@ -3,11 +3,11 @@
 import asyncio
 import sys
 
-from cluster.cli.joining import listen_options, model_options
+from cluster.cli.joining import model_options
 from cluster.cli.session import Session
 from cluster.membership.host_orders import to_line
 from cluster.membership.hosted import HostedWorkers, Remember, client_address, say_on
-from cluster.membership.local import WORKER, LocalLauncher
+from cluster.membership.local import WORKER, LocalLauncher, listen_options
 
 _OUTPUT = 1
 
@@ -15,7 +15,10 @@ _OUTPUT = 1
 def serve(session: Session) -> None:
     """Do what comes on standard input, until its end. Raises TandemError for a home or a configuration that is unusable."""
     session.home.create()
-    options = (*listen_options(session), *model_options(session.checkout, session.environment))
+    options = (
+        *listen_options(session.settings().settings.links.addresses),
+        *model_options(session.checkout, session.environment),
+    )
 
     def make_launcher(orphan_s: float, remember: Remember) -> LocalLauncher:
         given = ("--orphan-s", f"{orphan_s:g}", *options)

@@ -11,16 +11,17 @@ from typing import NamedTuple
 
 from cluster.cli.session import Session
 from cluster.config import parse_size
-from cluster.membership.local import default_memory_limit, worker_environment
+from cluster.membership.local import default_memory_limit, listen_options, worker_environment
 from protocol.errors import TandemError, UsageError
 from protocol.home import ProcessIdentity
 from protocol.join_token import make_token, read_token
 from protocol.joined import read_joined, way_back
 from protocol.model_search import model_folders
+from protocol.values import NAME_PATTERN
 
 AUTO = "auto"
 _ADDRESS = re.compile(r"(?:tcp://)?(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_NAME = re.compile(NAME_PATTERN)
 _BELONGS = "belongs to the cluster"
 _JOIN_LIMIT_S = 60.0
 _POLL_S = 0.1
@@ -62,19 +63,16 @@ def guest_process(
     session.home.create()
     arguments = ["--guest", "--name", name, "--home", str(session.home.root)]
     arguments += ["--memory-limit", str(bytes_of(memory_limit)), "--join", endpoint or find(public_key)]
-    arguments += [*listen_options(session), *model_options(session.checkout, environment)]
+    arguments += [
+        *listen_options(session.settings().settings.links.addresses),
+        *model_options(session.checkout, environment),
+    ]
     return GuestProcess(name, arguments, worker_environment() | {"TANDEM_TOKEN": token})
 
 
 def own_name() -> str:
     """A worker's name where none is given: this machine's."""
     return re.sub(r"[^A-Za-z0-9._-]", "-", platform.node().split(".")[0]).lstrip("._-")[:64] or "worker"
-
-
-def listen_options(session: Session) -> list[str]:
-    """At which addresses of this machine a worker listens, by this machine's own configuration. Raises UsageError."""
-    listen = session.settings().settings.links.listen
-    return [word for each in (("*",) if listen == "all" else listen) for word in ("--listen", each)]
 
 
 def model_options(checkout: Path, environment: Mapping[str, str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 
 from cluster.cli.session import Session
@@ -10,7 +10,7 @@ from cluster.membership.invitations import Invitation, InvitationBook
 from protocol.errors import TandemError, UsageError
 from protocol.host_specs import read_host_specs
 from protocol.join_token import make_token
-from protocol.transport.addressing import endpoint_of, own_networks
+from protocol.transport.addressing import advertised, own_networks
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -33,20 +33,14 @@ def new(session: Session, uses: int, lasts_s: float) -> list[str]:
     settings = session.running_settings()
     if desired is None or not desired.port or settings is None:
         raise TandemError("no cluster was started here yet; run `./launch.sh start` first")
-    addresses = addresses_of(settings.links.listen, (str(network.ip) for network in own_networks()))
-    if not addresses:
+    reached = advertised(settings.links.addresses, desired.port, own_networks())
+    if not reached:
         raise TandemError("other machines cannot reach this one: links.listen names no address that it has")
     token = make_token(desired.public_key, _book(session).new(uses, lasts_s))
     commands = [
-        f"./launch.sh worker --join {endpoint_of(address, desired.port).removeprefix('tcp://')} --token {token}"
-        for address in addresses
+        f"./launch.sh worker --join {address.endpoint.removeprefix('tcp://')} --token {token}" for address in reached
     ]
     return [commands[0], *(f"# or, over another network: {command}" for command in commands[1:])]
-
-
-def addresses_of(listen: str | tuple[str, ...], own: Iterable[str]) -> list[str]:
-    """At which of a machine's own addresses it lets workers in."""
-    return [address for address in own if address in listen or (listen == "all" and ":" not in address)]
 
 
 def table(tokens: Mapping[str, Invitation], guests: Mapping[str, list[str]], now: float) -> list[str]:

@@ -29,7 +29,7 @@ from protocol.messages import (
     StepOverdue,
     Tokens,
 )
-from protocol.values import LayerRange, Peer
+from protocol.values import NAME_PATTERN, LayerRange, Peer
 
 OF_MEMBERS: tuple[type[Message], ...] = (
     Heartbeat,
@@ -52,7 +52,7 @@ _MOST = 1 << 60
 _MOST_LAYERS = 1 << 16
 _MOST_ADDRESSES = 64
 _MOST_LINKS, _MOST_CHARACTERS = 4096, 256
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_NAME = re.compile(NAME_PATTERN)
 _NUMBERS = (int, float)
 
 

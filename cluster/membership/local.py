@@ -55,6 +55,11 @@ def worker_environment() -> dict[str, str]:
     return environment
 
 
+def listen_options(addresses: Sequence[str]) -> tuple[str, ...]:
+    """The arguments by which a worker listens there; see `ZmqInbox`."""
+    return tuple(word for address in addresses for word in ("--listen", address))
+
+
 class Launcher(Protocol):
     """What starts, watches and ends workers somewhere; `LocalLauncher` here.
 

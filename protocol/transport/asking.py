@@ -16,10 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import zmq
 
-from protocol.transport.addressing import LOOPBACK, needs_ipv6
+from protocol.transport.addressing import LOOPBACK
 from protocol.transport.admission import Admits
 from protocol.transport.inbox import Limits, bind, bindable_socket
 from protocol.transport.keys import KeyPair
+from protocol.transport.securing import secure
 from protocol.values import Buffer
 
 IN_FLIGHT = 8  # of one connection
@@ -115,10 +116,7 @@ class ZmqAsker:
         self._socket = context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.MAXMSGSIZE, _MOST_ANSWER_BYTES)
-        self._socket.setsockopt(zmq.IPV6, needs_ipv6(endpoint))
-        self._socket.setsockopt(zmq.CURVE_SERVERKEY, public_key.encode())
-        self._socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public.encode())
-        self._socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret.encode())
+        secure(self._socket, endpoint, public_key, keys)
         self._socket.connect(endpoint)
 
     def __repr__(self) -> str:

@@ -13,9 +13,10 @@ import zmq
 
 from protocol.codec import MAX_NUMBER, encode
 from protocol.messages import Message
-from protocol.transport.addressing import endpoint_for, needs_ipv6
+from protocol.transport.addressing import endpoint_for
 from protocol.transport.keys import KeyPair
 from protocol.transport.monitoring import watch_socket
+from protocol.transport.securing import secure
 from protocol.transport.sending import Lost
 from protocol.values import Buffer, Peer
 
@@ -137,10 +138,7 @@ class _DataLink:
     def _connect(self, endpoint: str, peer: Peer, keys: KeyPair) -> None:
         for option, value in _OPTIONS.items():
             self._socket.setsockopt(option, value)
-        self._socket.setsockopt(zmq.IPV6, needs_ipv6(endpoint))
-        self._socket.setsockopt(zmq.CURVE_SERVERKEY, peer.public_key.encode())
-        self._socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public.encode())
-        self._socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret.encode())
+        secure(self._socket, endpoint, peer.public_key, keys)
         watch_socket(self._socket, sum(_ENDS), lambda event: self._break(_ENDS[event]))
         self._socket.connect(endpoint)
 

@@ -13,10 +13,11 @@ from collections.abc import Callable, Sequence
 import msgspec
 import zmq
 
-from protocol.transport.addressing import LOOPBACK, needs_ipv6
+from protocol.transport.addressing import LOOPBACK
 from protocol.transport.admission import Admits
 from protocol.transport.inbox import Limits, bind, bindable_socket
 from protocol.transport.keys import KeyPair
+from protocol.transport.securing import secure
 
 log = logging.getLogger(__name__)
 
@@ -101,10 +102,7 @@ def measure(
 
 def _connect(socket: "zmq.Socket[bytes]", endpoint: str, public_key: str, keys: KeyPair) -> None:
     socket.setsockopt(zmq.LINGER, 0)
-    socket.setsockopt(zmq.IPV6, needs_ipv6(endpoint))
-    socket.setsockopt(zmq.CURVE_SERVERKEY, public_key.encode())
-    socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public.encode())
-    socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret.encode())
+    secure(socket, endpoint, public_key, keys)
     socket.connect(endpoint)
 
 

@@ -7,9 +7,10 @@ import zmq
 
 from protocol.codec import encode
 from protocol.messages import Message
-from protocol.transport.addressing import endpoint_for, needs_ipv6
+from protocol.transport.addressing import endpoint_for
 from protocol.transport.keys import KeyPair
 from protocol.transport.monitoring import watch_socket
+from protocol.transport.securing import secure
 from protocol.values import Buffer, Peer
 
 
@@ -28,11 +29,8 @@ class ZmqOutbox:
         socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PUSH)
         socket.setsockopt(zmq.LINGER, self._linger_ms)
         socket.setsockopt(zmq.SNDHWM, 0)
-        socket.setsockopt(zmq.CURVE_SERVERKEY, peer.public_key.encode())
-        socket.setsockopt(zmq.CURVE_PUBLICKEY, self._keys.public.encode())
-        socket.setsockopt(zmq.CURVE_SECRETKEY, self._keys.secret.encode())
         endpoint = endpoint_for(peer)
-        socket.setsockopt(zmq.IPV6, needs_ipv6(endpoint))
+        secure(socket, endpoint, peer.public_key, self._keys)
         socket.connect(endpoint)
         return socket
 

@@ -4,9 +4,9 @@ import threading
 
 import zmq
 
-from protocol.transport.addressing import needs_ipv6
 from protocol.transport.keys import KeyPair
 from protocol.transport.monitoring import watch_socket
+from protocol.transport.securing import secure
 
 
 def proves_key(endpoint: str, public_key: str, limit_s: float) -> bool:
@@ -16,10 +16,7 @@ def proves_key(endpoint: str, public_key: str, limit_s: float) -> bool:
     socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PUSH)
     try:
         socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.IPV6, needs_ipv6(endpoint))
-        socket.setsockopt(zmq.CURVE_SERVERKEY, public_key.encode())
-        socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public.encode())
-        socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret.encode())
+        secure(socket, endpoint, public_key, keys)
         watch_socket(socket, zmq.EVENT_HANDSHAKE_SUCCEEDED, lambda _: proven.set())
         socket.connect(endpoint)
         return proven.wait(limit_s)

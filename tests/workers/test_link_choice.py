@@ -8,6 +8,7 @@ from protocol.interfaces.values import LinkKind
 from protocol.transport.addressing import this_host
 from protocol.transport.echo import Measured
 from protocol.values import Address, Peer
+from tests.support.manual_clock import ManualClock
 from workers.link_choice import HEALTHY_S, LinkChoice, MoveAdvice
 
 NETWORKS = {ipaddress.ip_interface("10.0.0.1/24"): "wlan0", ipaddress.ip_interface("10.1.0.1/24"): "tb-b"}
@@ -18,16 +19,9 @@ SLOW = Measured(round_trip_s=5e-3, bytes_per_s=1e7)
 LOADED = Measured(round_trip_s=1e-4, bytes_per_s=float("inf"))
 
 
-class Clock:
-    now = 0.0
-
-    def __call__(self):
-        return self.now
-
-
 @pytest.fixture
 def clock():
-    return Clock()
+    return ManualClock()
 
 
 @pytest.fixture

@@ -11,20 +11,14 @@ from protocol.host_specs import HostSpecs
 from protocol.join_token import ID_CHARACTERS
 from protocol.messages import Join
 from protocol.values import Peer
+from tests.support.manual_clock import ManualClock
 
 ABOUT = HostSpecs(name="here", versions={"mlx": "1.0", "mlx-lm": "2.0"})
 
 
-class Clock:
-    now = 1000.0
-
-    def __call__(self):
-        return self.now
-
-
 @pytest.fixture
 def clock():
-    return Clock()
+    return ManualClock(1000.0)
 
 
 @pytest.fixture
