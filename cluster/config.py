@@ -86,6 +86,7 @@ _ENVIRONMENT = {
     "TANDEM_MODEL": "model.path",
     "TANDEM_PORT": "api.port",
     "TANDEM_API_KEY": "api.api_key",
+    "TANDEM_LISTEN": "links.listen",
     "TANDEM_PREFILL_CHUNK": "engine.prefill_chunk",
     "TANDEM_TRACE": "engine.trace",
 }
@@ -135,10 +136,16 @@ def _given(
         yield key, value, str(file)
     for variable, key in _ENVIRONMENT.items():
         if variable in environment:
-            yield key, _checked(key, environment[variable], variable, strict=False), f"environment {variable}"
+            value = _listed(environment[variable]) if key == "links.listen" else environment[variable]
+            yield key, _checked(key, value, variable, strict=False), f"environment {variable}"
     for flag, (attribute, key) in _FLAGS.items():
         if (value := getattr(flags, attribute)) is not None:
             yield key, _checked(key, value, flag), flag
+
+
+def _listed(text: str) -> str | tuple[str, ...]:
+    """Addresses with commas between them, or the word for all."""
+    return text if text == "all" else tuple(part.strip() for part in text.split(","))
 
 
 def _located(key: str, value: Any, folder: Path) -> Any:

@@ -18,6 +18,7 @@ from protocol.join_token import read_token
 from protocol.logs import configure_logging, say_on_terminal
 from protocol.transport import LOOPBACK, KeyPair, ZmqInbox
 from protocol.values import Peer
+from workers.without_text import import_without_text
 
 # Connections of strangers, which last until their handshake is overdue, take none that this worker needs.
 _DESCRIPTORS = 8192
@@ -62,6 +63,7 @@ def main(data_inbox: type[ZmqInbox] = ZmqInbox) -> int:
         print(error, file=sys.stderr)
         return error.exit_code
 
+    import_without_text()
     with limits_kept():
         from workers.worker import WorkerOptions, run_worker
 

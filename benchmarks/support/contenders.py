@@ -146,7 +146,7 @@ def configuration(
 
 
 async def _command(home: Path, *arguments: str, checkout: Path = CHECKOUT) -> None:
-    environment = {**os.environ, "TANDEM_HOME": str(home), "PYTHONPATH": str(checkout)}
+    environment = {**os.environ, "TANDEM_HOME": str(home), "TANDEM_LISTEN": "127.0.0.1", "PYTHONPATH": str(checkout)}
     environment.pop("USE_DISTRIBUTED_INFERENCE", None)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "cluster.cli", *arguments),

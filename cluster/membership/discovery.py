@@ -178,9 +178,9 @@ class Announcer:
         self._ending.set()
 
     def close(self) -> None:
-        """Nothing is announced any more, unless the network holds that up for CLOSE_S."""
+        """Nothing is announced any more, unless the network holds that up for CLOSE_S. What is being announced is not waited for."""
         self.end()
-        if self._thread.ident is not None:
+        if self._announced is not None:
             self._thread.join(CLOSE_S)
 
 

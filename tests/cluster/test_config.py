@@ -156,6 +156,19 @@ def test_unknown_mode_in_the_environment_names_value_and_the_three(value):
     assert "auto, always or never" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "listen"), [("all", "all"), ("127.0.0.1", ("127.0.0.1",)), ("10.0.0.1, ::1", ("10.0.0.1", "::1"))]
+)
+def test_addresses_in_the_environment_have_commas_between_them(tmp_path, text, listen):
+    resolved = load(tmp_path, '[links]\nlisten = "all"\n', {"TANDEM_LISTEN": text})
+    assert resolved.settings.links.listen == listen
+    assert resolved.origins["links.listen"] == "environment TANDEM_LISTEN"
+
+
+def test_no_address_in_the_environment_is_refused(tmp_path):
+    assert refused(tmp_path, "", {"TANDEM_LISTEN": ""}).startswith("TANDEM_LISTEN")
+
+
 def test_mode_in_the_environment_is_none_when_not_set():
     assert mode_from_environment({}) is None
     assert mode_from_environment({"USE_DISTRIBUTED_INFERENCE": "never"}) == "never"

@@ -93,10 +93,10 @@ class RunningCluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """This process's environment without settings of a cluster, and with this cluster's home."""
+        """This process's environment without settings of a cluster, with this cluster's home, and kept to this machine."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("TANDEM_")}
         kept.pop("USE_DISTRIBUTED_INFERENCE", None)
-        return kept | {"TANDEM_HOME": str(self.home), "PYTHONPATH": str(CHECKOUT)}
+        return kept | {"TANDEM_HOME": str(self.home), "TANDEM_LISTEN": "127.0.0.1", "PYTHONPATH": str(CHECKOUT)}
 
     def start(self, model: Path, *options: str, environment: dict[str, str] | None = None) -> None:
         """Start it with a model; it is ready afterwards."""

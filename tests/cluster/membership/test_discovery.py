@@ -1,10 +1,12 @@
 """What a cluster announces of its door, what is made of what others announce, and that the network may fail at any of it."""
 
 import sys
+import threading
 import types
 
 import pytest
 
+from cluster.membership import discovery
 from cluster.membership.discovery import (
     KIND,
     Announcer,
@@ -131,6 +133,22 @@ def test_announcement_lasts_until_it_is_closed():
     wait_until(lambda: network.announced, "the announcement")
     announcer.close()
     assert network.announced == []
+
+
+def test_what_is_still_being_announced_holds_nobody_up(monkeypatch):
+    monkeypatch.setattr(discovery, "CLOSE_S", 3600.0)
+    asked, answered = threading.Event(), threading.Event()
+
+    def register(_door):
+        asked.set()
+        answered.wait()
+        raise DiscoveryFailed("too late")
+
+    announcer = Announcer(door, register)
+    announcer.start()
+    asked.wait()
+    announcer.close()
+    answered.set()
 
 
 def test_announcer_that_never_began_closes():

@@ -1,0 +1,38 @@
+"""mlx-lm without its half that knows text: every architecture is there all the same, and nothing of transformers."""
+
+import json
+import subprocess
+import sys
+
+from workers import zoo
+
+CODE = """
+import json, pathlib, sys
+from workers.without_text import import_without_text
+import_without_text()
+from protocol.errors import ModelError
+from workers.model.loading import load
+from workers import zoo
+from workers.zoo.configurations import model_class
+lacking = []
+for name in zoo.architectures():
+    try:
+        model_class(name)
+    except ModelError:
+        lacking.append(name)
+load(pathlib.Path(sys.argv[1]))
+import mlx_lm.utils
+try:
+    mlx_lm.utils.load_tokenizer(pathlib.Path(sys.argv[1]))
+except ImportError as error:
+    print(json.dumps([lacking, "transformers" in sys.modules, str(error)]))
+"""
+
+
+def test_every_architecture_and_its_weights_are_there_and_tokenizers_are_not(tmp_path):
+    model = zoo.make_tiny_model("llama", tmp_path)
+    ended = subprocess.run([sys.executable, "-c", CODE, model], capture_output=True, text=True, check=True)
+    lacking, has_transformers, refusal = json.loads(ended.stdout.splitlines()[-1])
+    assert lacking == ["olmo"]  # its code needs a package of its own
+    assert not has_transformers
+    assert refusal == "a worker loads no tokenizer"

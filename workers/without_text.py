@@ -1,0 +1,34 @@
+"""mlx-lm without the half of it that reads and writes text: a worker knows token ids alone.
+
+Importing that half, transformers with it, takes two thirds of a worker's start. What stands here for it says so where
+somebody asks for it after all.
+"""
+
+import importlib.util
+import sys
+from types import ModuleType
+from typing import Any, NoReturn
+
+
+def import_without_text() -> None:
+    """From now on mlx_lm is its models, caches, samplers and loading of weights. Call it before anything imports mlx_lm.
+
+    Raises ImportError: mlx_lm is not there.
+    """
+    spec = importlib.util.find_spec("mlx_lm")
+    if spec is None:
+        raise ImportError("mlx-lm is not installed")
+    sys.modules.setdefault(
+        "mlx_lm", importlib.util.module_from_spec(spec)
+    )  # its own code, which imports the rest, stays unrun
+    sys.modules.setdefault("mlx_lm.tokenizer_utils", _NoTokenizers("mlx_lm.tokenizer_utils"))
+
+
+class _NoTokenizers(ModuleType):
+    """In the place of mlx_lm.tokenizer_utils, for `mlx_lm.utils`, which imports these two to load tokenizers."""
+
+    TokenizerWrapper = object
+
+    @staticmethod
+    def load(*_: Any, **__: Any) -> NoReturn:
+        raise ImportError("a worker loads no tokenizer")
