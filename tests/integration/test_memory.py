@@ -11,14 +11,14 @@ from workers.zoo import make_tiny_model
 
 NUM_LAYERS = 16
 HIDDEN = 1024
-INTERMEDIATE = 10_240
+INTERMEDIATE = 4608
 OVERHEAD_BYTES = 350_000_000
 NEEDED_BYTES = 6_000_000_000
 
 
 @pytest.fixture
 def large_model(tmp_path):
-    """A float16 llama of about 1.1 GB with random weights, 66 MB a layer."""
+    """A float32 llama of about 1.1 GB with random weights, 66 MB a layer."""
     if psutil.virtual_memory().available < NEEDED_BYTES or shutil.disk_usage(tmp_path).free < NEEDED_BYTES:
         pytest.skip("this machine has less than 6 GB of memory or disk free")
     path = make_tiny_model("llama", tmp_path / "large", num_hidden_layers=1)
@@ -29,7 +29,7 @@ def large_model(tmp_path):
         "num_attention_heads": 16,
         "num_key_value_heads": 4,
         "head_dim": HIDDEN // 16,
-        "torch_dtype": "float16",
+        "torch_dtype": "float32",
     }
     (path / "config.json").write_text(json.dumps(config))
     weights = layer_weights()  # the same for every layer: random numbers are slow to make
@@ -38,14 +38,14 @@ def large_model(tmp_path):
         if layer == 0:
             rows = (config["vocab_size"], HIDDEN)
             tensors |= {"model.embed_tokens.weight": random(rows), "lm_head.weight": random(rows)}
-            tensors["model.norm.weight"] = mx.ones(HIDDEN, mx.float16)
+            tensors["model.norm.weight"] = mx.ones(HIDDEN)
         mx.save_safetensors(str(path / f"model-{layer:05}.safetensors"), tensors, metadata={"format": "mlx"})
     (path / "model.safetensors").unlink()
     return path
 
 
 def random(shape):
-    return (mx.random.normal(shape) * 0.02).astype(mx.float16)
+    return mx.random.normal(shape) * 0.02
 
 
 def layer_weights():
@@ -60,14 +60,14 @@ def layer_weights():
     }
     norms = ("input_layernorm", "post_attention_layernorm")
     return {name: random(shape) for name, shape in shapes.items()} | {
-        name: mx.ones(HIDDEN, mx.float16) for name in norms
+        name: mx.ones(HIDDEN) for name in norms
     }
 
 
 def test_worker_without_room_for_the_model_has_only_its_layers_in_memory(cluster, large_model, tmp_path):
     config = tmp_path / "limits.toml"
     config.write_text(
-        f'[model]\npath = "{large_model}"\n[engine]\nprefill_chunk = 64\n'  # not measured: float16 is slow on a CPU
+        f'[model]\npath = "{large_model}"\n[engine]\nprefill_chunk = 64\n'
         '[[workers]]\nname = "roomy"\nmemory_limit = "4GB"\n'
         '[[workers]]\nname = "tight"\nmemory_limit = "900MB"\n'
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 import mlx.core as mx
 from mlx.utils import tree_map
 
-from tests.support.in_process_cluster import InProcessCluster, alone
+from tests.support.in_process_cluster import InProcessCluster, alone, inspections_of
 from workers import zoo
 from workers.model import payload
 from workers.model.inspection import inspect
@@ -54,7 +54,7 @@ def outcome(case, directory):
         expected = [alone(directory, prompt, MAX_TOKENS) for prompt in PROMPTS]
     except Exception as error:  # noqa: BLE001  reported to the test
         return {"not_run": str(error)}
-    found = inspect(directory, directory)
+    found = inspect(directory, inspections_of(directory))
     cuts = found.legal_cuts
     tried = [(cuts[len(cuts) // 2],), (cuts[0], cuts[-1])] if len(cuts) > 1 else [cuts] if cuts else []
     try:

@@ -60,9 +60,14 @@ def shelf_of(model_path, cache_dir):
     """With what was found of the model before: inspecting takes longer than most tests, and is tested elsewhere."""
     cache_dir.mkdir(parents=True, exist_ok=True)
     if (model_path / "config.json").is_file():
-        for kept in _inspected(model_path, (model_path / "config.json").read_bytes()).iterdir():
+        for kept in inspections_of(model_path).iterdir():
             shutil.copy(kept, cache_dir)
     return ModelShelf(OneModel(model_path), cache_dir)
+
+
+def inspections_of(model_path):
+    """The folder with what is found of a model, inspected once in this process."""
+    return _inspected(model_path, (model_path / "config.json").read_bytes())
 
 
 @cache
