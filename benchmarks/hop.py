@@ -2,10 +2,11 @@
 
 Tandem's way (encrypted, with header, reading thread, encoding and decoding of the payload) beside ZeroMQ without
 encryption and thread, and beside a raw TCP ping-pong of the same bytes, which has no array at either end. Each process
-has a core of its own.
+has a core of its own. Where namespaces can be made, Tandem's way once more between two hosts, over a veth cable.
 """
 
 import argparse
+import contextlib
 import os
 import subprocess
 import sys
@@ -17,31 +18,35 @@ import msgspec
 
 from benchmarks.support import machine
 from benchmarks.support.arithmetic import summarize, turns
+from benchmarks.support.cable import Cable, cable_to_another_host
 from benchmarks.support.figures import Bar, bar_chart
-from benchmarks.support.hop_ends import WAYS, Address, Link, make_link
+from benchmarks.support.hop_ends import BETWEEN_HOSTS, WAYS, Address, Link, make_link
 from benchmarks.support.main import main
 from benchmarks.support.reporting import Report
+from protocol.transport import LOOPBACK
 from workers.model import payload
 
 # (what, tokens, width): bfloat16, so 8 KB and 4 MB.
 PAYLOADS = (("decode, 8 KB", 1, 4096), ("chunk, 4 MB", 512, 4096))
-TITLES = {"tandem": "Tandem", "zeromq": "ZeroMQ, plain", "tcp": "raw TCP"}
+TITLES = {"tandem": "Tandem", "zeromq": "ZeroMQ, plain", "tcp": "raw TCP", BETWEEN_HOSTS: "Tandem, between hosts"}
 HOP_LIMIT_US = 300.0
+BETWEEN_HOSTS_LIMIT = 1.15
 
 
 class EchoProcess:
-    """The other end, in a process of its own on another core."""
+    """The other end, in a process of its own on another core; at the other end of the `cable` where there is one."""
 
-    def __init__(self, way: str, core: int):
+    def __init__(self, way: str, core: int, cable: Cable | None = None):
+        here, there, enter = (cable.here, cable.there, cable.enter) if cable else (LOOPBACK, LOOPBACK, ())
         environment = {**os.environ, "PYTHONPATH": str(machine.CHECKOUT)}
-        command = [sys.executable, "-m", "benchmarks.hop", "--echo"]
+        command = [*enter, sys.executable, "-m", "benchmarks.hop", "--echo"]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=machine.CHECKOUT, env=environment
         )
-        self.link = make_link(way)
+        self.link = make_link(way, here)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(msgspec.json.encode(Address(way=way, peer=self.link.peer)) + b"\n")
+        self._process.stdin.write(msgspec.json.encode(Address(way=way, peer=self.link.peer, at=there)) + b"\n")
         self._process.stdin.flush()
         self.link.connect(msgspec.json.decode(self._process.stdout.readline(), type=Address).peer)
         machine.pin(self._process.pid, [core])
@@ -55,7 +60,7 @@ class EchoProcess:
 def echo() -> NoReturn:
     """Be the other end: send back whatever comes, until killed or the parent is gone."""
     address = msgspec.json.decode(sys.stdin.buffer.readline(), type=Address)
-    link = make_link(address.way)
+    link = make_link(address.way, address.at)
     print(msgspec.json.encode(Address(way=address.way, peer=link.peer)).decode(), flush=True)
     link.connect(address.peer)
     while True:
@@ -86,23 +91,28 @@ def run(arguments: argparse.Namespace) -> Report:
     pinned = machine.pin(os.getpid(), [0])
     report.fact("machine", machine.describe())
     report.fact("cores", "one each for the two processes" if pinned and cores > 1 else "not pinned")
-    ends = {way: EchoProcess(way, 1 % cores) for way in WAYS}
-    try:
-        times = _measure(ends, arguments)
-    finally:
+    with cable_to_another_host() as cable, contextlib.ExitStack() as ended:
+        ends = {way: EchoProcess(way, 1 % cores) for way in WAYS}
+        if cable is not None:
+            ends[BETWEEN_HOSTS] = EchoProcess(BETWEEN_HOSTS, 1 % cores, cable)
         for end in ends.values():
-            end.end()
+            ended.callback(end.end)
+        times = _measure(ends, arguments)
     rows, bars = [], []
-    for what, *_ in PAYLOADS:
-        for way in WAYS:
-            found = summarize(times[what, way])
-            assert found is not None
-            rows.append([what, TITLES[way], found.median, found.p99, found.smallest])
-            bars.append(Bar(f"{what}, {TITLES[way]}", found.median, WAYS.index(way)))
-            report.data[f"{what}, {way}"] = msgspec.to_builtins(found)
+    medians: dict[tuple[str, str], float] = {}
+    for (what, way), measured in times.items():
+        found = summarize(measured)
+        assert found is not None
+        medians[what, way] = found.median
+        rows.append([what, TITLES[way], found.median, found.p99, found.smallest])
+        bars.append(Bar(f"{what}, {TITLES[way]}", found.median, list(TITLES).index(way)))
+        report.data[f"{what}, {way}"] = msgspec.to_builtins(found)
     report.table("one hop", ["payload", "way", "median us", "p99", "smallest"], rows)
-    decode = summarize(times[PAYLOADS[0][0], "tandem"])
-    report.check("median of a decode hop in microseconds", decode.median if decode else None, at_most=HOP_LIMIT_US)
+    decode = medians[PAYLOADS[0][0], "tandem"]
+    report.check("median of a decode hop in microseconds", decode, at_most=HOP_LIMIT_US)
+    for what, *_ in PAYLOADS if cable is not None else ():
+        ratio = medians[what, BETWEEN_HOSTS] / medians[what, "tandem"]
+        report.check(f"{what}: between hosts / on loopback", ratio, at_most=BETWEEN_HOSTS_LIMIT)
     report.figure = bar_chart("One hop", "microseconds, median", bars)
     return report
 
@@ -111,7 +121,7 @@ def _measure(ends: dict[str, EchoProcess], arguments: argparse.Namespace) -> dic
     times: dict[tuple[str, str], list[float]] = {}
     for what, tokens, width in PAYLOADS:
         count = max(arguments.count // tokens, arguments.count // 20, 10)
-        for order in turns(WAYS, arguments.rounds):
+        for order in turns(list(ends), arguments.rounds):
             for way in order:
                 found = hop_times_us(ends[way].link, way, tokens, width, count)
                 times.setdefault((what, way), []).extend(found)

@@ -16,20 +16,23 @@ import zmq  # to measure what encryption costs: the transport has no way without
 
 from protocol.codec import Envelope
 from protocol.messages import Row, Step
-from protocol.transport import ZmqDataLinks, ZmqInbox
+from protocol.transport import LOOPBACK, ZmqDataLinks, ZmqInbox
+from protocol.transport.addressing import endpoint_of
 from protocol.values import Peer, Route
 from workers.model import payload
 
 _LENGTH = struct.Struct(">Q")
 WAYS = ("tandem", "zeromq", "tcp")
+BETWEEN_HOSTS = "tandem between hosts"
 _TIMEOUT_S = 30
 
 
 class Address(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the other process receives, and what it is to do: `way`, one of WAYS."""
+    """Where the other process receives, and what it is to do: `way`, one of WAYS or BETWEEN_HOSTS, the last at address `at`."""
 
     way: str
     peer: Peer
+    at: str = LOOPBACK
 
 
 class Link(Protocol):
@@ -45,13 +48,15 @@ class Link(Protocol):
 
 
 class TandemLink:
-    """As workers do it: the transport's encrypted sockets, its reading thread, and the payload's encoding."""
+    """As workers do it: the transport's encrypted sockets, its reading thread, and the payload's encoding. at: where it listens."""
 
-    def __init__(self) -> None:
+    def __init__(self, at: str = LOOPBACK) -> None:
         self._arrivals: queue.SimpleQueue[Envelope] = queue.SimpleQueue()
-        self._inbox = ZmqInbox(self._arrivals.put)
+        self._inbox = ZmqInbox(self._arrivals.put, listen=(at,))
         self._links = ZmqDataLinks(_fail)
-        self.peer = self._inbox.peer
+        peer = self._inbox.peer
+        port = int(peer.endpoint.rpartition(":")[2])
+        self.peer = Peer(endpoint=endpoint_of(at, port), public_key=peer.public_key)
         self._inbox.start()
 
     def connect(self, peer: Peer) -> None:
@@ -139,8 +144,10 @@ class TcpLink:
         return view
 
 
-def make_link(way: str) -> Link:
-    """An end for one of WAYS."""
+def make_link(way: str, at: str) -> Link:
+    """An end for one of WAYS or BETWEEN_HOSTS, which listens `at` an address of this host."""
+    if way == BETWEEN_HOSTS:
+        return TandemLink(at)
     ends: dict[str, type[Any]] = {"tandem": TandemLink, "zeromq": ZeroMqLink, "tcp": TcpLink}
     link: Link = ends[way]()
     return link

@@ -25,7 +25,7 @@ def test_coordinator_alone_streams_every_token(tmp_path):
 
 
 def test_a_hop_carries_payloads_there_and_back(tmp_path):
-    assert len(run("hop", tmp_path)["tables"][0]["rows"]) == 6
+    assert len(run("hop", tmp_path)["tables"][0]["rows"]) in (6, 8)  # between hosts as well, where those can be made
 
 
 @pytest.mark.parametrize("name", ["kills", "links", "restarts"])

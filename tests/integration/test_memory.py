@@ -59,9 +59,7 @@ def layer_weights():
         "mlp.down_proj": (HIDDEN, INTERMEDIATE),
     }
     norms = ("input_layernorm", "post_attention_layernorm")
-    return {name: random(shape) for name, shape in shapes.items()} | {
-        name: mx.ones(HIDDEN) for name in norms
-    }
+    return {name: random(shape) for name, shape in shapes.items()} | {name: mx.ones(HIDDEN) for name in norms}
 
 
 def test_worker_without_room_for_the_model_has_only_its_layers_in_memory(cluster, large_model, tmp_path):
