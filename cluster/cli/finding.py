@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import msgspec
 import psutil
 
+from cluster.settings import Settings
 from protocol.home import ClusterState, Home, ProcessIdentity
 
 _SUPERVISOR, _COORDINATOR, _WORKER = "cluster.supervisor", "cluster.coordinator", "workers"
@@ -50,6 +51,14 @@ def found_state(home: Home) -> ClusterState | None:
         workers=workers,
         started_at=time.time(),
     )
+
+
+def started_settings(home: Home) -> Settings | None:
+    """What the last cluster of this home was started with; None when that cannot be read."""
+    try:
+        return msgspec.json.decode(home.settings_file.read_bytes(), type=Settings)
+    except (OSError, msgspec.DecodeError):
+        return None
 
 
 def found_guests(home: Home, name: str | None = None) -> list[ProcessIdentity]:

@@ -1,5 +1,6 @@
 """The log files of a cluster: the ends of all, or of one, and following it."""
 
+import select
 import time
 from collections import deque
 from pathlib import Path
@@ -8,6 +9,7 @@ from protocol.errors import TandemError, UsageError
 from protocol.home import Home
 
 _POLL_S = 0.25
+_OUTPUT = 1
 
 
 def log_files(home: Home, name: str | None) -> list[Path]:
@@ -39,9 +41,9 @@ def print_ends(files: list[Path], num_lines: int) -> None:
 
 
 def follow(file: Path) -> None:
-    """Print what is appended to `file`, also after it was rotated, until interrupted."""
+    """Print what is appended to `file`, also after it was rotated, until interrupted or nobody reads it any more."""
     position = file.stat().st_size
-    while True:
+    while not _nobody_reads():
         time.sleep(_POLL_S)
         size = file.stat().st_size if file.exists() else position
         position = 0 if size < position else position
@@ -50,3 +52,10 @@ def follow(file: Path) -> None:
                 lines.seek(position)
                 print(lines.read(), end="", flush=True)
                 position = lines.tell()
+
+
+def _nobody_reads() -> bool:
+    """Who asked from another host goes without a signal, and a log may be silent for long."""
+    output = select.poll()
+    output.register(_OUTPUT, 0)
+    return any(event & (select.POLLHUP | select.POLLERR) for _, event in output.poll(0))

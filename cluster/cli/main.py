@@ -14,7 +14,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -308,17 +308,30 @@ def config(config_file: Path | None, **flags: Any) -> None:
     print("\n".join(config_lines(resolved)))
 
 
+def _on_host(command: Callable[..., None]) -> Callable[..., None]:
+    return click.option("--host", metavar="NAME", help="On this one of the [[hosts]], over ssh.")(command)
+
+
+def _run_there(host: str, *arguments: str) -> NoReturn:
+    from cluster.cli.elsewhere import run_there
+
+    click.get_current_context().exit(run_there(_session(), host, arguments))
+
+
 @commands.command()
 @click.argument("name", required=False)
 @click.option("-n", "--lines", "num_lines", type=click.IntRange(1), default=20, show_default=True)
 @click.option("-f", "--follow", "following", is_flag=True, help="Go on printing what is appended.")
-def logs(name: str | None, num_lines: int, *, following: bool) -> None:
+@_on_host
+def logs(name: str | None, num_lines: int, host: str | None, *, following: bool) -> None:
     """The ends of the log files; NAME is coordinator, supervisor or a worker."""
     from cluster.cli.logs import follow, log_files, print_ends
 
-    files = log_files(_session().home, name)
     if following and name is None:
         raise UsageError("--follow needs the NAME of one log, as in ./launch.sh logs --follow coordinator")
+    if host is not None:
+        _run_there(host, "logs", "-n", str(num_lines), *(["-f"] if following else []), *([name] if name else []))
+    files = log_files(_session().home, name)
     print_ends(files, num_lines)
     if following:
         follow(files[0])
@@ -326,8 +339,11 @@ def logs(name: str | None, num_lines: int, *, following: bool) -> None:
 
 @commands.command()
 @click.option("--architectures", is_flag=True, help="How each architecture of mlx-lm can be split.")
-def doctor(*, architectures: bool) -> None:
+@_on_host
+def doctor(host: str | None, *, architectures: bool) -> None:
     """Check this machine: Python, MLX, BLAS, memory, model."""
+    if host is not None:
+        _run_there(host, "doctor", *(["--architectures"] if architectures else []))
     if architectures:
         become("workers.model.inspection", ["--all"], dict(os.environ))
     from cluster.cli.doctor import examine

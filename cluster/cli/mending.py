@@ -12,6 +12,7 @@ import msgspec
 
 from cluster.cli.client import Client
 from cluster.cli.session import ClusterDied, Session
+from cluster.cli.showing import absences
 from cluster.cli.starting import Started
 from cluster.cli.stopping import stop_cluster
 from cluster.config import Resolved, Settings
@@ -108,7 +109,8 @@ def _await_whole(session: Session, client: Client) -> None:
         if seen != last:
             last, changed_at = seen, now
         elif now - changed_at > _STALLED_S:
-            raise TandemError("the cluster does not become whole; `./launch.sh logs` says why")
+            why = "; ".join(absences(status)) or "`./launch.sh logs` says why"
+            raise TandemError(f"the cluster does not become whole; {why}")
         session.terminal.progress("waiting for the workers that are brought back")
         time.sleep(_POLL_S)
     session.terminal.done()

@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from cluster.cli.client import Client, NoAnswer
+from cluster.cli.finding import started_settings
 from cluster.cli.showing import stopped_status
 from cluster.cli.starting import Started, Starter
 from cluster.cli.stopping import read_state
@@ -65,10 +64,7 @@ class Session:
 
     def running_settings(self) -> Settings | None:
         """What the cluster was started with; None when that cannot be read."""
-        try:
-            return msgspec.json.decode(self.home.settings_file.read_bytes(), type=Settings)
-        except (OSError, msgspec.DecodeError):
-            return None
+        return started_settings(self.home)
 
     def status(self) -> dict[str, Any]:
         """The cluster as it is now; never raises because of its state."""

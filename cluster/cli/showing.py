@@ -31,7 +31,7 @@ def stopped_status(note: str | None = None) -> dict[str, Any]:
 
 
 def plan_lines(status: dict[str, Any]) -> list[str]:
-    """Model, mode and API address, and a line for each worker."""
+    """Model, mode and API address, a line for each worker, and one for each host that is missing."""
     model = status["model"]
     known = model["layers"] is not None
     size = f"{model['layers']} layers, {size_text(model['bytes'])}" if known else "not loaded yet"
@@ -40,7 +40,13 @@ def plan_lines(status: dict[str, Any]) -> list[str]:
         f"mode    {status['mode']}, policy {status['policy']}",
         f"API     {status['api']}",
     ]
-    return lines + [_worker_line(worker) for worker in status["workers"]]
+    return [*lines, *map(_worker_line, status["workers"]), *(f"missing {each}" for each in absences(status))]
+
+
+def absences(status: dict[str, Any]) -> list[str]:
+    """Each host that cannot take part, with why and what mends it."""
+    away = {worker["host"]: worker["why_away"] for worker in status["workers"] if worker["why_away"] is not None}
+    return [f"{host}: {why}" for host, why in away.items()]
 
 
 def status_lines(status: dict[str, Any]) -> list[str]:

@@ -3,7 +3,7 @@
 Who leads it is asked first: the supervisor, or a coordinator without one. The coordinator drains its requests and stops
 its workers, and the supervisor ends with it. What they leave behind, because they were killed or hang, is ended here:
 the supervisor before the coordinator, which it would start again. Only processes whose identity matches are ever
-signalled.
+signalled; those on other hosts by `./launch.sh hosted` there.
 """
 
 import contextlib
@@ -31,10 +31,14 @@ def stop_cluster(home: Home, terminal: Terminal, drain_limit_s: float = DRAIN_LI
         return f"Stopped {left}." if num_guests else "Nothing is running."
     if num_guests:
         terminal.note(f"tandem: stopped {left}.")
-    done = _end_leaders(home, state, terminal, drain_limit_s)
+    done, is_orderly = _end_leaders(home, state, terminal, drain_limit_s)
     # A start that waited for this coordinator ends now and frees the lock; a new start must not lose its state.
     with contextlib.suppress(TimeoutError), home.lock(_LOCK_WAIT_S):
         num_workers = end_leftovers(home, state)
+        if not is_orderly and home.read_state() is None:
+            from cluster.cli.leftovers import end_on_other_hosts
+
+            num_workers += end_on_other_hosts(home, terminal)
         return f"{done}{_leftovers(num_workers)}."
     return f"{done}; another start or stop is under way."
 
@@ -75,10 +79,12 @@ def read_state(home: Home, terminal: Terminal | None) -> ClusterState | None:
     return found
 
 
-def _end_leaders(home: Home, state: ClusterState, terminal: Terminal, drain_limit_s: float) -> str:
-    """Ask supervisor and coordinator to end, and kill them when they do not; says what it came to."""
+def _end_leaders(home: Home, state: ClusterState, terminal: Terminal, drain_limit_s: float) -> tuple[str, bool]:
+    """Ask supervisor and coordinator to end, and kill them when they do not; says what it came to, and whether the
+    coordinator ended its workers itself.
+    """
     if not (state.is_supervised or state.is_coordinated):
-        return "The coordinator had already ended"
+        return "The coordinator had already ended", False
     if not (state.supervisor is not None and state.supervisor.terminate()) and state.coordinator is not None:
         state.coordinator.terminate()
     waited_s = 0.0
@@ -89,10 +95,10 @@ def _end_leaders(home: Home, state: ClusterState, terminal: Terminal, drain_limi
     terminal.done()
     state = _as_it_is_now(home, state)
     if not (state.is_supervised or state.is_coordinated):
-        return "Stopped the cluster"
+        return "Stopped the cluster", True
     _kill(state.supervisor)
     _kill(_as_it_is_now(home, state).coordinator)
-    return f"The coordinator did not stop within {drain_limit_s:.0f} s and was killed"
+    return f"The coordinator did not stop within {drain_limit_s:.0f} s and was killed", False
 
 
 def _kill(leader: ProcessIdentity | None) -> None:

@@ -51,12 +51,15 @@ Order = HostGreeting | StartOrder | KillOrder | EndOrder | StillHere
 
 
 class HostHello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
-    """What the host is. workers: those of this cluster that live there; free_bytes: on the disk of its home."""
+    """What the host is. workers: those of this cluster that live there; num_ended: that an earlier coordinator left and that were
+    to end; free_bytes: on the disk of its home.
+    """
 
     protocol: int = PROTOCOL
     about: HostSpecs
     free_bytes: int
     workers: dict[str, ProcessIdentity]
+    num_ended: int = 0
 
 
 class WorkerStarted(msgspec.Struct, frozen=True, kw_only=True, tag="started"):

@@ -119,8 +119,9 @@ class HostedWorkers:
         """Take up who lives of this cluster, or end them."""
         cluster = greeting.cluster
         found = {name: each.process for name, each in self._book.read().items() if each.cluster == cluster}
+        num_ended = 0
         if greeting.is_new:
-            await asyncio.to_thread(end_processes, found.values(), _EARLIER_GRACE_S)
+            num_ended = await asyncio.to_thread(end_processes, found.values(), _EARLIER_GRACE_S)
             found = {}
         launcher = self._make_launcher(
             greeting.orphan_s,
@@ -130,7 +131,7 @@ class HostedWorkers:
         for name, process in found.items():
             launcher.adopt(name, process)
         free_bytes = shutil.disk_usage(self._home.root).free
-        self._say(HostHello(about=read_host_specs(), free_bytes=free_bytes, workers=found))
+        self._say(HostHello(about=read_host_specs(), free_bytes=free_bytes, workers=found, num_ended=num_ended))
         return launcher
 
     async def _start(self, order: StartOrder, launcher: LocalLauncher) -> None:

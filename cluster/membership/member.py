@@ -88,10 +88,13 @@ class WorkerLoad(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Whereabouts(msgspec.Struct, frozen=True):
-    """Where a worker runs: on this host, on one that the configuration names, or wherever a guest came from."""
+    """Where a worker runs: on this host, on one that the configuration names, or wherever a guest came from. why_away: a
+    clause, while that host cannot take part.
+    """
 
     host: str = LOCAL
     is_guest: bool = False
+    why_away: str | None = None
 
 
 class Member:
@@ -143,6 +146,10 @@ class Member:
     def host(self) -> str:
         """Where it runs, for people; a guest says it itself."""
         return self.join.about.name if self.is_guest and self.join is not None else self.place.host
+
+    def away(self, why: str | None) -> None:
+        """Its host cannot take part, for which `why` is to blame; None: it can again."""
+        self.place = msgspec.structs.replace(self.place, why_away=why)
 
     @property
     def is_there(self) -> bool:

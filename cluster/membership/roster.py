@@ -122,7 +122,6 @@ class Roster:
         self._restarts = restarts
         self._start_at: dict[str, float] = {}
         self._absences = Restarts(gives_up=False)
-        self._away: set[str] = set()
 
     def __repr__(self) -> str:
         return f"Roster({list(self.members.values())})"
@@ -155,7 +154,7 @@ class Roster:
         except IllegalEvent as error:
             return [RefuseJoin(join.peer, str(error))]
         member.join, member.seen_at, member.due_at = join, now, None
-        self._away.discard(member.name)
+        member.away(None)
         member.heartbeat = None
         return [*earlier, Admitted(join.name)]
 
@@ -215,7 +214,7 @@ class Roster:
         if member.state is WorkerState.STOPPED or name in self._start_at:
             return []
         member.due_at = None
-        self._away.add(name)
+        member.away(why)
         start_at = self._absences.died(name, now)
         assert start_at is not None
         self._start_at[name] = start_at
@@ -286,7 +285,7 @@ class Roster:
     @property
     def awaited(self) -> tuple[str, ...]:
         """Who should be part of a plan, without those whose hosts are known to be away."""
-        return tuple(name for name in self.members if name not in self._away)
+        return tuple(name for name, member in self.members.items() if member.place.why_away is None)
 
     def missing(self, planned: Collection[str] | None = None) -> tuple[str, ...]:
         """Workers that should be there and are not, or are not `planned`, where that is given."""

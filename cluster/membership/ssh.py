@@ -45,6 +45,7 @@ HELLO_WITHIN_S = 900.0
 _ANSWER_WITHIN_S = 30.0
 _SAY_EVERY_S = 3.0
 _END_MARGIN_S = 1.0
+_END_WITHIN_S = 30.0
 _LONGEST_RETRY_S = 8.0
 # Logs, keys and the list of workers need little; what is kept of prompts has limits of its own.
 LEAST_FREE_BYTES = 64_000_000
@@ -126,16 +127,7 @@ class HostLink:
             if self._process is not None:
                 return
             self._said.clear()
-            try:
-                process = await asyncio.create_subprocess_exec(
-                    *ssh_command(self.host, self._terms.program),
-                    stdin=asyncio.subprocess.PIPE,
-                    stdout=asyncio.subprocess.PIPE,
-                    stderr=asyncio.subprocess.PIPE,
-                    start_new_session=True,  # Ctrl-C at a terminal is the coordinator's to handle
-                )
-            except OSError as error:
-                raise HostUnavailable(f"ssh cannot be run here ({error.strerror}); install OpenSSH's client") from None
+            process = await _spawn(self.host, self._terms.program)
             errors = self._begin(self._read_errors(process))
             try:
                 hello = await self._hello(process, errors)
@@ -160,12 +152,7 @@ class HostLink:
                     raise HostUnavailable(why_failed(self.host, await process.wait(), "\n".join(self._said)))
         except TimeoutError:
             raise HostUnavailable(f"{name} said nothing for {HELLO_WITHIN_S:.0f} s; look at it") from None
-        try:
-            hello = read_report(line)
-        except msgspec.DecodeError:
-            hello = None
-        if not isinstance(hello, HostHello) or hello.protocol != PROTOCOL:
-            raise HostUnavailable(f"{name} has another version of Tandem; bring both checkouts to the same commit")
+        hello = _read_hello(name, line)
         if why := difference(self._terms.about, hello.about):
             raise HostUnavailable(f"{name} cannot take part: {why}")
         if hello.free_bytes < LEAST_FREE_BYTES:
@@ -259,6 +246,51 @@ class HostLink:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _read_hello(host: str, line: bytes) -> HostHello:
+    """Raises HostUnavailable where another version said it."""
+    try:
+        hello = read_report(line)
+    except msgspec.DecodeError:
+        hello = None
+    if not isinstance(hello, HostHello) or hello.protocol != PROTOCOL:
+        raise HostUnavailable(f"{host} has another version of Tandem; bring both checkouts to the same commit")
+    return hello
+
+
+async def end_left_behind(host: HostSettings, cluster: str, program: str = SSH) -> int:
+    """End the workers that coordinators of the cluster with this public key left on a host; returns how many lived.
+
+    Raises:
+        HostUnavailable: it cannot be asked.
+    """
+    process = await _spawn(host, program)
+    greeting = to_line(HostGreeting(cluster=cluster, is_new=True, orphan_s=0.0))
+    try:
+        output, errors = await asyncio.wait_for(process.communicate(greeting), _END_WITHIN_S)
+    except TimeoutError:
+        raise HostUnavailable(f"{host.name} said nothing for {_END_WITHIN_S:.0f} s; look at it") from None
+    finally:
+        await _kill(process)
+    line = next((line for line in output.splitlines() if line.startswith(_HELLO)), None)
+    if line is None:
+        raise HostUnavailable(why_failed(host, process.returncode, errors.decode(errors="replace")))
+    return _read_hello(host.name, line).num_ended
+
+
+async def _spawn(host: HostSettings, program: str) -> asyncio.subprocess.Process:
+    """Raises HostUnavailable."""
+    try:
+        return await asyncio.create_subprocess_exec(
+            *ssh_command(host, program),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C at a terminal is the coordinator's to handle
+        )
+    except OSError as error:
+        raise HostUnavailable(f"ssh cannot be run here ({error.strerror}); install OpenSSH's client") from None
 
 
 def _write(process: asyncio.subprocess.Process, order: Order) -> None:

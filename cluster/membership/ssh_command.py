@@ -6,6 +6,7 @@ Pure. ssh is never allowed to ask anybody: who is not known, or not let in, is s
 
 import re
 import shlex
+from collections.abc import Sequence
 
 from cluster.settings import HostSettings
 from protocol.errors import TandemError
@@ -19,6 +20,7 @@ OPTIONS = (
     "ServerAliveCountMax=3",
     "ControlPath=none",
 )
+HOSTED = ("hosted",)
 _SSH_FAILED = 255
 _NO_CHECKOUT, _NO_PYTHON = 66, 67
 # A tilde that the shell there is to replace; all else of a path is quoted.
@@ -29,22 +31,23 @@ class HostUnavailable(TandemError):
     """Workers of another host cannot be started now; the clause says why, and what mends it."""
 
 
-def ssh_command(host: HostSettings, program: str = SSH) -> list[str]:
-    """What runs `./launch.sh hosted` there, which makes its environment first where that is missing."""
+def ssh_command(host: HostSettings, program: str = SSH, arguments: Sequence[str] = HOSTED) -> list[str]:
+    """What runs `./launch.sh ARGUMENTS` there, which makes its environment first where that is missing."""
     options = [word for option in OPTIONS for word in ("-o", option)]
     user = [] if host.user is None else ["-l", host.user]
     port = [] if host.port is None else ["-p", str(host.port)]
-    return [program, "-T", *options, *user, *port, "--", host.address, f"exec /bin/sh -c {shlex.quote(_script(host))}"]
+    script = shlex.quote(_script(host, arguments))
+    return [program, "-T", *options, *user, *port, "--", host.address, f"exec /bin/sh -c {script}"]
 
 
-def _script(host: HostSettings) -> str:
+def _script(host: HostSettings, arguments: Sequence[str]) -> str:
     python = ""
     if host.python is not None:
         quoted = quoted_path(host.python)
         python = f"TANDEM_PYTHON={quoted}; export TANDEM_PYTHON; "
         python += f'command -v "$TANDEM_PYTHON" >/dev/null 2>&1 || exit {_NO_PYTHON}; '
     there = f"cd {quoted_path(host.checkout)} 2>/dev/null && [ -f launch.sh ] || exit {_NO_CHECKOUT}; "
-    return f"{there}{python}exec ./launch.sh hosted"
+    return f"{there}{python}exec ./launch.sh {shlex.join(arguments)}"
 
 
 def quoted_path(path: str) -> str:

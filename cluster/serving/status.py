@@ -59,12 +59,15 @@ class CacheStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One worker. layers: of the plan in force, half open; oldest_step_s: for how long it has been at what it does now."""
+    """One worker. layers: of the plan in force, half open; oldest_step_s: for how long it has been at what it does now;
+    why_away: a clause where its host cannot take part.
+    """
 
     name: str
     host: str
     pid: int | None
     state: str
+    why_away: str | None
     layers: LayerRange | None
     holds_full_model: bool
     memory: MemoryStatus
@@ -203,6 +206,7 @@ def _worker(member: Member, stage: Stage | None, budget: WorkerBudget | None, mo
         host=member.host,
         pid=member.join.pid if member.join is not None else None,
         state=member.state,
+        why_away=member.place.why_away,
         layers=stage.layers if stage is not None else None,
         holds_full_model=stage is not None and stage.holds_full_model,
         memory=MemoryStatus(

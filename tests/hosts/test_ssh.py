@@ -1,5 +1,6 @@
 """Hosts that the configuration names: started and ended over ssh, done without where they fail, and kept through a restart."""
 
+import json
 import re
 import time
 
@@ -53,6 +54,8 @@ def test_start_brings_three_hosts_up_and_stop_leaves_nothing(cluster, bed):
     }  # fmt: skip
     answer = cluster.prompt(PROMPT, 20, "--strategy", "distributed-cached")
     assert sorted(answer["workers"]) == ["host-b", "host-c", "worker-0"]
+    assert "joined" in cluster.launch(FIRST, "logs", "--host", "host-b", "host-b", "-n", "1000")
+    assert "MLX" in cluster.launch(FIRST, "doctor", "--host", "host-c")
     cluster.launch(FIRST, "stop")
     assert [processes(bed, host) for host in bed.hosts] == [[], [], []]
     began = time.monotonic()
@@ -69,12 +72,10 @@ def test_start_brings_three_hosts_up_and_stop_leaves_nothing(cluster, bed):
 def test_hosts_that_fail_cost_their_own_place_and_come_later(cluster, bed):
     file = configure(bed, "b", "c", b={"checkout": "~/nowhere"})
     bed.power_cut("c")
-    cluster.launch(FIRST, "start", "--config", file)
-    status = cluster.status()
-    assert status["state"] == "degraded"
-    events = " ".join(event["what"] for event in status["events"])
-    assert "has no checkout of Tandem in ~/nowhere" in events
-    assert "host-c does not answer" in events
+    said = cluster.launch(FIRST, "start", "--config", file)
+    assert cluster.status()["state"] == "degraded"
+    assert "missing host-b: host-b has no checkout of Tandem in ~/nowhere" in said
+    assert "missing host-c: host-c does not answer" in said
     assert cluster.prompt(PROMPT, 20)["token_ids"]
     bed.power_on("c")
     cluster.await_status(lambda status: worker_on(status, "c")["layers"] is not None, "host c taking part")
@@ -114,5 +115,8 @@ def test_coordinator_that_is_killed_comes_back_to_workers_with_their_weights(clu
     mine, earlier = worker_on(after, "b"), worker_on(before, "b")
     assert (mine["pid"], mine["memory"]["read_bytes"]) == (earlier["pid"], earlier["memory"]["read_bytes"])
     wait_until(lambda: "workers" in " ".join(processes(bed, "b")), "the worker")
-    cluster.launch(FIRST, "stop")
+    host = bed.hosts[FIRST]
+    state = json.loads(host.outside(host.checkout / ".tandem" / "cluster.json").read_text())
+    bed.run(FIRST, "kill", "-9", *(str(state[leader]["pid"]) for leader in ("supervisor", "coordinator")))
+    assert "2 of its workers still ran and were stopped" in cluster.launch(FIRST, "stop")
     assert processes(bed, "b") == []

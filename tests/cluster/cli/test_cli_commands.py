@@ -30,6 +30,7 @@ STATUS = {
             "host": "local",
             "pid": 4712 + index,
             "state": "ready",
+            "why_away": None,
             "layers": [4 * index, 4 * index + 4],
             "holds_full_model": index == 0,
             "memory": {"limit_bytes": 10**9, "weights_bytes": 5_750_000, "kv_bytes": 1_500_000},
@@ -454,6 +455,18 @@ def test_logs_show_the_ends_and_name_what_exists(home, capsys):
     code, sentence = failure(capsys, "logs", "worker-9")
     assert code == 2
     assert "coordinator" in sentence
+
+
+def test_host_that_is_away_has_a_line_that_says_what_mends_it(api, capsys):
+    away = [
+        STATUS["workers"][0] | {"name": name, "host": "mac2", "why_away": "mac2 does not answer; wake it up"}
+        for name in ("mac2-0", "mac2-1")
+    ]
+    status = STATUS | {"state": "degraded", "workers": [*STATUS["workers"], *away]}
+    api.answers["/status"] = (200, json.dumps(status).encode())
+    assert main(["status"]) == 3
+    missing = [line for line in capsys.readouterr().out.splitlines() if line.startswith("missing")]
+    assert missing == ["missing mac2: mac2 does not answer; wake it up"]
 
 
 def test_json_answer_without_tandem_is_not_taken_for_ours(api, capsys):

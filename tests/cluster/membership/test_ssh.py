@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from cluster.membership.hosted import FILE, reachable
-from cluster.membership.ssh import SshLauncher, SshTerms
+from cluster.membership.ssh import SshLauncher, SshTerms, end_left_behind
 from cluster.membership.ssh_command import HostUnavailable, quoted_path, ssh_command, why_failed
 from cluster.settings import HostSettings
 from protocol.host_specs import read_host_specs
@@ -225,6 +225,21 @@ def test_next_coordinator_takes_a_worker_up_and_a_new_cluster_ends_it(other):
         assert not first.alive()
         await anew.end(grace_s=0.0)
         assert not second.alive()
+
+    run(scenario())
+
+
+def test_workers_that_a_coordinator_left_are_ended_without_another_one(other):
+    async def scenario():
+        launcher = launcher_to(other)
+        identity = await start(launcher)
+        await abandon(launcher)
+        for cluster, num_ended in (("o" * 40, 0), (COORDINATOR.public_key, 1), (COORDINATOR.public_key, 0)):
+            assert await end_left_behind(other.settings, cluster, str(other.ssh)) == num_ended
+            assert identity.alive() == (cluster != COORDINATOR.public_key)
+        other.go_down("ssh: connect to host mac2.local port 22: Connection refused")
+        with pytest.raises(HostUnavailable, match="turn on Remote Login"):
+            await end_left_behind(other.settings, COORDINATOR.public_key, str(other.ssh))
 
     run(scenario())
 

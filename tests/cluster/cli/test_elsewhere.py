@@ -1,0 +1,105 @@
+"""Commands on other hosts, with a program in place of ssh that runs here what it would run there."""
+
+import os
+import subprocess
+import sys
+
+import msgspec
+import pytest
+
+from cluster.cli.main import main
+from cluster.settings import HostSettings, ModelSettings, Settings, WorkerSettings
+from protocol.home import ClusterState, Home, ProcessIdentity
+from tests.support.fake_api import FakeApi
+from tests.support.running_cluster import CHECKOUT, wait_until
+
+SSH = """#!/bin/sh
+for last; do :; done
+[ -e {folder}/down ] && {{ echo "ssh: connect to host x port 22: Connection refused" >&2; exit 255; }}
+HOME={folder} exec sh -c "$last"
+"""
+LAUNCHER = """#!/bin/sh
+echo "told: $*"
+echo "tandem: 1 problem found." >&2
+exit {status}
+"""
+
+
+@pytest.fixture
+def there(tmp_path, monkeypatch):
+    """The folder of the other host, which the last start named mac2 and which has two workers."""
+    folder = tmp_path / "there"
+    (folder / "bin").mkdir(parents=True)
+    (folder / "my tandem").mkdir()
+    write_program(folder / "bin" / "ssh", SSH.format(folder=folder))
+    monkeypatch.setenv("PATH", f"{folder}/bin:{os.environ['PATH']}")
+    monkeypatch.setenv("TANDEM_HOME", str(tmp_path / "home"))
+    home = Home(tmp_path / "home")
+    home.create()
+    host = HostSettings(name="mac2", address="mac2.local", checkout="~/my tandem", workers=2)
+    settings = Settings(model=ModelSettings(path="/m"), workers=(WorkerSettings(name="worker-0"),), hosts=(host,))
+    home.settings_file.write_bytes(msgspec.json.encode(settings))
+    return folder
+
+
+def write_program(file, text):
+    file.write_text(text)
+    file.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told", "status"),
+    [
+        (["logs", "mac2-1", "-f", "-n", "3", "--host", "mac2"], "logs -n 3 -f mac2-1", 0),
+        (["logs", "--host", "mac2-0"], "logs -n 20", 2),
+        (["doctor", "--host", "mac2", "--architectures"], "doctor --architectures", 1),
+    ],
+)
+def test_command_is_run_there_and_its_output_and_exit_code_are_those_here(there, capfd, arguments, told, status):
+    write_program(there / "my tandem" / "launch.sh", LAUNCHER.format(status=status))
+    assert main(arguments) == status
+    printed = capfd.readouterr()
+    assert printed.out == f"told: {told}\n"
+    assert printed.err == "tandem: mac2: 1 problem found.\n"
+
+
+@pytest.mark.parametrize("why", ["turn on Remote Login", "has no checkout of Tandem in ~/my tandem", "not found"])
+def test_host_that_cannot_be_asked_is_one_sentence(there, capfd, why):
+    if "Login" in why:
+        (there / "down").touch()
+    if "found" in why:
+        write_program(there / "my tandem" / "launch.sh", "#!/bin/sh\necho bash: not found >&2\nexit 1\n")
+    assert main(["logs", "--host", "mac2"]) == 1
+    said = capfd.readouterr().err
+    assert why in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(("name", "why"), [("mini", "joined with a token"), ("mac9", "which names mac2")])
+def test_guest_and_unknown_host_are_told_apart(there, tmp_path, capfd, name, why):
+    hosts = [{"name": "local", "workers": ["worker-0"]}, {"name": "mini", "workers": ["guest"]}]
+    api = FakeApi({"state": "ready", "hosts": hosts})
+    me = ProcessIdentity.of(os.getpid())
+    Home(tmp_path / "home").write_state(
+        ClusterState(supervisor=me, coordinator=me, api=api.url, port=1, started_at=1.0)
+    )
+    try:
+        assert main(["doctor", "--host", name]) == 2
+    finally:
+        api.close()
+    assert why in capfd.readouterr().err
+
+
+def test_following_a_silent_log_ends_when_its_reader_goes(there, tmp_path):
+    (tmp_path / "home" / "logs" / "mac2.log").write_text("only line\n")
+    words = [sys.executable, "-m", "cluster.cli", "logs", "-f", "mac2"]
+    follower = subprocess.Popen(words, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert follower.stdout.readline() == "only line\n"
+        assert follower.poll() is None
+        follower.stdout.close()
+        wait_until(lambda: follower.poll() is not None, "the follower ending")
+        assert follower.returncode == 0
+    finally:
+        follower.kill()
+        follower.wait()
