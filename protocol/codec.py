@@ -34,11 +34,13 @@ from protocol.messages import (
     Leave,
     LinkLost,
     LinksMeasured,
+    ListModels,
     Loaded,
     LoadFailed,
     LoadProgress,
     LoadStage,
     Message,
+    ModelsListed,
     OpenSequence,
     PrefillProgress,
     Prepared,
@@ -56,7 +58,7 @@ from protocol.messages import (
 )
 from protocol.values import Buffer
 
-PROTOCOL = 5
+PROTOCOL = 6
 MAX_HEADER_BYTES = 8 << 20  # a bias for every id of a vocabulary of half a million
 MAX_FRAME_BYTES = 32 << 20
 MAX_BUFFERS = 4096  # as frames
@@ -89,6 +91,7 @@ KINDS: dict[int, type[Message]] = {
     13: StepOverdue,
     14: Leave,
     15: LinksMeasured,
+    16: ModelsListed,
     20: Welcome,
     21: Rejected,
     22: InspectModel,
@@ -100,6 +103,7 @@ KINDS: dict[int, type[Message]] = {
     28: ForgetConversation,
     29: Beat,
     30: PrepareStage,
+    31: ListModels,
     40: OpenSequence,
     41: CloseSequence,
     42: Step,

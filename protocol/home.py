@@ -198,16 +198,18 @@ class Home:
 
     def model_place(self, digest: str) -> Path | None:
         """Where this machine keeps the model of that digest; None when it is not known here."""
-        place = self._model_places().get(digest)
-        return None if place is None else Path(place)
+        return self.model_places().get(digest)
 
     def remember_model(self, digest: str, path: Path) -> None:
         """This machine keeps the model of that digest in `path`."""
-        self.write_private(self._models_file, msgspec.json.encode(self._model_places() | {digest: str(path)}))
+        places = {known: str(place) for known, place in self.model_places().items()}
+        self.write_private(self._models_file, msgspec.json.encode(places | {digest: str(path)}))
 
-    def _model_places(self) -> dict[str, str]:
+    def model_places(self) -> dict[str, Path]:
+        """Where this machine keeps the models that it knows, by digest."""
         try:
-            return msgspec.json.decode(self._models_file.read_bytes(), type=dict[str, str])
+            places = msgspec.json.decode(self._models_file.read_bytes(), type=dict[str, str])
+            return {digest: Path(place) for digest, place in places.items()}
         except (OSError, msgspec.DecodeError):
             return {}
 

@@ -14,10 +14,10 @@ def model_folders(checkout: Path, environment: Mapping[str, str]) -> tuple[Path,
 
 def find_model(digest: str, folders: Iterable[Path]) -> Path | None:
     """The directory of the model of that digest, or None."""
-    return next((path for folder in folders for path in _models(folder) if _digest(path) == digest), None)
+    return next((path for folder in folders for path in models_in(folder) if _digest(path) == digest), None)
 
 
-def _models(folder: Path) -> Iterator[Path]:
+def models_in(folder: Path) -> Iterator[Path]:
     """Directories with a configuration: in the folder, and as the hub's library keeps snapshots."""
     for pattern in ("*/config.json", "*/snapshots/*/config.json"):
         for file in sorted(folder.glob(pattern)):

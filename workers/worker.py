@@ -35,7 +35,9 @@ from protocol.messages import (
     Leave,
     LinkLost,
     LinksMeasured,
+    ListModels,
     Message,
+    ModelsListed,
     OpenSequence,
     Rejected,
     Sampled,
@@ -70,6 +72,7 @@ from workers.engine.trace import Tracer
 from workers.link_choice import LinkChoice
 from workers.link_prober import LinkProber
 from workers.members import Members
+from workers.model.held_models import models_here
 from workers.model.shelf import ModelShelf
 from workers.model.weights_source import WeightsSource
 from workers.weights_ways import fetcher
@@ -192,12 +195,20 @@ class Worker:
             case Beat(members=members, keys=keys):
                 self._members.renew(keys)
                 self._events.put(BeatArrived(envelope.epoch, members))
+            case ListModels(number=number):
+                threading.Thread(target=self._list_models, args=(number,), name="models", daemon=True).start()
             case Shutdown(why=why):
                 if why:
                     log.info("ends: %s", why)
                 self._end()
             case _:
                 self._engine.post(envelope)
+
+    def _list_models(self, number: int) -> None:
+        """On a thread of its own, since it reads the headers of every model here."""
+        found = models_here(self._options.home, self._options.model_folders)
+        models = tuple(each.model for each in found)
+        self._events.put(Envelope(0, ModelsListed(worker=self._options.name, number=number, models=models)))
 
     def _deliver_data(self, envelope: Envelope) -> None:
         """From other workers, which have no say in anything but sequences."""

@@ -58,6 +58,7 @@ def build_app(
             Route("/v1/explain", _guarded(endpoints.explain), methods=["POST"]),
             Route("/v1/conversations/{conversation}", _guarded(endpoints.forget), methods=["DELETE"]),
             Route("/v1/cluster/mend", _guarded(endpoints.mend), methods=["POST"]),
+            Route("/v1/cluster/models", _guarded(endpoints.models_elsewhere), methods=["GET"]),
             Route("/v1/models", _guarded(endpoints.models), methods=["GET"]),
             Route("/v1/models/{model_id:path}", _guarded(endpoints.model), methods=["GET"]),
             Route("/health", _guarded(endpoints.health), methods=["GET"]),
@@ -100,6 +101,9 @@ class _Endpoints:
 
     async def mend(self, _request: Request) -> Response:
         return _json({"mending": list(self._service.mend())}, 202)
+
+    async def models_elsewhere(self, _request: Request) -> Response:
+        return _json({"hosts": await self._service.models_elsewhere()})
 
     async def explain(self, request: Request) -> Response:
         parsed = await parsed_body(request, parse_explain)

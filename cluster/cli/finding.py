@@ -7,6 +7,7 @@ started with, is what the state file said.
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 import psutil
@@ -70,12 +71,18 @@ def found_guests(home: Home, name: str | None = None) -> list[ProcessIdentity]:
     ]
 
 
-def _processes(home: Home) -> Iterator[tuple[str, list[str], ProcessIdentity]]:
-    """Module, arguments and identity of every living process of this user that works for the home."""
+def found_homes() -> list[Home]:
+    """Every home that a process of this user works for."""
+    return [Home(Path(root)) for root in sorted({_after("--home", arguments) for _, arguments, _ in _processes(None)})]
+
+
+def _processes(home: Home | None) -> Iterator[tuple[str, list[str], ProcessIdentity]]:
+    """Module, arguments and identity of every living process of this user that works for the home; for any without one."""
     for process in psutil.process_iter(["cmdline", "uids", "status"]):
         arguments, uids = process.info["cmdline"] or [], process.info["uids"]
         module = _after("-m", arguments)
-        is_ours = module in (_SUPERVISOR, _COORDINATOR, _WORKER) and _after("--home", arguments) == str(home.root)
+        root = _after("--home", arguments)
+        is_ours = module in (_SUPERVISOR, _COORDINATOR, _WORKER) and (root if home is None else root == str(home.root))
         if not is_ours or uids is None or uids.real != os.getuid() or process.info["status"] == psutil.STATUS_ZOMBIE:
             continue
         try:

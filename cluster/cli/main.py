@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from cluster.cli.becoming import become
+from cluster.cli.model_commands import models
 from cluster.cli.token_commands import token
 from cluster.cli.worker_command import worker
 from protocol.errors import TandemError, UsageError, as_sentence
@@ -295,6 +296,7 @@ def hosted() -> None:
 
 
 commands.add_command(token)
+commands.add_command(models)
 
 
 @commands.command()

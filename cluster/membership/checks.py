@@ -12,6 +12,7 @@ from protocol.codec import Envelope
 from protocol.errors import WireError
 from protocol.messages import (
     Heartbeat,
+    HeldModel,
     Inspected,
     Join,
     Leave,
@@ -22,6 +23,7 @@ from protocol.messages import (
     LoadFailed,
     LoadProgress,
     Message,
+    ModelsListed,
     PrefillProgress,
     Prepared,
     Reused,
@@ -40,6 +42,7 @@ OF_MEMBERS: tuple[type[Message], ...] = (
     LoadFailed,
     LoadProgress,
     Loaded,
+    ModelsListed,
     PrefillProgress,
     Prepared,
     Reused,
@@ -51,7 +54,7 @@ OF_MEMBERS: tuple[type[Message], ...] = (
 _MOST = 1 << 60
 _MOST_LAYERS = 1 << 16
 _MOST_ADDRESSES = 64
-_MOST_LINKS, _MOST_CHARACTERS = 4096, 256
+_MOST_LINKS, _MOST_MODELS, _MOST_CHARACTERS = 4096, 4096, 256
 _NAME = re.compile(NAME_PATTERN)
 _NUMBERS = (int, float)
 
@@ -84,6 +87,9 @@ def check_member(envelope: Envelope, worker: str) -> None:
         case Inspected(num_layers=num_layers, legal_cuts=cuts):
             _require(0 < num_layers <= _MOST_LAYERS, f"a model of {num_layers} layers")
             _require(all(0 < cut < num_layers for cut in cuts), "cuts outside the model")
+        case ModelsListed(models=models):
+            _require(len(models) <= _MOST_MODELS, f"{len(models)} models")
+            _require(all(map(_is_model, models)), "a model that is none")
         case Loaded(vocabulary_size=size, prefixes=prefixes):
             _require(size > 0, f"a vocabulary of {size}")
             _require(len(envelope.buffers) == 2 * len(prefixes), "keys that are not those of its routes")
@@ -127,6 +133,13 @@ def _are_figures(figures: LinkFigures) -> bool:
     return (
         all(number is None or 0 <= number <= _MOST for number in numbers) and max(map(len, texts)) <= _MOST_CHARACTERS
     )
+
+
+def _is_model(model: HeldModel) -> bool:
+    """Names of models are shown to people, never used as paths."""
+    texts = (model.digest, model.name, model.source)
+    are_shown = all(len(text) <= _MOST_CHARACTERS and text.isprintable() for text in texts)
+    return are_shown and all(size is None or 0 <= size <= _MOST for size in (model.held_bytes, model.num_bytes))
 
 
 def _is_finite(message: Message) -> bool:

@@ -17,6 +17,7 @@ from cluster.planning import deployment as planning
 from cluster.planning.assembly import Assembly, Part
 from cluster.planning.deployment import Candidate, Deployment
 from cluster.planning.events import EventLog
+from cluster.planning.inquiries import Inquiries
 from cluster.planning.interface import Listener
 from cluster.planning.known_model import KnownModel
 from cluster.planning.launching import Launching
@@ -35,6 +36,7 @@ from protocol.messages import (
     LoadFailed,
     LoadProgress,
     Message,
+    ModelsListed,
     PrefillProgress,
     Prepared,
     Rejected,
@@ -80,6 +82,7 @@ class ControlPlane:
         self.listener: Listener | None = None
         self.starting = Starting()
         self.events = EventLog()
+        self.inquiries = Inquiries(mailbox.tell)
         self.launching = Launching(launcher, roster, door=lambda: mailbox.door, now=now, failed=self._not_started)
 
     def __repr__(self) -> str:
@@ -160,13 +163,11 @@ class ControlPlane:
         match envelope.message:
             case Join() as join:
                 self._perform_all(self.roster.joined(join, self._now()))
-            case Heartbeat() as beat:
-                self.roster.beat(beat, self._now())
+            case Heartbeat() | Leave() | ModelsListed() as said:
+                self._of_no_plan(said)
             case LinksMeasured() as found if envelope.epoch == self.epoch:
                 self.roster.members[found.worker].links = found.links
                 self._plan_all(self._deployment.move(found.move, self._now()))
-            case Leave(worker=name):
-                self._perform_all(self.roster.dismiss(name, "left"))
             case Inspected() as inspected:
                 self._inspected(inspected)
             case Prepared(worker=name, layers=layers) if self._deployment.is_preparing(name):
@@ -179,6 +180,15 @@ class ControlPlane:
             case message:
                 if self._mailbox.accepts(envelope):
                     self._of_the_plan(message, envelope.buffers)
+
+    def _of_no_plan(self, message: Heartbeat | Leave | ModelsListed) -> None:
+        match message:
+            case Heartbeat():
+                self.roster.beat(message, self._now())
+            case Leave(worker=name):
+                self._perform_all(self.roster.dismiss(name, "left"))
+            case ModelsListed():
+                self.inquiries.answered(message)
 
     def _of_the_plan(self, message: Message, buffers: tuple[Buffer, ...]) -> None:
         match message:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from cluster.membership.member import Member
 from cluster.planning.events import EventLog
+from cluster.planning.inquiries import Inquiries
 from cluster.planning.plan import Loss, Plan
 from protocol.messages import Message, PrefillProgress, Reused, SequenceFailed, Tokens
 
@@ -43,7 +44,7 @@ class Cluster(Protocol):
     """The workers as planning offers them.
 
     plan: in force, None while none can serve. missing: desired workers that are not there now. members: every desired
-    worker by name. events: what happened lately; serving adds what it does about it.
+    worker by name. events: what happened lately; serving adds what it does about it. inquiries: questions to workers.
     """
 
     listener: Listener | None
@@ -59,6 +60,9 @@ class Cluster(Protocol):
 
     @property
     def events(self) -> EventLog: ...
+
+    @property
+    def inquiries(self) -> Inquiries: ...
 
     @property
     def epoch(self) -> int: ...

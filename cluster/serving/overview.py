@@ -7,12 +7,21 @@ import time
 
 import msgspec
 
+from cluster.membership.member import LOCAL
 from cluster.planning.interface import Cluster
 from cluster.planning.plan import ModelFacts
 from cluster.serving.counts import Counts
 from cluster.serving.live_request import UNBOUNDED_CONTEXT_TOKENS
 from cluster.serving.requests import ModelInfo
-from cluster.serving.status import CoordinatorStatus, ModelStatus, Status, host_statuses, link_statuses, worker_statuses
+from cluster.serving.status import (
+    CoordinatorStatus,
+    HostModels,
+    ModelStatus,
+    Status,
+    host_statuses,
+    link_statuses,
+    worker_statuses,
+)
 from cluster.settings import StrategySettings
 from strategy.decision import Mode
 
@@ -66,6 +75,13 @@ class Overview:
         if self._cluster.plan is None:
             return "starting"
         return "degraded" if self._cluster.missing else "ready"
+
+    async def models_elsewhere(self) -> tuple[HostModels, ...]:
+        """What lies on the disks of other hosts; one worker of each is asked."""
+        members = [member for member in self._cluster.members.values() if member.host != LOCAL and member.is_there]
+        asked = {member.host: member.name for member in members}
+        found = await self._cluster.inquiries.models(asked.values())
+        return tuple(HostModels(name=host, models=found.get(worker)) for host, worker in asked.items())
 
     def status(self, *, stopping: bool) -> Status:
         model = self.model()

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import msgspec
 
-from cluster.serving.status import HealthReport, Status
+from cluster.serving.status import HealthReport, HostModels, Status
 from protocol.errors import BadRequest
 from protocol.values import Sampling
 from strategy.decision import Verdict
@@ -170,7 +170,8 @@ class Service(Protocol):
     `generate` yields Routed, then Progress and Delta in order, then one Finished; Waiting at any time before Finished, also
     before Routed, every few seconds while no plan can serve the request. An error ends it as a raised ApiError at any point.
     Errors of the request itself (400, 404, 413, 429) are raised before Routed. Closing the iterator early (`aclose`) cancels
-    the request on the workers. `mend` brings back workers that are missing; it gives their names.
+    the request on the workers. `mend` brings back workers that are missing; it gives their names. `models_elsewhere`: what
+    lies on the disks of other hosts.
     """
 
     def generate(self, request: GenerationRequest) -> AsyncIterator[Event]: ...
@@ -186,3 +187,5 @@ class Service(Protocol):
     def health(self) -> HealthReport: ...
 
     def models(self) -> tuple[ModelInfo, ...]: ...
+
+    async def models_elsewhere(self) -> tuple[HostModels, ...]: ...

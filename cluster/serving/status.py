@@ -14,7 +14,7 @@ from cluster.planning.plan import Plan
 from cluster.serving.counts import RequestCounts, ReuseCounts
 from cluster.serving.health import Stall
 from protocol.interfaces.values import LinkKind
-from protocol.messages import Join, LinkFigures
+from protocol.messages import HeldModel, Join, LinkFigures
 from protocol.transport.addressing import endpoint_for
 from protocol.values import LayerRange
 from strategy.memory import WorkerBudget
@@ -119,6 +119,13 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     requests: RequestCounts
     cache: ReuseCounts
     events: tuple[ClusterEvent, ...]
+
+
+class HostModels(msgspec.Struct, frozen=True, kw_only=True):
+    """What another host than the coordinator's has on its disk; None where it does not say."""
+
+    name: str
+    models: tuple[HeldModel, ...] | None
 
 
 class HealthReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -10,6 +10,7 @@ from protocol.messages.generating import (
     Tokens,
     Update,
 )
+from protocol.messages.inquiring import HeldModel, ListModels, ModelsListed
 from protocol.messages.joining import (
     Beat,
     Heartbeat,
@@ -60,6 +61,7 @@ __all__ = [
     "ForgetConversation",
     "Generate",
     "Heartbeat",
+    "HeldModel",
     "InspectModel",
     "Inspected",
     "Join",
@@ -70,11 +72,13 @@ __all__ = [
     "LinkFigures",
     "LinkLost",
     "LinksMeasured",
+    "ListModels",
     "LoadFailed",
     "LoadProgress",
     "LoadStage",
     "Loaded",
     "Message",
+    "ModelsListed",
     "OpenSequence",
     "PrefillProgress",
     "PrepareStage",

@@ -54,8 +54,12 @@ def test_start_brings_three_hosts_up_and_stop_leaves_nothing(cluster, bed):
     }  # fmt: skip
     answer = cluster.prompt(PROMPT, 20, "--strategy", "distributed-cached")
     assert sorted(answer["workers"]) == ["host-b", "host-c", "worker-0"]
-    assert "joined" in cluster.launch(FIRST, "logs", "--host", "host-b", "host-b", "-n", "1000")
-    assert "MLX" in cluster.launch(FIRST, "doctor", "--host", "host-c")
+    assert "belongs to the cluster" in cluster.launch(FIRST, "logs", "--host", "host-b", "host-b", "-n", "1000")
+    assert "mlx-lm" in cluster.launch(FIRST, "doctor", "--host", "host-c")
+    listed = json.loads(cluster.launch(FIRST, "models", "list", "--json"))["hosts"]
+    held = {host["name"]: {model["id"] for model in host["models"]} for host in listed}
+    assert held == dict.fromkeys(("local", "host-b", "host-c"), held["local"])
+    assert "tandem-demo" in held["local"]
     cluster.launch(FIRST, "stop")
     assert [processes(bed, host) for host in bed.hosts] == [[], [], []]
     began = time.monotonic()

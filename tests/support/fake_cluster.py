@@ -8,11 +8,12 @@ import msgspec
 from cluster.config import ApiSettings, ModelSettings, RecoverySettings, Settings, StrategySettings, WorkerSettings
 from cluster.membership.member import Member, WorkerEvent
 from cluster.planning.events import EventLog
+from cluster.planning.inquiries import Inquiries
 from cluster.planning.plan import Loss, ModelFacts, Plan
 from cluster.serving.overview import Identity
 from cluster.serving.requests import Delta, Finished, GenerationRequest, Routed, TokensPrompt, Waiting
 from cluster.serving.service import GenerationService
-from protocol.messages import Cancel, Generate, Inspected, Join, Tokens, Update
+from protocol.messages import Cancel, Generate, HeldModel, Inspected, Join, ModelsListed, Tokens, Update
 from protocol.values import LayerRange, Peer, Route
 from strategy.memory import KvGrowth, KvNeeds, WorkerBudget
 from strategy.partition import ModelSizes, Stage
@@ -88,10 +89,16 @@ class FakeCluster:
         self.events = EventLog(clock=lambda: 1_700_000_000.0)
         self.listener = None
         self.sent = []
+        self.inquiries = Inquiries(self._ask)
 
     @property
     def epoch(self):
         return self.plan.epoch if self.plan is not None else 0
+
+    def _ask(self, worker, message):
+        """Each worker has a model that is called as itself."""
+        model = HeldModel(digest="d", name=worker, held_bytes=1, num_bytes=1, source="hub")
+        self.inquiries.answered(ModelsListed(worker=worker, number=message.number, models=(model,)))
 
     def send(self, worker, message, buffers=()):
         self.sent.append((worker, message, buffers))

@@ -9,7 +9,7 @@ import httpx
 
 from cluster.api import build_app
 from cluster.serving.requests import Delta, Event, Finished, GenerationRequest, ModelInfo, Progress, Routed
-from cluster.serving.status import HealthReport
+from cluster.serving.status import HealthReport, HostModels
 
 MODEL = ModelInfo(id="tiny", layers=8, bytes=1000, context_tokens=512, has_chat_template=True, created=1_700_000_000)
 ROUTED = Routed(
@@ -76,6 +76,9 @@ class FakeService:
 
     def health(self) -> HealthReport:
         return HealthReport(state=self._state)
+
+    async def models_elsewhere(self) -> tuple[HostModels, ...]:
+        return (HostModels(name="mac2", models=None),)
 
     def models(self) -> tuple[ModelInfo, ...]:
         return self._models

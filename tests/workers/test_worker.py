@@ -1,5 +1,7 @@
 """A worker beside its engine: what it says to the coordinator and when, what reaches the engine, and how it ends."""
 
+import threading
+
 import msgspec
 import pytest
 
@@ -15,7 +17,9 @@ from protocol.messages import (
     Join,
     KeepPrefix,
     LinkLost,
+    ListModels,
     LoadStage,
+    ModelsListed,
     PrepareStage,
     Rejected,
     Sampled,
@@ -155,6 +159,17 @@ def test_it_joins_with_both_inboxes_and_nothing_held(played):
     (join,) = joins(played.pass_time(0.0))
     assert (join.name, join.secret, join.model, join.held) == ("worker-0", "s", None, ())
     assert (join.peer, join.data) == (played.peers["control"], played.peers["data"])
+
+
+def test_it_says_which_models_lie_here_to_the_question_that_was_asked(played):
+    played.admit()
+    played.pass_time(1.0, members=("worker-0",))
+    played.tell(ListModels(number=7))
+    for thread in threading.enumerate():
+        if thread.name == "models":
+            thread.join()
+    said = [message for _, message in played.pass_time(0.0) if isinstance(message, ModelsListed)]
+    assert said == [ModelsListed(worker="worker-0", number=7, models=())]
 
 
 def test_it_beats_every_half_second_with_what_the_engine_says_then(played):

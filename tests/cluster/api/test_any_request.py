@@ -53,6 +53,7 @@ PATHS = [
     "/v1/models",
     "/v1/models/tiny",
     "/v1/conversations/c",
+    "/v1/cluster/models",
     "/health",
     "/status",
     "/",

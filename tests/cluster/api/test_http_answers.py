@@ -243,6 +243,10 @@ def test_deleted_conversation_is_forgotten():
     assert (response.status_code, response.json()["deleted"], service.forgotten) == (200, True, ["c1"])
 
 
+def test_models_of_other_hosts_are_the_service_s():
+    assert ask(FakeService(), "GET", "/v1/cluster/models").json() == {"hosts": [{"name": "mac2", "models": None}]}
+
+
 def test_status_is_the_service_s():
     assert ask(FakeService(), "GET", "/status").json() == {"state": "ready", "workers": []}
 

@@ -6,7 +6,7 @@ import pytest
 from cluster.membership.checks import OF_MEMBERS, can_be_reached, check_member, check_stranger
 from protocol.codec import Envelope
 from protocol.errors import WireError
-from protocol.messages import Heartbeat, Join, Loaded
+from protocol.messages import Heartbeat, Join, Loaded, ModelsListed
 from protocol.values import Address, LayerRange, Peer
 from tests.protocol.test_codec import EXAMPLES
 
@@ -95,6 +95,17 @@ def test_what_was_loaded_and_found_fits_a_model():
     ):
         with pytest.raises(WireError):
             check_member(Envelope(1, message, buffers, key=KEY), "w")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"name": "\x1b[2J"}, {"digest": "d" * 999}, {"held_bytes": -1}, {"num_bytes": 1 << 63}]
+)
+def test_models_of_a_host_can_be_shown_and_counted(changes):
+    listed = of(ModelsListed)
+    with pytest.raises(WireError):
+        check_member(Envelope(0, changed(listed, models=(changed(listed.models[0], **changes),)), key=KEY), "w")
+    with pytest.raises(WireError):
+        check_member(Envelope(0, changed(listed, models=listed.models * 5000), key=KEY), "w")
 
 
 @pytest.mark.parametrize(

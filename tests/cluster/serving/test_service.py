@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cluster.membership.member import Whereabouts
 from cluster.serving.live_request import DEFAULT_MAX_TOKENS
 from cluster.serving.prompts import Prompts
 from cluster.serving.requests import GenerationRequest, Progress, TextPrompt, TokensPrompt
@@ -472,6 +473,19 @@ def test_conversation_that_is_deleted_is_forgotten_by_every_worker(prompts):
         assert {
             worker for worker, message, _ in cluster.sent if message == ForgetConversation(conversation="c")
         } == set(NAMES)
+
+    run(scenario())
+
+
+def test_one_worker_of_each_other_host_says_what_lies_on_its_disk(prompts):
+    async def scenario():
+        cluster = FakeCluster(plan_of())
+        for name in ("beta", "gamma"):
+            cluster.members[name].place = Whereabouts(host="mac2")
+        (host,) = await service_of(prompts, cluster).models_elsewhere()
+        assert host.name == "mac2"
+        assert len(host.models) == 1
+        assert host.models[0].name in ("beta", "gamma")
 
     run(scenario())
 
