@@ -58,6 +58,7 @@ def build_app(
             Route("/v1/explain", _guarded(endpoints.explain), methods=["POST"]),
             Route("/v1/conversations/{conversation}", _guarded(endpoints.forget), methods=["DELETE"]),
             Route("/v1/cluster/mend", _guarded(endpoints.mend), methods=["POST"]),
+            Route("/v1/cluster/figures", _guarded(endpoints.figures), methods=["POST"]),
             Route("/v1/cluster/models", _guarded(endpoints.models_elsewhere), methods=["GET"]),
             Route("/v1/models", _guarded(endpoints.models), methods=["GET"]),
             Route("/v1/models/{model_id:path}", _guarded(endpoints.model), methods=["GET"]),
@@ -104,6 +105,9 @@ class _Endpoints:
 
     async def models_elsewhere(self, _request: Request) -> Response:
         return _json({"hosts": await self._service.models_elsewhere()})
+
+    async def figures(self, _request: Request) -> Response:
+        return _json({"workers": await self._service.figures()})
 
     async def explain(self, request: Request) -> Response:
         parsed = await parsed_body(request, parse_explain)

@@ -341,17 +341,21 @@ def logs(name: str | None, num_lines: int, host: str | None, *, following: bool)
 
 @commands.command()
 @click.option("--architectures", is_flag=True, help="How each architecture of mlx-lm can be split.")
+@click.option("--verify", "verifies", is_flag=True, help="Whether each worker of the running cluster computes right.")
 @_on_host
-def doctor(host: str | None, *, architectures: bool) -> None:
+def doctor(host: str | None, *, architectures: bool, verifies: bool) -> None:
     """Check this machine: Python, MLX, BLAS, memory, model."""
+    if host is not None and verifies:
+        raise UsageError("--verify is about every worker of the cluster that runs here; leave --host out")
     if host is not None:
         _run_there(host, "doctor", *(["--architectures"] if architectures else []))
     if architectures:
         become("workers.model.inspection", ["--all"], dict(os.environ))
     from cluster.cli.doctor import examine
+    from cluster.cli.verifying import verify
 
     num_problems = 0
-    for finding in examine(_session()):
+    for finding in (verify if verifies else examine)(_session()):
         print(f"{finding.verdict:<8} {finding.text}", flush=True)
         num_problems += finding.verdict == "problem"
     if num_problems:

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from protocol.codec import Envelope
 from protocol.errors import WireError
 from protocol.messages import (
+    FiguresComputed,
     Heartbeat,
     HeldModel,
     Inspected,
@@ -28,12 +29,14 @@ from protocol.messages import (
     Prepared,
     Reused,
     SequenceFailed,
+    StageFigures,
     StepOverdue,
     Tokens,
 )
 from protocol.values import NAME_PATTERN, LayerRange, Peer
 
 OF_MEMBERS: tuple[type[Message], ...] = (
+    FiguresComputed,
     Heartbeat,
     Inspected,
     Leave,
@@ -54,6 +57,7 @@ OF_MEMBERS: tuple[type[Message], ...] = (
 _MOST = 1 << 60
 _MOST_LAYERS = 1 << 16
 _MOST_ADDRESSES = 64
+_MOST_STAGES, _MOST_SUMS = 16, 1 << 16
 _MOST_LINKS, _MOST_MODELS, _MOST_CHARACTERS = 4096, 4096, 256
 _NAME = re.compile(NAME_PATTERN)
 _NUMBERS = (int, float)
@@ -90,6 +94,9 @@ def check_member(envelope: Envelope, worker: str) -> None:
         case ModelsListed(models=models):
             _require(len(models) <= _MOST_MODELS, f"{len(models)} models")
             _require(all(map(_is_model, models)), "a model that is none")
+        case FiguresComputed(stages=stages):
+            _require(len(stages) <= _MOST_STAGES, f"figures of {len(stages)} stages")
+            _require(all(map(_are_of_a_stage, stages)), "figures of no stage")
         case Loaded(vocabulary_size=size, prefixes=prefixes):
             _require(size > 0, f"a vocabulary of {size}")
             _require(len(envelope.buffers) == 2 * len(prefixes), "keys that are not those of its routes")
@@ -140,6 +147,10 @@ def _is_model(model: HeldModel) -> bool:
     texts = (model.digest, model.name, model.source)
     are_shown = all(len(text) <= _MOST_CHARACTERS and text.isprintable() for text in texts)
     return are_shown and all(size is None or 0 <= size <= _MOST for size in (model.held_bytes, model.num_bytes))
+
+
+def _are_of_a_stage(stage: StageFigures) -> bool:
+    return _are_layers(stage.layers) and sum(map(len, stage.rows)) <= _MOST_SUMS
 
 
 def _is_finite(message: Message) -> bool:

@@ -26,6 +26,7 @@ from cluster.planning.starting import Starting
 from protocol.codec import Envelope
 from protocol.errors import ModelError, TandemError, UsageError
 from protocol.messages import (
+    FiguresComputed,
     Heartbeat,
     Inspected,
     Join,
@@ -82,7 +83,7 @@ class ControlPlane:
         self.listener: Listener | None = None
         self.starting = Starting()
         self.events = EventLog()
-        self.inquiries = Inquiries(mailbox.tell)
+        self.inquiries = Inquiries(mailbox.tell, self.send)
         self.launching = Launching(launcher, roster, door=lambda: mailbox.door, now=now, failed=self._not_started)
 
     def __repr__(self) -> str:
@@ -200,6 +201,8 @@ class ControlPlane:
                 self._listening.failed(message)
             case Reused():
                 self._listening.reused(message)
+            case FiguresComputed():
+                self.inquiries.answered(message)
             case LoadProgress() as progress if self._assembly is not None:
                 self.starting.tell(self._assembly.progress(progress))
             case Loaded():

@@ -1,4 +1,4 @@
-"""Questions to workers that belong to no plan, such as what lies on their disks, and whoever waits for the answers.
+"""Questions to workers beside all requests, and whoever waits for the answers: what lies on their disks, what their layers compute.
 
 A worker that does not answer in time, because it is gone or busy, has no answer.
 """
@@ -7,38 +7,63 @@ import asyncio
 import itertools
 from collections.abc import Callable, Iterable
 
-from protocol.messages import HeldModel, ListModels, Message, ModelsListed
+from protocol.messages import (
+    ComputeFigures,
+    FiguresComputed,
+    HeldModel,
+    ListModels,
+    Message,
+    ModelsListed,
+    StageFigures,
+)
 
-WITHIN_S = 10.0
+MODELS_WITHIN_S = 10.0
+# Behind the steps that it is at, a worker runs a short prompt.
+FIGURES_WITHIN_S = 60.0
+
+Answer = ModelsListed | FiguresComputed
+_Say = Callable[[str, Message], None]
 
 
 class Inquiries:
-    """tell: says something to a worker, by name."""
+    """tell: says something to a worker, by name; send: something of the plan in force."""
 
-    def __init__(self, tell: Callable[[str, Message], None]):
+    def __init__(self, tell: _Say, send: _Say):
         self._tell = tell
+        self._send = send
         self._numbers = itertools.count(1)
-        self._open: dict[tuple[str, int], asyncio.Future[ModelsListed]] = {}
+        self._open: dict[tuple[str, int], asyncio.Future[Answer]] = {}
 
     def __repr__(self) -> str:
         return f"Inquiries({len(self._open)} open)"
 
     async def models(self, workers: Iterable[str]) -> dict[str, tuple[HeldModel, ...]]:
         """The models on the disk of each worker's host, for those that answer."""
+        found = await self._ask(workers, self._tell, lambda number: ListModels(number=number), MODELS_WITHIN_S)
+        return {name: answer.models for name, answer in found.items() if isinstance(answer, ModelsListed)}
+
+    async def figures(self, workers: Iterable[str]) -> dict[str, tuple[StageFigures, ...]]:
+        """What the layers of each worker of the plan in force compute, for those that answer."""
+        found = await self._ask(workers, self._send, lambda number: ComputeFigures(number=number), FIGURES_WITHIN_S)
+        return {name: answer.stages for name, answer in found.items() if isinstance(answer, FiguresComputed)}
+
+    async def _ask(
+        self, workers: Iterable[str], say: _Say, question: Callable[[int], Message], within_s: float
+    ) -> dict[str, Answer]:
         number, loop = next(self._numbers), asyncio.get_running_loop()
-        asked = {worker: loop.create_future() for worker in workers}
+        asked: dict[str, asyncio.Future[Answer]] = {worker: loop.create_future() for worker in workers}
         self._open |= {(worker, number): answer for worker, answer in asked.items()}
         try:
             for worker in asked:
-                self._tell(worker, ListModels(number=number))
+                say(worker, question(number))
             if asked:
-                await asyncio.wait(asked.values(), timeout=WITHIN_S)
+                await asyncio.wait(asked.values(), timeout=within_s)
         finally:
             for worker in asked:
                 del self._open[worker, number]
-        return {worker: answer.result().models for worker, answer in asked.items() if answer.done()}
+        return {worker: answer.result() for worker, answer in asked.items() if answer.done()}
 
-    def answered(self, answer: ModelsListed) -> None:
+    def answered(self, answer: Answer) -> None:
         """A worker answered; one that nobody waits for any more does not matter."""
         waiting = self._open.get((answer.worker, answer.number))
         if waiting is not None and not waiting.done():

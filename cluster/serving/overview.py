@@ -18,11 +18,13 @@ from cluster.serving.status import (
     HostModels,
     ModelStatus,
     Status,
+    WorkerFigures,
     host_statuses,
     link_statuses,
     worker_statuses,
 )
 from cluster.settings import StrategySettings
+from protocol.errors import Unavailable
 from strategy.decision import Mode
 
 
@@ -82,6 +84,14 @@ class Overview:
         asked = {member.host: member.name for member in members}
         found = await self._cluster.inquiries.models(asked.values())
         return tuple(HostModels(name=host, models=found.get(worker)) for host, worker in asked.items())
+
+    async def figures(self) -> tuple[WorkerFigures, ...]:
+        """What the layers of each worker of the plan in force compute. Raises Unavailable without one."""
+        plan = self._cluster.plan
+        if plan is None:
+            raise Unavailable("no plan is in force now; try again once /health says ready")
+        found = await self._cluster.inquiries.figures(plan.workers)
+        return tuple(WorkerFigures(name=worker, stages=found.get(worker)) for worker in plan.workers)
 
     def status(self, *, stopping: bool) -> Status:
         model = self.model()

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import msgspec
 
-from cluster.serving.status import HealthReport, HostModels, Status
+from cluster.serving.status import HealthReport, HostModels, Status, WorkerFigures
 from protocol.errors import BadRequest
 from protocol.values import Sampling
 from strategy.decision import Verdict
@@ -171,7 +171,7 @@ class Service(Protocol):
     before Routed, every few seconds while no plan can serve the request. An error ends it as a raised ApiError at any point.
     Errors of the request itself (400, 404, 413, 429) are raised before Routed. Closing the iterator early (`aclose`) cancels
     the request on the workers. `mend` brings back workers that are missing; it gives their names. `models_elsewhere`: what
-    lies on the disks of other hosts.
+    lies on the disks of other hosts. `figures`: what the workers' layers make of a fixed input.
     """
 
     def generate(self, request: GenerationRequest) -> AsyncIterator[Event]: ...
@@ -189,3 +189,5 @@ class Service(Protocol):
     def models(self) -> tuple[ModelInfo, ...]: ...
 
     async def models_elsewhere(self) -> tuple[HostModels, ...]: ...
+
+    async def figures(self) -> tuple[WorkerFigures, ...]: ...

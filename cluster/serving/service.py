@@ -26,7 +26,7 @@ from cluster.serving.live_request import LiveRequest
 from cluster.serving.overview import Identity, Overview
 from cluster.serving.requests import Event, Explanation, Finished, GenerationRequest, ModelInfo
 from cluster.serving.runs import Paused, RouteLost, Run, Runs
-from cluster.serving.status import HealthReport, HostModels, Status, health_report
+from cluster.serving.status import HealthReport, HostModels, Status, WorkerFigures, health_report
 from cluster.serving.waiting import until_placed
 from cluster.settings import Settings
 from protocol.errors import ApiError, Unavailable, UsageError
@@ -217,6 +217,10 @@ class GenerationService:
     async def models_elsewhere(self) -> tuple[HostModels, ...]:
         """See Overview."""
         return await self._overview.models_elsewhere()
+
+    async def figures(self) -> tuple[WorkerFigures, ...]:
+        """See Overview."""
+        return await self._overview.figures()
 
     def health(self) -> HealthReport:
         owed = [since for since in (self._runs.owed_since, self._admission.lacking_since) if since is not None]

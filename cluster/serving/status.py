@@ -14,7 +14,7 @@ from cluster.planning.plan import Plan
 from cluster.serving.counts import RequestCounts, ReuseCounts
 from cluster.serving.health import Stall
 from protocol.interfaces.values import LinkKind
-from protocol.messages import HeldModel, Join, LinkFigures
+from protocol.messages import HeldModel, Join, LinkFigures, StageFigures
 from protocol.transport.addressing import endpoint_for
 from protocol.values import LayerRange
 from strategy.memory import WorkerBudget
@@ -126,6 +126,13 @@ class HostModels(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     models: tuple[HeldModel, ...] | None
+
+
+class WorkerFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker's layers make of a fixed input; None where it does not say."""
+
+    name: str
+    stages: tuple[StageFigures, ...] | None
 
 
 class HealthReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

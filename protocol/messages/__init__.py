@@ -10,7 +10,14 @@ from protocol.messages.generating import (
     Tokens,
     Update,
 )
-from protocol.messages.inquiring import HeldModel, ListModels, ModelsListed
+from protocol.messages.inquiring import (
+    ComputeFigures,
+    FiguresComputed,
+    HeldModel,
+    ListModels,
+    ModelsListed,
+    StageFigures,
+)
 from protocol.messages.joining import (
     Beat,
     Heartbeat,
@@ -55,9 +62,11 @@ __all__ = [
     "Beat",
     "Cancel",
     "CloseSequence",
+    "ComputeFigures",
     "CopyArrived",
     "CopyPrefix",
     "DropPrefix",
+    "FiguresComputed",
     "ForgetConversation",
     "Generate",
     "Heartbeat",
@@ -89,6 +98,7 @@ __all__ = [
     "Sampled",
     "SequenceFailed",
     "Shutdown",
+    "StageFigures",
     "StagePlan",
     "Step",
     "StepFailed",

@@ -1,8 +1,11 @@
-"""What the coordinator asks workers beside all plans, and what they answer: each question has a number, and an answer its question's."""
+"""What the coordinator asks workers beside all requests, and what they answer: each question has a number, and an answer its
+question's.
+"""
 
 import msgspec
 
 from protocol.messages.message import Message
+from protocol.values import LayerRange
 
 
 class HeldModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,3 +36,27 @@ class ModelsListed(Message, frozen=True, kw_only=True):
     worker: str
     number: int
     models: tuple[HeldModel, ...]
+
+
+class StageFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """What some layers make of a fixed input, see `workers.model.figures`: sums, a row for each position. is_exact: computed in
+    32 bits throughout.
+    """
+
+    layers: LayerRange
+    rows: tuple[tuple[float, ...], ...]
+    is_exact: bool
+
+
+class ComputeFigures(Message, frozen=True, kw_only=True):
+    """What do the worker's layers of the plan in force make of the fixed input?"""
+
+    number: int
+
+
+class FiguresComputed(Message, frozen=True, kw_only=True):
+    """This, for each range of layers that a route has here."""
+
+    worker: str
+    number: int
+    stages: tuple[StageFigures, ...]

@@ -9,6 +9,8 @@ from cluster.membership.invitations import InvitationBook
 from protocol.home import Home
 from protocol.host_specs import read_host_specs
 from protocol.join_token import ID_CHARACTERS, make_token
+from protocol.model_digest import model_digest
+from tests.support.damage import damaged_copy
 from tests.support.running_cluster import CHECKOUT, RunningCluster, wait_until
 
 MODEL = CHECKOUT / "models" / "tandem-demo"  # where a worker finds it by its digest
@@ -75,13 +77,23 @@ def test_worker_from_elsewhere_joins_computes_leaves_returns_and_has_to_go(host,
     assert sorted(together["tandem"]["workers"]) == ["studio", "worker-0"]
     assert together["choices"][0]["text"] == alone["choices"][0]["text"]
 
+    verified = host.command("doctor", "--verify")
+    assert verified.returncode == 0, verified.stderr
+    assert "studio computes layers" in verified.stdout
+
     assert elsewhere.command("stop").stdout == "Stopped 1 worker of a cluster elsewhere.\n"
     wait_until(lambda: list(host.worker_pids()) == ["worker-0"], "the worker being missed by nobody")
     assert host.complete(PROMPT, 12, temperature=0)["choices"][0]["text"] == alone["choices"][0]["text"]
 
+    copy = damaged_copy(MODEL, elsewhere.home / "copy", studio["layers"][0])
+    Home(elsewhere.home).remember_model(model_digest(MODEL), copy)
     returned = join(elsewhere, door)
     assert returned.returncode == 0, returned.stderr + elsewhere.logs()
-    part_of(host, "studio")
+    assert part_of(host, "studio")["layers"] == studio["layers"]
+    verified = host.command("doctor", "--verify")
+    problems = [line for line in verified.stdout.splitlines() if line.startswith("problem")]
+    assert verified.returncode == 1, verified.stderr
+    assert {line.split()[1] for line in problems} == {"studio"}
     taken_back = host.command("token", "revoke", secret[:ID_CHARACTERS], "--end-workers")
     assert taken_back.returncode == 0, taken_back.stderr
     wait_until(lambda: not elsewhere.processes(), "the end of the worker")

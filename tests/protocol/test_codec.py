@@ -79,6 +79,11 @@ EXAMPLES: dict[int, messages.Message] = {
         number=3,
         models=(messages.HeldModel(digest="d", name="n", held_bytes=5, num_bytes=None, source="hub"),),
     ),
+    17: messages.FiguresComputed(
+        worker="w",
+        number=3,
+        stages=(messages.StageFigures(layers=LayerRange(0, 4), rows=((0.5, -1.0),), is_exact=True),),
+    ),
     20: messages.Welcome(inbox=PEER, door=PEER),
     21: messages.Rejected(reason="r"),
     22: messages.InspectModel(model="d", reply_to=PEER),
@@ -110,6 +115,7 @@ EXAMPLES: dict[int, messages.Message] = {
     29: messages.Beat(members=("w", "v")),
     30: messages.PrepareStage(model="d", layers=LayerRange(0, 4), reply_to=PEER),
     31: messages.ListModels(number=3),
+    32: messages.ComputeFigures(number=3),
     40: messages.OpenSequence(
         sequence=1, route=Route(("w",)), cached=False, sampling=Sampling(), seed=1, history=(1, 2), max_length=9
     ),

@@ -13,7 +13,18 @@ from cluster.planning.plan import Loss, ModelFacts, Plan
 from cluster.serving.overview import Identity
 from cluster.serving.requests import Delta, Finished, GenerationRequest, Routed, TokensPrompt, Waiting
 from cluster.serving.service import GenerationService
-from protocol.messages import Cancel, Generate, HeldModel, Inspected, Join, ModelsListed, Tokens, Update
+from protocol.messages import (
+    Cancel,
+    FiguresComputed,
+    Generate,
+    HeldModel,
+    Inspected,
+    Join,
+    ListModels,
+    ModelsListed,
+    Tokens,
+    Update,
+)
 from protocol.values import LayerRange, Peer, Route
 from strategy.memory import KvGrowth, KvNeeds, WorkerBudget
 from strategy.partition import ModelSizes, Stage
@@ -89,16 +100,19 @@ class FakeCluster:
         self.events = EventLog(clock=lambda: 1_700_000_000.0)
         self.listener = None
         self.sent = []
-        self.inquiries = Inquiries(self._ask)
+        self.inquiries = Inquiries(self._ask, self._ask)
 
     @property
     def epoch(self):
         return self.plan.epoch if self.plan is not None else 0
 
     def _ask(self, worker, message):
-        """Each worker has a model that is called as itself."""
-        model = HeldModel(digest="d", name=worker, held_bytes=1, num_bytes=1, source="hub")
-        self.inquiries.answered(ModelsListed(worker=worker, number=message.number, models=(model,)))
+        """Each worker has a model that is called as itself, and computes nothing."""
+        if isinstance(message, ListModels):
+            model = HeldModel(digest="d", name=worker, held_bytes=1, num_bytes=1, source="hub")
+            self.inquiries.answered(ModelsListed(worker=worker, number=message.number, models=(model,)))
+        else:
+            self.inquiries.answered(FiguresComputed(worker=worker, number=message.number, stages=()))
 
     def send(self, worker, message, buffers=()):
         self.sent.append((worker, message, buffers))

@@ -9,7 +9,7 @@ import httpx
 
 from cluster.api import build_app
 from cluster.serving.requests import Delta, Event, Finished, GenerationRequest, ModelInfo, Progress, Routed
-from cluster.serving.status import HealthReport, HostModels
+from cluster.serving.status import HealthReport, HostModels, WorkerFigures
 
 MODEL = ModelInfo(id="tiny", layers=8, bytes=1000, context_tokens=512, has_chat_template=True, created=1_700_000_000)
 ROUTED = Routed(
@@ -79,6 +79,9 @@ class FakeService:
 
     async def models_elsewhere(self) -> tuple[HostModels, ...]:
         return (HostModels(name="mac2", models=None),)
+
+    async def figures(self) -> tuple[WorkerFigures, ...]:
+        return (WorkerFigures(name="alpha", stages=None),)
 
     def models(self) -> tuple[ModelInfo, ...]:
         return self._models

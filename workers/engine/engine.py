@@ -21,6 +21,7 @@ from protocol.errors import TandemError
 from protocol.messages import (
     Cancel,
     CloseSequence,
+    ComputeFigures,
     CopyArrived,
     CopyPrefix,
     DropPrefix,
@@ -94,9 +95,10 @@ class Engine:
 
     def _handlers_by_kind(self) -> Mapping[type[Message], _Handler]:
         return {
-            InspectModel: self._inspect,
-            PrepareStage: self._prepare,
+            InspectModel: self._look_after,
+            PrepareStage: self._look_after,
             LoadStage: self._load,
+            ComputeFigures: lambda message, _: [Report(self._runner.figures(message))],
             Generate: self._generate,
             Cancel: lambda message, _: self._heads.cancel(message),
             KnownPrefix: self._know,
@@ -331,19 +333,13 @@ class Engine:
         self._vitals.measure(self._now(), stages)  # what says that this is loaded is not followed by older figures
         return (report,)
 
-    def _inspect(self, message: InspectModel, _: _Buffers) -> Sequence[Action]:
-        self._answer_at(message.reply_to)
-        with self._taking_its_time():
-            return (self._loading.inspect(message),)
-
-    def _answer_at(self, coordinator: Peer) -> None:
-        """Where no plan is in force, answer the coordinator that asks, which may be another than before."""
+    def _look_after(self, message: InspectModel | PrepareStage, _: _Buffers) -> Sequence[Action]:
+        """Where no plan is in force, the coordinator that asks is answered, which may be another than before."""
         if self._arrivals.is_suspended:
-            self._renew_links(coordinator)
-
-    def _prepare(self, message: PrepareStage, _: _Buffers) -> Sequence[Action]:
-        self._answer_at(message.reply_to)
+            self._renew_links(message.reply_to)
         with self._taking_its_time():
+            if isinstance(message, InspectModel):
+                return (self._loading.inspect(message),)
             return (self._loading.prepare(message),)
 
     @contextlib.contextmanager

@@ -14,7 +14,7 @@ import mlx.core as mx
 import msgspec
 import numpy as np
 
-from protocol.messages import KeepPrefix, OpenSequence, Row, Step
+from protocol.messages import KeepPrefix, OpenSequence, Row, StageFigures, Step
 from protocol.values import LayerRange
 from strategy.prefix import Key
 from workers.cache.prefix_store import PrefixLost, PrefixStore
@@ -22,6 +22,7 @@ from workers.cache.stage_cache import StageCache
 from workers.engine.fitness import UnfitMessage
 from workers.engine.sampling import TokenSampler, sample_rows
 from workers.kv_cache import KvSettings
+from workers.model.figures import stage_figures
 from workers.model.payload import arrays as payload_arrays
 from workers.model.split_model import SplitModel
 
@@ -120,6 +121,10 @@ class StageExecutor:
     def shared_bytes(self) -> int:
         """Bytes of the kept parts that open sequences began with."""
         return self.prefixes.bytes_of({key for sequence in self._sequences.values() for key in sequence.keys})
+
+    def figures(self) -> StageFigures:
+        """What the layers make of the fixed input; no sequence's cache changes."""
+        return stage_figures(self._model, self._stage.layers)
 
     def clear(self) -> None:
         """Forget every sequence; what is kept of past ones stays."""

@@ -13,9 +13,11 @@ import numpy as np
 from protocol.heap import give_back_memory
 from protocol.messages import (
     CloseSequence,
+    ComputeFigures,
     CopyArrived,
     CopyPrefix,
     DropPrefix,
+    FiguresComputed,
     KeepPrefix,
     OpenSequence,
     Sampled,
@@ -37,6 +39,8 @@ from workers.model.stage_loading import LoadedStages
 
 # How often MLX gives unused buffers back to the system, as mlx-lm does.
 _CLEAR_EVERY_STEPS = 256
+# A prompt of a few tokens, also on the slowest machine.
+_FIGURES_LIMIT_S = 60.0
 
 
 class StepInFlight(msgspec.Struct, frozen=True, eq=False):
@@ -163,6 +167,13 @@ class StageRunner:
     def flush(self) -> None:
         """Put on disk what past sequences left."""
         self.stages.flush()
+
+    def figures(self, message: ComputeFigures) -> FiguresComputed:
+        """What this worker's layers make of the fixed input, in caches of its own: sequences do not notice."""
+        self._vitals.begin(self._now(), _FIGURES_LIMIT_S)
+        self._leaves_memory = True
+        stages = tuple(executor.figures() for executor in self.stages.executors.values())
+        return FiguresComputed(worker=self._name, number=message.number, stages=stages)
 
     # --- steps
 

@@ -54,6 +54,7 @@ PATHS = [
     "/v1/models/tiny",
     "/v1/conversations/c",
     "/v1/cluster/models",
+    "/v1/cluster/figures",
     "/health",
     "/status",
     "/",

@@ -247,6 +247,11 @@ def test_models_of_other_hosts_are_the_service_s():
     assert ask(FakeService(), "GET", "/v1/cluster/models").json() == {"hosts": [{"name": "mac2", "models": None}]}
 
 
+def test_figures_of_workers_are_the_service_s():
+    answer = ask(FakeService(), "POST", "/v1/cluster/figures")
+    assert answer.json() == {"workers": [{"name": "alpha", "stages": None}]}
+
+
 def test_status_is_the_service_s():
     assert ask(FakeService(), "GET", "/status").json() == {"state": "ready", "workers": []}
 

@@ -6,7 +6,7 @@ import pytest
 from cluster.membership.checks import OF_MEMBERS, can_be_reached, check_member, check_stranger
 from protocol.codec import Envelope
 from protocol.errors import WireError
-from protocol.messages import Heartbeat, Join, Loaded, ModelsListed
+from protocol.messages import FiguresComputed, Heartbeat, Join, Loaded, ModelsListed
 from protocol.values import Address, LayerRange, Peer
 from tests.protocol.test_codec import EXAMPLES
 
@@ -106,6 +106,15 @@ def test_models_of_a_host_can_be_shown_and_counted(changes):
         check_member(Envelope(0, changed(listed, models=(changed(listed.models[0], **changes),)), key=KEY), "w")
     with pytest.raises(WireError):
         check_member(Envelope(0, changed(listed, models=listed.models * 5000), key=KEY), "w")
+
+
+@pytest.mark.parametrize("changes", [{"layers": LayerRange(3, 1)}, {"rows": ((0.0,) * 2000,) * 50}])
+def test_figures_are_of_layers_and_few(changes):
+    told = of(FiguresComputed)
+    with pytest.raises(WireError):
+        check_member(Envelope(0, changed(told, stages=(changed(told.stages[0], **changes),)), key=KEY), "w")
+    with pytest.raises(WireError):
+        check_member(Envelope(0, changed(told, stages=told.stages * 20), key=KEY), "w")
 
 
 @pytest.mark.parametrize(

@@ -490,6 +490,18 @@ def test_one_worker_of_each_other_host_says_what_lies_on_its_disk(prompts):
     run(scenario())
 
 
+def test_workers_of_the_plan_say_what_they_compute_and_without_one_there_is_nothing_to_ask(prompts):
+    async def scenario():
+        cluster = FakeCluster(plan_of(("alpha", "beta")))
+        service = service_of(prompts, cluster)
+        assert [(worker.name, worker.stages) for worker in await service.figures()] == [("alpha", ()), ("beta", ())]
+        cluster.end("alpha")
+        with pytest.raises(Unavailable):
+            await service.figures()
+
+    run(scenario())
+
+
 def test_request_whose_cache_can_never_fit_is_refused_with_the_figures(prompts):
     async def play():
         service = service_of(prompts, FakeCluster(plan_of(room=10 * 256)), use_distributed_inference="never")

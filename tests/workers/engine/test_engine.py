@@ -7,11 +7,26 @@ import numpy as np
 import pytest
 
 from protocol.codec import Envelope
-from protocol.messages import Cancel, Generate, Heartbeat, Inspected, InspectModel, LoadFailed, Sampled, Shutdown, Step
+from protocol.messages import (
+    Cancel,
+    ComputeFigures,
+    FiguresComputed,
+    Generate,
+    Heartbeat,
+    Inspected,
+    InspectModel,
+    LoadFailed,
+    Sampled,
+    Shutdown,
+    Step,
+)
 from protocol.transport import InProcessNetwork
+from protocol.values import LayerRange
 from strategy.vocabulary import Route
 from tests.support.in_process_cluster import MODEL, InProcessCluster, alone, heartbeat_of, shelf_of
 from workers.engine.engine import Engine
+from workers.model.figures import stage_figures
+from workers.model.split_model import SplitModel
 from workers.zoo import make_tiny_model
 
 PROMPT = list(range(20, 60))
@@ -312,3 +327,21 @@ def test_message_that_is_not_for_engines_is_dropped(cluster):
     cluster.post("worker-0", Cancel(sequence=3))
     cluster.run()
     cluster.assert_nothing_is_left()
+
+
+def test_figures_are_those_of_the_layers_and_a_request_that_runs_does_not_notice(cluster, model):
+    expected = alone(model, PROMPT, 20)
+    sequence = cluster.generate(PROMPT, 20)
+    while len(cluster.tokens.get(sequence, ())) < 5:
+        cluster.turn()
+    assert sequence not in cluster.finish_reasons
+    for name in cluster.names:
+        cluster._send(name, ComputeFigures(number=7))
+    cluster.run()
+    assert cluster.tokens[sequence] == expected
+    told = {message.worker: message.stages for message in cluster.reports_of(FiguresComputed)}
+    whole = SplitModel.load(model)
+    assert {stage.layers for stage in told["worker-0"]} == {LayerRange(0, 3), LayerRange(0, 6)}
+    assert {stage.layers for stage in told["worker-1"]} == {LayerRange(3, 6)}
+    for stage in (*told["worker-0"], *told["worker-1"]):
+        assert stage == stage_figures(whole, stage.layers)
