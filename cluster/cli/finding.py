@@ -82,7 +82,8 @@ def _processes(home: Home | None) -> Iterator[tuple[str, list[str], ProcessIdent
         arguments, uids = process.info["cmdline"] or [], process.info["uids"]
         module = _after("-m", arguments)
         root = _after("--home", arguments)
-        is_ours = module in (_SUPERVISOR, _COORDINATOR, _WORKER) and (root if home is None else root == str(home.root))
+        is_wanted = bool(root) if home is None else root == str(home.root)
+        is_ours = module in (_SUPERVISOR, _COORDINATOR, _WORKER) and is_wanted
         if not is_ours or uids is None or uids.real != os.getuid() or process.info["status"] == psutil.STATUS_ZOMBIE:
             continue
         try:

@@ -42,7 +42,11 @@ def verify(session: Session) -> Iterator[Finding]:
     told = session.client(state).post("/v1/cluster/figures", {}, _ANSWER_S)["workers"]
     found = {each["name"]: each["stages"] and msgspec.convert(each["stages"], list[Computed]) for each in told}
     ranges = sorted({stage.layers for stages in found.values() for stage in stages or ()})
-    own = _own(session, str(resolve_model(settings.model.path)), ranges) if ranges else {}
+    session.terminal.progress("computing the same layers on this machine", at_once=True)
+    try:
+        own = _own(session, str(resolve_model(settings.model.path)), ranges) if ranges else {}
+    finally:
+        session.terminal.done()
     for worker in (name for name, stages in found.items() if stages is None):
         yield Finding(verdict="problem", text=f"{worker} did not answer; `./launch.sh status` says how it is")
     compared = [compare(name, stage, own[stage.layers]) for name, stages in found.items() for stage in stages or ()]

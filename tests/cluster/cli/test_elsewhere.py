@@ -8,8 +8,10 @@ import msgspec
 import pytest
 
 from cluster.cli.main import main
+from cluster.membership.host_orders import HostGreeting, HostHello, read_order, to_line
 from cluster.settings import HostSettings, ModelSettings, Settings, WorkerSettings
-from protocol.home import ClusterState, Home, ProcessIdentity
+from protocol.home import ClusterState, DesiredState, Home, ProcessIdentity
+from protocol.host_specs import read_host_specs
 from tests.support.fake_api import FakeApi
 from tests.support.running_cluster import CHECKOUT, wait_until
 
@@ -103,3 +105,25 @@ def test_following_a_silent_log_ends_when_its_reader_goes(there, tmp_path):
     finally:
         follower.kill()
         follower.wait()
+
+
+@pytest.mark.parametrize("is_down", [False, True])
+def test_stop_behind_a_dead_coordinator_ends_what_it_left_there_or_says_that_it_cannot(there, tmp_path, capfd, is_down):
+    hello = HostHello(about=read_host_specs(), free_bytes=1 << 40, workers={}, num_ended=2)
+    (there / "hello").write_bytes(to_line(hello))
+    write_program(there / "my tandem" / "launch.sh", f"#!/bin/sh\ncat >{there}/greeting\ncat {there}/hello\n")
+    home = Home(tmp_path / "home")
+    home.write_desired(DesiredState(incarnation=1, secret="s", public_key="k" * 40, secret_key="s" * 40))
+    nobody = ProcessIdentity(pid=os.getpid(), create_time=1.0)
+    home.write_state(ClusterState(coordinator=nobody, api="http://x:1", port=1, started_at=1.0))
+    if is_down:
+        (there / "down").touch()
+    assert main(["stop"]) == 0
+    printed = capfd.readouterr()
+    if is_down:
+        assert printed.out == "The coordinator had already ended.\n"
+        assert "turn on Remote Login" in printed.err
+        assert "end by themselves 120 s after" in printed.err
+        return
+    assert printed.out == "The coordinator had already ended; 2 of its workers still ran and were stopped.\n"
+    assert read_order((there / "greeting").read_bytes()) == HostGreeting(cluster="k" * 40, is_new=True, orphan_s=0.0)
