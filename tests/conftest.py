@@ -7,7 +7,18 @@ settings.register_profile("tandem", deadline=None, suppress_health_check=[Health
 settings.load_profile("tandem")
 
 # Files of these take longest, and one file stays with one process: they go first, so that no processor is idle at the end.
-_LONGEST = ("tests/in_process/", "architectures.py", "tests/integration/", "tests/workers/", "tests/benchmarks/")
+# Those of hosts mostly wait: one at a time beside what computes.
+_LONGEST = (
+    "tests/hosts/test_cluster.py",
+    "test_split_architectures.py",
+    "tests/in_process/",
+    "tests/hosts/test_ssh.py",
+    "architectures.py",
+    "tests/integration/",
+    "tests/hosts/",
+    "tests/workers/",
+    "tests/benchmarks/",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
