@@ -23,6 +23,7 @@ from cluster.settings import (
     EngineSettings,
     HostSettings,
     KvCacheSettings,
+    LinkNaming,
     LinkSettings,
     ModelSettings,
     RecoverySettings,
@@ -31,6 +32,7 @@ from cluster.settings import (
     WorkerSettings,
 )
 from protocol.errors import UsageError
+from protocol.interfaces.names import is_link_name
 from protocol.values import Count, KvSettings, LayerRange
 
 BUNDLED_MODEL = "models/tandem-demo"
@@ -257,6 +259,8 @@ def _converted(kind: Any, key: str, value: Any, origin: str, *, strict: bool) ->
     except (msgspec.ValidationError, ValueError):
         raise problem from None
     if isinstance(converted, LayerRange) and not 0 <= converted.start < converted.end:
+        raise problem
+    if kind == LinkNaming and not all(map(is_link_name, converted)):
         raise problem
     return converted
 

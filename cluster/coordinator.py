@@ -28,7 +28,7 @@ from cluster.api.app import build_app
 from cluster.api.server import bind, serve
 from cluster.membership.discovery import AnnouncedDoor, Announcer, own_door, register_by_mdns
 from cluster.membership.invitations import InvitationBook
-from cluster.membership.local import WORKER, Launcher, LocalLauncher, default_memory_limit, listen_options
+from cluster.membership.local import WORKER, Launcher, LocalLauncher, default_memory_limit, link_options
 from cluster.membership.mailbox import ZmqMailbox
 from cluster.membership.member import Member, Whereabouts
 from cluster.membership.placed import PlacedLauncher
@@ -51,7 +51,7 @@ from protocol.host_specs import read_host_specs
 from protocol.logs import configure_logging
 from protocol.model_digest import model_digest
 from protocol.transport import KeyPair
-from protocol.transport.addressing import advertised, host_of, own_networks
+from protocol.transport.addressing import advertised, host_of, own_networks, permitted_here
 from protocol.values import LayerRange, Peer
 from strategy.cache_use import MeasuredUse
 
@@ -178,10 +178,11 @@ class Coordinator:
         home, settings = self._home, self._settings
         earlier = await asyncio.to_thread(self._earlier_workers)
         desired = await asyncio.to_thread(home.next_incarnation, _make_keys)
-        mailbox = _mailbox(desired, settings.links.addresses)
+        listen = permitted_here(settings.links.addresses, settings.links.names, own_networks())
+        mailbox = _mailbox(desired, listen)
         desired = msgspec.structs.replace(desired, port=int(mailbox.door.endpoint.rpartition(":")[2]))
         await asyncio.to_thread(home.write_desired, desired)
-        self._announcer = _announcer(mailbox.door, desired, settings.links.addresses)
+        self._announcer = _announcer(mailbox.door, desired, listen)
         digest = await asyncio.to_thread(model_digest, path)
         home.remember_model(digest, path)
         self._report.tell(progress="starting the workers")
@@ -262,7 +263,7 @@ class Coordinator:
 
 def _worker_options(settings: Settings) -> tuple[str, ...]:
     trace = () if settings.engine.trace is None else ("--trace", settings.engine.trace)
-    return ("--orphan-s", f"{settings.recovery.orphan_s:g}", *listen_options(settings.links.addresses), *trace)
+    return ("--orphan-s", f"{settings.recovery.orphan_s:g}", *link_options(settings.links), *trace)
 
 
 def _make_keys() -> tuple[str, str]:

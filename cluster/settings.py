@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from protocol.interfaces.names import LinkNames
 from protocol.values import NAME_PATTERN, Count, KvSettings, LayerRange, Natural
 from strategy.decision import Mode
 
@@ -40,6 +41,10 @@ ApiKey = Annotated[
 Listen = Annotated[
     Literal["all"] | tuple[Text, ...],
     Meta(description='"all", or a list of addresses of this machine'),
+]
+LinkNaming = Annotated[
+    tuple[Text, ...],
+    Meta(description='a list of addresses, networks such as "10.0.0.0/24" and interfaces such as "en0"'),
 ]
 Switch = Annotated[bool, Meta(description="true or false")]
 
@@ -105,14 +110,23 @@ class RecoverySettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LinkSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """How workers are reached from other hosts. listen: at which addresses of this one; processes here always are."""
+    """How workers are reached from other hosts, and reach them. listen: at which addresses of this one; processes here always are.
+    prefer: what workers here send to where it works, the best first; exclude: what is never listened at, announced or sent to.
+    """
 
     listen: Listen = "all"
+    prefer: LinkNaming = ()
+    exclude: LinkNaming = ()
 
     @property
     def addresses(self) -> tuple[str, ...]:
         """What is listened at, as `ZmqInbox` takes it."""
         return ("*",) if self.listen == "all" else self.listen
+
+    @property
+    def names(self) -> LinkNames:
+        """What is preferred and excluded."""
+        return LinkNames(prefer=self.prefer, exclude=self.exclude)
 
 
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):

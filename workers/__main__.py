@@ -14,6 +14,7 @@ from pathlib import Path
 from protocol.descriptors import allow_descriptors, limits_kept
 from protocol.errors import TandemError
 from protocol.home import Home
+from protocol.interfaces.names import LinkNames
 from protocol.join_token import read_token
 from protocol.logs import configure_logging, say_on_terminal
 from protocol.transport import LOOPBACK, KeyPair, ZmqInbox
@@ -42,6 +43,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--listen", action="append", metavar="ADDRESS", help="where others reach it; every address of this host with *"
     )
+    parser.add_argument("--prefer", action="append", metavar="NAME", help="an address, network or interface to send by")
+    parser.add_argument("--exclude", action="append", metavar="NAME", help="one not to listen at or send by")
     parser.add_argument("--models", action="append", type=Path, metavar="DIR", help="where to look for the model")
     parser.add_argument("--guest", action="store_true", help="by hand, from another host: ends when it is interrupted")
     parser.add_argument("--trace", type=Path, metavar="FILE", help="append a timeline of every step")
@@ -73,6 +76,7 @@ def main(data_inbox: type[ZmqInbox] = ZmqInbox) -> int:
         secret=secret,
         memory_limit_bytes=arguments.memory_limit,
         listen=tuple(arguments.listen or [LOOPBACK]),
+        names=LinkNames(prefer=tuple(arguments.prefer or ()), exclude=tuple(arguments.exclude or ())),
         orphan_s=arguments.orphan_s,
         home=Home(Path(arguments.home)),
         trace=arguments.trace,

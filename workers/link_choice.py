@@ -1,7 +1,8 @@
 """Which address of each peer a worker sends to: the fastest of those that work, by measurement.
 
 Before anything is measured, one in a network that both hosts are in; the kind of interface only breaks ties. An address that
-failed comes last until it has answered for HEALTHY_S again. A link stays where it is for its whole epoch, so what changes here
+failed comes last until it has answered for HEALTHY_S again. What the configuration prefers comes before what is faster and after
+what works; what it excludes is none of a peer's addresses here. A link stays where it is for its whole epoch, so what changes here
 shows in the next one; `verdict` says when one would be worth it. Called by the thread that sends and by the one that measures.
 """
 
@@ -9,9 +10,12 @@ import threading
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 
+import msgspec
+
+from protocol.interfaces.names import NO_NAMES, LinkNames
 from protocol.interfaces.values import LinkKind
 from protocol.messages import LinkFigures
-from protocol.transport.addressing import Network, interface_to, this_host
+from protocol.transport.addressing import Network, host_of, interface_to, interfaces_to, permitted_there, this_host
 from protocol.transport.echo import Measured
 from protocol.values import Address, Peer
 
@@ -33,11 +37,18 @@ class MoveAdvice(StrEnum):
 
 class LinkChoice:
     """See the module. networks: this host's own, with their interfaces; kinds: of its interfaces; now: a clock that never goes
-    back. `renewed` is called when there are other peers.
+    back; names: what is preferred and excluded. `renewed` is called when there are other peers.
     """
 
-    def __init__(self, networks: Mapping[Network, str], kinds: Mapping[str, LinkKind], now: Callable[[], float]):
+    def __init__(
+        self,
+        networks: Mapping[Network, str],
+        kinds: Mapping[str, LinkKind],
+        now: Callable[[], float],
+        names: LinkNames = NO_NAMES,
+    ):
         self._networks = networks
+        self._names = names
         self.kinds = kinds
         self.renewed: Callable[[], object] = lambda: None
         self._now = now
@@ -59,30 +70,36 @@ class LinkChoice:
     def renew(self, peers: Mapping[str, Peer]) -> None:
         """A new epoch with these peers, by worker."""
         with self._lock:
-            self._peers = dict(peers)
+            self._peers = {name: self.permitted(peer) for name, peer in peers.items()}
             self._in_use.clear()
         self.renewed()
 
-    def choose(self, peer: Peer) -> str:
-        """The endpoint to send to, for the whole epoch."""
-        if peer.host == this_host() or not peer.addresses:
-            return peer.endpoint
-        with self._lock:
-            endpoint = min(peer.addresses, key=self._rank).endpoint
-            self._in_use[peer.public_key] = endpoint
+    def choose(self, peer: Peer) -> str | None:
+        """The endpoint to send to, for the whole epoch; None where all that it has are excluded."""
+        endpoint = self.best(peer)
+        if endpoint is not None and _is_apart(peer):
+            with self._lock:
+                self._in_use[peer.public_key] = endpoint
         return endpoint
 
-    def best(self, peer: Peer) -> str:
+    def best(self, peer: Peer) -> str | None:
         """The endpoint at which `choose` would send to a peer now, without any promise."""
-        if peer.host == this_host() or not peer.addresses:
+        if not _is_apart(peer):
             return peer.endpoint
+        addresses = self.permitted(peer).addresses
         with self._lock:
-            return min(peer.addresses, key=self._rank).endpoint
+            return min(addresses, key=self._rank).endpoint if addresses else None
 
-    def knows(self, endpoint: str) -> bool:
-        """Whether it was measured, or failed, before."""
+    def permitted(self, peer: Peer) -> Peer:
+        """A peer as far as it may be used."""
+        if not self._names.exclude:
+            return peer
+        return msgspec.structs.replace(peer, addresses=permitted_there(peer.addresses, self._names, self._networks))
+
+    def knows(self, peer: Peer) -> bool:
+        """Whether each of its addresses was measured, or failed, before."""
         with self._lock:
-            return endpoint in self._measured or endpoint in self._healthy_at
+            return all(each.endpoint in self._measured or each.endpoint in self._healthy_at for each in peer.addresses)
 
     def lost(self, endpoint: str) -> None:
         """A link over it broke."""
@@ -102,20 +119,19 @@ class LinkChoice:
         with self._lock:
             return endpoint in self._in_use.values()
 
-    def measured(self, endpoint: str, found: Measured | None) -> None:
-        """What a measurement found; None where nobody answered."""
-        now = self._now()
+    def measured(self, found: Mapping[str, Measured | None]) -> None:
+        """What was found at every endpoint of a peer, None where nobody answered.
+
+        One that is silent everywhere is gone, or does not admit this worker yet: that is no address's fault.
+        """
+        if not any(found.values()):
+            return
         with self._lock:
-            if found is None:
-                self._healthy_at[endpoint] = float("inf")
-                return
-            if self._is_silent(endpoint):
-                self._healthy_at[endpoint] = now + (HEALTHY_S if endpoint in self._measured else 0.0)
-            known = self._measured.get(endpoint)
-            if found.bytes_per_s == float("inf") and known is not None:
-                found = Measured(round_trip_s=found.round_trip_s, bytes_per_s=known.bytes_per_s)
-            self._measured[endpoint] = found
-            self._fastest[endpoint] = min(self._fastest.get(endpoint, float("inf")), found.seconds(PAYLOAD_BYTES))
+            for endpoint, figures in found.items():
+                if figures is None:
+                    self._healthy_at[endpoint] = float("inf")
+                else:
+                    self._answered(endpoint, figures)
 
     def verdict(self) -> MoveAdvice:
         """Of all peers the most urgent. Asked once after each measurement."""
@@ -138,13 +154,25 @@ class LinkChoice:
 
     # --- under the lock
 
-    def _rank(self, address: Address) -> tuple[int, float, bool, int]:
+    def _answered(self, endpoint: str, found: Measured) -> None:
+        if self._is_silent(endpoint):
+            self._healthy_at[endpoint] = self._now() + (HEALTHY_S if endpoint in self._measured else 0.0)
+        known = self._measured.get(endpoint)
+        if found.bytes_per_s == float("inf") and known is not None:
+            found = Measured(round_trip_s=found.round_trip_s, bytes_per_s=known.bytes_per_s)
+        self._measured[endpoint] = found
+        self._fastest[endpoint] = min(self._fastest.get(endpoint, float("inf")), found.seconds(PAYLOAD_BYTES))
+
+    def _rank(self, address: Address) -> tuple[int, int, float, bool, int]:
         """The least is the best. One that answers again, if only since a moment ago, comes before one that does not."""
         seconds = self._seconds(address.endpoint)
         interface = interface_to(address.endpoint, self._networks)
         kind = list(LinkKind).index(self.kinds.get(interface or "", LinkKind.OTHER))
         trouble = 2 if self._is_silent(address.endpoint) else int(self._is_down(address.endpoint))
-        return trouble, seconds, interface is None, kind
+        return trouble, self._preference(address.endpoint), seconds, interface is None, kind
+
+    def _preference(self, endpoint: str) -> int:
+        return self._names.preference(host_of(endpoint), interfaces_to(endpoint, self._networks))
 
     def _seconds(self, endpoint: str) -> float:
         found = self._measured.get(endpoint)
@@ -161,7 +189,8 @@ class LinkChoice:
         best = min(peer.addresses, key=self._rank).endpoint
         if best == used or self._is_down(best) or best not in self._measured:
             return MoveAdvice.STAY
-        if not self._is_down(used) and self._seconds(used) <= _WORTH_A_MOVE * self._seconds(best):
+        is_wanted = self._is_down(used) or self._preference(best) < self._preference(used)
+        if not is_wanted and self._seconds(used) <= _WORTH_A_MOVE * self._seconds(best):
             return MoveAdvice.STAY
         is_slow = self._is_down(used) or self._seconds(used) > _TOO_SLOW * self._fastest.get(used, float("inf"))
         return MoveAdvice.NOW if is_slow else MoveAdvice.WHEN_IDLE
@@ -187,5 +216,9 @@ class LinkChoice:
         return self._in_use.get(peer.public_key) or min(peer.addresses, key=self._rank).endpoint
 
 
+def _is_apart(peer: Peer) -> bool:
+    return peer.host != this_host() and bool(peer.addresses)
+
+
 def _is_elsewhere(peer: Peer) -> bool:
-    return peer.host != this_host() and bool(peer.addresses) and peer.echo_port != 0
+    return _is_apart(peer) and peer.echo_port != 0

@@ -81,10 +81,7 @@ class LinkProber:
         if elsewhere and not self._choice.kinds:
             self._choice.kinds = _kinds()
         for peer in elsewhere.values():
-            found = {address.endpoint: self._measured(peer, address) for address in peer.addresses}
-            if any(found.values()):  # else it is the peer that is gone, or has no plan yet, and no address is at fault
-                for endpoint, figures in found.items():
-                    self._choice.measured(endpoint, figures)
+            self._choice.measured({each.endpoint: self._measured(peer, each) for each in peer.addresses})
         if links := self._choice.figures():
             self._report(LinksMeasured(worker=self._name, links=links, move=self._choice.verdict()))
 

@@ -1,6 +1,7 @@
 """By which way models are fetched from another host: the fastest address, measured where nobody has measured it before."""
 
 import threading
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from protocol.values import Peer
 from workers.link_choice import LinkChoice
 from workers.link_prober import Measure, echo_of
 from workers.model.needed_tensors import needed_tensors
-from workers.model.weights_fetch import Outside, WeightsFetcher
+from workers.model.weights_fetch import Outside, Silent, WeightsFetcher
 
 
 class WeightsWays:
@@ -20,29 +21,35 @@ class WeightsWays:
     def __init__(self, choice: LinkChoice, measure: Measure):
         self._choice = choice
         self._measure = measure
-        self._lock = threading.Lock()
+        self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._in_use: dict[str, str] = {}
 
     def __repr__(self) -> str:
         return f"WeightsWays({self._in_use})"
 
     def endpoint(self, source: Peer) -> str:
-        """Where to ask it. Measuring takes a moment for each of its addresses, once."""
-        with self._lock:
-            if source.host != this_host() and source.echo_port:
-                for address in source.addresses:
-                    if not self._choice.knows(address.endpoint):
-                        found = self._measure(echo_of(source, address), source.public_key, with_load=True)
-                        self._choice.measured(address.endpoint, found)
+        """Where to ask it. Measuring takes a moment for each of its addresses, until it answers. Raises Silent where it may not be."""
+        with self._locks[source.public_key]:
+            self._learn(self._choice.permitted(source))
             best = self._choice.best(source)
+            if best is None:
+                raise Silent("links.exclude here leaves no address of a host that has it")
             self._in_use[source.public_key] = best
         return endpoint_of(host_of(best), source.weights_port)
 
+    def _learn(self, source: Peer) -> None:
+        if source.host == this_host() or not source.echo_port or self._choice.knows(source):
+            return
+        found = {
+            address.endpoint: self._measure(echo_of(source, address), source.public_key, with_load=True)
+            for address in source.addresses
+        }
+        self._choice.measured(found)
+
     def lost(self, source: Peer) -> None:
         """It does not answer there."""
-        with self._lock:
-            if source.public_key in self._in_use:
-                self._choice.lost(self._in_use[source.public_key])
+        if (endpoint := self._in_use.get(source.public_key)) is not None:
+            self._choice.lost(endpoint)
 
 
 def fetcher(

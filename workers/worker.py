@@ -23,6 +23,7 @@ import msgspec
 from protocol.codec import PROTOCOL, Envelope
 from protocol.home import Home
 from protocol.host_specs import read_host_specs
+from protocol.interfaces.names import NO_NAMES, LinkNames
 from protocol.joined import remember_joined
 from protocol.messages import (
     Beat,
@@ -47,7 +48,7 @@ from protocol.messages import (
     Welcome,
 )
 from protocol.transport import LOOPBACK, Admits, KeyPair, Sender, ZmqDataLinks, ZmqInbox, ZmqOutbox
-from protocol.transport.addressing import host_of, own_networks, seen_from
+from protocol.transport.addressing import host_of, own_networks, permitted_here, seen_from
 from protocol.transport.asking import ZmqAnswerer
 from protocol.transport.echo import ZmqEcho, measure
 from protocol.values import TO_COORDINATOR, Peer
@@ -107,7 +108,8 @@ OpenInbox = Callable[[str, Deliver, Admits], Peer]
 @dataclass(frozen=True, kw_only=True)
 class WorkerOptions:
     """coordinator: where it hears strangers, and its key; secret: the token's secret part; listen: at which addresses of this
-    host, as of `ZmqInbox`; orphan_s: how long to live without the coordinator; trace: a file for a timeline of every step.
+    host, as of `ZmqInbox`; names: what is preferred and excluded of addresses, here and elsewhere; orphan_s: how long to
+    live without the coordinator; trace: a file for a timeline of every step.
     """
 
     name: str
@@ -115,6 +117,7 @@ class WorkerOptions:
     secret: str
     memory_limit_bytes: int
     listen: tuple[str, ...] = (LOOPBACK,)
+    names: LinkNames = NO_NAMES
     orphan_s: float
     home: Home
     trace: Path | None = None
@@ -340,19 +343,25 @@ def run_worker(options: WorkerOptions, keys: KeyPair, data_inbox: type[ZmqInbox]
     data_inbox: where other workers reach it.
     """
     put_compute_thread_in_batch_class()
-    choice = LinkChoice(own_networks(), {}, time.monotonic)
+    networks = own_networks()
+    for name in options.names.unknown(networks.values()):
+        log.warning(
+            "links.prefer or links.exclude names %s, which is no interface of this machine with an address", name
+        )
+    listen = permitted_here(options.listen, options.names, networks)
+    choice = LinkChoice(networks, {}, time.monotonic, options.names)
     measures = partial(measure, keys=keys)
     fetch = fetcher(options.home.models, keys, choice, measures, is_overtaken=lambda: engine.is_overtaken)
     shelf = ModelShelf(options.home, options.home.cache, options.model_folders, fetch)
     links = ZmqDataLinks(lambda peer, why: worker.link_lost(peer, why, links.epoch), keys, choice)
     engine = Engine(options.name, links, shelf, tracer=_tracer(options))
     members = Members()
-    for_members: dict[str, Any] = {"listen": options.listen, "keys": keys, "admits": members.admits}
+    for_members: dict[str, Any] = {"listen": listen, "keys": keys, "admits": members.admits}
     echo, weights = ZmqEcho(**for_members), ZmqAnswerer(WeightsSource(shelf.find).answer, **for_members)
 
     def open_inbox(kind: str, deliver: Deliver, admits: Admits) -> Peer:
         kind_of_inbox = data_inbox if kind == "data" else ZmqInbox
-        inbox = kind_of_inbox(deliver, listen=options.listen, keys=keys, admits=admits)
+        inbox = kind_of_inbox(deliver, listen=listen, keys=keys, admits=admits)
         inbox.start()
         beside = {"echo_port": echo.port, "weights_port": weights.port} if kind == "data" else {}
         return msgspec.structs.replace(inbox.peer, **beside)

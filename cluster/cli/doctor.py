@@ -20,6 +20,7 @@ from cluster.planning.model_files import check_weights, read_config, weight_file
 from protocol.errors import TandemError
 from protocol.interfaces.findings import findings
 from protocol.interfaces.reading import read_host
+from protocol.transport.addressing import own_networks
 
 _IMPORT_LIMIT_S = 60.0
 
@@ -39,6 +40,7 @@ def examine(session: Session) -> Iterator[Finding]:
         yield _openblas(find_openblas())
     yield from _model(session)
     yield from _network()
+    yield from _link_names(session)
     yield _home(session)
     yield _cluster(session)
 
@@ -116,6 +118,16 @@ def _network() -> Iterator[Finding]:
     yield Finding(verdict="ok", text=f"network: {named}")
     for clause in findings((facts,)):
         yield Finding(verdict="warning", text=clause)
+
+
+def _link_names(session: Session) -> Iterator[Finding]:
+    try:
+        names = session.settings().settings.links.names
+    except TandemError:
+        return  # the check of the model said so
+    for name in names.unknown(own_networks().values()):
+        text = f"links.prefer or links.exclude names {name}, which is no interface of this machine with an address"
+        yield Finding(verdict="warning", text=text)
 
 
 def _home(session: Session) -> Finding:

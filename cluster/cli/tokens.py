@@ -10,7 +10,7 @@ from cluster.membership.invitations import Invitation, InvitationBook
 from protocol.errors import TandemError, UsageError
 from protocol.host_specs import read_host_specs
 from protocol.join_token import make_token
-from protocol.transport.addressing import advertised, own_networks
+from protocol.transport.addressing import advertised, own_networks, permitted_here
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -33,9 +33,13 @@ def new(session: Session, uses: int, lasts_s: float) -> list[str]:
     settings = session.running_settings()
     if desired is None or not desired.port or settings is None:
         raise TandemError("no cluster was started here yet; run `./launch.sh start` first")
-    reached = advertised(settings.links.addresses, desired.port, own_networks())
+    networks = own_networks()
+    listen = permitted_here(settings.links.addresses, settings.links.names, networks)
+    reached = advertised(listen, desired.port, networks)
     if not reached:
-        raise TandemError("other machines cannot reach this one: links.listen names no address that it has")
+        raise TandemError(
+            "other machines cannot reach this one: links.listen and links.exclude leave none of its addresses"
+        )
     token = make_token(desired.public_key, _book(session).new(uses, lasts_s))
     commands = [
         f"./launch.sh worker --join {address.endpoint.removeprefix('tcp://')} --token {token}" for address in reached

@@ -17,6 +17,7 @@ from typing import Protocol
 import msgspec
 import psutil
 
+from cluster.settings import LinkSettings
 from protocol.home import ClusterState, Home, ProcessIdentity
 from protocol.values import Peer
 
@@ -55,9 +56,10 @@ def worker_environment() -> dict[str, str]:
     return environment
 
 
-def listen_options(addresses: Sequence[str]) -> tuple[str, ...]:
-    """The arguments by which a worker listens there; see `ZmqInbox`."""
-    return tuple(word for address in addresses for word in ("--listen", address))
+def link_options(links: LinkSettings) -> tuple[str, ...]:
+    """The arguments by which a worker keeps to these settings."""
+    given = {"--listen": links.addresses, "--prefer": links.prefer, "--exclude": links.exclude}
+    return tuple(word for option, values in given.items() for value in values for word in (option, value))
 
 
 class Launcher(Protocol):

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import psutil
 
+from protocol.interfaces.names import LinkNames
 from protocol.interfaces.reading import may_lead_elsewhere
 from protocol.values import Address, Peer
 
@@ -66,6 +67,29 @@ def needs_ipv6(address: str) -> bool:
     return ":" in host_of(address)
 
 
+def permitted_here(listen: Sequence[str], names: LinkNames, networks: Mapping[Network, str]) -> tuple[str, ...]:
+    """What is listened at without what is excluded: for ANY each address by itself, since it has no exceptions."""
+    if not names.exclude:
+        return tuple(listen)
+    interfaces = {str(network.ip): interface for network, interface in networks.items()}
+    wanted = [str(network.ip) for network in networks if network.version == 4] if ANY in listen else listen
+    return tuple(host for host in wanted if not names.excludes(host, [interfaces.get(host, "")]))
+
+
+def permitted_there(
+    addresses: Sequence[Address], names: LinkNames, networks: Mapping[Network, str]
+) -> tuple[Address, ...]:
+    """Another host's addresses without what is excluded: itself, or every address of this host that is in its network."""
+    barred = {own: interface for own, interface in networks.items() if names.excludes(str(own.ip), [interface])}
+    free = {own: interface for own, interface in networks.items() if own not in barred}
+    return tuple(
+        address
+        for address in addresses
+        if not names.excludes(host_of(address.endpoint))
+        and (interfaces_to(address.endpoint, free) or not interfaces_to(address.endpoint, barred))
+    )
+
+
 def advertised(listen: Sequence[str], port: int, networks: dict[Network, str]) -> tuple[Address, ...]:
     """Where an inbox that listens there is reached from other hosts."""
     return tuple(
@@ -88,12 +112,17 @@ def nearest(addresses: Sequence[Address], networks: Mapping[Network, str]) -> st
 
 
 def interface_to(endpoint: str, networks: Mapping[Network, str]) -> str | None:
-    """Which of this host's interfaces is in the network of an endpoint elsewhere; None where none is."""
+    """The first of this host's interfaces that is in the network of an endpoint elsewhere; None where none is."""
+    return next(iter(interfaces_to(endpoint, networks)), None)
+
+
+def interfaces_to(endpoint: str, networks: Mapping[Network, str]) -> tuple[str, ...]:
+    """This host's interfaces that are in the network of an endpoint elsewhere."""
     try:
         ip = ipaddress.ip_address(host_of(endpoint))
     except ValueError:
-        return None
-    return next((name for own, name in networks.items() if own.version == ip.version and ip in own.network), None)
+        return ()
+    return tuple(name for own, name in networks.items() if own.version == ip.version and ip in own.network)
 
 
 def host_of(endpoint: str) -> str:

@@ -50,8 +50,8 @@ class Ways(Protocol):
     def renew(self, peers: Mapping[str, Peer]) -> None:
         """A new epoch with these peers, by worker."""
 
-    def choose(self, peer: Peer) -> str:
-        """The endpoint of a peer for this epoch."""
+    def choose(self, peer: Peer) -> str | None:
+        """The endpoint of a peer for this epoch; None where none may be used."""
 
     def lost(self, endpoint: str) -> None:
         """A link over it broke. On a thread of the transport's own."""
@@ -105,8 +105,9 @@ class ZmqDataLinks:
             self._links[worker] = link
         link.send(self._epoch, self._sender, message, buffers)
 
-    def _link_lost(self, worker: str, endpoint: str, why: str) -> None:
-        self._ways.lost(endpoint)
+    def _link_lost(self, worker: str, endpoint: str | None, why: str) -> None:
+        if endpoint is not None:
+            self._ways.lost(endpoint)
         self._lost(worker, why)
 
     def close(self) -> None:
@@ -121,12 +122,15 @@ class _DataLink:
     loss: after `close` no report begins, and none is still under way.
     """
 
-    def __init__(self, endpoint: str, peer: Peer, keys: KeyPair, lost: Callable[[str], object]):
+    def __init__(self, endpoint: str | None, peer: Peer, keys: KeyPair, lost: Callable[[str], object]):
         self._lost = lost
         self._whole = True
         self._lock = threading.Lock()
         self._number = 0
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PUSH)
+        if endpoint is None:
+            self._break("links.exclude here leaves no address of it")
+            return
         try:
             self._connect(endpoint, peer, keys)
         except zmq.ZMQError as error:

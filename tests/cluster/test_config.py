@@ -313,3 +313,16 @@ def test_hosts_have_names_of_their_own_and_their_workers_too(tmp_path):
     assert resolved.origins["hosts[0].port"] == "default"
     assert msgspec.json.decode(msgspec.json.encode(resolved.settings), type=Settings) == resolved.settings
     assert [worker.name for worker in load(tmp_path, text, workers=1).settings.workers] == ["worker-0"]
+
+
+def test_links_are_preferred_and_excluded_by_address_network_or_interface(tmp_path):
+    text = '[links]\nprefer = ["10.0.0.2", "en5"]\nexclude = ["192.168.0.0/16"]\n'
+    names = load(tmp_path, text).settings.links.names
+    assert (names.prefer, names.exclude) == (("10.0.0.2", "en5"), ("192.168.0.0/16",))
+
+
+@pytest.mark.parametrize("wrong", ['"en0"', '["10.0.0.1/24"]', '["10.0.0"]', '["en0", ""]', "[7]"])
+@pytest.mark.parametrize("key", ["prefer", "exclude"])
+def test_what_names_no_link_is_refused(tmp_path, key, wrong):
+    said = refused(tmp_path, f"[links]\n{key} = {wrong}\n")
+    assert f"links.{key} must be a list of addresses, networks such as" in said

@@ -6,8 +6,18 @@ from types import SimpleNamespace
 
 import pytest
 
+from protocol.interfaces.names import LinkNames
 from protocol.transport import addressing
-from protocol.transport.addressing import advertised, endpoint_for, endpoint_of, nearest, own_networks, this_host
+from protocol.transport.addressing import (
+    advertised,
+    endpoint_for,
+    endpoint_of,
+    nearest,
+    own_networks,
+    permitted_here,
+    permitted_there,
+    this_host,
+)
 from protocol.values import Address, Peer
 
 
@@ -57,6 +67,41 @@ def test_peer_without_addresses_is_reached_where_it_says():
 )
 def test_only_what_is_listened_at_is_said(listen, expected):
     found = advertised(listen, 5000, networks("10.0.1.1/24", "192.168.1.5/16", "fd00::1/64"))
+    assert [each.endpoint for each in found] == [endpoint_of(ip, 5000) for ip in expected]
+
+
+@pytest.mark.parametrize(
+    ("listen", "exclude", "expected"),
+    [
+        (["*"], [], ["*"]),
+        (["*"], ["if0"], ["192.168.1.5"]),
+        (["*"], ["192.168.0.0/16"], ["10.0.1.1"]),
+        (["*"], ["if0", "192.168.1.5"], []),
+        (["*"], ["if9"], ["10.0.1.1", "192.168.1.5"]),
+        (["10.0.1.1", "fd00::1"], ["10.0.1.1"], ["fd00::1"]),
+        (["127.0.0.1"], ["if0"], ["127.0.0.1"]),
+    ],
+)
+def test_excluded_addresses_of_this_host_are_not_listened_at(listen, exclude, expected):
+    own = networks("10.0.1.1/24", "192.168.1.5/16", "fd00::1/64")
+    assert permitted_here(listen, LinkNames(exclude=tuple(exclude)), own) == tuple(expected)
+
+
+@pytest.mark.parametrize(
+    ("exclude", "expected"),
+    [
+        ([], ["10.0.1.2", "10.0.2.2", "172.16.0.2"]),
+        (["if0"], ["10.0.2.2", "172.16.0.2"]),
+        (["10.0.2.0/24"], ["10.0.1.2", "172.16.0.2"]),
+        (["10.0.2.1"], ["10.0.1.2", "10.0.2.2", "172.16.0.2"]),  # another one of ours leads there too
+        (["if1", "if2"], ["10.0.1.2", "172.16.0.2"]),
+        (["172.16.0.2"], ["10.0.1.2", "10.0.2.2"]),
+    ],
+)
+def test_excluded_addresses_of_another_host_are_those_named_or_reached_by_excluded_ones_alone(exclude, expected):
+    theirs = [address(ip) for ip in ("10.0.1.2", "10.0.2.2", "172.16.0.2")]
+    own = networks("10.0.1.1/24", "10.0.2.1/24", "10.0.2.5/24")
+    found = permitted_there(theirs, LinkNames(exclude=tuple(exclude)), own)
     assert [each.endpoint for each in found] == [endpoint_of(ip, 5000) for ip in expected]
 
 

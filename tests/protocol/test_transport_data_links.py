@@ -287,3 +287,22 @@ def run_epoch(links, epoch, lasting):
 
 def num_monitors():
     return sum(thread.name == "link-monitor" for thread in threading.enumerate())
+
+
+def test_peer_that_may_not_be_sent_to_is_lost_at_once_with_the_setting_that_says_so():
+    class NoWay:
+        def renew(self, peers):
+            assert list(peers) == ["b"]
+
+        def choose(self, peer):
+            return None
+
+        def lost(self, endpoint):
+            raise AssertionError(endpoint)
+
+    told = []
+    peer = Peer(endpoint="tcp://127.0.0.1:9", public_key=KeyPair.generate().public)
+    with closing(ZmqDataLinks(lambda *loss: told.append(loss), ways=NoWay())) as links:
+        links.renew(1, 0, {"b": peer})
+        send(links, 1, 2)
+    assert told == [("b", "links.exclude here leaves no address of it")]

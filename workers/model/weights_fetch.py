@@ -68,7 +68,7 @@ class SourceConnection(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Outside:
-    """What fetching needs from outside. connect: to a host that may have the model; lost: told of one that fell silent; is_overtaken:
+    """What fetching needs from outside. connect: to a host that may have the model, raises Silent where there is no way; lost: told of one that fell silent; is_overtaken:
     whether nobody wants the result any more; patience_s: for how long nothing may come; answer_s: until a host counts as silent; write: how bytes come to the disk; free_bytes: of the disk at a path.
     """
 
@@ -249,14 +249,12 @@ class WeightsFetcher:
     def _ask_pieces(self, work: Work, source: Peer) -> None:
         """From one host, until nothing is left."""
         while not work.is_over:
-            connection = self._outside.connect(source)
             try:
-                _pump(work, source.public_key, connection, self._outside.answer_s)
+                with contextlib.closing(self._outside.connect(source)) as connection:
+                    _pump(work, source.public_key, connection, self._outside.answer_s)
             except Silent:
                 self._outside.lost(source)
                 work.wait(_AGAIN_S)
-            finally:
-                connection.close()
 
 
 def _pump(work: Work, source: str, connection: SourceConnection, answer_s: float) -> None:
