@@ -69,6 +69,7 @@ class Flags(msgspec.Struct, frozen=True, kw_only=True):
     kv_cache: str | None = None
     workers: int | None = None
     port: int | None = None
+    allow_mixed: bool = False
 
 
 _SECTIONS: dict[str, type[msgspec.Struct]] = {
@@ -124,7 +125,9 @@ def load_settings(
         origins[key] = origin
     values["model"].setdefault("path", str(checkout / BUNDLED_MODEL))
     workers = _workers(document, file, flags.workers, origins)
-    settings = msgspec.structs.replace(_settings(values, workers), hosts=_hosts(document, file, origins))
+    settings = msgspec.structs.replace(
+        _settings(values, workers), hosts=_hosts(document, file, origins), allow_mixed=flags.allow_mixed
+    )
     _check_names(settings, file)
     _check_exposure(settings.api)
     return Resolved(settings=settings, origins=_all_origins(settings, origins))

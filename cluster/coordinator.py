@@ -188,7 +188,7 @@ class Coordinator:
         self._report.tell(progress="starting the workers")
         now = asyncio.get_running_loop().time
         members = _members(settings)
-        book = InvitationBook(home, time.time, read_host_specs())
+        book = InvitationBook(home, time.time, read_host_specs(), allow_mixed=settings.allow_mixed)
         control = self._control = ControlPlane(
             KnownModel(path, digest, settings),
             mailbox=mailbox,
@@ -306,6 +306,7 @@ def _launcher(
         about=read_host_specs(),
         tell=lambda text: report.tell(progress=text),
         is_new=not is_again,
+        allow_mixed=settings.allow_mixed,
     )
     names = [name for host in settings.hosts for name in host.worker_names]
     return PlacedLauncher(here, SshLauncher(settings.hosts, terms), names)

@@ -172,7 +172,10 @@ class HostSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that can be configured. Serializes to JSON and back with msgspec."""
+    """Everything that can be configured, and what only `start` can be told. Serializes to JSON and back with msgspec.
+
+    allow_mixed: workers with another patch level of mlx are let in.
+    """
 
     model: ModelSettings
     api: ApiSettings = ApiSettings()
@@ -184,3 +187,4 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     engine: EngineSettings = EngineSettings()
     workers: tuple[WorkerSettings, ...]
     hosts: tuple[HostSettings, ...] = ()
+    allow_mixed: bool = False

@@ -37,13 +37,26 @@ def read_host_specs() -> HostSpecs:
     )
 
 
-def difference(mine: HostSpecs, theirs: HostSpecs) -> str | None:
-    """What of theirs would change answers, as a clause with both versions; None where nothing does."""
+def difference(mine: HostSpecs, theirs: HostSpecs, *, allow_mixed: bool = False) -> str | None:
+    """What of theirs would change answers, as a clause with both versions and what mends it; None where nothing does.
+
+    allow_mixed: patch levels of mlx may differ.
+    """
     for name in COMPARED:
         here, there = mine.versions.get(name, "none"), theirs.versions.get(name, "none")
-        if here != there:
-            return f"it has {name} {there} and this cluster {here}; bring both checkouts to the same commit"
+        is_patch = name == "mlx" and _minor(here) == _minor(there)
+        if here == there or (is_patch and allow_mixed):
+            continue
+        mends = "bring both checkouts to the same commit, as with `git pull`"
+        if is_patch:
+            mends += ", or start the cluster with `./launch.sh start --replace --allow-mixed`"
+        return f"it has {name} {there} and this cluster {here}; {mends}"
     return None
+
+
+def _minor(version_text: str) -> list[str]:
+    """A version without its patch level."""
+    return version_text.split(".")[:2]
 
 
 def _version(name: str) -> str:

@@ -173,6 +173,7 @@ def _options(**given: Any) -> "Options":
 @commands.command()
 @_start_options
 @click.option("--replace", is_flag=True, help="Stop a cluster that runs and start this one in its place.")
+@click.option("--allow-mixed", is_flag=True, help="Let workers in whose mlx has another patch level.")
 @click.option("--foreground", is_flag=True, help="Stay attached; Ctrl-C or SIGTERM stops the cluster.")
 def start(config_file: Path | None, *, replace: bool, foreground: bool, **flags: Any) -> None:
     """Start a cluster and wait until it is ready; mend one that is not whole."""

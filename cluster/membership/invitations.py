@@ -113,12 +113,15 @@ class _Version(NamedTuple):
 
 
 class InvitationBook:
-    """The invitations of one home, as they are on disk. now: Unix seconds; about: this host, with which guests' agree."""
+    """The invitations of one home, as they are on disk. now: Unix seconds; about: this host, with which guests' agree;
+    allow_mixed: as of `difference`.
+    """
 
-    def __init__(self, home: Home, now: Callable[[], float], about: HostSpecs):
+    def __init__(self, home: Home, now: Callable[[], float], about: HostSpecs, *, allow_mixed: bool = False):
         self._home = home
         self._now = now
         self._about = about
+        self._allow_mixed = allow_mixed
         self._file = home.root / FILE
         self._version: _Version | None = None
         self._known = Invitations()
@@ -169,7 +172,7 @@ class InvitationBook:
         """Let a worker in that may come, and remember it. Raises NotInvited."""
         now = self._now()
         admitted = self.read().admitting(join, now)
-        if why := difference(self._about, join.about):
+        if why := difference(self._about, join.about, allow_mixed=self._allow_mixed):
             raise NotInvited(why)
         if admitted is not self._known:
             self._change(lambda known: known.admitting(join, now))

@@ -55,13 +55,14 @@ _LINES_KEPT = 40
 
 class SshTerms(msgspec.Struct, frozen=True, kw_only=True):
     """What holds for all hosts. about: this one; tell: hears what a host does before it says hello; is_new: no earlier
-    coordinator's workers are to be taken up; program: the ssh.
+    coordinator's workers are to be taken up; allow_mixed: as of `difference`; program: the ssh.
     """
 
     orphan_s: float
     about: HostSpecs
     tell: Callable[[str], None]
     is_new: bool
+    allow_mixed: bool = False
     program: str = SSH
 
 
@@ -153,7 +154,7 @@ class HostLink:
         except TimeoutError:
             raise HostUnavailable(f"{name} said nothing for {HELLO_WITHIN_S:.0f} s; look at it") from None
         hello = _read_hello(name, line)
-        if why := difference(self._terms.about, hello.about):
+        if why := difference(self._terms.about, hello.about, allow_mixed=self._terms.allow_mixed):
             raise HostUnavailable(f"{name} cannot take part: {why}")
         if hello.free_bytes < LEAST_FREE_BYTES:
             raise HostUnavailable(f"the disk of {name} is full; make room there")

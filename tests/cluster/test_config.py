@@ -276,6 +276,7 @@ def test_every_key_has_an_origin_and_a_value(tmp_path):
     assert {key.partition(".")[0] for key in resolved.origins} == {*Settings.__struct_fields__, "workers[0]"} - {
         "workers",
         "hosts",
+        "allow_mixed",
     }
 
 

@@ -387,6 +387,7 @@ def test_start_of_a_running_cluster_says_so(api, capsys):
     [
         (["--port", "9000"], ["api.port is 8420, not 9000"]),
         (["--workers", "3"], ["2 workers, not 3"]),
+        (["--allow-mixed"], ["allow_mixed is false, not true"]),
         (["--port", "9000", "--kv-cache", "paged"], ["api.port is", 'kv_cache.kind is "dynamic", not "paged"']),
     ],
 )

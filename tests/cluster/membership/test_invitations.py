@@ -127,6 +127,16 @@ def test_other_version_of_what_computes_is_refused_with_both_and_uses_nothing_up
     book.admit(join(secret))
 
 
+def test_other_patch_level_of_mlx_is_let_in_where_that_is_allowed(book, home, clock):
+    secret = book.new(uses=1, lasts_s=None)
+    about = msgspec.structs.replace(ABOUT, versions=ABOUT.versions | {"mlx": "1.0.1"})
+    with pytest.raises(NotInvited, match="--allow-mixed"):
+        book.admit(join(secret, about=about))
+    mixed = InvitationBook(home, clock, ABOUT, allow_mixed=True)
+    mixed.admit(join(secret, about=about))
+    assert mixed.names == {"studio"}
+
+
 def test_secrets_are_not_kept_and_the_file_is_its_owners_alone(book, home):
     secret = book.new(uses=1, lasts_s=60)
     file = home.root / FILE

@@ -101,10 +101,10 @@ def other(tmp_path, monkeypatch):
     other.kill_workers()
 
 
-def launcher_to(other, told=None, *, is_new=True, **changes):
+def launcher_to(other, told=None, *, is_new=True, allow_mixed=False, **changes):
     terms = SshTerms(
         orphan_s=7.5, about=read_host_specs(), tell=(told if told is not None else []).append, is_new=is_new,
-        program=str(other.ssh),
+        allow_mixed=allow_mixed, program=str(other.ssh),
     )  # fmt: skip
     host = HostSettings(**{name: getattr(other.settings, name) for name in HostSettings.__struct_fields__} | changes)
     return SshLauncher([host], terms)
@@ -292,6 +292,22 @@ def test_host_that_does_not_fit_is_one_clause(other, hello, why):
     async def scenario():
         with pytest.raises(HostUnavailable, match=why):
             await start(launcher_to(other))
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(("allow_mixed", "why"), [(False, "--allow-mixed"), (True, "the disk of mac2 is full")])
+def test_host_with_another_patch_level_of_mlx_is_checked_further_where_that_is_allowed(other, allow_mixed, why):
+    versions = read_host_specs().versions
+    mixed = versions | {"mlx": versions["mlx"] + "1"}
+    line = json.dumps(
+        {"type": "hello", "about": {"versions": mixed}, "free_bytes": 0, "workers": {}}, separators=(",", ":")
+    )
+    (other.checkout / "launch.sh").write_text(f"#!/bin/sh\necho {shlex.quote(line)}\nexec cat >/dev/null\n")
+
+    async def scenario():
+        with pytest.raises(HostUnavailable, match=why):
+            await start(launcher_to(other, allow_mixed=allow_mixed))
 
     run(scenario())
 
