@@ -1,9 +1,11 @@
 """A model is found by its digest wherever it lies in the folders of this machine."""
 
 import json
+import os
 
 import pytest
 
+from protocol import model_search
 from protocol.model_digest import model_digest
 from protocol.model_search import find_model, model_folders
 
@@ -18,12 +20,49 @@ def make(folder, **config):
 def test_model_is_found_beside_others_and_as_the_hub_keeps_it(tmp_path, place):
     make(tmp_path / "other", hidden_size=1)
     wanted = make(tmp_path / place, hidden_size=2)
-    assert find_model(model_digest(wanted), [tmp_path / "missing", tmp_path]) == wanted
+    assert find_model(model_digest(wanted), [tmp_path / "missing", tmp_path], tmp_path / "kept") == wanted
 
 
 def test_model_that_is_not_there_is_none(tmp_path):
     make(tmp_path / "other", hidden_size=1)
-    assert find_model("0" * 32, [tmp_path]) is None
+    assert find_model("0" * 32, [tmp_path], tmp_path / "kept") is None
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """The names of the models whose digests were computed."""
+    names = []
+
+    def digest(path):
+        names.append(path.name)
+        return model_digest(path)
+
+    monkeypatch.setattr(model_search, "model_digest", digest)
+    return names
+
+
+def test_each_model_is_read_once_until_it_is_written(tmp_path, read):
+    places = [make(tmp_path / name, hidden_size=number) for number, name in enumerate("abc")]
+    wanted = model_digest(places[1])
+    assert find_model(wanted, [tmp_path], tmp_path / "kept") == places[1]
+    assert read == ["a", "b"]
+    for _ in range(2):
+        assert find_model("0" * 32, [tmp_path], tmp_path / "kept") is None
+    assert find_model(wanted, [tmp_path], tmp_path / "kept") == places[1]
+    assert read == ["a", "b", "c"]
+    (places[1] / "config.json").write_text(json.dumps({"hidden_size": 9}))
+    os.utime(places[1] / "config.json", ns=(1, 1))
+    assert find_model(wanted, [tmp_path], tmp_path / "kept") is None
+    assert find_model(model_digest(places[1]), [tmp_path], tmp_path / "kept") == places[1]
+    assert read == ["a", "b", "c", "b"]
+
+
+def test_models_are_found_where_what_is_known_of_them_is_damaged_or_cannot_be_kept(tmp_path, read):
+    wanted = make(tmp_path / "a", hidden_size=1)
+    (tmp_path / "kept").write_text("{")
+    for kept in (tmp_path / "kept", tmp_path / "nowhere" / "kept"):
+        assert find_model(model_digest(wanted), [tmp_path], kept) == wanted
+    assert read == ["a", "a"]
 
 
 def test_folders_are_the_checkouts_and_the_hubs(tmp_path):

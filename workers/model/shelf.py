@@ -1,5 +1,6 @@
 """Where this machine keeps its models and what it remembers of them: a model is named by its digest everywhere else."""
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -7,6 +8,8 @@ from typing import Protocol
 from protocol.errors import ModelError, TandemError
 from protocol.model_search import find_model
 from protocol.values import LayerRange, Peer
+
+_DIGESTS = "digests.json"
 
 
 class Places(Protocol):
@@ -55,6 +58,7 @@ class ModelShelf:
         self._folders = folders
         self._fetch = fetch
         self._whole: dict[str, Path] = {}
+        self._searching = threading.Lock()
         self.cache = cache
 
     def __repr__(self) -> str:
@@ -87,7 +91,10 @@ class ModelShelf:
         known = self._whole.get(digest)
         if known is not None and (known / "config.json").is_file():
             return known
-        path = self._places.model_place(digest) or find_model(digest, self._folders)
+        path = self._places.model_place(digest)
+        if path is None and self._folders:
+            with self._searching:  # who comes second need not read what the first has read
+                path = find_model(digest, self._folders, self.cache / _DIGESTS)
         if path is not None:
             self._whole[digest] = path
         return path

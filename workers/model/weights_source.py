@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 GIVEN, ABSENT_HASH = b"\x01", bytes(HASH_BYTES)
 ABSENT: tuple[bytes, ...] = (b"\x00",)
-# After looking for a model in vain nothing is looked for so long: it reads the headers of every model of this host.
+# After looking for a model in vain nothing is looked for so long: it looks at every model of this host.
 _LOOK_AGAIN_S = 1.0
 
 _decoder = msgspec.msgpack.Decoder(Ask)
