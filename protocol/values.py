@@ -56,16 +56,15 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True):
     """Where a process receives: a ZeroMQ endpoint, and its CURVE public key (Z85 text).
 
     endpoint: on its own host, `host`, as `protocol.transport.addressing.this_host` names it; addresses: from others;
-    echo_port: where it answers whoever measures, at the same addresses, 0 for nowhere; weights_port: where it gives members
-    what it has of models.
+    answer_port: where it answers members who measure the way to it, or want what it has of models, at the same addresses; 0 for
+    nowhere.
     """
 
     endpoint: str
     public_key: str
     host: str = ""
     addresses: tuple[Address, ...] = ()
-    echo_port: int = 0
-    weights_port: int = 0
+    answer_port: int = 0
 
 
 class KvSettings(msgspec.Struct, frozen=True, kw_only=True):

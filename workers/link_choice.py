@@ -221,4 +221,4 @@ def _is_apart(peer: Peer) -> bool:
 
 
 def _is_elsewhere(peer: Peer) -> bool:
-    return _is_apart(peer) and peer.echo_port != 0
+    return _is_apart(peer) and peer.answer_port != 0

@@ -87,7 +87,7 @@ class LinkProber:
 
     def _measured(self, peer: Peer, address: Address) -> Measured | None:
         with_load = self._may_load(address) and not self._is_busy()
-        return self._measure(echo_of(peer, address), peer.public_key, with_load=with_load)
+        return self._measure(answerer_at(address.endpoint, peer), peer.public_key, with_load=with_load)
 
     def _may_load(self, address: Address) -> bool:
         is_due = self._num_turns <= _NUM_SOON or self._num_turns % _LOAD_EVERY == 0
@@ -103,6 +103,6 @@ def _kinds() -> dict[str, LinkKind]:
         return {"": LinkKind.OTHER}
 
 
-def echo_of(peer: Peer, address: Address) -> str:
-    """At the address of its inbox, the port of its echo."""
-    return endpoint_of(host_of(address.endpoint), peer.echo_port)
+def answerer_at(endpoint: str, peer: Peer) -> str:
+    """Where a peer answers, at the address of its inbox."""
+    return endpoint_of(host_of(endpoint), peer.answer_port)

@@ -5,12 +5,12 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
-from protocol.transport.addressing import endpoint_of, host_of, this_host
+from protocol.transport.addressing import this_host
 from protocol.transport.asking import ZmqAskers
 from protocol.transport.keys import KeyPair
 from protocol.values import Peer
 from workers.link_choice import LinkChoice
-from workers.link_prober import Measure, echo_of
+from workers.link_prober import Measure, answerer_at
 from workers.model.needed_tensors import needed_tensors
 from workers.model.weights_fetch import Outside, Silent, WeightsFetcher
 
@@ -35,14 +35,14 @@ class WeightsWays:
             if best is None:
                 raise Silent("links.exclude here leaves no address of a host that has it")
             self._in_use[source.public_key] = best
-        return endpoint_of(host_of(best), source.weights_port)
+        return answerer_at(best, source)
 
     def _learn(self, source: Peer) -> None:
-        if source.host == this_host() or not source.echo_port or self._choice.knows(source):
+        if source.host == this_host() or not source.answer_port or self._choice.knows(source):
             return
         found = {
-            address.endpoint: self._measure(echo_of(source, address), source.public_key, with_load=True)
-            for address in source.addresses
+            each.endpoint: self._measure(answerer_at(each.endpoint, source), source.public_key, with_load=True)
+            for each in source.addresses
         }
         self._choice.measured(found)
 

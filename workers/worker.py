@@ -12,11 +12,10 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -48,9 +47,9 @@ from protocol.messages import (
     Welcome,
 )
 from protocol.transport import LOOPBACK, Admits, KeyPair, Sender, ZmqDataLinks, ZmqInbox, ZmqOutbox
-from protocol.transport.addressing import host_of, own_networks, permitted_here, seen_from
+from protocol.transport.addressing import Network, host_of, own_networks, permitted_here, seen_from
 from protocol.transport.asking import ZmqAnswerer
-from protocol.transport.echo import ZmqEcho, measure
+from protocol.transport.echo import measure
 from protocol.values import TO_COORDINATOR, Peer
 from workers.attachment import (
     Attachment,
@@ -344,11 +343,7 @@ def run_worker(options: WorkerOptions, keys: KeyPair, data_inbox: type[ZmqInbox]
     """
     put_compute_thread_in_batch_class()
     networks = own_networks()
-    for name in options.names.unknown(networks.values()):
-        log.warning(
-            "links.prefer or links.exclude names %s, which is no interface of this machine with an address", name
-        )
-    listen = permitted_here(options.listen, options.names, networks)
+    listen = _listen(options, networks)
     choice = LinkChoice(networks, {}, time.monotonic, options.names)
     measures = partial(measure, keys=keys)
     fetch = fetcher(options.home.models, keys, choice, measures, is_overtaken=lambda: engine.is_overtaken)
@@ -356,15 +351,13 @@ def run_worker(options: WorkerOptions, keys: KeyPair, data_inbox: type[ZmqInbox]
     links = ZmqDataLinks(lambda peer, why: worker.link_lost(peer, why, links.epoch), keys, choice)
     engine = Engine(options.name, links, shelf, tracer=_tracer(options))
     members = Members()
-    for_members: dict[str, Any] = {"listen": listen, "keys": keys, "admits": members.admits}
-    echo, weights = ZmqEcho(**for_members), ZmqAnswerer(WeightsSource(shelf.find).answer, **for_members)
+    answerer = ZmqAnswerer(WeightsSource(shelf.find).answer, listen=listen, keys=keys, admits=members.admits)
 
     def open_inbox(kind: str, deliver: Deliver, admits: Admits) -> Peer:
         kind_of_inbox = data_inbox if kind == "data" else ZmqInbox
         inbox = kind_of_inbox(deliver, listen=listen, keys=keys, admits=admits)
         inbox.start()
-        beside = {"echo_port": echo.port, "weights_port": weights.port} if kind == "data" else {}
-        return msgspec.structs.replace(inbox.peer, **beside)
+        return msgspec.structs.replace(inbox.peer, answer_port=answerer.port if kind == "data" else 0)
 
     outbox = ZmqOutbox(keys)
     worker = Worker(
@@ -378,12 +371,20 @@ def run_worker(options: WorkerOptions, keys: KeyPair, data_inbox: type[ZmqInbox]
         is_busy=lambda: engine.heartbeat(time.monotonic()).running > 0,
         report=lambda found: worker.links_measured(found, links.epoch),
     )
-    for thread in (echo, weights, prober):
-        thread.start()
+    answerer.start()
+    prober.start()
     _leave_when_interrupted(options, worker)
     threading.Thread(target=worker.run, name="control", daemon=True).start()
     engine.run()
     log.info("ended")
+
+
+def _listen(options: WorkerOptions, networks: Mapping[Network, str]) -> tuple[str, ...]:
+    for name in options.names.unknown(networks.values()):
+        log.warning(
+            "links.prefer or links.exclude names %s, which is no interface of this machine with an address", name
+        )
+    return permitted_here(options.listen, options.names, networks)
 
 
 def _tracer(options: WorkerOptions) -> Tracer | None:

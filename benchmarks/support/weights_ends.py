@@ -15,7 +15,7 @@ import msgspec
 from protocol.model_digest import model_digest
 from protocol.transport import KeyPair
 from protocol.transport.asking import ZmqAnswerer, ZmqAsker, ZmqAskers
-from protocol.transport.echo import ZmqEcho, measure
+from protocol.transport.echo import measure
 from protocol.values import Buffer, LayerRange, Peer
 from workers.model.needed_tensors import needed_tensors
 from workers.model.sparse_model import SparseModel
@@ -33,7 +33,6 @@ class Given(msgspec.Struct, frozen=True, kw_only=True):
     model: str = ""
     address: str = ""
     port: int = 0
-    echo_port: int = 0
     digest: str = ""
     layers: tuple[int, int] = (0, 1)
     root: str = ""
@@ -68,19 +67,17 @@ def give(given: Given) -> None:
     path = Path(given.model)
     options: dict[str, Any] = {"listen": ("*",), "keys": given.own, "admits": lambda key: key == given.other}
     source = WeightsSource(lambda digest: path if digest == model_digest(path) else None)
-    echo, weights = ZmqEcho(**options), ZmqAnswerer(source.answer, **options)
-    echo.start()
-    weights.start()
-    _say({"port": weights.port, "echo_port": echo.port})
+    answerer = ZmqAnswerer(source.answer, **options)
+    answerer.start()
+    _say({"port": answerer.port})
     sys.stdin.read()
 
 
 def fetch(given: Given) -> Fetched:
     """Some layers into a new folder."""
-    echo = f"tcp://{given.address}:{given.echo_port}"
-    speeds = [found.bytes_per_s for _ in range(_MEASURED) if (found := measure(echo, given.other, given.own))]
-    askers, counts = ZmqAskers(given.own), list[int]()
     endpoint = f"tcp://{given.address}:{given.port}"
+    speeds = [found.bytes_per_s for _ in range(_MEASURED) if (found := measure(endpoint, given.other, given.own))]
+    askers, counts = ZmqAskers(given.own), list[int]()
     needed: list[frozenset[str] | None] = []
 
     def noted(path: Path, ranges: Sequence[LayerRange]) -> frozenset[str] | None:
@@ -95,7 +92,7 @@ def fetch(given: Given) -> Fetched:
             needed=noted,
         ),
     )
-    source = Peer(endpoint=endpoint, public_key=given.other, weights_port=given.port)
+    source = Peer(endpoint=endpoint, public_key=given.other, answer_port=given.port)
     noted(fetching(given.digest, (), [source], lambda *_: None), ())  # imports and first connections are no fetching
     began = time.perf_counter()
     path = fetching(given.digest, [LayerRange(*given.layers)], [source], lambda *_: None)

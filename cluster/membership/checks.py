@@ -117,8 +117,8 @@ def _require(holds: object, what: str) -> None:
 def can_be_reached(peer: Peer) -> bool:
     """Whether a peer says where it is by nothing but hosts and ports, and few of them."""
     endpoints = [peer.endpoint, *(address.endpoint for address in peer.addresses)]
-    are_ports = all(0 <= port < 1 << 16 for port in (peer.echo_port, peer.weights_port))
-    return are_ports and len(endpoints) <= _MOST_ADDRESSES and all(map(_is_address, endpoints))
+    is_port = 0 <= peer.answer_port < 1 << 16
+    return is_port and len(endpoints) <= _MOST_ADDRESSES and all(map(_is_address, endpoints))
 
 
 def _is_address(endpoint: str) -> bool:

@@ -305,7 +305,7 @@ class Roster:
     def sources(self) -> tuple[Peer, ...]:
         """Who may have the model: first who was started here, where it lies."""
         there = sorted(self.there, key=lambda member: member.is_guest)
-        return tuple(member.join.data for member in there if member.join is not None and member.join.data.weights_port)
+        return tuple(member.join.data for member in there if member.join is not None and member.join.data.answer_port)
 
     def token(self, public_key: str) -> str:
         """What lets a worker in at the coordinator with this key."""

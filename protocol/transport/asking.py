@@ -1,7 +1,8 @@
 """Questions between hosts and their answers, megabytes each: what answers, and what asks.
 
 An answerer reads questions on one thread and answers on some others, those alone whose keys it admits. It knows nothing of what
-it is asked. Who does not read costs no more than its own connection: few answers wait in it, and one for which there is no room is
+it is asked, and echoes what is no question, for whoever measures the way (`protocol.transport.echo`). Nobody may ever ask, as
+where all workers are on one machine: so it has one idle thread until somebody connects. Who does not read costs no more than its own connection: few answers wait in it, and one for which there is no room is
 dropped, as is what is asked beyond IN_FLIGHT; whoever wants it asks again. Encryption limits a connection, so that a context of
 its own has several threads for it, and whoever asks for much has several connections.
 """
@@ -9,6 +10,7 @@ its own has several threads for it, and whoever asks for much has several connec
 import contextlib
 import os
 import queue
+import socket
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,42 +18,46 @@ from concurrent.futures import ThreadPoolExecutor
 
 import zmq
 
-from protocol.transport.addressing import LOOPBACK
+from protocol.errors import AddressUnavailable
+from protocol.transport.addressing import ANY, LOOPBACK
 from protocol.transport.admission import Admits
-from protocol.transport.inbox import Limits, bind, bindable_socket
+from protocol.transport.echo import PIECE_BYTES
+from protocol.transport.inbox import Limits, bindable_socket
 from protocol.transport.keys import KeyPair
 from protocol.transport.securing import secure
 from protocol.values import Buffer
 
 IN_FLIGHT = 8  # of one connection
-_LIMITS = Limits(frame_bytes=16 << 10, pending=64)
+_LIMITS = Limits(frame_bytes=PIECE_BYTES + 4096, pending=64, handshake_ms=3_000)
 _MOST_ANSWER_BYTES = 8 << 20
 _IO_THREADS = 4
 _ANSWERING_THREADS = 2
 _MOST_PENDING = 64
-_READ_TIMEOUT_MS = 200
 _NUMBER_BYTES = 8
+_ECHO_BYTES = 8
 
 Answer = Callable[[bytes], Sequence[Buffer]]
 """The frames that answer a question; called on any thread."""
 
 
 class ZmqAnswerer:
-    """A bound, encrypted ROUTER socket. answer: must not raise. listen, keys, admits: as of `ZmqInbox`."""
+    """A bound, encrypted ROUTER socket, once somebody connects. answer: must not raise. listen, keys, admits: as of `ZmqInbox`.
+
+    Raises:
+        AddressUnavailable: it cannot be bound.
+    """
 
     def __init__(self, answer: Answer, *, listen: Sequence[str] = (LOOPBACK,), keys: KeyPair, admits: Admits):
         self._answer = answer
+        self._keys = keys
         self._admits = admits
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=_IO_THREADS)
-        self._socket = bindable_socket(zmq.ROUTER, keys, _LIMITS, admits, self._context)
-        self._socket.setsockopt(zmq.SNDHWM, IN_FLIGHT)
-        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # say so where there is no room, do not wait
-        self.port = bind(self._socket, listen, None)
+        self._listeners = _listen(listen)
+        self.port: int = self._listeners[0].getsockname()[1]
         self._answers: queue.SimpleQueue[list[Buffer]] = queue.SimpleQueue()
         self._pending: Counter[bytes] = Counter()
         self._wakes, self._wake = os.pipe()
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._serve, name="answers", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="answers", daemon=True)
 
     def __repr__(self) -> str:
         return f"ZmqAnswerer(port {self.port}, {self._pending.total()} pending)"
@@ -60,25 +66,41 @@ class ZmqAnswerer:
         """Begin to answer."""
         self._thread.start()
 
-    def _serve(self) -> None:
-        with ThreadPoolExecutor(_ANSWERING_THREADS, "answering") as pool:
-            while not self._closing.is_set():
-                is_full = self._pending.total() >= _MOST_PENDING
-                ready = zmq.select(
-                    [self._wakes, *([] if is_full else [self._socket])], [], [], _READ_TIMEOUT_MS / 1000
-                )[0]
-                if self._wakes in ready:
-                    os.read(self._wakes, 4096)
-                    self._send()
-                if self._socket in ready:
-                    self._take(pool)
+    def _run(self) -> None:
+        zmq.select([self._wakes, *self._listeners], [], [])
+        if not self._closing.is_set():
+            with self._opened() as bound, ThreadPoolExecutor(_ANSWERING_THREADS, "answering") as pool:
+                self._serve(bound, pool)
 
-    def _take(self, pool: ThreadPoolExecutor) -> None:
-        sender, *frames = self._socket.recv_multipart(copy=False)
+    def _opened(self) -> "zmq.Socket[bytes]":
+        """Takes the listeners over, with whoever connected already."""
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=_IO_THREADS)
+        bound = bindable_socket(zmq.ROUTER, self._keys, _LIMITS, self._admits, context)
+        bound.setsockopt(zmq.SNDHWM, IN_FLIGHT)
+        bound.setsockopt(zmq.ROUTER_MANDATORY, 1)  # say so where there is no room, do not wait
+        for listener in self._listeners:
+            bound.setsockopt(zmq.USE_FD, listener.detach())
+            bound.bind(f"tcp://*:{self.port}")
+        return bound
+
+    def _serve(self, bound: "zmq.Socket[bytes]", pool: ThreadPoolExecutor) -> None:
+        while not self._closing.is_set():
+            is_full = self._pending.total() >= _MOST_PENDING
+            ready = zmq.select([self._wakes, *([] if is_full else [bound])], [], [])[0]
+            if self._wakes in ready:
+                os.read(self._wakes, 4096)
+                self._send(bound)
+            if bound in ready:
+                self._take(bound, pool)
+
+    def _take(self, bound: "zmq.Socket[bytes]", pool: ThreadPoolExecutor) -> None:
+        sender, *frames = bound.recv_multipart(copy=False)
         asker = sender.bytes
-        if len(frames) != 2 or len(frames[0]) != _NUMBER_BYTES or self._pending[asker] >= IN_FLIGHT:
+        if not frames or not self._admits(str(sender.get("User-Id"))):
             return
-        if self._admits(str(sender.get("User-Id"))):
+        if len(frames) == 1:
+            _pass(bound, [asker, frames[0].buffer[:_ECHO_BYTES]])
+        elif len(frames) == 2 and len(frames[0]) == _NUMBER_BYTES and self._pending[asker] < IN_FLIGHT:
             self._pending[asker] += 1
             pool.submit(self._work, asker, frames[0].bytes, frames[1].bytes)
 
@@ -87,7 +109,7 @@ class ZmqAnswerer:
         self._answers.put([asker, number, *self._answer(asked)])
         os.write(self._wake, b".")
 
-    def _send(self) -> None:
+    def _send(self, bound: "zmq.Socket[bytes]") -> None:
         with contextlib.suppress(queue.Empty):
             while True:
                 frames = self._answers.get_nowait()
@@ -95,17 +117,43 @@ class ZmqAnswerer:
                 self._pending[asker] -= 1
                 if not self._pending[asker]:
                     del self._pending[asker]
-                with contextlib.suppress(zmq.ZMQError):  # who asked is gone, or does not read
-                    self._socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
+                _pass(bound, frames)
 
     def close(self) -> None:
         """Answer nobody any more."""
         self._closing.set()
+        os.write(self._wake, b".")
         if self._thread.ident is not None:
             self._thread.join(timeout=5)
-        self._socket.close(linger=0)
+        for listener in self._listeners:
+            listener.close()
         for end in (self._wakes, self._wake):
             os.close(end)
+
+
+def _listen(listen: Sequence[str]) -> list[socket.socket]:
+    """Listens at one free port of each address. Raises AddressUnavailable."""
+    hosts = [ANY] if ANY in listen else list(dict.fromkeys([LOOPBACK, *listen]))
+    found: list[socket.socket] = []
+    try:
+        for host in hosts:
+            port = found[0].getsockname()[1] if found else 0
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            found.append(socket.create_server(("" if host == ANY else host, port), family=family))
+            found[-1].setblocking(False)
+    except OSError as error:
+        for listener in found:
+            listener.close()
+        raise AddressUnavailable(
+            f"{host} cannot be used ({error.strerror}): end what uses it or choose another"
+        ) from error
+    return found
+
+
+def _pass(bound: "zmq.Socket[bytes]", frames: Sequence[Buffer]) -> None:
+    """On to who asked, which may be gone, or not read."""
+    with contextlib.suppress(zmq.ZMQError):
+        bound.send_multipart(frames, zmq.NOBLOCK, copy=False)
 
 
 class ZmqAsker:

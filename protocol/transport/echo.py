@@ -1,34 +1,27 @@
-"""How fast a way to another host is: an echo that hosts of a plan keep for each other, and what asks it.
+"""How fast a way to another host is, asked of the echo that every answerer is (`protocol.transport.asking`).
 
-An echo answers whatever it is sent with a few bytes, on a thread of its own, to those whose keys it admits. Who measures
-proves its key as for every other message and expects the other's: two hosts with the same private address, as of docker, never
-take themselves for each other. The round trip is the least of several; the bandwidth is that of large messages for a while.
+Who measures proves its key as for every other message and expects the other's: two hosts with the same private address, as of
+docker, never take themselves for each other. The round trip is the least of several; the bandwidth is that of large messages for a while.
 """
 
 import logging
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import msgspec
 import zmq
 
-from protocol.transport.addressing import LOOPBACK
-from protocol.transport.admission import Admits
-from protocol.transport.inbox import Limits, bind, bindable_socket
 from protocol.transport.keys import KeyPair
 from protocol.transport.securing import secure
 
 log = logging.getLogger(__name__)
 
 PIECE_BYTES = 1 << 20
-_LIMITS = Limits(frame_bytes=PIECE_BYTES + 4096, pending=64, handshake_ms=3_000)
 _NUM_PINGS = 10
 _LOAD_S = 0.1
 _IN_FLIGHT = 4  # pieces that are sent before the first is answered
 _FIRST_ANSWER_MS = 1500
 _NEXT_ANSWER_MS = 3000
-_READ_TIMEOUT_MS = 200
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,38 +35,6 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
         return self.round_trip_s / 2 + num_bytes / self.bytes_per_s
 
 
-class ZmqEcho:
-    """A bound, encrypted ROUTER socket that answers everything. listen, keys, admits: as of `ZmqInbox`."""
-
-    def __init__(self, *, listen: Sequence[str] = (LOOPBACK,), keys: KeyPair, admits: Admits):
-        self._socket = bindable_socket(zmq.ROUTER, keys, _LIMITS, admits)
-        self.port = bind(self._socket, listen, None)
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._answer, name="echo", daemon=True)
-
-    def __repr__(self) -> str:
-        return f"ZmqEcho(port {self.port})"
-
-    def start(self) -> None:
-        """Begin to answer."""
-        self._thread.start()
-
-    def _answer(self) -> None:
-        while not self._closing.is_set():
-            if self._socket.poll(_READ_TIMEOUT_MS):
-                sender, *frames = self._socket.recv_multipart()
-                self._socket.send_multipart([sender, frames[0][:8] if frames else b""], zmq.NOBLOCK)
-        self._socket.close(linger=0)
-
-    def close(self) -> None:
-        """Answer nobody any more."""
-        self._closing.set()
-        if self._thread.ident is None:
-            self._socket.close(linger=0)
-        else:
-            self._thread.join(timeout=5)
-
-
 def measure(
     endpoint: str,
     public_key: str,
@@ -82,7 +43,7 @@ def measure(
     with_load: bool = True,
     now: Callable[[], float] = time.perf_counter,
 ) -> Measured | None:
-    """How fast the echo with that key is reached at an endpoint; None where it does not answer. Takes up to two seconds.
+    """How fast the answerer with that key is reached at an endpoint; None where it does not answer. Takes up to two seconds.
 
     with_load: also how much goes through, which disturbs what else does; else any amount is assumed to.
     """

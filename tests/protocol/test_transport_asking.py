@@ -1,10 +1,12 @@
 """Questions and answers of megabytes between hosts: who is answered, and what one who does not read costs."""
 
+import socket
 import threading
 from contextlib import closing
 
 import pytest
 
+from protocol.errors import AddressUnavailable
 from protocol.transport import KeyPair
 from protocol.transport.asking import IN_FLIGHT, ZmqAnswerer, ZmqAskers
 
@@ -79,3 +81,40 @@ def test_question_that_is_answered_slowly_holds_no_other_up():
             assert asker.receive(LIMIT_S)[0] == 2
             goes_on.set()
             assert asker.receive(LIMIT_S)[0] == 1
+
+
+def test_until_somebody_connects_it_is_one_thread():
+    before = set(threading.enumerate())
+    with closing(ZmqAnswerer(lambda asked: [asked], keys=KEYS, admits=lambda _: True)) as answerer:
+        answerer.start()
+        assert {thread.name for thread in set(threading.enumerate()) - before} == {"answers"}
+        with open_to(answerer) as asker:
+            asker.ask(1, b"?")
+            assert asker.receive(LIMIT_S)[0] == 1
+
+
+def _has_ipv6():
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not _has_ipv6(), reason="this host has no IPv6")
+def test_every_address_that_it_listens_at_leads_to_it():
+    with closing(ZmqAnswerer(lambda asked: [asked], listen=["::1"], keys=KEYS, admits=lambda _: True)) as answerer:
+        answerer.start()
+        for host in ("127.0.0.1", "[::1]"):
+            with closing(ZmqAskers(MINE).open(f"tcp://{host}:{answerer.port}", KEYS.public)) as asker:
+                asker.ask(1, b"?")
+                assert asker.receive(LIMIT_S)[0] == 1
+
+
+def test_address_that_is_none_of_this_host_is_refused_with_what_to_do():
+    with pytest.raises(AddressUnavailable, match=r"192\.0\.2\.1 cannot be used .*choose another"):
+        ZmqAnswerer(lambda asked: [asked], listen=["192.0.2.1"], keys=KEYS, admits=lambda _: True)
+
+
+def test_one_that_never_began_is_closed():
+    ZmqAnswerer(lambda asked: [asked], keys=KEYS, admits=lambda _: True).close()

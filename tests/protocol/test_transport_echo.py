@@ -1,18 +1,23 @@
-"""How fast another host is, asked of its echo: figures that make sense from who answers, none from anybody else."""
+"""How fast another host is, asked of its answerer: figures that make sense from who answers, none from anybody else."""
 
 from contextlib import closing
 
 import pytest
 
 from protocol.transport import KeyPair
-from protocol.transport.echo import Measured, ZmqEcho, measure
+from protocol.transport.asking import ZmqAnswerer
+from protocol.transport.echo import Measured, measure
 
 KEYS, MINE = KeyPair.generate(), KeyPair.generate()
 
 
+def _no_question(asked):
+    raise AssertionError(asked)
+
+
 @pytest.fixture
 def echo():
-    with closing(ZmqEcho(keys=KEYS, admits=lambda key: key == MINE.public)) as echo:
+    with closing(ZmqAnswerer(_no_question, keys=KEYS, admits=lambda key: key == MINE.public)) as echo:
         echo.start()
         yield echo
 
@@ -38,7 +43,7 @@ def test_somebody_elses_key_gets_no_answer(echo):
 
 
 def test_nobody_there_is_none():
-    with closing(ZmqEcho(keys=KEYS, admits=lambda _: True)) as echo:
+    with closing(ZmqAnswerer(_no_question, keys=KEYS, admits=lambda _: True)) as echo:
         endpoint = endpoint_of(echo)
     assert measure(endpoint, KEYS.public, MINE) is None
     assert measure("tcp://nowhere.invalid:1", KEYS.public, MINE) is None

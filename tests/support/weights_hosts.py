@@ -14,7 +14,7 @@ PATIENCE_S = 3.0
 
 
 def peer(name):
-    return Peer(endpoint="tcp://127.0.0.1:1", public_key=name, weights_port=1)
+    return Peer(endpoint="tcp://127.0.0.1:1", public_key=name, answer_port=1)
 
 
 class MemoryConnection:

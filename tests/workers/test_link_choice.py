@@ -41,7 +41,7 @@ def choice_with(clock, **names):
 def peer(*endpoints):
     endpoints = endpoints or (ROUTED, WIFI, CABLE)
     addresses = tuple(Address(endpoint=each, interface="x") for each in endpoints)
-    return Peer(endpoint="tcp://127.0.0.1:5", public_key="k" * 40, host="b", addresses=addresses, echo_port=6)
+    return Peer(endpoint="tcp://127.0.0.1:5", public_key="k" * 40, host="b", addresses=addresses, answer_port=6)
 
 
 def begin_epoch(choice, to=None):
@@ -170,7 +170,7 @@ def test_figures_name_every_address_and_the_one_in_use(choice):
 
 def test_peers_on_this_host_are_reached_over_loopback_and_not_measured(choice):
     near = Peer(
-        endpoint="tcp://127.0.0.1:9", public_key="n" * 40, host=this_host(), addresses=peer().addresses, echo_port=6
+        endpoint="tcp://127.0.0.1:9", public_key="n" * 40, host=this_host(), addresses=peer().addresses, answer_port=6
     )
     choice.renew({"near": near})
     assert choice.choose(near) == "tcp://127.0.0.1:9"

@@ -14,7 +14,7 @@ PEER = Peer(
     public_key="k" * 40,
     host="b",
     addresses=tuple(Address(endpoint=f"tcp://{ip}:5", interface="x") for ip in (SLOW, FAST)),
-    echo_port=6,
+    answer_port=6,
 )
 
 

@@ -27,15 +27,13 @@ def ways(speeds=SPEEDS, **names):
 
 def source(host):
     addresses = tuple(Address(endpoint=endpoint.replace(":7", ":5"), interface="en0") for endpoint in SPEEDS)
-    return Peer(
-        endpoint="tcp://127.0.0.1:5", public_key="k", host=host, addresses=addresses, echo_port=7, weights_port=9
-    )
+    return Peer(endpoint="tcp://127.0.0.1:5", public_key="k", host=host, addresses=addresses, answer_port=7)
 
 
-def test_fastest_address_is_taken_at_the_port_of_weights_and_measured_once():
+def test_fastest_address_is_taken_at_the_port_of_answers_and_measured_once():
     subject, measured = ways()
-    assert subject.endpoint(source("elsewhere")) == "tcp://10.2.0.2:9"
-    assert subject.endpoint(source("elsewhere")) == "tcp://10.2.0.2:9"
+    assert subject.endpoint(source("elsewhere")) == "tcp://10.2.0.2:7"
+    assert subject.endpoint(source("elsewhere")) == "tcp://10.2.0.2:7"
     assert sorted(measured) == sorted(SPEEDS)
 
 
@@ -43,12 +41,12 @@ def test_next_best_is_taken_when_it_falls_silent():
     subject, _ = ways()
     subject.endpoint(source("elsewhere"))
     subject.lost(source("elsewhere"))
-    assert subject.endpoint(source("elsewhere")) == "tcp://10.1.0.2:9"
+    assert subject.endpoint(source("elsewhere")) == "tcp://10.1.0.2:7"
 
 
 def test_same_host_is_asked_over_loopback_and_not_measured():
     subject, measured = ways()
-    assert subject.endpoint(source(this_host())) == "tcp://127.0.0.1:9"
+    assert subject.endpoint(source(this_host())) == "tcp://127.0.0.1:7"
     assert measured == []
 
 
@@ -57,13 +55,13 @@ def test_who_answers_nobody_yet_is_measured_again_and_no_address_is_at_fault():
     subject, measured = ways(speeds)
     subject.endpoint(source("elsewhere"))
     speeds.update(SPEEDS)
-    assert subject.endpoint(source("elsewhere")) == "tcp://10.2.0.2:9"
+    assert subject.endpoint(source("elsewhere")) == "tcp://10.2.0.2:7"
     assert len(measured) == 2 * len(SPEEDS)
 
 
 def test_what_is_excluded_is_neither_measured_nor_asked():
     subject, measured = ways(exclude=("10.2.0.0/16",))
-    assert subject.endpoint(source("elsewhere")) == "tcp://10.1.0.2:9"
+    assert subject.endpoint(source("elsewhere")) == "tcp://10.1.0.2:7"
     assert "tcp://10.2.0.2:7" not in measured
     subject, measured = ways(exclude=("10.0.0.0/8",))
     with pytest.raises(Silent, match=r"links\.exclude"):

@@ -117,7 +117,7 @@ class WeightsFetcher:
         path = self._root / digest
         if (digest, tuple(ranges)) in self._had and self.find(digest) is not None:
             return path
-        sources = [source for source in sources if source.weights_port and source.public_key != self._own_key]
+        sources = [source for source in sources if source.answer_port and source.public_key != self._own_key]
         with saying_what_the_disk_lacks(path), self._alone(path, progress):
             folder = self._open(path, digest, sources)
             needed = self._outside.needed(path, ranges) if ranges else frozenset()
