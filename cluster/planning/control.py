@@ -177,7 +177,7 @@ class ControlPlane:
             case LoadFailed() as failed if envelope.epoch == self.epoch or self._model.facts is None:
                 self._load_failed(failed)
             case LinkLost(worker=name, peer=peer, why=why) if envelope.epoch == self.epoch:
-                self._suspect(f"the link from {name} to {peer} is lost: {why}")
+                self._suspect(f"the link from {name} to {peer}: {why}")
             case message:
                 if self._mailbox.accepts(envelope):
                     self._of_the_plan(message, envelope.buffers)
@@ -280,9 +280,14 @@ class ControlPlane:
             log.warning("%s: %s", worker, why)
             self._perform_all(self.roster.closed(worker, self._now()))
 
-    def _suspect(self, sentence: str) -> None:
+    def _suspect(self, what: str) -> None:
         """A link between workers broke, unless one of them turns out to have ended."""
-        self._unless_replanned(lambda: self._plan_all(self._deployment.broken(sentence, self._now())))
+
+        def broke() -> None:
+            self.events.add(f"lost {what}")
+            self._plan_all(self._deployment.broken(f"lost {what}", self._now()))
+
+        self._unless_replanned(broke)
 
     def _unless_replanned(self, act: Callable[[], None]) -> None:
         """Act once a process that ended has been noticed, where that has not changed everything."""

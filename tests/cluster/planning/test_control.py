@@ -370,6 +370,7 @@ async def test_lost_link_begins_a_new_epoch_with_the_same_workers_and_nobody_die
     (loss,) = [value for name, value in subject.heard.heard if name == "plan_ended"]
     assert loss.workers == ()
     assert subject.control.plan.workers == ("alpha", "beta")
+    assert "lost the link from alpha to beta: closed" in [event.what for event in subject.control.events.latest]
 
 
 @scenario()
