@@ -2,9 +2,10 @@
 
 An answerer reads questions on one thread and answers on some others, those alone whose keys it admits. It knows nothing of what
 it is asked, and echoes what is no question, for whoever measures the way (`protocol.transport.echo`). Nobody may ever ask, as
-where all workers are on one machine: so it has one idle thread until somebody connects. Who does not read costs no more than its own connection: few answers wait in it, and one for which there is no room is
-dropped, as is what is asked beyond IN_FLIGHT; whoever wants it asks again. Encryption limits a connection, so that a context of
-its own has several threads for it, and whoever asks for much has several connections.
+where all workers are on one machine: so it has one idle thread until somebody connects. Who does not read costs no more than
+its own connection: few answers wait in it, and one for which there is no room is dropped, as is what is asked beyond IN_FLIGHT;
+whoever wants it asks again. Encryption limits a connection, so that a context of its own has several threads for it, and whoever
+asks for much has several connections.
 """
 
 import contextlib

@@ -2,9 +2,10 @@
 
 import ipaddress
 
+import msgspec
 import pytest
 
-from cluster.cli import tokens
+from cluster.cli import doctor, tokens
 from cluster.cli.joining import endpoint_in, guest_process
 from cluster.cli.main import main
 from cluster.cli.session import open_session
@@ -73,6 +74,38 @@ def test_address_is_a_host_and_a_port(address, endpoint):
 def test_other_addresses_are_refused_with_where_to_find_one(address):
     with pytest.raises(UsageError, match="token new"):
         endpoint_in(address)
+
+
+def test_token_names_no_excluded_address(started, monkeypatch, capsys):
+    settings = open_session().running_settings()
+    for exclude, addresses in ((("10.0.0.0/8",), ["192.168.7.1"]), (("en0",), [])):
+        links = msgspec.structs.replace(settings.links, exclude=exclude)
+        changed = msgspec.structs.replace(settings, links=links)
+        monkeypatch.setattr("cluster.cli.session.Session.running_settings", lambda _, changed=changed: changed)
+        assert main(["token", "new"]) == (0 if addresses else 1)
+        said = capsys.readouterr()
+        assert [line.partition("--join ")[2].partition(":")[0] for line in said.out.splitlines()] == addresses
+    assert "links.exclude leave none of its addresses" in said.err
+
+
+def test_worker_keeps_to_the_links_of_this_machine(home, monkeypatch):
+    settings = open_session().settings()
+    links = msgspec.structs.replace(settings.settings.links, prefer=("en5", "10.0.0.2"), exclude=("en0",))
+    changed = msgspec.structs.replace(settings, settings=msgspec.structs.replace(settings.settings, links=links))
+    monkeypatch.setattr("cluster.cli.session.Session.settings", lambda _: changed)
+    given = " ".join(guest_for(open_session(), token=TOKEN).arguments)
+    assert "--listen * --prefer en5 --prefer 10.0.0.2 --exclude en0" in given
+
+
+def test_doctor_names_the_interfaces_of_the_configuration_that_are_none(home, monkeypatch):
+    settings = open_session().settings()
+    links = msgspec.structs.replace(settings.settings.links, prefer=("en0",), exclude=("en7", "10.0.0.0/8"))
+    changed = msgspec.structs.replace(settings, settings=msgspec.structs.replace(settings.settings, links=links))
+    monkeypatch.setattr("cluster.cli.session.Session.settings", lambda _: changed)
+    monkeypatch.setattr(doctor, "own_networks", lambda: {ipaddress.ip_interface("10.0.0.1/24"): "en0"})
+    (finding,) = doctor._link_names(open_session())
+    assert finding.verdict == "warning"
+    assert "names en7," in finding.text
 
 
 def test_new_token_is_a_whole_command_for_each_address(started, capsys):
