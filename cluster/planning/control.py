@@ -17,7 +17,7 @@ from cluster.planning import deployment as planning
 from cluster.planning.assembly import Assembly, Part
 from cluster.planning.deployment import Candidate, Deployment
 from cluster.planning.events import EventLog
-from cluster.planning.inquiries import Inquiries
+from cluster.planning.inquiries import Answer, Inquiries
 from cluster.planning.interface import Listener
 from cluster.planning.known_model import KnownModel
 from cluster.planning.launching import Launching
@@ -164,7 +164,7 @@ class ControlPlane:
         match envelope.message:
             case Join() as join:
                 self._perform_all(self.roster.joined(join, self._now()))
-            case Heartbeat() | Leave() | ModelsListed() as said:
+            case Heartbeat() | Leave() | ModelsListed() | FiguresComputed() as said:
                 self._of_no_plan(said)
             case LinksMeasured() as found if envelope.epoch == self.epoch:
                 self.roster.members[found.worker].links = found.links
@@ -182,14 +182,13 @@ class ControlPlane:
                 if self._mailbox.accepts(envelope):
                     self._of_the_plan(message, envelope.buffers)
 
-    def _of_no_plan(self, message: Heartbeat | Leave | ModelsListed) -> None:
-        match message:
-            case Heartbeat():
-                self.roster.beat(message, self._now())
-            case Leave(worker=name):
-                self._perform_all(self.roster.dismiss(name, "left"))
-            case ModelsListed():
-                self.inquiries.answered(message)
+    def _of_no_plan(self, message: Heartbeat | Leave | Answer) -> None:
+        if isinstance(message, Heartbeat):
+            self.roster.beat(message, self._now())
+        elif isinstance(message, Leave):
+            self._perform_all(self.roster.dismiss(message.worker, "left"))
+        else:
+            self.inquiries.answered(message)
 
     def _of_the_plan(self, message: Message, buffers: tuple[Buffer, ...]) -> None:
         match message:
@@ -201,8 +200,6 @@ class ControlPlane:
                 self._listening.failed(message)
             case Reused():
                 self._listening.reused(message)
-            case FiguresComputed():
-                self.inquiries.answered(message)
             case LoadProgress() as progress if self._assembly is not None:
                 self.starting.tell(self._assembly.progress(progress))
             case Loaded():

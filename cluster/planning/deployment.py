@@ -10,8 +10,11 @@ Events in, actions out; `now` (seconds of a monotonic clock) is an argument. Sen
 3. A newcomer first reads its part of the plan to come while the plan in force goes on serving. The plan is replaced when
    nothing runs, `SETTLE_S` after the last newcomer, at the latest `PATIENCE_S` after that; who dies often settles longer.
 4. Every plan has an epoch of its own, higher than all before.
+5. Workers that cannot reach each other would break every plan at once: after a few that hardly lived, the next waits 1, 2, 4 and
+   up to 60 s, unless somebody comes or goes.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Self
@@ -29,6 +32,10 @@ from strategy.partition import ModelSizes, Node, NoPlan, Partition, Stage, parti
 SETTLE_S = 2.0
 PATIENCE_S = 30.0
 _LONGEST_SETTLE_S = 60.0
+# A plan that broke so soon hardly lived; so many may do so in succession before the next one waits.
+_HARDLY_S = 1.0
+_MANY_HARDLY = 3
+_LONGEST_REST_S = 60.0
 
 
 class DeploymentState(StrEnum):
@@ -135,7 +142,7 @@ class Deployment:
         """waits_until: None for a first start, which needs all of `wanted`; else until when to wait for them."""
         self._wanted = tuple(wanted)
         self._kv_copies = kv_copies
-        self._waits_until = waits_until
+        self._patience = _Patience(returns_until=waits_until)
         self._is_first = waits_until is None
         self.state = DeploymentState.FORMING
         self._there: Mapping[str, Candidate] = {}
@@ -165,6 +172,7 @@ class Deployment:
     ) -> list[Action]:
         """Who is there now, in the order of the configuration. gone: who was lost or began anew since, as `lost` says."""
         self._there = there
+        self._patience.begin_anew()
         if self.state is _S.STOPPED:
             return []
         if self.state is _S.INSPECTING and (gone == self._inspector or self._inspector not in there):
@@ -194,6 +202,7 @@ class Deployment:
             return []
         self._apply(_E.LOADED)
         self._is_first = False
+        self._patience.lives_since = now
         return [BeginPlan(), *self.tick(now)]
 
     def is_preparing(self, worker: str) -> bool:
@@ -214,6 +223,7 @@ class Deployment:
         """A link of the plan lost something, or a step is overdue: the same workers begin a new epoch."""
         if self.state not in (_S.LOADING, _S.SERVING):
             return []
+        self._patience.broke(now)
         return [*self._break(Loss(workers=(), sentence=sentence)), *self.tick(now)]
 
     def stop(self) -> None:
@@ -239,7 +249,7 @@ class Deployment:
             self._apply(_E.INSPECT)
             return [Inspect(self._inspector)]
         missing = [name for name in self._wanted if name not in self._there]
-        if missing and (self._is_first or (self._waits_until is not None and now < self._waits_until)):
+        if self._patience.rests(now) or (missing and (self._is_first or self._patience.awaits(now))):
             return []
         try:
             found = self._partition(balanced=self._is_first)
@@ -330,6 +340,7 @@ class Deployment:
         self._current = found
         self._awaited = frozenset(stage.worker for stage in found.stages)
         self._next = _Upcoming()
+        self._patience.lives_since = math.inf
         self._apply(_E.LOAD)
         return [SendPlan(found)]
 
@@ -353,3 +364,31 @@ class _Upcoming(msgspec.Struct):
     partition: Partition | None = None
     preparing: frozenset[str] = frozenset()
     moves: bool = False
+
+
+class _Patience(msgspec.Struct):
+    """What the next plan waits for. returns_until: for missing workers that may still come back, after a restart;
+    lives_since: of the plan in force, inf while none is; num_hardly: plans in succession that hardly lived; rests_until: because of those.
+    """
+
+    returns_until: float | None = None
+    lives_since: float = -math.inf
+    num_hardly: int = 0
+    rests_until: float = -math.inf
+
+    def awaits(self, now: float) -> bool:
+        return self.returns_until is not None and now < self.returns_until
+
+    def rests(self, now: float) -> bool:
+        return now < self.rests_until
+
+    def broke(self, now: float) -> None:
+        """The plan in force did, or the one on its way."""
+        self.num_hardly = self.num_hardly + 1 if now - self.lives_since < _HARDLY_S else 0
+        excess = self.num_hardly - _MANY_HARDLY
+        if excess >= 0:
+            self.rests_until = now + min(2.0 ** min(excess, 16), _LONGEST_REST_S)
+
+    def begin_anew(self) -> None:
+        """Others are there."""
+        self.num_hardly, self.rests_until = 0, -math.inf

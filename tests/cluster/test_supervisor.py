@@ -119,7 +119,7 @@ def test_killed_coordinator_is_started_again_and_told_so_and_no_zombie_stays(hom
     wait_until(lambda: running.num_lives == 2 and running.coordinator != first, "the second life")
     me = psutil.Process(running.process.pid)
     assert [child.pid for child in me.children()] == [running.coordinator.pid]
-    assert "again" in running.log()
+    wait_until(lambda: "again" in running.log(), "it says so")
 
 
 def test_coordinator_that_dies_again_and_again_is_given_up_with_its_workers(home, supervised, worker, monkeypatch):

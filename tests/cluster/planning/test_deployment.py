@@ -1,5 +1,6 @@
 """From workers to a plan and from one plan to the next: what is wanted when somebody comes, goes or breaks."""
 
+
 import pytest
 
 from cluster.planning.deployment import (
@@ -163,6 +164,39 @@ def test_broken_link_begins_a_new_epoch_with_the_same_layers():
     end, load = played.deployment.broken("a link broke", 1)
     assert end == EndPlan(Loss(workers=(), sentence="a link broke"))
     assert load.partition == before
+
+
+@pytest.mark.parametrize("is_loaded", [True, False])
+def test_plans_that_hardly_live_come_ever_later_until_one_lives_or_somebody_comes(is_loaded):
+    played = Played("a", "b")
+    played.serving("a", "b")
+
+    def seconds_to_the_next(now):
+        """After the plan broke that is sent now, or in force now."""
+        if is_loaded:
+            for name in "ab":
+                played.deployment.loaded(name, now)
+        broke_at, actions = now, played.deployment.broken("a link broke", now)
+        while not any(isinstance(action, SendPlan) for action in actions):
+            now += 0.25
+            actions = played.deployment.tick(now)
+        return now - broke_at
+
+    def waits(now, count):
+        found = []
+        for _ in range(count):
+            found.append(seconds_to_the_next(now))
+            now += found[-1]
+        return found
+
+    assert seconds_to_the_next(1000) == 0  # it had lived for long
+    assert waits(1000, 10) == [0, 0, 1, 2, 4, 8, 16, 32, 60, 60]
+    played.changed("a", "b", "c", now=2000)
+    assert waits(2000, 3) == [0, 0, 1]
+    for name in "abc":
+        played.deployment.loaded(name, 3000)
+    assert isinstance(played.deployment.broken("it lived", 3002)[-1], SendPlan)
+    assert waits(3002, 3) == [0, 0, 1]
 
 
 def test_worker_that_begins_anew_breaks_the_plan_it_was_part_of():
