@@ -210,7 +210,7 @@ class Home:
         try:
             places = msgspec.json.decode(self._models_file.read_bytes(), type=dict[str, str])
             return {digest: Path(place) for digest, place in places.items()}
-        except (OSError, msgspec.DecodeError):
+        except (OSError, ValueError):
             return {}
 
     def read_state(self) -> ClusterState | None:
@@ -225,7 +225,7 @@ class Home:
             return msgspec.json.decode(self.state_file.read_bytes(), type=ClusterState)
         except FileNotFoundError:
             return None
-        except (OSError, msgspec.DecodeError):
+        except (OSError, ValueError):
             raise DamagedState(f"{self.state_file} is damaged and was taken as absent") from None
 
     def write_state(self, state: ClusterState) -> None:
@@ -262,7 +262,7 @@ class Home:
         """What the last coordinator left; None when there is none or it is damaged."""
         try:
             return msgspec.json.decode(self._desired_file.read_bytes(), type=DesiredState)
-        except (OSError, msgspec.DecodeError):
+        except (OSError, ValueError):
             return None
 
     def write_desired(self, desired: DesiredState) -> None:

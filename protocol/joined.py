@@ -32,7 +32,7 @@ def read_joined(home: Home) -> tuple[JoinedCluster, ...]:
     """From the first to the last that was joined; none where the file is damaged."""
     try:
         return msgspec.json.decode((home.root / FILE).read_bytes(), type=tuple[JoinedCluster, ...])
-    except (OSError, msgspec.DecodeError):
+    except (OSError, ValueError):
         return ()
 
 

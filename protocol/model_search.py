@@ -63,7 +63,7 @@ def _digest(path: Path) -> str | None:
 def _read(kept: Path) -> dict[str, KnownDigest]:
     try:
         return msgspec.json.decode(kept.read_bytes(), type=dict[str, KnownDigest])
-    except (OSError, msgspec.DecodeError):
+    except (OSError, ValueError):
         return {}
 
 

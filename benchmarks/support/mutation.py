@@ -107,6 +107,20 @@ def mutated_frames(
     return frames or [b""]
 
 
+def mutated_question(asked: bytes, generator: random.Random) -> list[bytes]:
+    """The frames of a question, a number and what is asked, with at least one thing wrong in them."""
+    frames = [generator.randbytes(8), asked]
+    wrong: tuple[Callable[[], object], ...] = (
+        lambda: _change_field(frames, generator),
+        lambda: _change_field(frames, generator),
+        lambda: _flip(frames, generator.randrange(2), generator),
+        lambda: frames.append(generator.randbytes(generator.choice((0, 1, 1 << 16)))),
+        frames.pop,
+    )
+    generator.choice(wrong)()
+    return frames
+
+
 def _change_field(frames: list[bytes], generator: random.Random) -> None:
     if len(frames) > 1:
         try:

@@ -40,7 +40,7 @@ def found_state(home: Home) -> ClusterState | None:
             leaders[module] = identity
     try:
         api = msgspec.json.decode(home.settings_file.read_bytes(), type=_Settings).api
-    except (OSError, msgspec.DecodeError):
+    except (OSError, ValueError):
         return None
     if not leaders and not workers:
         return None
@@ -58,7 +58,7 @@ def started_settings(home: Home) -> Settings | None:
     """What the last cluster of this home was started with; None when that cannot be read."""
     try:
         return msgspec.json.decode(home.settings_file.read_bytes(), type=Settings)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, ValueError):
         return None
 
 

@@ -94,10 +94,10 @@ def to_line(message: Order | Report) -> bytes:
 
 
 def read_order(line: bytes) -> Order:
-    """Raises msgspec.DecodeError."""
+    """Raises ValueError."""
     return _order.decode(line)
 
 
 def read_report(line: bytes) -> Report:
-    """Raises msgspec.DecodeError."""
+    """Raises ValueError."""
     return _report.decode(line)

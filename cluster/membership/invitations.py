@@ -140,7 +140,7 @@ class InvitationBook:
         if version != self._version:
             try:
                 self._known = msgspec.json.decode(self._file.read_bytes(), type=Invitations)
-            except msgspec.DecodeError:
+            except ValueError:
                 self._known = Invitations()
             self._version = version
         return self._known

@@ -172,7 +172,7 @@ class HostLink:
         while line := await process.stdout.readline():
             try:
                 report = read_report(line)
-            except msgspec.DecodeError:
+            except ValueError:
                 log.warning("%s said what is no report", self.host.name)
                 continue
             self._heard(report)
@@ -253,7 +253,7 @@ def _read_hello(host: str, line: bytes) -> HostHello:
     """Raises HostUnavailable where another version said it."""
     try:
         hello = read_report(line)
-    except msgspec.DecodeError:
+    except ValueError:
         hello = None
     if not isinstance(hello, HostHello) or hello.protocol != PROTOCOL:
         raise HostUnavailable(f"{host} has another version of Tandem; bring both checkouts to the same commit")

@@ -15,7 +15,7 @@ def read_measured_use(home: Home, model: Path) -> MeasuredUse | None:
     """What `bench kv-cache` found for this model here; None where it was not run or its file cannot be read."""
     try:
         return msgspec.json.decode(_file(home, model).read_bytes(), type=MeasuredUse)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, ValueError):
         return None
 
 

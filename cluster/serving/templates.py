@@ -93,7 +93,7 @@ class Templates:
         process = self._running()
         try:
             return self._exchange(process, line)
-        except (OSError, EOFError, msgspec.DecodeError) as error:
+        except (OSError, EOFError, ValueError) as error:
             log.warning("the chat template's process is ended: %s", type(error).__name__)
             self._end(process)
             raise TemplateFailed(f"it takes longer than {LIMIT_S:g} s, or ends its process") from error

@@ -9,6 +9,7 @@ asks for much has several connections.
 """
 
 import contextlib
+import logging
 import os
 import queue
 import socket
@@ -28,6 +29,8 @@ from protocol.transport.keys import KeyPair
 from protocol.transport.securing import secure
 from protocol.values import Buffer
 
+log = logging.getLogger(__name__)
+
 IN_FLIGHT = 8  # of one connection
 _LIMITS = Limits(frame_bytes=PIECE_BYTES + 4096, pending=64, handshake_ms=3_000)
 _MOST_ANSWER_BYTES = 8 << 20
@@ -42,7 +45,7 @@ Answer = Callable[[bytes], Sequence[Buffer]]
 
 
 class ZmqAnswerer:
-    """A bound, encrypted ROUTER socket, once somebody connects. answer: must not raise. listen, keys, admits: as of `ZmqInbox`.
+    """A bound, encrypted ROUTER socket, once somebody connects. answer: what it raises is answered with nothing. listen, keys, admits: as of `ZmqInbox`.
 
     Raises:
         AddressUnavailable: it cannot be bound.
@@ -107,7 +110,12 @@ class ZmqAnswerer:
 
     def _work(self, asker: bytes, number: bytes, asked: bytes) -> None:
         """On a thread of the pool."""
-        self._answers.put([asker, number, *self._answer(asked)])
+        try:
+            frames = self._answer(asked)
+        except Exception:  # the boundary of one question: it must not count as pending for ever
+            log.exception("a question was not answered")
+            frames = ()
+        self._answers.put([asker, number, *frames])
         os.write(self._wake, b".")
 
     def _send(self, bound: "zmq.Socket[bytes]") -> None:

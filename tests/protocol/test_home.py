@@ -79,7 +79,7 @@ def test_state_is_written_read_and_cleared(home):
     assert [file.name for file in home.root.iterdir() if file.is_file()] == ["state.lock"]
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"coordinator": 4}', b"\xff"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"coordinator": 4}', b'{"api": "\xff"}', b"\xff"])
 def test_damaged_state_is_told_apart_from_none(home, content):
     home.state_file.write_bytes(content)
     with pytest.raises(DamagedState):
@@ -132,7 +132,7 @@ def test_every_coordinator_has_an_incarnation_of_its_own_and_the_same_keys(home)
     assert stat.S_IMODE((home.root / "deployment.json").stat().st_mode) == 0o600
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"incarnation": -1}', b"\xff"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"incarnation": -1}', b'{"secret": "\xff"}', b"\xff"])
 def test_damaged_desire_begins_anew_with_keys_that_let_no_old_worker_in(home, content):
     old = home.next_incarnation(lambda: ("old", "old"))
     (home.root / "deployment.json").write_bytes(content)

@@ -64,7 +64,7 @@ def test_who_has_joined_nothing_needs_a_token(home):
         way_back(read_joined(home), AT, "studio")
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'[{"worker": 1}]', b"\xff"])
+@pytest.mark.parametrize("content", [b"", b"{", b'[{"worker": 1}]', b'[{"worker": "\xff"}]', b"\xff"])
 def test_damaged_file_is_as_none(home, content):
     (home.root / FILE).write_bytes(content)
     assert read_joined(home) == ()

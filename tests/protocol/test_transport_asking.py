@@ -65,6 +65,31 @@ def test_one_who_asks_and_does_not_read_holds_nobody_up(answerer):
             assert answer[0] == number
 
 
+@pytest.mark.parametrize("frames", [[b""], [bytes(8)], [bytes(7), b"?"], [bytes(8), b"?", b"?"], [b"x"] * 100])
+def test_what_is_no_question_has_no_answer_and_costs_none(answerer, frames):
+    with open_to(answerer) as asker:
+        for number in range(2 * IN_FLIGHT):
+            asker._socket.send_multipart(frames)
+            asker.ask(number, b"?")
+            assert asker.receive(LIMIT_S)[0] == number
+
+
+def test_questions_that_raise_are_answered_with_nothing_and_cost_no_other():
+    def answer(asked):
+        return [asked] if asked == b"?" else 1 / 0
+
+    with closing(ZmqAnswerer(answer, keys=KEYS, admits=lambda _: True)) as answerer:
+        answerer.start()
+        for _ in range(10):
+            with open_to(answerer) as asker:
+                for number in range(IN_FLIGHT):
+                    asker.ask(number, b"!")
+                assert [asker.receive(LIMIT_S)[1] for _ in range(IN_FLIGHT)] == [[]] * IN_FLIGHT
+        with open_to(answerer) as asker:
+            asker.ask(1, b"?")
+            assert asker.receive(LIMIT_S) == (1, [b"?"])
+
+
 def test_question_that_is_answered_slowly_holds_no_other_up():
     goes_on = threading.Event()
 

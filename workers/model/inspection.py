@@ -65,7 +65,7 @@ def inspect(path: Path, cache_dir: Path | None) -> Inspection:
     kept = cache_dir / f"inspection-{_fingerprint(config)}.json"
     try:
         return msgspec.json.decode(kept.read_bytes(), type=Inspection)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, ValueError):
         found = inspect_config(config)
     cache_dir.mkdir(parents=True, exist_ok=True)
     partial = kept.with_suffix(f".{os.getpid()}")

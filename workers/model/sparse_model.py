@@ -58,7 +58,7 @@ class SparseModel:
         try:
             manifest = msgspec.msgpack.decode((path / _MANIFEST).read_bytes(), type=Manifest)
             return cls(path, manifest, write)
-        except (OSError, msgspec.MsgspecError, ModelError):
+        except (OSError, ValueError, ModelError):
             return None
 
     @classmethod

@@ -175,7 +175,7 @@ class WeightsFetcher:
         with contextlib.closing(self._outside.connect(source)) as connection:
             try:
                 manifest = msgspec.msgpack.decode(bytes(one(connection, AskManifest(digest))), type=Manifest)
-            except msgspec.MsgspecError:
+            except ValueError:
                 raise Silent("no manifest") from None
             check_manifest(manifest)
             first = []

@@ -133,7 +133,7 @@ class WeightsSource:
             ask = _decoder.decode(asked)
             model = self._model(ask.model)
             return ABSENT if model is None else self._given(model, ask)
-        except (msgspec.MsgspecError, OSError, ModelError, struct.error, IndexError) as error:
+        except (ValueError, OSError, ModelError, struct.error, IndexError) as error:
             log.info("something of a model cannot be given: %s", error)
             return ABSENT
 

@@ -152,7 +152,7 @@ def test_what_another_process_writes_is_seen(book, home, clock):
     assert InvitationBook(home, clock, ABOUT).names == {"studio"}
 
 
-@pytest.mark.parametrize("content", [b"", b"null", b"[]", b'{"tokens": 3}', b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"", b"null", b"[]", b'{"tokens": 3}', b'{"tokens": {"\xff": 1}}', b"\xff\xfe"])
 def test_damaged_file_invites_nobody_and_is_replaced(book, home, content):
     secret = book.new(uses=1, lasts_s=60)
     (home.root / FILE).write_bytes(content)

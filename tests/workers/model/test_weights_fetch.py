@@ -2,6 +2,7 @@
 
 import errno
 import os
+import random
 import shutil
 import threading
 
@@ -10,6 +11,7 @@ import msgspec
 import pytest
 from mlx.utils import tree_flatten
 
+from benchmarks.support.mutation import mutated_question
 from protocol.errors import ModelError
 from protocol.model_digest import model_digest
 from protocol.values import LayerRange
@@ -274,6 +276,16 @@ def test_manifest_that_no_model_has_is_refused_and_nothing_is_written(files, lla
     assert {file.name for file in tmp_path.rglob("*") if file.is_file()} <= {".lock"}
 
 
+def test_manifest_that_is_no_text_is_asked_for_elsewhere(llama, digest, tmp_path):
+    class Mumbler(SourceHost):
+        def answer(self, asked):
+            return (GIVEN, b"\x91\x91\x93\xa1\xff\x0a\x00")
+
+    hosts = [Mumbler("mumbler", llama), SourceHost("a", llama)]
+    path = fetch(fetcher(tmp_path / "models", *hosts), digest, hosts, (0, 2))
+    assert held_by(path, LayerRange(0, 2)) == held_by(llama, LayerRange(0, 2))
+
+
 def test_another_model_under_the_wanted_digest_is_refused(llama, digest, tmp_path):
     other = make_tiny_model("gpt2", tmp_path / "gpt2")
 
@@ -305,6 +317,16 @@ def test_source_answers_nonsense_with_nothing(asked, llama):
 @pytest.mark.parametrize(("file", "piece"), [(99, 0), (-1, 0), (0, 99), (0, -1)])
 def test_source_has_no_files_or_pieces_beyond_its_manifest(file, piece, llama, digest):
     assert SourceHost("a", llama).source.answer(msgspec.msgpack.encode(AskPiece(digest, file, piece))) == ABSENT
+
+
+def test_source_answers_whatever_somebody_makes_of_a_question(llama, digest):
+    source, generator = SourceHost("a", llama).source, random.Random(0)
+    asks = [
+        msgspec.msgpack.encode(ask) for ask in (AskManifest(digest), AskHashes(digest, 0, (0,)), AskPiece(digest, 0, 0))
+    ]
+    for _ in range(2000):
+        for asked in mutated_question(generator.choice(asks), generator)[1:]:
+            assert source.answer(asked)[0] in (GIVEN, *ABSENT)
 
 
 def test_source_gives_no_file_that_is_no_part_of_a_model(llama, digest, tmp_path):
