@@ -7,6 +7,7 @@ taken stays connected, so an inbox asks again about each message.
 import atexit
 import functools
 import itertools
+import threading
 from collections.abc import Callable
 
 import zmq
@@ -35,6 +36,7 @@ class _Policy:
 
 
 _numbers = itertools.count(1)
+_starting = threading.Lock()  # a context takes one authenticator, whichever thread needs it first
 
 
 @functools.cache
@@ -49,5 +51,7 @@ def _authenticator(context: "zmq.Context[zmq.Socket[bytes]]") -> ThreadAuthentic
 def admit(socket: "zmq.Socket[bytes]", admits: Admits) -> None:
     """Let an inbox that is not bound yet take only connections with admitted keys; messages say theirs as "User-Id"."""
     domain = f"inbox-{next(_numbers)}"
-    _authenticator(socket.context).configure_curve_callback(domain, _Policy(admits))
+    with _starting:
+        authenticator = _authenticator(socket.context)
+    authenticator.configure_curve_callback(domain, _Policy(admits))
     socket.setsockopt(zmq.ZAP_DOMAIN, domain.encode())

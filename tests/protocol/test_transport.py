@@ -3,6 +3,7 @@
 import queue
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
@@ -12,6 +13,7 @@ from protocol import codec
 from protocol.errors import AddressUnavailable, WireError
 from protocol.messages import Cancel
 from protocol.transport import FOR_STRANGERS, KeyPair, ZmqInbox, ZmqOutbox
+from protocol.transport.admission import admit, anybody
 from protocol.transport.inbox import Limits
 from protocol.values import Peer
 from tests.support.received import DEADLINE_S, Received, wait_until
@@ -293,3 +295,17 @@ def test_text_that_is_no_keys_is_refused(text):
 def test_keys_that_do_not_belong_together_are_refused():
     with pytest.raises(ValueError, match="these are no CURVE keys"):
         KeyPair.from_text(f"{KeyPair.generate().public} {KeyPair.generate().secret}")
+
+
+def test_inboxes_of_one_context_can_be_opened_on_several_threads_at_once():
+    context, together = zmq.Context(), threading.Barrier(8)
+    with ThreadPoolExecutor(8) as pool:
+
+        def opened():
+            socket = context.socket(zmq.PULL)
+            together.wait(DEADLINE_S)
+            admit(socket, anybody)
+            socket.close(linger=0)
+
+        for done in [pool.submit(opened) for _ in range(8)]:
+            done.result(DEADLINE_S)
