@@ -77,6 +77,7 @@ MEASUREMENTS = {
     "copies": Measurement("Copies of caches on the next worker", "copies", page=LOSSES),
     "soak": Measurement("20,000 requests with losses", "soak", page=LOSSES),
     "mutations": Measurement("Wrong messages and requests beside a client that is served", "mutations", page=LOSSES),
+    "joins": Measurement("A thousand joins that nobody invited", "joins", page=LOSSES),
     "hosts": Measurement("Faults between three hosts", "hosts", ("--faults", "10", "--power-cuts", "2"), page=LOSSES),
     "overload": Measurement("More requests than may wait, and readers that do not read", "overload", page=LOSSES),
 }

@@ -63,7 +63,7 @@ class HostedBook:
         """Those that live, by name."""
         try:
             known = msgspec.json.decode(self._file.read_bytes(), type=dict[str, HostedWorker])
-        except (OSError, msgspec.DecodeError):
+        except (OSError, ValueError):
             return {}
         return {name: worker for name, worker in known.items() if worker.process.alive()}
 

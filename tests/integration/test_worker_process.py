@@ -7,7 +7,9 @@ import queue
 import secrets
 import subprocess
 import sys
+import threading
 import time
+from contextlib import closing
 
 import numpy as np
 import psutil
@@ -23,6 +25,7 @@ from protocol.messages import (
     Join,
     Loaded,
     LoadStage,
+    OpenSequence,
     Rejected,
     Shutdown,
     StagePlan,
@@ -31,6 +34,8 @@ from protocol.messages import (
 )
 from protocol.model_digest import model_digest
 from protocol.transport import KeyPair, ZmqInbox, ZmqOutbox
+from protocol.transport.addressing import LOOPBACK, endpoint_of
+from protocol.transport.echo import measure
 from protocol.values import KvSettings, LayerRange, Route, Sampling
 from tests.support.in_process_cluster import alone
 from tests.support.running_cluster import CHECKOUT
@@ -57,6 +62,7 @@ class TestCoordinator:
         self._secret = secrets.token_bytes(16)
         self.epoch = 1 << 32
         self.joins, self.processes = {}, {}
+        self.members_keys = ()
         self.silent = False
 
     @property
@@ -90,7 +96,7 @@ class TestCoordinator:
         while (left := deadline - time.monotonic()) > 0:
             if not self.silent:
                 for worker in self.joins:
-                    self.send(worker, Beat(members=tuple(self.joins)))
+                    self.send(worker, Beat(members=tuple(self.joins), keys=self.members_keys))
             with contextlib.suppress(queue.Empty):
                 message = self._arrivals.get(timeout=min(left, 0.2)).message
                 if isinstance(message, kind) and of in {
@@ -137,6 +143,16 @@ class TestCoordinator:
             self.send(name, plan)
         self.await_of_each(Loaded)
 
+    def serve(self):
+        """Two workers with a plan; what the inspection found."""
+        for name in ("alpha", "beta"):
+            self.start(name)
+            self.admit(name)
+        self.send("alpha", InspectModel(model=self.digest, reply_to=self.inbox))
+        found = self.await_message(Inspected)
+        self.load(found)
+        return found
+
     def generate(self, max_tokens):
         request = Generate(
             sequence=1,
@@ -168,12 +184,7 @@ def coordinator(tiny_model, tmp_path):
 
 
 def test_workers_serve_lose_the_coordinator_and_serve_again_with_what_they_held(coordinator, tiny_model):
-    for name in ("alpha", "beta"):
-        coordinator.start(name)
-        coordinator.admit(name)
-    coordinator.send("alpha", InspectModel(model=coordinator.digest, reply_to=coordinator.inbox))
-    found = coordinator.await_message(Inspected)
-    coordinator.load(found)
+    found = coordinator.serve()
     assert coordinator.generate(8) == alone(tiny_model, PROMPT, 8)
     assert coordinator.await_message(Heartbeat, of="beta").read_bytes > 0
 
@@ -215,3 +226,23 @@ def test_orphan_ends_after_its_time_and_not_when_its_input_does(coordinator):
     began = time.monotonic()
     coordinator.processes["alpha"].wait(15)
     assert time.monotonic() - began > 2
+
+
+def test_member_that_is_not_of_the_plan_gets_nothing_from_a_stage(coordinator, tiny_model):
+    """Its key is valid: the coordinator names it to everybody as a member, and so the echo answers it."""
+    coordinator.serve()
+    outsider = KeyPair.generate()
+    coordinator.members_keys = (outsider.public,)
+    stage = coordinator.joins["beta"].data
+    echo = endpoint_of(LOOPBACK, stage.echo_port)
+    while measure(echo, stage.public_key, outsider, with_load=False) is None:
+        coordinator.await_message(Heartbeat, of="beta")
+    opening = OpenSequence(
+        sequence=1, route=Route(("alpha", "beta")), cached=True, sampling=Sampling(), seed=0, history=(), max_length=40
+    )
+    refused = threading.Event()
+    with closing(ZmqOutbox(outsider, linger_ms=0)) as outbox:
+        outbox.watch(stage, refused.set)
+        outbox.send(stage, coordinator.epoch, opening)
+        assert refused.wait(LIMIT_S)
+    assert coordinator.generate(8) == alone(tiny_model, PROMPT, 8)

@@ -3,12 +3,15 @@
 from contextlib import closing
 
 import pytest
+import zmq
 
 from protocol.transport import KeyPair
 from protocol.transport.asking import ZmqAnswerer
 from protocol.transport.echo import Measured, measure
+from protocol.transport.securing import secure
 
 KEYS, MINE = KeyPair.generate(), KeyPair.generate()
+LIMIT_MS = 20_000
 
 
 def _no_question(asked):
@@ -30,6 +33,18 @@ def test_echo_is_measured(echo):
     found = measure(endpoint_of(echo), KEYS.public, MINE)
     assert 0 < found.round_trip_s < 1
     assert 1e6 < found.bytes_per_s < 1e12
+
+
+@pytest.mark.parametrize("frames", [[b""], [b"", b""], [b"x"] * 100, [bytes(1 << 20)]])
+def test_echo_goes_on_whatever_it_is_sent(echo, frames):
+    with closing(zmq.Context.instance().socket(zmq.DEALER)) as socket:
+        secure(socket, endpoint_of(echo), KEYS.public, MINE)
+        socket.connect(endpoint_of(echo))
+        for _ in range(20):
+            socket.send_multipart(frames)
+            assert socket.poll(LIMIT_MS)
+            assert socket.recv_multipart() == [frames[0][:8]]
+    assert measure(endpoint_of(echo), KEYS.public, MINE, with_load=False) is not None
 
 
 def test_without_load_any_amount_is_assumed_to_go_through(echo):
