@@ -76,6 +76,12 @@ def arrays(payload: Payload) -> Iterator[mx.array]:
     return iter(found)
 
 
+def are_numbers(payload: Payload) -> bool:
+    """Whether nothing in the payload is NaN or infinite, but for minus infinity, by which some models mask logits."""
+    floats = [array for array in arrays(payload) if mx.issubdtype(array.dtype, mx.floating)]
+    return not any((mx.isnan(array) | mx.isposinf(array)).any().item() for array in floats)
+
+
 def encode(payload: Payload) -> tuple[Spec, list[memoryview]]:
     """The specification of an evaluated payload, and one view of bytes for each array in it.
 

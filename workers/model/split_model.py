@@ -127,15 +127,17 @@ class SplitModel:
 
     def warm_up(
         self, layers: LayerRange, kv: KvSettings | None = None, progress: Callable[[int], object] = lambda _: None
-    ) -> StageCache:
-        """Reads what the range needs, see `read`, and runs one token through it; returns the caches after that token.
+    ) -> tuple[StageCache, Payload]:
+        """Reads what the range needs, see `read`, and runs one token through it; returns the caches after that token, and
+        what it became.
 
         An architecture that looks at values while it runs (dbrx) reads the layers before the range as well.
         """
         self.read(layers, progress)
         cache = self.make_cache(layers, kv)
-        self.evaluate(self._one_token(layers, cache), cache)
-        return cache
+        output = self._one_token(layers, cache)
+        self.evaluate(output, cache)
+        return cache, output
 
     def read(self, layers: LayerRange, progress: Callable[[int], object] = lambda _: None) -> int:
         """Reads from disk what is missing of the weights that the range needs, and no others; returns their bytes.
@@ -171,13 +173,15 @@ class SplitModel:
         return self._outside[layers]
 
     def _one_token(self, layers: LayerRange, cache: StageCache) -> Payload:
-        """The pass of one token, after a payload of zeros, so that nothing before the range is computed."""
+        """The pass of one token, after a payload of ones, so that nothing before the range is computed. Not of zeros: some
+        architectures (gemma3n) divide by the size of what they get.
+        """
         token = mx.zeros((1, 1), mx.int32)
         payload = None
         if layers[0]:
             before = LayerRange(0, layers[0])
             made = self.forward(token, layers=before, cache=self.make_cache(before))
-            payload = map_arrays(lambda array: mx.zeros(array.shape, array.dtype), made)
+            payload = map_arrays(_in_its_place, made)
         return self.forward(token, layers=layers, cache=cache, payload=payload)
 
     def _run(self, current: "_Pass", tokens: mx.array, entries: list[Any] | None) -> mx.array:
@@ -307,6 +311,11 @@ def _replaced(payload: Payload, path: Part) -> Payload:
         items = [_replaced(item, tuple(rest)) if index == head else item for index, item in enumerate(payload)]
         return like(payload, items)
     return payload
+
+
+def _in_its_place(array: mx.array) -> mx.array:
+    make = mx.ones if mx.issubdtype(array.dtype, mx.floating) else mx.zeros
+    return make(array.shape, array.dtype)
 
 
 def _fresh(payload: Payload) -> Payload:

@@ -29,6 +29,7 @@ from workers.cache.prefix_store import PrefixStore
 from workers.engine.executor import MLX_LM_CHUNK_TOKENS, StageExecutor, StagePlace, Uncached
 from workers.model.chunk_costs import ChunkCosts
 from workers.model.inspection import inspect
+from workers.model.payload import are_numbers
 from workers.model.shelf import LoadProgressed, ModelShelf
 from workers.model.split_model import SplitModel
 
@@ -40,6 +41,10 @@ MeasureChunk = Callable[[SplitModel, LayerRange, int], float]
 MAX_ROWS = 32
 # A static cache's room where only its shape matters.
 _SOME_TOKENS = 256
+
+
+class NoNumbers(ModelError):
+    """Some layers compute NaN or infinity, as with weights that are absent or damaged."""
 
 
 class LoadedStages(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,14 +120,13 @@ class StageLoader:
 
         Raises:
             ModelError: mlx-lm cannot use the model, or the model does not allow the kind of cache.
+            NoNumbers: see there; nothing stays loaded.
             RuntimeError, ValueError, MemoryError: what MLX raises while it reads the weights; nothing stays loaded.
         """
-        if mx.metal.is_available():  # keep weights resident on the GPU, as mlx-lm does while it generates
-            mx.set_wired_limit(int(mx.device_info()["max_recommended_working_set_size"]))
         try:
             opened = self._opened(plan.model, _ranges(name, plan), plan.sources, progress)
             return self._load(name, plan, opened, progress)
-        except (RuntimeError, ValueError, MemoryError):
+        except (RuntimeError, ValueError, MemoryError, NoNumbers):
             self._drop()  # an array whose reading failed cannot be read again
             raise
         finally:
@@ -183,7 +187,7 @@ class StageLoader:
         model.release(opened.path, routes.values())
         before = model.weights.num_bytes
         for place in places.values():
-            self._warm_up(model, place, progress)
+            self._warm_up(name, model, place, progress)
         read_bytes = model.weights.num_bytes - before
         model.release(opened.path, routes.values())  # what some architectures read only to warm up
         self._attach_disks(plan, opened, places)
@@ -237,13 +241,19 @@ class StageLoader:
             executor.prefixes.retire()
         self._needs = {place: needs for place, needs in self._needs.items() if place in self._executors}
 
-    def _warm_up(self, model: SplitModel, place: _Place, progress: LoadProgressed) -> None:
+    def _warm_up(self, name: str, model: SplitModel, place: _Place, progress: LoadProgressed) -> None:
         if place in self._needs:
             return
         before = model.weights.num_bytes
         if place.kv is not None and (reason := model.kv_kind(place.kv.kind).why_not(place.kv, place.stage.layers)):
             raise ModelError(f"kv_cache.kind {place.kv.kind!r} cannot be had: {reason}")
-        caches = model.warm_up(place.stage.layers, place.kv, lambda num_bytes: progress(before + num_bytes))
+        caches, output = model.warm_up(place.stage.layers, place.kv, lambda num_bytes: progress(before + num_bytes))
+        if not are_numbers(output):
+            start, stop = place.stage.layers
+            raise NoNumbers(
+                f"{name} computes what is no number in layers {start} to {stop}: its copy of the model is damaged or not "
+                "whole; get the model again there"
+            )
         self._needs[place] = kv_needs(caches)
 
     def _attach_disks(self, plan: LoadStage, opened: _Open, places: dict[Route, _Place]) -> None:

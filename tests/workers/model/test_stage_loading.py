@@ -1,5 +1,8 @@
 """What stays loaded from one plan to the next, what is read, and what is given back."""
 
+import json
+import struct
+
 import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
@@ -9,6 +12,7 @@ from protocol.messages import PrepareStage
 from protocol.values import KvSettings, LayerRange, Route
 from tests.support.loaded_stages import NOWHERE, load, loader_for, model_of, ran, same
 from workers.model.split_model import SplitModel
+from workers.model.stage_loading import NoNumbers
 from workers.zoo import make_tiny_model
 
 TOKENS = [5, 9, 200, 31, 7]
@@ -186,3 +190,30 @@ def test_model_that_is_not_here_leaves_the_loader_as_it_was(loader_of):
     with pytest.raises(ModelError):
         load(loader, "unheard of", 0, 3, 6)
     assert load(loader, "llama", 0, 3, 6).read_bytes == 0
+
+
+def damage(file, tensor, value):
+    """Overwrite the first number of a float32 tensor."""
+    header_bytes = int.from_bytes(file.read_bytes()[:8], "little")
+    start = json.loads(file.read_bytes()[8 : 8 + header_bytes])[tensor]["data_offsets"][0]
+    with file.open("r+b") as opened:
+        opened.seek(8 + header_bytes + start)
+        opened.write(struct.pack("<f", value))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(("start", "stop"), [(0, 4), (2, 4), (2, 6)])
+def test_stage_that_computes_no_numbers_is_refused_in_its_name_and_nothing_of_it_stays(
+    value, start, stop, loader_of, tmp_path
+):
+    model = make_tiny_model("llama", tmp_path / "damaged")
+    (file,) = model.glob("model*.safetensors")
+    whole = file.read_bytes()
+    damage(file, "model.layers.2.mlp.down_proj.weight", value)
+    loader = loader_of({"damaged": model})
+    assert load(loader, "damaged", 4, 6, 6).read_bytes > 0
+    with pytest.raises(NoNumbers, match=rf"^own computes what is no number in layers {start} to {stop}: "):
+        load(loader, "damaged", start, stop, 6)
+    assert loader.held == (None, ())
+    file.write_bytes(whole)
+    assert load(loader, "damaged", start, stop, 6).read_bytes > 0
