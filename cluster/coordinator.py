@@ -187,7 +187,7 @@ class Coordinator:
         home.remember_model(digest, path)
         self._report.tell(progress="starting the workers")
         now = asyncio.get_running_loop().time
-        members = _members(settings)
+        members = await asyncio.to_thread(_members, settings)
         book = InvitationBook(home, time.time, read_host_specs(), allow_mixed=settings.allow_mixed)
         control = self._control = ControlPlane(
             KnownModel(path, digest, settings),

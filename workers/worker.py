@@ -69,6 +69,7 @@ from workers.doors import Doors
 from workers.engine.arrivals import Adrift
 from workers.engine.compute_thread import put_compute_thread_in_batch_class
 from workers.engine.engine import Engine
+from workers.engine.resident_memory import keep_resident
 from workers.engine.trace import Tracer
 from workers.link_choice import LinkChoice
 from workers.link_prober import LinkProber
@@ -317,6 +318,7 @@ def run_worker(options: WorkerOptions, keys: KeyPair, data_inbox: type[ZmqInbox]
     data_inbox: where other workers reach it.
     """
     put_compute_thread_in_batch_class()
+    keep_resident(options.memory_limit_bytes)
     networks = own_networks()
     listen = _listen(options, networks)
     choice = LinkChoice(networks, {}, time.monotonic, options.names)
@@ -334,9 +336,8 @@ def run_worker(options: WorkerOptions, keys: KeyPair, data_inbox: type[ZmqInbox]
         inbox.start()
         return msgspec.structs.replace(inbox.peer, answer_port=answerer.port if kind == "data" else 0)
 
-    outbox = ZmqOutbox(keys)
     worker = Worker(
-        options, engine=engine, outbox=outbox, open_inbox=open_inbox, exit_later=_exit_later, members=members
+        options, engine=engine, outbox=ZmqOutbox(keys), open_inbox=open_inbox, exit_later=_exit_later, members=members
     )
     worker.start()
     prober = LinkProber(

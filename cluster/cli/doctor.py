@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
-import psutil
 
 from cluster.cli.session import Session
 from cluster.cli.showing import size_text
 from cluster.membership.local import find_openblas
 from cluster.planning.model_files import check_weights, read_config, weight_files
 from protocol.errors import TandemError
+from protocol.host_memory import read_host_memory
 from protocol.interfaces.findings import findings
 from protocol.interfaces.reading import read_host
 from protocol.transport.addressing import own_networks
@@ -100,9 +100,11 @@ def _model(session: Session) -> Iterator[Finding]:
 
 
 def _memory(weights_bytes: int) -> Finding:
-    memory = psutil.virtual_memory()
-    text = f"memory: {size_text(memory.available)} of {size_text(memory.total)} available"
-    if memory.available < weights_bytes:
+    memory = read_host_memory()
+    text = f"memory: {size_text(memory.free)} of {size_text(memory.total)} available"
+    if memory.working_set is not None:
+        text += f", {size_text(memory.working_set)} for the GPU at once"
+    if memory.free < weights_bytes:
         return Finding(verdict="warning", text=f"{text}, less than the model's weights")
     return Finding(verdict="ok", text=text)
 

@@ -143,7 +143,7 @@ class HostedWorkers:
             why = f"a worker {name} of another cluster runs there; stop that cluster, or give this host another name"
             self._say(WorkerRefused(name=name, why=why))
             return
-        limit = order.memory_limit_bytes or default_memory_limit(order.num_workers)
+        limit = order.memory_limit_bytes or await asyncio.to_thread(default_memory_limit, order.num_workers)
         coordinator = Peer(endpoint=reachable(order.door, self._reached_from), public_key=order.door.public_key)
         try:
             process = await launcher.start(name, coordinator=coordinator, token=order.token, memory_limit_bytes=limit)

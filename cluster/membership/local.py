@@ -15,14 +15,12 @@ from pathlib import Path
 from typing import Protocol
 
 import msgspec
-import psutil
 
 from cluster.settings import LinkSettings
 from protocol.home import ClusterState, Home, ProcessIdentity
+from protocol.host_memory import read_host_memory
 from protocol.values import Peer
 
-# Of a machine's memory, what all its workers together may use for weights and caches.
-MEMORY_SHARE = 0.75
 WORKER = (sys.executable, "-m", "workers")
 END_GRACE_S = 5.0
 _POLL_S = 0.25
@@ -35,7 +33,7 @@ _OPENBLAS = (
 
 def default_memory_limit(num_workers: int) -> int:
     """Bytes for one of `num_workers` workers on this machine."""
-    return int(psutil.virtual_memory().total * MEMORY_SHARE / num_workers)
+    return read_host_memory().of_worker(num_workers)
 
 
 def find_openblas() -> str | None:
