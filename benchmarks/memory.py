@@ -13,6 +13,7 @@ from benchmarks.support import machine
 from benchmarks.support.client import get_json, stream
 from benchmarks.support.contenders import WorkerLimits, tandem
 from benchmarks.support.figures import Bar, bar_chart
+from benchmarks.support.footprint import footprint_bytes
 from benchmarks.support.main import main
 from benchmarks.support.prompts import PromptMaker
 from benchmarks.support.random_models import ensure_model, known_models
@@ -56,7 +57,7 @@ async def measure(arguments: argparse.Namespace, num_workers: int) -> tuple[list
             Resident(
                 worker=worker["name"],
                 layers=(worker["layers"][0], worker["layers"][1]),
-                resident=psutil.Process(worker["pid"]).memory_info().rss,
+                resident=footprint_bytes(psutil.Process(worker["pid"])),
                 weights=sizes.stage(*worker["layers"]),
             )
             for worker in status["workers"]

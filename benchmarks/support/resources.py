@@ -6,6 +6,8 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from benchmarks.support.footprint import footprint_bytes
+
 
 class ProcessUse(msgspec.Struct, frozen=True, kw_only=True):
     """Of one process. name: a worker's, or the module that it runs."""
@@ -45,7 +47,7 @@ def _processes(home: Path) -> list[ProcessUse]:
                 ProcessUse(
                     pid=process.pid,
                     name=_name(command),
-                    resident_bytes=process.memory_info().rss,
+                    resident_bytes=footprint_bytes(process),
                     descriptors=process.num_fds(),
                     threads=process.num_threads(),
                 )
