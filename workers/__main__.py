@@ -68,6 +68,7 @@ def main(data_inbox: type[ZmqInbox] = ZmqInbox) -> int:
 
     import_without_text()
     with limits_kept():
+        from workers.wakefulness import stay_awake
         from workers.worker import WorkerOptions, run_worker
 
     options = WorkerOptions(
@@ -83,6 +84,7 @@ def main(data_inbox: type[ZmqInbox] = ZmqInbox) -> int:
         model_folders=tuple(arguments.models or ()),
         is_guest=arguments.guest,
     )
+    stay_awake()
     try:
         run_worker(options, KeyPair.kept(options.home, arguments.name), data_inbox)
     except Exception:
