@@ -51,7 +51,7 @@ from protocol.messages import (
 )
 from protocol.model_digest import model_digest
 from protocol.transport import KeyPair, ZmqOutbox
-from protocol.transport.asking import ZmqAskers
+from protocol.transport.asking import IN_FLIGHT, ZmqAskers
 from protocol.transport.securing import secure
 from protocol.values import COORDINATOR, LayerRange, Peer, Route, Sampling, pack_ids
 from protocol.weight_pieces import AskHashes, AskManifest, AskPiece
@@ -264,12 +264,13 @@ async def send_messages(known: Inside, count: int, generator: random.Random) -> 
         while sent < count:
             outbox, draw = generator.choice(senders)
             peer = generator.choice(peers)
-            for _ in range(_BATCH):
-                outbox.send_frames(peer, draw())
             if isinstance(outbox, Questions) or generator.random() < 0.05:
-                outbox.forget(peer)  # of one connection only some questions are taken at a time
+                outbox.forget(peer)
+            for _ in range(_BATCH // IN_FLIGHT):
+                for _ in range(IN_FLIGHT):  # questions beyond these are not taken
+                    outbox.send_frames(peer, draw())
+                await asyncio.sleep(IN_FLIGHT / _PER_S)
             sent += _BATCH
-            await asyncio.sleep(_BATCH / _PER_S)
     finally:
         for outbox, _ in senders:
             outbox.close()
