@@ -45,7 +45,8 @@ Answer = Callable[[bytes], Sequence[Buffer]]
 
 
 class ZmqAnswerer:
-    """A bound, encrypted ROUTER socket, once somebody connects. answer: what it raises is answered with nothing. listen, keys, admits: as of `ZmqInbox`.
+    """A bound, encrypted ROUTER socket, once somebody connects. answer: what it raises is answered with nothing. listen, keys,
+    admits: as of `ZmqInbox`.
 
     Raises:
         AddressUnavailable: it cannot be bound.

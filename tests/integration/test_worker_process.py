@@ -234,7 +234,7 @@ def test_member_that_is_not_of_the_plan_gets_nothing_from_a_stage(coordinator, t
     outsider = KeyPair.generate()
     coordinator.members_keys = (outsider.public,)
     stage = coordinator.joins["beta"].data
-    echo = endpoint_of(LOOPBACK, stage.echo_port)
+    echo = endpoint_of(LOOPBACK, stage.answer_port)
     while measure(echo, stage.public_key, outsider, with_load=False) is None:
         coordinator.await_message(Heartbeat, of="beta")
     opening = OpenSequence(

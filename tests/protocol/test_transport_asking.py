@@ -65,7 +65,7 @@ def test_one_who_asks_and_does_not_read_holds_nobody_up(answerer):
             assert answer[0] == number
 
 
-@pytest.mark.parametrize("frames", [[b""], [bytes(8)], [bytes(7), b"?"], [bytes(8), b"?", b"?"], [b"x"] * 100])
+@pytest.mark.parametrize("frames", [[b"", b""], [bytes(7), b"?"], [bytes(8), b"?", b"?"], [b"x"] * 100])
 def test_what_is_no_question_has_no_answer_and_costs_none(answerer, frames):
     with open_to(answerer) as asker:
         for number in range(2 * IN_FLIGHT):

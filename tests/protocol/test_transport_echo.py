@@ -35,15 +35,15 @@ def test_echo_is_measured(echo):
     assert 1e6 < found.bytes_per_s < 1e12
 
 
-@pytest.mark.parametrize("frames", [[b""], [b"", b""], [b"x"] * 100, [bytes(1 << 20)]])
-def test_echo_goes_on_whatever_it_is_sent(echo, frames):
+@pytest.mark.parametrize("frame", [b"", b"x", bytes(1 << 20)])
+def test_echo_is_the_beginning_of_what_was_sent(echo, frame):
     with closing(zmq.Context.instance().socket(zmq.DEALER)) as socket:
         secure(socket, endpoint_of(echo), KEYS.public, MINE)
         socket.connect(endpoint_of(echo))
         for _ in range(20):
-            socket.send_multipart(frames)
+            socket.send(frame)
             assert socket.poll(LIMIT_MS)
-            assert socket.recv_multipart() == [frames[0][:8]]
+            assert socket.recv_multipart() == [frame[:8]]
     assert measure(endpoint_of(echo), KEYS.public, MINE, with_load=False) is not None
 
 

@@ -1,6 +1,5 @@
 """From workers to a plan and from one plan to the next: what is wanted when somebody comes, goes or breaks."""
 
-
 import pytest
 
 from cluster.planning.deployment import (
