@@ -1,9 +1,10 @@
 """Thousands of requests with workers lost and clients that leave: wrong answers, and what grows that should not.
 
 Short requests from a pool of known answers run sixteen at a time; some clients leave early. In each block of requests a
-worker gets SIGKILL at a random place. After the block, when all its requests have ended and all workers are ready again,
-memory, descriptors and threads of every process and the files of the home are counted. What counts is the growth from the
-first count after a tenth of the requests on, of the processes that live to the end: the last worker is never killed.
+worker gets SIGKILL at a random place. After the block, when all its requests have ended, all workers are ready again and idle
+ones have given back what they used, memory, descriptors and threads of every process and the files of the home are counted.
+What counts is the growth from the first count after a tenth of the requests on, of the processes that live to the end: the
+last worker is never killed.
 
 A worker that dies five times in five minutes is left out by design. So where all have died often enough lately, the next
 block waits. What is kept of past requests is limited to little: it grows to its limit by design, and is full early so.
@@ -49,6 +50,7 @@ CANCEL_SHARE, CANCEL_WITHIN_S = 0.1, 0.5
 MEMORY_GROWTH = 0.03
 MAX_DEATHS, DEATHS_WITHIN_S = 4, 300.0
 SETTLED_FROM = 0.1
+REST_S, STILL = 1.0, 0.99
 
 
 class Deaths:
@@ -136,9 +138,20 @@ async def soak(running: Cluster, load: Load, generator: random.Random, arguments
             arguments.every, next(worker["pid"] for worker in status["workers"] if worker["name"] == victim)
         )
         status = await until_ready(running, arguments.workers)
-        samples.append(sample(running.home, number * arguments.every))
+        samples.append(await _at_rest(running, number * arguments.every))
         print(f"{samples[-1].requests} requests: {dict(load.verdicts)}", flush=True)
     return samples
+
+
+async def _at_rest(running: Cluster, requests: int) -> Sample:
+    """A count once the memory of no process falls any more."""
+    found = sample(running.home, requests)
+    while True:
+        await asyncio.sleep(REST_S)
+        earlier, found = found, sample(running.home, requests)
+        before = {process.pid: process.resident_bytes for process in earlier.processes}
+        if all(process.resident_bytes >= before.get(process.pid, 0) * STILL for process in found.processes):
+            return found
 
 
 async def run(arguments: argparse.Namespace) -> Report:
