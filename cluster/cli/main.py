@@ -226,11 +226,12 @@ def _stay(session: "Session", process: Any) -> None:
 @commands.command()
 def stop() -> None:
     """Drain, then stop everything that `start` started."""
-    from cluster.cli.installing import kept_running
     from cluster.cli.stopping import stop_cluster
 
     session = _session()
     print(stop_cluster(session.home, session.terminal))
+    from cluster.cli.installing import kept_running  # on a busy machine this takes a second, and stopping comes first
+
     for name in kept_running(session):
         print(f"Worker {name} is a service and begins again; `./launch.sh worker --uninstall-service` ends that.")
 

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.hosts.tools import ENDS_WITH_US, ENVIRONMENT, SEARCHED, TOOL_LIMIT_S, tool
+from tests.hosts.tools import ENDS_WITH_US, ENVIRONMENT, TOOL_LIMIT_S, tool
 from tests.support.running_cluster import CHECKOUT, wait_until
 
 _USERS = ("ada", "ben", "cleo", "dora", "emil", "fay")
@@ -25,6 +25,7 @@ PasswordAuthentication no
 KbdInteractiveAuthentication no
 UsePAM no
 PrintMotd no
+SetEnv MLX_DISABLE_COMPILE=1
 """
 _SSH = """Host host-{name}
     User {user}
@@ -143,7 +144,7 @@ class Host:
         """What runs `argv` there, in the home of `user` (by default its own, else root)."""
         user = user or self.user
         uid, home = {self.user: (self.uid, self.home), "root": (0, Path("/root"))}[user]
-        settings = {"HOME": home, "USER": user, "LOGNAME": user, "PATH": SEARCHED, "LANG": "C.UTF-8"} | (env or {})
+        settings = ENVIRONMENT | {"HOME": home, "USER": user, "LOGNAME": user} | (env or {})
         there = ("nsenter", "-t", str(self.pid), "-n", "-p", "-u", "-m", "-i")
         identity = ("setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups")
         return [

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 SEARCHED = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-ENVIRONMENT = {"PATH": SEARCHED, "LANG": "C.UTF-8"}
+# Each host would compile for itself what MLX computes with, which takes a processor half a minute.
+ENVIRONMENT = {"PATH": SEARCHED, "LANG": "C.UTF-8", "MLX_DISABLE_COMPILE": "1"}
 # A limit against hanging for ever on a busy machine, no expectation.
 TOOL_LIMIT_S = 60.0
 # What starts a process that ends, with all that it started in its namespaces, when the thread that calls this does.

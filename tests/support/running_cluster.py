@@ -95,7 +95,8 @@ class RunningCluster:
     def environment(self) -> dict[str, str]:
         """This process's environment without settings of a cluster, with this cluster's home, and kept to this machine."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("TANDEM_")}
-        kept.pop("USE_DISTRIBUTED_INFERENCE", None)
+        for name in ("USE_DISTRIBUTED_INFERENCE", "MLX_DISABLE_COMPILE"):
+            kept.pop(name, None)
         return kept | {"TANDEM_HOME": str(self.home), "TANDEM_LISTEN": "127.0.0.1", "PYTHONPATH": str(CHECKOUT)}
 
     def start(self, model: Path, *options: str, environment: dict[str, str] | None = None) -> None:

@@ -9,7 +9,7 @@ to the MLX thread.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -120,9 +120,9 @@ class PrefixStore:
         self._write(key, self._parts[key])
         return True
 
-    def flush(self) -> None:
-        """Return when everything kept is on disk, where there is one."""
-        while self.spill():
+    def flush(self, is_over: Callable[[], bool] = lambda: False) -> None:
+        """Return when everything kept is on disk, where there is one, or as much of it as went there until `is_over`."""
+        while not is_over() and self.spill():
             pass
         if self._disk is not None:
             self._disk.flush()

@@ -60,6 +60,8 @@ from workers.model.stage_loading import LoadedStages, MeasureChunk, StageLoader
 
 log = logging.getLogger(__name__)
 
+# For what is kept of past sequences, when the process ends; what does not get to the disk is read again.
+_FLUSH_S = 1.0
 _Buffers = tuple[Buffer, ...]
 _Handler = Callable[[Any, _Buffers], Iterable[Action]]
 _Result = TypeVar("_Result")
@@ -159,7 +161,8 @@ class Engine:
         while self._is_running:
             worked = self.turn(wait_s=None if worked else MEASURE_EVERY_S)
         self._vitals.rest()
-        self._runner.flush()
+        deadline = self._now() + _FLUSH_S
+        self._runner.flush(lambda: self._now() > deadline)
         self._links.close()
 
     def turn(self, *, wait_s: float | None = None) -> bool:

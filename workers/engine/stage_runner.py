@@ -164,9 +164,9 @@ class StageRunner:
         """Another worker is done with a part that it was handed."""
         self._copying.arrived()
 
-    def flush(self) -> None:
-        """Put on disk what past sequences left."""
-        self.stages.flush()
+    def flush(self, is_over: Callable[[], bool] = lambda: False) -> None:
+        """Put on disk what past sequences left, until `is_over`."""
+        self.stages.flush(is_over)
 
     def figures(self, message: ComputeFigures) -> FiguresComputed:
         """What this worker's layers make of the fixed input, in caches of its own: sequences do not notice."""

@@ -65,10 +65,10 @@ class LoadedStages(msgspec.Struct, frozen=True, kw_only=True):
     read_bytes: int = 0
     vocabulary_size: int = 0
 
-    def flush(self) -> None:
-        """Put on disk what past sequences left."""
+    def flush(self, is_over: Callable[[], bool] = lambda: False) -> None:
+        """Put on disk what past sequences left, until `is_over`."""
         for executor in self.executors.values():
-            executor.prefixes.flush()
+            executor.prefixes.flush(is_over)
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,16 @@ def test_parts_on_disk_are_known_with_their_lengths_before_those_in_memory(stage
     assert dict(executor.prefixes.known)[first[0]] == BLOCK
 
 
+def test_what_is_kept_goes_to_disk_only_until_the_time_is_over(stages_of):
+    executor = stages_of(*LAYERS, disk=1 << 20)
+    keep(executor, 1)
+    spilled = iter((False, True))
+    executor.prefixes.flush(lambda: next(spilled))
+    assert len(executor.prefixes._disk.num_tokens_by_key) == 1
+    executor.prefixes.flush()
+    assert len(executor.prefixes._disk.num_tokens_by_key) == 2
+
+
 def test_range_that_comes_back_finds_what_it_had_on_disk(stages_of):
     keys, _ = keep(stages_of(0, 3, disk=1 << 20), 1)
     assert known(stages_of(3, 6, disk=1 << 20)) == []
