@@ -222,7 +222,7 @@ run_tests() {
         check imports "$python" -c "from importlinter.cli import lint_imports_command as run; run()" --no-cache
         check shellcheck "$venv/bin/shellcheck" launch.sh .ci/run
         # More than two cores keep busy: many tests wait for processes of theirs.
-        check pytest "$python" -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
+        check pytest "$python" -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
     else
         check pytest "$python" -m pytest "$@"
     fi

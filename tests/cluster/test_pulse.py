@@ -69,9 +69,10 @@ def test_stopped_process_is_silent():
 def asked(*heard):
     """What a pulse with these answers does: how often it asks, and whether it says that all is silent."""
     given, done = iter(heard), queue.Queue()
-    counts = []
+    counts, has_name = [], threading.Event()
 
     def ask():
+        has_name.wait(LIMIT_S)
         counts.append(1)
         heard = next(given, None)
         if heard is None:
@@ -81,6 +82,7 @@ def asked(*heard):
         return heard
 
     pulse = Pulse(ask, lambda: done.put("silent"), every_s=0.001)
+    has_name.set()
     return done.get(timeout=LIMIT_S), len(counts)
 
 

@@ -117,7 +117,8 @@ def test_coordinator_that_is_killed_comes_back_to_workers_with_their_weights(clu
         "another coordinator having both",
     )
     mine, earlier = worker_on(after, "b"), worker_on(before, "b")
-    assert (mine["pid"], mine["memory"]["read_bytes"]) == (earlier["pid"], earlier["memory"]["read_bytes"])
+    of_mine, of_earlier = ((each["pid"], each["memory"]["read_bytes"]) for each in (mine, earlier))
+    assert of_mine == of_earlier, cluster.logs()
     wait_until(lambda: "workers" in " ".join(processes(bed, "b")), "the worker")
     host = bed.hosts[FIRST]
     state = json.loads(host.outside(host.checkout / ".tandem" / "cluster.json").read_text())
