@@ -124,6 +124,11 @@ def hosts_with_layers(status):
     }
 
 
+def interfaces_in_use(status):
+    """As far as workers have told which they use since the plan began."""
+    return {link["interface"] for link in status["links"] if link["in_use"]}
+
+
 def test_worker_whose_way_to_the_coordinator_fails_finds_another(possible):
     with Bed(2) as bed:
         cluster = HostsCluster(bed)
@@ -134,6 +139,5 @@ def test_worker_whose_way_to_the_coordinator_fails_finds_another(possible):
         cluster.await_status(lambda status: {"local"} == hosts_with_layers(status), "the worker being lost")
         cluster.await_parts(2)
         cluster.prompt(PROMPT, 5, "--strategy", "distributed-cached")
-        used = {link["interface"] for link in cluster.status()["links"] if link["in_use"]}
+        cluster.await_status(lambda status: interfaces_in_use(status) == {"wlan0"}, "the wifi being used")
         cluster.stop()
-    assert used == {"wlan0"}
