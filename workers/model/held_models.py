@@ -65,7 +65,7 @@ def _whole(path: Path) -> Iterator[LocalModel]:
         held_bytes = sum(file.num_bytes for file in files)
         wanted = _named_by_index(path)
         digest = model_digest(path)
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, ValueError):
         return
     if not named:
         return

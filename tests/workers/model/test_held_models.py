@@ -63,11 +63,12 @@ def test_download_that_broke_off_is_not_complete(llama, home, tmp_path):
 
 def test_what_is_no_model_is_not_listed(llama, home, tmp_path):
     folder = tmp_path / "models"
-    for name in ("without-weights", "broken"):
+    for name in ("without-weights", "broken", "no-text"):
         (folder / name).mkdir(parents=True)
         shutil.copy(llama / "config.json", folder / name)
     (folder / "broken" / "model.safetensors").write_bytes(b"\xff")
     (folder / "broken" / "model.safetensors.index.json").write_text("{")
+    (folder / "no-text" / "model.safetensors.index.json").write_bytes(b'{"weight_map": {"\xff": "\xff"}}')
     (home.models / ("0" * 32)).mkdir(parents=True)
     home.remember_model("f" * 32, tmp_path / "gone")
     assert held(home, folder, tmp_path / "nowhere") == []
