@@ -18,9 +18,8 @@ def import_without_text() -> None:
     spec = importlib.util.find_spec("mlx_lm")
     if spec is None:
         raise ImportError("mlx-lm is not installed")
-    sys.modules.setdefault(
-        "mlx_lm", importlib.util.module_from_spec(spec)
-    )  # its own code, which imports the rest, stays unrun
+    # Its own code, which imports the rest, stays unrun.
+    sys.modules.setdefault("mlx_lm", importlib.util.module_from_spec(spec))
     sys.modules.setdefault("mlx_lm.tokenizer_utils", _NoTokenizers("mlx_lm.tokenizer_utils"))
 
 

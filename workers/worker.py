@@ -22,7 +22,7 @@ import msgspec
 from protocol.codec import PROTOCOL, Envelope
 from protocol.home import Home
 from protocol.host_specs import read_host_specs
-from protocol.interfaces.names import NO_NAMES, LinkNames
+from protocol.interfaces.names import NO_NAMES, LinkNames, unknown_sentence
 from protocol.joined import remember_joined
 from protocol.messages import (
     Beat,
@@ -357,9 +357,7 @@ def run_worker(options: WorkerOptions, keys: KeyPair, data_inbox: type[ZmqInbox]
 
 def _listen(options: WorkerOptions, networks: Mapping[Network, str]) -> tuple[str, ...]:
     for name in options.names.unknown(networks.values()):
-        log.warning(
-            "links.prefer or links.exclude names %s, which is no interface of this machine with an address", name
-        )
+        log.warning("%s", unknown_sentence(name))
     return permitted_here(options.listen, options.names, networks)
 
 

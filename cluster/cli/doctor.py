@@ -19,6 +19,7 @@ from cluster.planning.model_files import check_weights, read_config, weight_file
 from protocol.errors import TandemError
 from protocol.host_memory import read_host_memory
 from protocol.interfaces.findings import findings
+from protocol.interfaces.names import unknown_sentence
 from protocol.interfaces.reading import read_host
 from protocol.transport.addressing import own_networks
 
@@ -128,8 +129,7 @@ def _link_names(session: Session) -> Iterator[Finding]:
     except TandemError:
         return  # the check of the model said so
     for name in names.unknown(own_networks().values()):
-        text = f"links.prefer or links.exclude names {name}, which is no interface of this machine with an address"
-        yield Finding(verdict="warning", text=text)
+        yield Finding(verdict="warning", text=unknown_sentence(name))
 
 
 def _home(session: Session) -> Finding:

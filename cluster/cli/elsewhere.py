@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from cluster.cli.session import Session
 from cluster.cli.terminal import Terminal
-from cluster.membership.ssh_command import HostUnavailable, ssh_command, why_failed
+from cluster.membership.member import LOCAL
+from cluster.membership.ssh_command import HostUnavailable, no_ssh, ssh_command, why_failed
 from cluster.settings import HostSettings
 from protocol.errors import UsageError
 
@@ -36,7 +37,7 @@ def run_there(session: Session, name: str, arguments: Sequence[str]) -> int:
             errors="replace",
         )
     except OSError as error:
-        raise HostUnavailable(f"ssh cannot be run here ({error.strerror}); install OpenSSH's client") from None
+        raise no_ssh(error) from None
     with process:
         said, was_told = _pass_on(process, host.name, session.terminal)
     status = process.returncode
@@ -65,7 +66,7 @@ def _host(session: Session, name: str, command: str) -> HostSettings:
         if name in (host.name, *host.worker_names):
             return host
     status = session.status()
-    if any(name in (found["name"], *found["workers"]) for found in status["hosts"] if found["name"] != "local"):
+    if any(name in (found["name"], *found["workers"]) for found in status["hosts"] if found["name"] != LOCAL):
         raise UsageError(
             f"{name} joined with a token, and nobody can log in to it from here; run `./launch.sh {command}` there"
         )

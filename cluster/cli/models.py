@@ -6,8 +6,6 @@ somebody gives is compared and never becomes a path. What a process of this user
 
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +15,12 @@ from cluster.cli.finding import found_guests, found_homes, started_settings
 from cluster.cli.joining import model_options
 from cluster.cli.session import Session
 from cluster.cli.showing import size_text
+from cluster.cli.workers_code import run_workers_code
 from cluster.membership.hosted import HostedBook
+from cluster.membership.member import LOCAL
 from protocol.errors import TandemError, UsageError
 from protocol.messages import HeldModel
 
-_LOCAL = "local"
 _REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 _LEAST_OF_DIGEST = 8
 _ANSWER_S = 15.0
@@ -42,7 +41,7 @@ class ModelHere(msgspec.Struct, frozen=True, kw_only=True):
 
 def on_hosts(session: Session) -> list[dict[str, Any]]:
     """What this machine holds and, where a cluster runs, each of its other hosts; models: None for one that does not answer."""
-    hosts = [{"name": _LOCAL, "models": [_shown(each.model) for each in _here(session)]}]
+    hosts = [{"name": LOCAL, "models": [_shown(each.model) for each in _here(session)]}]
     state = session.running_state()
     if state is None:
         return hosts
@@ -112,16 +111,13 @@ def remove(session: Session, wanted: str, *, confirmed: bool) -> str:
 def _here(session: Session) -> list[ModelHere]:
     """By a process of the workers' code, which alone knows how what was fetched is kept."""
     words = ("--home", str(session.home.root), *model_options(session.checkout, session.environment))
-    done = subprocess.run(
-        [sys.executable, "-m", "workers.model.held_models", *words],
-        cwd=session.checkout,
-        capture_output=True,
-        check=False,
+    return run_workers_code(
+        session,
+        "workers.model.held_models",
+        words,
+        list[ModelHere],
+        fails="the models of this machine cannot be listed",
     )
-    if done.returncode != 0:
-        last = (done.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
-        raise TandemError(f"the models of this machine cannot be listed: {last}")
-    return msgspec.json.decode(done.stdout, type=list[ModelHere])
 
 
 def _is_meant(wanted: str, model: HeldModel) -> bool:

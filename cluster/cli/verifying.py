@@ -6,8 +6,6 @@ quarter of the positions may lie beyond them. Knows nothing of how figures are m
 """
 
 import math
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 
 import msgspec
@@ -15,7 +13,7 @@ import msgspec
 from cluster.cli.doctor import Finding
 from cluster.cli.session import Session
 from cluster.cli.showing import layers_text
-from cluster.membership.local import worker_environment
+from cluster.cli.workers_code import run_workers_code
 from cluster.planning.model_files import resolve_model
 from protocol.errors import TandemError
 from protocol.values import LayerRange
@@ -98,14 +96,6 @@ def _apart(found: Sequence[float | None], own: Sequence[float | None]) -> float:
 def _own(session: Session, path: str, ranges: Sequence[LayerRange]) -> dict[LayerRange, Computed]:
     """What this machine computes, in a process of the workers' code."""
     words = ["--model", path, "--cache", str(session.home.cache), *(f"{start}:{end}" for start, end in ranges)]
-    done = subprocess.run(
-        [sys.executable, "-m", "workers.model.figures", *words],
-        cwd=session.checkout,
-        env=worker_environment(),
-        capture_output=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        last = (done.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
-        raise TandemError(f"this machine cannot compute the model's layers itself: {last}")
-    return {each.layers: each for each in msgspec.json.decode(done.stdout, type=list[Computed])}
+    fails = "this machine cannot compute the model's layers itself"
+    found = run_workers_code(session, "workers.model.figures", words, list[Computed], fails=fails)
+    return {each.layers: each for each in found}

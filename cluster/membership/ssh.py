@@ -30,7 +30,7 @@ from cluster.membership.host_orders import (
     to_line,
 )
 from cluster.membership.local import END_GRACE_S
-from cluster.membership.ssh_command import SSH, HostUnavailable, ssh_command, why_failed
+from cluster.membership.ssh_command import SSH, HostUnavailable, no_ssh, ssh_command, why_failed
 from cluster.settings import HostSettings
 from protocol.codec import PROTOCOL
 from protocol.errors import TandemError
@@ -291,7 +291,7 @@ async def _spawn(host: HostSettings, program: str) -> asyncio.subprocess.Process
             start_new_session=True,  # Ctrl-C at a terminal is the coordinator's to handle
         )
     except OSError as error:
-        raise HostUnavailable(f"ssh cannot be run here ({error.strerror}); install OpenSSH's client") from None
+        raise no_ssh(error) from None
 
 
 def _write(process: asyncio.subprocess.Process, order: Order) -> None:

@@ -59,6 +59,11 @@ def quoted_path(path: str) -> str:
     return f"{home}/{shlex.quote(rest)}" if rest else home
 
 
+def no_ssh(error: OSError) -> HostUnavailable:
+    """What to raise where the program itself cannot be run."""
+    return HostUnavailable(f"ssh cannot be run here ({error.strerror}); install OpenSSH's client")
+
+
 def why_failed(host: HostSettings, status: int | None, said: str) -> str:
     """Why there is no connection to a host, as a clause. said: what ssh, and what it ran there, wrote as errors."""
     to, last = _destination(host), _last_line(said)

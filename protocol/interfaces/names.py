@@ -38,6 +38,11 @@ class LinkNames(msgspec.Struct, frozen=True, kw_only=True):
 NO_NAMES = LinkNames()
 
 
+def unknown_sentence(name: str) -> str:
+    """What is said of a name that `LinkNames.unknown` found."""
+    return f"links.prefer or links.exclude names {name}, which is no interface of this machine with an address"
+
+
 def is_link_name(text: str) -> bool:
     """Whether it can name an address, a network (as 10.0.0.0/24) or an interface."""
     return _network(text) is not None or _INTERFACE.fullmatch(text) is not None

@@ -14,6 +14,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from protocol.codec import Envelope
@@ -97,8 +98,8 @@ class Engine:
 
     def _handlers_by_kind(self) -> Mapping[type[Message], _Handler]:
         return {
-            InspectModel: self._look_after,
-            PrepareStage: self._look_after,
+            InspectModel: partial(self._look_after, self._loading.inspect),
+            PrepareStage: partial(self._look_after, self._loading.prepare),
             LoadStage: self._load,
             ComputeFigures: lambda message, _: [Report(self._runner.figures(message))],
             Generate: self._generate,
@@ -336,14 +337,14 @@ class Engine:
         self._vitals.measure(self._now(), stages)  # what says that this is loaded is not followed by older figures
         return (report,)
 
-    def _look_after(self, message: InspectModel | PrepareStage, _: _Buffers) -> Sequence[Action]:
+    def _look_after(
+        self, look: Callable[[Any], Report], message: InspectModel | PrepareStage, _: _Buffers
+    ) -> tuple[Report]:
         """Where no plan is in force, the coordinator that asks is answered, which may be another than before."""
         if self._arrivals.is_suspended:
             self._renew_links(message.reply_to)
         with self._taking_its_time():
-            if isinstance(message, InspectModel):
-                return (self._loading.inspect(message),)
-            return (self._loading.prepare(message),)
+            return (look(message),)
 
     @contextlib.contextmanager
     def _taking_its_time(self) -> Iterator[None]:
