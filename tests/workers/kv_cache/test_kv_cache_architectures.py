@@ -13,7 +13,7 @@ import pytest
 
 from workers import zoo
 
-MODELS_PER_PROCESS = 24
+MODELS_PER_PROCESS = 36
 EXACT = ("dynamic", "static", "rotating", "paged")
 # Run by no machine without Metal, or not to be split; phi3small alone gives logits that are no numbers at this length.
 NOT_TRIED = {"bitnet", "muse_spark", "olmo", "iquestloopcoder", "phi3small"}
