@@ -79,6 +79,10 @@ MEASUREMENTS = {
     "mutations": Measurement("Wrong messages and requests beside a client that is served", "mutations", page=LOSSES),
     "joins": Measurement("A thousand joins that nobody invited", "joins", page=LOSSES),
     "hosts": Measurement("Faults between three hosts", "hosts", ("--faults", "10", "--power-cuts", "2"), page=LOSSES),
+    "spread": Measurement("A larger model over three hosts", "spread", page=LOSSES),
+    "weights": Measurement(
+        "Half of a model of 1 GB from another host", "weights", ("--model", "500m-float16"), page=LOSSES
+    ),
     "overload": Measurement("More requests than may wait, and readers that do not read", "overload", page=LOSSES),
 }
 

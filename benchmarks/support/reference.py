@@ -27,10 +27,11 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True):
-    """Seconds to the first token, and between the first and the last."""
+    """Seconds to the first token, and between the first and the last; and the tokens."""
 
     ttft_s: float
     decode_s: float
+    tokens: tuple[int, ...] = ()
 
 
 class Reference:
@@ -81,8 +82,9 @@ def main() -> None:
     for line in sys.stdin.buffer:
         task = msgspec.json.decode(line, type=Task)
         started = time.perf_counter()
-        times = [time.perf_counter() for _ in generate_step(mx.array(task.prompt), model, max_tokens=task.max_tokens)]
-        timing = Timing(ttft_s=times[0] - started, decode_s=times[-1] - times[0])
+        steps = generate_step(mx.array(task.prompt), model, max_tokens=task.max_tokens)
+        tokens, times = zip(*((int(token), time.perf_counter()) for token, _ in steps), strict=True)
+        timing = Timing(ttft_s=times[0] - started, decode_s=times[-1] - times[0], tokens=tokens)
         print(msgspec.json.encode(timing).decode(), flush=True)
 
 

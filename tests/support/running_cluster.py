@@ -22,6 +22,8 @@ import psutil
 CHECKOUT = Path(__file__).resolve().parents[2]
 # Limits against hanging for ever, on a machine that may be busy with other things; no expectations.
 COMMAND_LIMIT_S = 300.0
+# Looking takes time of the processors that what is waited for needs: after so much more of the time waited, within bounds.
+_LOOK_AGAIN, _LEAST_PAUSE_S, _MOST_PAUSE_S = 0.1, 0.02, 0.25
 SETTLE_LIMIT_S = 60.0
 
 
@@ -40,10 +42,11 @@ def free_port() -> int:
 
 def wait_until(condition: Callable[[], Any], what: str, limit_s: float = SETTLE_LIMIT_S) -> Any:
     """The first true result of `condition`. Raises AssertionError after `limit_s` seconds."""
-    deadline = time.monotonic() + limit_s
+    begun = time.monotonic()
     while not (result := condition()):
-        assert time.monotonic() < deadline, f"{what} did not happen within {limit_s:g} s"
-        time.sleep(0.02)
+        waited = time.monotonic() - begun
+        assert waited < limit_s, f"{what} did not happen within {limit_s:g} s"
+        time.sleep(min(max(waited * _LOOK_AGAIN, _LEAST_PAUSE_S), _MOST_PAUSE_S))
     return result
 
 
