@@ -27,7 +27,7 @@ from benchmarks.support.reporting import Report
 from cluster.config import BUNDLED_MODEL
 from protocol.errors import TandemError
 from tests.hosts.bed import Bed
-from tests.hosts.cluster import FIRST, HostsCluster
+from tests.hosts.cluster import HostsCluster
 from tests.hosts.tools import why_no_bed
 
 MODEL = machine.CHECKOUT / BUNDLED_MODEL
@@ -36,23 +36,18 @@ SLOW_SHARE = 0.01
 HOST_OF = {"local": "a", "host-b": "b", "host-c": "c"}
 NUM_TOKENS = 400
 PAUSE_LIMIT_S = 5.0
-URL = "http://127.0.0.1:8420/v1/completions"
 
 
 class Stream:
     """One answer as it arrives: when each piece came, and the text."""
 
     def __init__(self, cluster: HostsCluster, prompt: str, end_tokens: Sequence[int]):
-        body = {
-            "prompt": prompt,
-            "max_tokens": NUM_TOKENS,
-            "temperature": 0,
-            "stream": True,
-            "strategy": "distributed-cached",
-            "logit_bias": {str(token): -100 for token in end_tokens},
-        }
-        command = ("curl", "-sN", URL, "-H", "Content-Type: application/json", "-d", json.dumps(body))
-        self._process = cluster.bed.popen(FIRST, *command, stdout=-1, text=True)
+        self._process = cluster.ask(
+            prompt=prompt,
+            max_tokens=NUM_TOKENS,
+            stream=True,
+            logit_bias={str(token): -100 for token in end_tokens},
+        )
         self.times: list[float] = []
         self.text = ""
         self.error: str | None = None

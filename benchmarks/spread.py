@@ -28,12 +28,10 @@ from tests.hosts.cluster import FIRST, HostsCluster
 from tests.hosts.room import WIFI
 from tests.hosts.tools import tool, why_no_bed
 
-URL = "http://127.0.0.1:8420/v1/completions"
 NUM_TOKENS = 32
 NUM_HOPS = 2
 BYTES_PER_NUMBER = {"float32": 4, "bfloat16": 2, "float16": 2, "4bit": 4}
 MOST_SHARE = 0.01
-_LIMIT_S = 300.0
 
 
 class Answered(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,18 +84,10 @@ def _on_first_host(bed: Bed, path: Path) -> str:
 
 
 def _answered(cluster: HostsCluster, prompt: Sequence[int], ids: list[int], model: str, path: Path) -> Answered:
-    body = {
-        "prompt": prompt,
-        "max_tokens": NUM_TOKENS,
-        "temperature": 0,
-        "strategy": "distributed-cached",
-    }
     before = _sent(cluster.bed)
-    done = cluster.bed.run(
-        FIRST, "curl", "-s", URL, "-H", "Content-Type: application/json", "-d", json.dumps(body), timeout_s=_LIMIT_S
-    )
+    with cluster.ask(prompt=prompt, max_tokens=NUM_TOKENS) as asked:
+        answer = json.loads(asked.communicate()[0])
     after = _sent(cluster.bed)
-    answer = json.loads(done.stdout)
     if "error" in answer:
         raise TandemError(answer["error"]["message"])
     hidden_size = json.loads((path / "config.json").read_bytes())["hidden_size"]

@@ -172,8 +172,8 @@ class ControlPlane:
             case Inspected() as inspected:
                 self._inspected(inspected)
             case Prepared(worker=name, layers=layers) if self._deployment.is_preparing(name):
-                self.roster.members[name].held += (layers,)
-                self._plan_all(self._deployment.prepared(name, self._now(), **self._demand))
+                (member := self.roster.members[name]).held += (layers,)
+                self._plan_all(self._deployment.prepared(name, member.held, self._now(), **self._demand))
             case LoadFailed() as failed if envelope.epoch == self.epoch or self._model.facts is None:
                 self._load_failed(failed)
             case LinkLost(worker=name, peer=peer, why=why) if envelope.epoch == self.epoch:
@@ -230,7 +230,7 @@ class ControlPlane:
         member.loaded(message)
         member.held = self._assembly.held(message.worker)
         self._assembly.loaded(message, buffers)
-        self._plan_all(self._deployment.loaded(message.worker, self._now()))
+        self._plan_all(self._deployment.loaded(message.worker, member.held, self._now()))
 
     def _load_failed(self, failed: LoadFailed) -> None:
         """A worker cannot load: at the start that is the end, later it is as if the worker had died."""

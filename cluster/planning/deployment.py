@@ -22,6 +22,7 @@ from typing import Self
 import msgspec
 
 from cluster.membership.member import Member
+from cluster.planning.patience import Patience
 from cluster.planning.plan import Loss
 from protocol.errors import IllegalEvent
 from protocol.messages import Inspected
@@ -32,10 +33,6 @@ from strategy.partition import ModelSizes, Node, NoPlan, Partition, Stage, parti
 SETTLE_S = 2.0
 PATIENCE_S = 30.0
 _LONGEST_SETTLE_S = 60.0
-# A plan that broke so soon hardly lived; so many may do so in succession before the next one waits.
-_HARDLY_S = 1.0
-_MANY_HARDLY = 3
-_LONGEST_REST_S = 60.0
 
 
 class DeploymentState(StrEnum):
@@ -142,7 +139,7 @@ class Deployment:
         """waits_until: None for a first start, which needs all of `wanted`; else until when to wait for them."""
         self._wanted = tuple(wanted)
         self._kv_copies = kv_copies
-        self._patience = _Patience(returns_until=waits_until)
+        self._patience = Patience(returns_until=waits_until)
         self._is_first = waits_until is None
         self.state = DeploymentState.FORMING
         self._there: Mapping[str, Candidate] = {}
@@ -195,9 +192,10 @@ class Deployment:
         self._apply(_E.INSPECTED)
         return self.tick(now)
 
-    def loaded(self, worker: str, now: float) -> list[Action]:
-        """A worker has its part of the plan that was sent last."""
+    def loaded(self, worker: str, held: tuple[LayerRange, ...], now: float) -> list[Action]:
+        """A worker has its part of the plan that was sent last, which is all that it holds now."""
         self._awaited -= {worker}
+        self._keep(worker, held)
         if self.state is not _S.LOADING or self._awaited:
             return []
         self._apply(_E.LOADED)
@@ -209,9 +207,12 @@ class Deployment:
         """Whether a newcomer still reads what it will need."""
         return worker in self._next.preparing
 
-    def prepared(self, worker: str, now: float, *, is_idle: bool, is_awaited: bool = False) -> list[Action]:
+    def prepared(
+        self, worker: str, held: tuple[LayerRange, ...], now: float, *, is_idle: bool, is_awaited: bool = False
+    ) -> list[Action]:
         """A newcomer read what it will need."""
         self._next.preparing -= {worker}
+        self._keep(worker, held)
         return self.tick(now, is_idle=is_idle, is_awaited=is_awaited)
 
     def move(self, how: str, now: float) -> list[Action]:
@@ -238,6 +239,10 @@ class Deployment:
         if self.state is _S.SERVING:
             return self._improve(now, is_idle=is_idle, is_awaited=is_awaited)
         return []
+
+    def _keep(self, worker: str, held: tuple[LayerRange, ...]) -> None:
+        if worker in self._there:
+            self._there = {**self._there, worker: msgspec.structs.replace(self._there[worker], held=held)}
 
     # --- decisions
 
@@ -364,31 +369,3 @@ class _Upcoming(msgspec.Struct):
     partition: Partition | None = None
     preparing: frozenset[str] = frozenset()
     moves: bool = False
-
-
-class _Patience(msgspec.Struct):
-    """What the next plan waits for. returns_until: for missing workers that may still come back, after a restart;
-    lives_since: of the plan in force, inf while none is; num_hardly: plans in succession that hardly lived; rests_until: because of those.
-    """
-
-    returns_until: float | None = None
-    lives_since: float = -math.inf
-    num_hardly: int = 0
-    rests_until: float = -math.inf
-
-    def awaits(self, now: float) -> bool:
-        return self.returns_until is not None and now < self.returns_until
-
-    def rests(self, now: float) -> bool:
-        return now < self.rests_until
-
-    def broke(self, now: float) -> None:
-        """The plan in force did, or the one on its way."""
-        self.num_hardly = self.num_hardly + 1 if now - self.lives_since < _HARDLY_S else 0
-        excess = self.num_hardly - _MANY_HARDLY
-        if excess >= 0:
-            self.rests_until = now + min(2.0 ** min(excess, 16), _LONGEST_REST_S)
-
-    def begin_anew(self) -> None:
-        """Others are there."""
-        self.num_hardly, self.rests_until = 0, -math.inf

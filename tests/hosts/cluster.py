@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Callable
 from typing import Any
 
-from tests.hosts.bed import Bed
+from tests.hosts.bed import Bed, OnHost
 from tests.hosts.room import WIFI
 from tests.support.running_cluster import wait_until
 
@@ -13,6 +13,7 @@ from tests.support.running_cluster import wait_until
 COMMAND_LIMIT_S = 180.0
 SETTLE_LIMIT_S = 120.0
 FIRST = "a"
+_URL = "http://127.0.0.1:8420/v1/completions"
 
 
 class HostsCluster:
@@ -81,6 +82,12 @@ class HostsCluster:
         given = ("--max-tokens", str(max_tokens), "--temperature", "0", "--json")
         answer: dict[str, Any] = json.loads(self.launch(FIRST, "prompt", text, *given, *options))
         return answer
+
+    def ask(self, **body: Any) -> OnHost:
+        """A completion over all stages, asked for on the first host; the standard output is the answer, or its events."""
+        asked = {"temperature": 0, "strategy": "distributed-cached"} | body
+        command = ("curl", "-sN", _URL, "-H", "Content-Type: application/json", "-d", json.dumps(asked))
+        return self.bed.popen(FIRST, *command, stdout=-1, text=True)
 
     def logs(self) -> str:
         """The ends of all log files of all hosts."""

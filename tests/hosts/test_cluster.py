@@ -6,7 +6,7 @@ import pytest
 from mlx_lm.utils import load_tokenizer
 
 from tests.hosts.bed import Bed
-from tests.hosts.cluster import FIRST, HostsCluster
+from tests.hosts.cluster import HostsCluster
 from tests.support.running_cluster import CHECKOUT, wait_until
 
 MODEL = CHECKOUT / "models" / "tandem-demo"
@@ -40,19 +40,13 @@ def whole(cluster, bed):
 
 def stream(cluster):
     """A long answer, as a process whose standard output is its events."""
-    body = {
-        "prompt": PROMPT,
-        "max_tokens": LONG,
-        "temperature": 0,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-        "strategy": "distributed-cached",
-        "logit_bias": dict.fromkeys(map(str, cluster.end_tokens), -100),
-    }
-    return cluster.bed.popen(
-        FIRST, "curl", "-sN", "http://127.0.0.1:8420/v1/completions", "-H", "Content-Type: application/json",
-        "-d", json.dumps(body), stdout=-1, text=True,
-    )  # fmt: skip
+    return cluster.ask(
+        prompt=PROMPT,
+        max_tokens=LONG,
+        stream=True,
+        stream_options={"include_usage": True},
+        logit_bias=dict.fromkeys(map(str, cluster.end_tokens), -100),
+    )
 
 
 def disturbed(cluster, disturb):

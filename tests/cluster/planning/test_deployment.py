@@ -74,8 +74,14 @@ class Played:
     def all_loaded(self, load, now=0.0):
         for stage in load.partition.stages:
             self.held[stage.worker] = (stage.layers,)
-            actions = self.deployment.loaded(stage.worker, now)
+            actions = self.loaded(stage.worker, now)
         assert actions[0] == BeginPlan()
+
+    def loaded(self, name, now):
+        return self.deployment.loaded(name, self.held.get(name, ()), now)
+
+    def prepared(self, name, now, **demand):
+        return self.deployment.prepared(name, self.held.get(name, ()), now, **demand)
 
 
 def layers(load):
@@ -103,9 +109,9 @@ def test_first_worker_inspects_and_the_first_plan_waits_for_all():
     assert played.changed("a", "b", now=2) == []
     (load,) = played.changed("a", "b", "c", now=3)
     assert layers(load) == {"a": (0, 3), "b": (3, 6), "c": (6, 9)}
-    assert played.deployment.loaded("a", 4) == []
-    assert played.deployment.loaded("c", 4) == []
-    assert played.deployment.loaded("b", 4) == [BeginPlan()]
+    assert played.loaded("a", 4) == []
+    assert played.loaded("c", 4) == []
+    assert played.loaded("b", 4) == [BeginPlan()]
 
 
 def test_another_worker_inspects_when_the_first_is_lost():
@@ -143,7 +149,7 @@ def test_answer_to_an_older_plan_is_none_to_the_next():
     played = Played("a", "b")
     played.serving("a", "b")
     _, load = played.deployment.broken("a link broke", 1)
-    assert played.deployment.loaded("z", 1) == []
+    assert played.loaded("z", 1) == []
     assert layers(load) == {"a": (0, 4), "b": (4, 9)} or layers(load) == {"a": (0, 5), "b": (5, 9)}
 
 
@@ -174,7 +180,7 @@ def test_plans_that_hardly_live_come_ever_later_until_one_lives_or_somebody_come
         """After the plan broke that is sent now, or in force now."""
         if is_loaded:
             for name in "ab":
-                played.deployment.loaded(name, now)
+                played.loaded(name, now)
         broke_at, actions = now, played.deployment.broken("a link broke", now)
         while not any(isinstance(action, SendPlan) for action in actions):
             now += 0.25
@@ -193,7 +199,7 @@ def test_plans_that_hardly_live_come_ever_later_until_one_lives_or_somebody_come
     played.changed("a", "b", "c", now=2000)
     assert waits(2000, 3) == [0, 0, 1]
     for name in "abc":
-        played.deployment.loaded(name, 3000)
+        played.loaded(name, 3000)
     assert isinstance(played.deployment.broken("it lived", 3002)[-1], SendPlan)
     assert waits(3002, 3) == [0, 0, 1]
 
@@ -220,17 +226,29 @@ def test_newcomer_reads_ahead_and_is_taken_in_when_it_is_quiet():
     assert newcomer(played, 10) == [Prepare("b", LayerRange(3, 6))]
     tick = played.deployment.tick
     assert tick(10 + SETTLE_S, is_idle=True) == []  # it still reads
-    assert played.deployment.prepared("b", 10.5, is_idle=True) == []  # others may follow
+    assert played.prepared("b", 10.5, is_idle=True) == []  # others may follow
     assert tick(10 + SETTLE_S, is_idle=False) == []
     end, load = tick(11 + SETTLE_S, is_idle=True)
     assert end.loss.workers == ()
     assert layers(load) == {"a": (0, 3), "b": (3, 6), "c": (6, 9)}
 
 
+def test_plan_that_breaks_after_a_newcomer_was_taken_in_is_followed_by_the_same():
+    """What the others held while it was away is no longer in their memory."""
+    played = Played("a", "b", "c")
+    newcomer(played, 10)
+    played.held["b"] = (LayerRange(3, 6),)
+    played.prepared("b", 10.5, is_idle=True)
+    _, load = played.deployment.tick(11 + SETTLE_S, is_idle=True)
+    played.all_loaded(load, now=20)
+    _, again = played.deployment.broken("a step is overdue", 30)
+    assert layers(again) == layers(load) == {"a": (0, 3), "b": (3, 6), "c": (6, 9)}
+
+
 def test_newcomer_is_taken_in_at_the_latest_after_a_while():
     played = Played("a", "b", "c")
     newcomer(played, 10)
-    played.deployment.prepared("b", 10, is_idle=False)
+    played.prepared("b", 10, is_idle=False)
     assert played.deployment.tick(10 + SETTLE_S + PATIENCE_S - 0.1, is_idle=False) == []
     assert len(played.deployment.tick(10 + SETTLE_S + PATIENCE_S, is_idle=False)) == 2
 
@@ -239,7 +257,7 @@ def test_who_died_often_settles_longer():
     played = Played("a", "b", "c")
     played.deaths["b"] = 3
     newcomer(played, 10)
-    played.deployment.prepared("b", 10, is_idle=True)
+    played.prepared("b", 10, is_idle=True)
     assert played.deployment.tick(10 + 4 * SETTLE_S - 0.1, is_idle=True) == []
     assert len(played.deployment.tick(10 + 4 * SETTLE_S, is_idle=True)) == 2
 
@@ -249,7 +267,7 @@ def test_newcomer_for_whom_requests_wait_is_taken_in_as_soon_as_it_has_read():
     played.deaths["b"] = 4
     newcomer(played, 10)
     assert played.deployment.tick(10.1, is_idle=True, is_awaited=True) == []  # it still reads
-    _, load = played.deployment.prepared("b", 10.2, is_idle=False, is_awaited=True)
+    _, load = played.prepared("b", 10.2, is_idle=False, is_awaited=True)
     assert layers(load) == {"a": (0, 3), "b": (3, 6), "c": (6, 9)}
 
 
