@@ -122,10 +122,11 @@ class PrefixStore:
 
     def flush(self, is_over: Callable[[], bool] = lambda: False) -> None:
         """Return when everything kept is on disk, where there is one, or as much of it as went there until `is_over`."""
+        if self._disk is None:
+            return
+        self._disk.flush()
         while not is_over() and self.spill():
-            pass
-        if self._disk is not None:
-            self._disk.flush()
+            self._disk.flush()  # one at a time: what is asked for is written, however long that takes
 
     def begin(self, keys: Sequence[Key], kv: KvSettings | None) -> StageCache:
         """A cache that begins with the tokens of an earlier sequence, in the parts named by `keys`; empty without keys.

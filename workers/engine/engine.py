@@ -62,7 +62,7 @@ from workers.model.stage_loading import LoadedStages, MeasureChunk, StageLoader
 log = logging.getLogger(__name__)
 
 # For what is kept of past sequences, when the process ends; what does not get to the disk is read again.
-_FLUSH_S = 1.0
+_FLUSH_S = 0.5
 _Buffers = tuple[Buffer, ...]
 _Handler = Callable[[Any, _Buffers], Iterable[Action]]
 _Result = TypeVar("_Result")
