@@ -229,7 +229,7 @@ run_tests() {
     [ -z "$failed_checks" ] || fail "these checks failed:$failed_checks"
 }
 
-unset PYTHONHOME PIP_TARGET PIP_PREFIX PIP_USER PIP_REQUIRE_VIRTUALENV
+unset PYTHONHOME PYTHONDONTWRITEBYTECODE PIP_TARGET PIP_PREFIX PIP_USER PIP_REQUIRE_VIRTUALENV
 export PYTHONPATH=$checkout
 ensure_runtime
 if [ "${1:-}" = test ]; then

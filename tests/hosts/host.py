@@ -1,6 +1,6 @@
 """One host of a bed: a disk that lasts and, while it has power, a first process with namespaces of its own (`boot.sh`).
 
-Its checkout is a copy: a host writes into it (bytecode, a home), each has it at another path, and they may differ. The .venv
+Its checkout is a copy, bytecode included: a host writes into it, each has it at another path, and they may differ. The .venv
 in it is the one of this process, mounted read-only: copies of it would take longer than most tests. A host knows no cables;
 `room.py` plugs them in.
 """
@@ -81,7 +81,7 @@ class Host:
         shutil.copytree("/etc/alternatives", etc / "alternatives", symlinks=True)
         for key in (etc / "ssh/ssh_host_ed25519_key", home / ".ssh/id_ed25519"):
             tool("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"{self.user}@host-{self.name}", "-f", key)
-        shutil.copytree(CHECKOUT, checkout, ignore=shutil.ignore_patterns(".*", "__pycache__"))
+        shutil.copytree(CHECKOUT, checkout, ignore=shutil.ignore_patterns(".*", "*.pyc.*"))
 
     def knows(self, others: dict["Host", list[str]]) -> None:
         """That each of `others` has these names and addresses; the first may log in to all with its key. The home is the user's."""

@@ -6,7 +6,7 @@ import pytest
 from mlx_lm.utils import load_tokenizer
 
 from tests.hosts.bed import Bed
-from tests.hosts.cluster import HostsCluster
+from tests.hosts.cluster import FIRST, HostsCluster
 from tests.support.running_cluster import CHECKOUT, wait_until
 
 MODEL = CHECKOUT / "models" / "tandem-demo"
@@ -109,6 +109,21 @@ def test_host_without_power_is_left_and_taken_in_again(whole, bed):
     bed.power_on("c")
     whole.invite("c")
     whole.await_parts(3)
+    assert whole.prompt(PROMPT, NUM_TOKENS, "--strategy", "distributed-cached")["token_ids"] == whole.alone
+
+
+def test_first_host_without_power_comes_back_to_workers_that_kept_their_weights(whole, bed):
+    def elsewhere(status):
+        """Process and bytes read, of the workers of other hosts."""
+        others = [worker for worker in status["workers"] if worker["host"] != "local"]
+        return {worker["host"]: (worker["pid"], worker["memory"]["read_bytes"]) for worker in others}
+
+    before = whole.await_cables()  # moving to one is another epoch
+    bed.power_cut(FIRST)
+    bed.power_on(FIRST)
+    whole.start()
+    after = whole.await_parts(3)
+    assert elsewhere(after) == elsewhere(before), whole.logs()
     assert whole.prompt(PROMPT, NUM_TOKENS, "--strategy", "distributed-cached")["token_ids"] == whole.alone
 
 
