@@ -1,5 +1,5 @@
 """What holds for all tests: on a loaded machine an example may take its time, and is no failure for that; their order; and
-that the test processes compile nothing.
+that nothing compiles, but for what is said to.
 """
 
 import os
@@ -7,7 +7,7 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
-# Compiling one function for a CPU takes longer than most tests. Clusters of real processes compile as users' do.
+# Compiling one function for a CPU takes longer than most tests. The cluster of the bundled model compiles as users' do.
 os.environ.setdefault("MLX_DISABLE_COMPILE", "1")
 
 settings.register_profile("tandem", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -195,7 +195,7 @@ def test_two_long_requests_progress_together(serving, strategy):
 
     On a single device each has a worker of its own, so that the operating system decides; there none stands still.
     """
-    tokens = 200 if strategy == "distributed-no-cache" else 1000
+    tokens = 100 if strategy == "distributed-no-cache" else 500
     counts, head_start = [0, 0], []
     beginning = threading.Lock()
 

@@ -19,7 +19,7 @@ MODES = ("always", "never")
 @pytest.fixture(scope="module")
 def bundled():
     """The cluster that `start` gives by default."""
-    with closing(RunningCluster()) as cluster:
+    with closing(RunningCluster(compiles=True)) as cluster:
         started = cluster.command("start", "--port", str(cluster.port))
         assert started.returncode == 0, started.stderr + cluster.logs()
         assert "worker-0" in started.stdout

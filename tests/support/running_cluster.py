@@ -68,9 +68,10 @@ def launcher() -> list[str]:
 
 
 class RunningCluster:
-    """A home, a port, and the commands on them; nothing runs until `start`."""
+    """A home, a port, and the commands on them; nothing runs until `start`. compiles: as a user's does, or as tests do."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, compiles: bool = False) -> None:
+        self._ignored = {"USE_DISTRIBUTED_INFERENCE"} | ({"MLX_DISABLE_COMPILE"} if compiles else set())
         self._folder = tempfile.TemporaryDirectory(prefix="tandem-test-")
         self.home = Path(self._folder.name).resolve() / "home"
         self.port = free_port()
@@ -97,9 +98,11 @@ class RunningCluster:
     @property
     def environment(self) -> dict[str, str]:
         """This process's environment without settings of a cluster, with this cluster's home, and kept to this machine."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("TANDEM_")}
-        for name in ("USE_DISTRIBUTED_INFERENCE", "MLX_DISABLE_COMPILE"):
-            kept.pop(name, None)
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("TANDEM_") and name not in self._ignored
+        }
         return kept | {"TANDEM_HOME": str(self.home), "TANDEM_LISTEN": "127.0.0.1", "PYTHONPATH": str(CHECKOUT)}
 
     def start(self, model: Path, *options: str, environment: dict[str, str] | None = None) -> None:

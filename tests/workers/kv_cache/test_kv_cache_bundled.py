@@ -17,7 +17,7 @@ KINDS = {
     "static": (KvSettings(kind="static", max_tokens=512), 0.0, 8),
     "paged": (KvSettings(kind="paged"), 0.0, 8),
     "keys-only": (KvSettings(kind="keys-only"), 1e-4, 20),
-    "8 bits": (KvSettings(kind="quantized"), 0.5, 40),
+    "8 bits": (KvSettings(kind="quantized"), 0.5, 24),
     "4 bits": (KvSettings(kind="quantized", bits=4), 5.0, 20),
 }
 
