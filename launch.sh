@@ -229,6 +229,7 @@ run_tests() {
     [ -z "$failed_checks" ] || fail "these checks failed:$failed_checks"
 }
 
+# What would send Python or pip elsewhere, or have every process compile Tandem anew.
 unset PYTHONHOME PYTHONDONTWRITEBYTECODE PIP_TARGET PIP_PREFIX PIP_USER PIP_REQUIRE_VIRTUALENV
 export PYTHONPATH=$checkout
 ensure_runtime

@@ -19,13 +19,12 @@ import msgspec
 
 from benchmarks.support import machine
 from benchmarks.support.main import main
-from benchmarks.support.random_models import ensure_model, known_models
+from benchmarks.support.random_models import SIZES, ensure_model, known_models
 from benchmarks.support.reference import reference
 from benchmarks.support.reporting import Report
 from protocol.errors import TandemError
 from tests.hosts.bed import Bed
 from tests.hosts.cluster import FIRST, HostsCluster
-from tests.hosts.room import WIFI
 from tests.hosts.tools import tool, why_no_bed
 
 NUM_TOKENS = 32
@@ -49,6 +48,8 @@ def run(arguments: argparse.Namespace) -> Report:
     if why := why_no_bed():
         raise TandemError(why)
     path = ensure_model(arguments.model, machine.model_folder())
+    size, _, kind = arguments.model.partition("-")
+    width = SIZES[size].hidden * BYTES_PER_NUMBER[kind]
     generator = random.Random(arguments.seed)
     prompts = [generator.choices(range(100, 2000), k=arguments.prompt_tokens) for _ in range(arguments.rounds)]
     expected = asyncio.run(_ids_alone(path, prompts))
@@ -59,10 +60,7 @@ def run(arguments: argparse.Namespace) -> Report:
             cluster.invite("b", "c")
             cluster.await_parts(3)
             cluster.await_cables()
-            found = [
-                _answered(cluster, prompt, ids, arguments.model, path)
-                for prompt, ids in zip(prompts, expected, strict=True)
-            ]
+            found = [_answered(cluster, prompt, ids, width) for prompt, ids in zip(prompts, expected, strict=True)]
         finally:
             cluster.stop()
     return _report(arguments, found)
@@ -83,30 +81,20 @@ def _on_first_host(bed: Bed, path: Path) -> str:
     return str(there)
 
 
-def _answered(cluster: HostsCluster, prompt: Sequence[int], ids: list[int], model: str, path: Path) -> Answered:
-    before = _sent(cluster.bed)
+def _answered(cluster: HostsCluster, prompt: Sequence[int], ids: list[int], width: int) -> Answered:
+    """width: bytes of the hidden state of one token."""
+    before = cluster.sent_bytes()
     with cluster.ask(prompt=prompt, max_tokens=NUM_TOKENS) as asked:
         answer = json.loads(asked.communicate()[0])
-    after = _sent(cluster.bed)
+    after = cluster.sent_bytes()
     if "error" in answer:
         raise TandemError(answer["error"]["message"])
-    hidden_size = json.loads((path / "config.json").read_bytes())["hidden_size"]
-    width = hidden_size * BYTES_PER_NUMBER[model.rpartition("-")[2]]
     return Answered(
         right=answer["tandem"]["token_ids"] == ids,
         workers=len(answer["tandem"]["workers"]),
         hidden_bytes=NUM_HOPS * (len(prompt) + NUM_TOKENS - 1) * width,
         cable_bytes=after[0] - before[0],
         wifi_bytes=after[1] - before[1],
-    )
-
-
-def _sent(bed: Bed) -> tuple[int, int]:
-    """Bytes that all hosts have sent by cable, and by wifi."""
-    sent = [(name, both[1]) for host in bed.hosts for name, both in bed.counters(host).items()]
-    return (
-        sum(num_bytes for name, num_bytes in sent if name.startswith("tb-")),
-        sum(num_bytes for name, num_bytes in sent if name == WIFI),
     )
 
 
@@ -128,7 +116,7 @@ def _report(arguments: argparse.Namespace, found: Sequence[Answered]) -> Report:
         for number, each in enumerate(found, 1)
     ]
     report.table("bytes sent by all hosts during an answer", columns, rows)
-    wrong = sum(not each.right or each.workers != len("abc") for each in found)
+    wrong = sum(not each.right or each.workers != NUM_HOPS + 1 for each in found)
     report.check("wrong answers, or not over three", wrong, at_most=0)
     shares = [each.wifi_bytes / each.hidden_bytes for each in found]
     report.check("wifi / hidden states, median answer", statistics.median(shares), at_most=MOST_SHARE)

@@ -89,6 +89,12 @@ class HostsCluster:
         command = ("curl", "-sN", _URL, "-H", "Content-Type: application/json", "-d", json.dumps(asked))
         return self.bed.popen(FIRST, *command, stdout=-1, text=True)
 
+    def sent_bytes(self) -> tuple[int, int]:
+        """Bytes that all hosts have sent by their cables, and by wifi."""
+        sent = [(name, both[1]) for host in self.bed.hosts for name, both in self.bed.counters(host).items()]
+        cables, wifi = (sum(count for name, count in sent if name.startswith(kind)) for kind in ("tb-", WIFI))
+        return cables, wifi
+
     def logs(self) -> str:
         """The ends of all log files of all hosts."""
         texts = []

@@ -75,20 +75,16 @@ def test_status_names_three_hosts_and_their_links(whole):
         assert ways[used[0]]["round_trip_us"] < ways["wlan0"]["round_trip_us"]
 
 
-def test_all_hosts_answer_together_with_the_ids_of_one_and_hidden_states_take_the_cables(whole, bed):
+def test_all_hosts_answer_together_with_the_ids_of_one_and_hidden_states_take_the_cables(whole):
     whole.await_cables()
-
-    def sent():
-        counted = [(name, both[1]) for host in bed.hosts for name, both in bed.counters(host).items()]
-        return [sum(num_bytes for name, num_bytes in counted if name.startswith(kind)) for kind in ("tb-", "wlan")]
 
     def takes_the_cables():
         """Unless the wifi was measured meanwhile, which is seldom."""
-        cables, wifi = sent()
+        cables, wifi = whole.sent_bytes()
         answer = whole.prompt(PROMPT, NUM_TOKENS, "--strategy", "distributed-cached")
         assert answer["token_ids"] == whole.alone
         assert len(answer["workers"]) == 3
-        cables_then, wifi_then = sent()
+        cables_then, wifi_then = whole.sent_bytes()
         return cables_then - cables > 4 * (wifi_then - wifi)
 
     wait_until(takes_the_cables, "an answer over the cables")

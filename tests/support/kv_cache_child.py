@@ -24,7 +24,7 @@ WIDE = {"hidden_size": 128, "head_dim": 32}
 MHA = {"num_key_value_heads": 4, "num_kv_heads": 4, "n_kv_heads": 4}
 # Layers of these use keys and values of earlier ones, so that not every cut is allowed.
 SHARING = ("afm7", "gemma3n", "gemma4", "gemma4_text")
-PASSES = [[(7 * place) % 251 + 3 for place in range(70)], [31, 8, 77, 45, 6], [9]]
+PASSES = [[(7 * place) % 251 + 3 for place in range(70)], [31, 8, 77, 45, 6], [9], [14]]
 EVERYTHING = [token for ids in PASSES for token in ids]
 SETTINGS = {
     "static": KvSettings(kind="static", max_tokens=80),

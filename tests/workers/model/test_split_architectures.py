@@ -53,7 +53,7 @@ def outcomes():
 
 
 def test_stages_and_engines_give_what_mlx_lm_alone_gives(outcomes):
-    """Bit for bit the logits of three stages, and its greedy ids, of a short and of a long prompt, under each strategy."""
+    """Bit for bit the logits of two stages and of three, and its greedy ids, of a short and of a long prompt, under each strategy."""
     assert {case: outcome["wrong"] for case, outcome in outcomes.items() if outcome.get("wrong")} == {}
 
 
