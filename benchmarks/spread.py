@@ -133,4 +133,4 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main("spread", __doc__, options, run, quick={"model": "25m-float32", "rounds": 2}))
+    raise SystemExit(main("spread", __doc__, options, run, quick={"model": "25m-float32", "rounds": 3}))
