@@ -13,7 +13,7 @@ import json
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import msgspec
@@ -27,7 +27,7 @@ from benchmarks.support.reporting import Report
 from cluster.config import BUNDLED_MODEL
 from protocol.errors import TandemError
 from tests.hosts.bed import Bed
-from tests.hosts.cluster import HostsCluster
+from tests.hosts.cluster import HostsCluster, num_parts
 from tests.hosts.tools import why_no_bed
 
 MODEL = machine.CHECKOUT / BUNDLED_MODEL
@@ -36,6 +36,9 @@ SLOW_SHARE = 0.01
 HOST_OF = {"local": "a", "host-b": "b", "host-c": "c"}
 NUM_TOKENS = 400
 PAUSE_LIMIT_S = 5.0
+LONG_PROMPT = "A fox and a hen met at the old bridge by the river. "
+LONG_TIMES = 110
+READING_S = 1.0
 
 
 class Stream:
@@ -48,6 +51,7 @@ class Stream:
             stream=True,
             logit_bias={str(token): -100 for token in end_tokens},
         )
+        self.prompt = prompt
         self.times: list[float] = []
         self.text = ""
         self.error: str | None = None
@@ -76,9 +80,9 @@ class Stream:
         return self
 
 
-class Found(msgspec.Struct, frozen=True, kw_only=True):
+class Found(msgspec.Struct, kw_only=True):
     """One fault. right: streams with the text of an undisturbed one; pause_s: the longest of any; back_s: from the mending until
-    every link is a cable again.
+    the cable, or after a loss of power every cable, was seen in use again, None where the run ended before.
     """
 
     kind: str
@@ -86,27 +90,33 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     right: int
     errors: tuple[str, ...]
     pause_s: float
-    back_s: float
+    mended_at: float
+    back_s: float | None = None
 
 
 class Trials:
-    """Faults on one cluster, one after the other."""
+    """Faults on one cluster, one after the other. reading_s: undisturbed, from the first long prompt to the last one's first token."""
 
     def __init__(self, cluster: HostsCluster, generator: random.Random, num_streams: int):
         self._cluster = cluster
         self._random = generator
-        self._prompts = [f"Tell me story {number} about a fox." for number in range(num_streams)]
+        self._short = [f"Tell me story {number} about a fox." for number in range(num_streams)]
+        self._long = [f"Story {number}. {LONG_PROMPT * LONG_TIMES}" for number in range(num_streams)]
         self._end_tokens = sorted(load_tokenizer(MODEL).eos_token_ids)
-        self._right = [stream.ended().text for stream in self._streams()]
+        self._right = {prompt: self._stream(prompt).ended().text for prompt in self._short + self._long}
+        self._avoided: dict[frozenset[str], Found] = {}
+        begun = time.monotonic()
+        others = [self._stream(f"Undisturbed. {prompt}") for prompt in self._long]
+        self.reading_s = max(stream.ended().times[0] for stream in others) - begun
 
     def __repr__(self) -> str:
-        return f"Trials({len(self._prompts)} streams)"
+        return f"Trials({len(self._short)} streams)"
 
-    def _streams(self) -> list[Stream]:
-        return [Stream(self._cluster, prompt, self._end_tokens) for prompt in self._prompts]
+    def _stream(self, prompt: str) -> Stream:
+        return Stream(self._cluster, prompt, self._end_tokens)
 
     def cable(self, kind: str) -> Found:
-        """One fault of a cable between neighbours."""
+        """One fault of a cable that is in use between neighbours."""
         bed = self._cluster.bed
         one, other = self._neighbours()
         faults: dict[str, Callable[[], None]] = {
@@ -116,49 +126,94 @@ class Trials:
             "reset": lambda: bed.reset(one, other),
             "slow": lambda: bed.slow(one, other, SLOW_SHARE),
         }
-        return self._fault(kind, faults[kind], bed.heal)
+        streams = self._running()
+        found = self._fault(kind, streams, faults[kind], bed.heal)
+        self._avoided[frozenset((one, other))] = found
+        return found
 
-    def power(self) -> Found:
-        """A host without the coordinator loses its power, and comes back."""
+    def power(self, *, reading: bool) -> Found:
+        """A host without the coordinator loses its power, and comes back. reading: before any stream has its first token."""
+        self.settle()
         bed, host = self._cluster.bed, self._random.choice("bc")
 
         def again() -> None:
             bed.power_on(host)
             self._cluster.invite(host)
 
-        return self._fault("power", lambda: bed.power_cut(host), again)
+        if reading:
+            streams = [self._stream(prompt) for prompt in self._long]
+            time.sleep(self._random.random() * READING_S)
+        else:
+            streams = self._running()
+        kind = "power" if any(stream.times for stream in streams) else "power, reading"
+        found = self._fault(kind, streams, lambda: bed.power_cut(host), again)
+        self.settle()
+        found.back_s = time.monotonic() - found.mended_at
+        return found
 
-    def _neighbours(self) -> tuple[str, str]:
-        workers = sorted(self._cluster.await_parts(3)["workers"], key=lambda worker: worker["layers"][0])
-        in_order = [HOST_OF[worker["host"]] for worker in workers]
-        first = self._random.randrange(2)
-        return in_order[first], in_order[first + 1]
+    def settle(self) -> None:
+        """Wait until every link in use is a cable."""
+        self._cluster.await_parts(3)
+        self._back(self._cluster.await_cables())
 
-    def _fault(self, kind: str, begin: Callable[[], None], mend: Callable[[], None]) -> Found:
-        self._cluster.await_cables()
-        streams = self._streams()
+    def _running(self) -> list[Stream]:
+        streams = [self._stream(prompt) for prompt in self._short]
         after = self._random.randrange(5, NUM_TOKENS // 2)
         while min(len(stream.times) for stream in streams) < after:
             time.sleep(0.01)
+        return streams
+
+    def _neighbours(self) -> tuple[str, str]:
+        """A random one of the pairs that pass something on, and use their cable."""
+
+        def pairs(status: dict[str, Any]) -> list[tuple[str, str]]:
+            workers = sorted(status["workers"], key=lambda worker: (worker["layers"] or [0])[0])
+            in_order = [HOST_OF[worker["host"]] for worker in workers]
+            return [each for each in zip(in_order, in_order[1:] + in_order[:1], strict=True) if is_cabled(status, each)]
+
+        status = self._cluster.await_status(
+            lambda status: num_parts(status) == 3 and bool(pairs(status)), "a link that is a cable"
+        )
+        self._back(status)
+        return self._random.choice(pairs(status))
+
+    def _back(self, status: dict[str, Any]) -> None:
+        """Which of the avoided cables are in use again."""
+        for pair in [pair for pair in self._avoided if is_cabled(status, pair)]:
+            found = self._avoided.pop(pair)
+            found.back_s = time.monotonic() - found.mended_at
+
+    def _fault(
+        self, kind: str, streams: Sequence[Stream], begin: Callable[[], None], mend: Callable[[], None]
+    ) -> Found:
         at = time.monotonic()
         begin()
         ended = [stream.ended() for stream in streams]
         mended_at = time.monotonic()
         mend()
-        self._cluster.await_parts(3)
-        self._cluster.await_cables()
         found = Found(
             kind=kind,
             streams=len(ended),
-            right=sum(stream.text == right for stream, right in zip(ended, self._right, strict=True)),
+            right=sum(stream.text == self._right[stream.prompt] for stream in ended),
             errors=tuple(stream.error for stream in ended if stream.error is not None),
             pause_s=max(
                 max(gaps([at, *(when for when in stream.times if when > at)]), default=0.0) for stream in ended
             ),
-            back_s=time.monotonic() - mended_at,
+            mended_at=mended_at,
         )
         print(found, flush=True)
         return found
+
+
+def is_cabled(status: dict[str, Any], pair: Collection[str]) -> bool:
+    """Whether both directions between two hosts, as the bed calls them, go over their cable."""
+    host_of = {worker["name"]: HOST_OF[worker["host"]] for worker in status["workers"]}
+    used = [
+        link
+        for link in status["links"]
+        if link["in_use"] and {host_of.get(link["from"]), host_of.get(link["to"])} == {*pair}
+    ]
+    return len(used) == 2 and all(link["interface"].startswith("tb-") for link in used)
 
 
 def run(arguments: argparse.Namespace) -> Report:
@@ -174,12 +229,14 @@ def run(arguments: argparse.Namespace) -> Report:
             status = cluster.await_cables()
             trials = Trials(cluster, random.Random(arguments.seed), arguments.streams)
             found = [trials.cable(KINDS[number % len(KINDS)]) for number in range(arguments.faults)]
-            found += [trials.power() for _ in range(arguments.power_cuts)]
+            trials.settle()
+            found += [trials.power(reading=number % 2 == 1) for number in range(arguments.power_cuts)]
         finally:
             cluster.stop()
     report = Report("hosts")
     report.fact("machine", machine.describe())
     report.fact("model", f"the bundled one, float32; three hosts, {arguments.streams} streams of {NUM_TOKENS} tokens")
+    report.fact("undisturbed", f"all long prompts are read after {trials.reading_s:.1f} s")
     report.fact("faults", f"{len(found)}, seed {arguments.seed}")
     _add_links(report, status)
     _add_faults(report, found)
@@ -207,7 +264,8 @@ def _add_faults(report: Report, found: Sequence[Found]) -> None:
     rows, bars = [], []
     for kind in dict.fromkeys(one.kind for one in found):
         of_kind = [one for one in found if one.kind == kind]
-        pause, back = summarize([one.pause_s for one in of_kind]), summarize([one.back_s for one in of_kind])
+        pause = summarize([one.pause_s for one in of_kind])
+        back = summarize([one.back_s for one in of_kind if one.back_s is not None])
         assert pause is not None
         assert back is not None
         right = f"{sum(one.right for one in of_kind)} of {sum(one.streams for one in of_kind)}"
@@ -218,7 +276,7 @@ def _add_faults(report: Report, found: Sequence[Found]) -> None:
     report.figure = bar_chart("Longest pause of eight streams", "s", bars)
     wrong = sum(one.streams - one.right for one in found)
     report.check("streams that ended otherwise", wrong, at_most=0)
-    cables = [one.pause_s for one in found if one.kind != "power"]
+    cables = [one.pause_s for one in found if one.kind in KINDS]
     report.check("longest pause after a fault of a cable, s", max(cables, default=0.0), at_most=PAUSE_LIMIT_S)
     for number, error in enumerate({error for one in found for error in one.errors}, 1):
         report.fact(f"error {number}", error)

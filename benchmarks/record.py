@@ -78,7 +78,7 @@ MEASUREMENTS = {
     "soak": Measurement("20,000 requests with losses", "soak", page=LOSSES),
     "mutations": Measurement("Wrong messages and requests beside a client that is served", "mutations", page=LOSSES),
     "joins": Measurement("A thousand joins that nobody invited", "joins", page=LOSSES),
-    "hosts": Measurement("Faults between three hosts", "hosts", ("--faults", "10", "--power-cuts", "2"), page=LOSSES),
+    "hosts": Measurement("Faults between three hosts", "hosts", page=LOSSES),
     "spread": Measurement("A larger model over three hosts", "spread", page=LOSSES),
     "weights": Measurement(
         "Half of a model of 1 GB from another host", "weights", ("--model", "500m-float16"), page=LOSSES
