@@ -274,8 +274,6 @@ def _expectation(kind: Any) -> str:
         for note in getattr(part, "__metadata__", ()):
             return str(note.description)
     choices = [str(choice) for choice in (kind if isinstance(kind, EnumType) else get_args(kind))]
-    if len(choices) == 1:
-        return f"{choices[0]}, the only one so far"
     return f"{', '.join(choices[:-1])} or {choices[-1]}"
 
 

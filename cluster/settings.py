@@ -11,10 +11,10 @@ from msgspec import Meta
 
 from protocol.interfaces.names import LinkNames
 from protocol.values import NAME_PATTERN, Count, KvSettings, LayerRange, Natural
-from strategy.decision import Mode
+from strategy.prediction import Objective
+from strategy.situation import Mode
 
-# What there is so far; `measured` comes with measured costs.
-Policy = Literal["thresholds"]
+Policy = Literal["thresholds", "measured"]
 Scope = Literal["shared", "api-key"]
 KvCopies = Literal[0, 1]
 
@@ -70,10 +70,11 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StrategySettings(msgspec.Struct, frozen=True, kw_only=True):
-    """How a request's strategy is chosen; thresholds count tokens and are inclusive."""
+    """How a request's strategy is chosen; thresholds count tokens and are inclusive. objective: what policy measured makes least."""
 
     use_distributed_inference: Mode = Mode.AUTO
     policy: Policy = "thresholds"
+    objective: Objective = Objective.TOTAL
     prompt_threshold: Natural = 100
     generation_threshold: Natural = 50
 

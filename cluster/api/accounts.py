@@ -2,12 +2,15 @@
 
 from typing import Any
 
+import msgspec
+
 from cluster.serving.requests import Finished, Routed
 from protocol.errors import as_sentence
 
 
 def accounts(routed: Routed, finished: Finished) -> dict[str, Any]:
     """OpenAI's `usage` and Tandem's own object beside it."""
+    predicted = {} if routed.predicted is None else {"predicted": msgspec.to_builtins(routed.predicted)}
     return {
         "usage": {
             "prompt_tokens": finished.prompt_tokens,
@@ -20,10 +23,12 @@ def accounts(routed: Routed, finished: Finished) -> dict[str, Any]:
             "reason": routed.reason,
             "workers": routed.workers,
             "ttft_s": finished.ttft_s,
+            "total_s": finished.total_s,
             "decode_tokens_per_s": finished.decode_tokens_per_s,
             "token_ids": finished.token_ids,
             "cached_tokens": finished.cached_tokens,
             "resumed": finished.resumed,
             "notes": [as_sentence(note) for note in finished.notes],
+            **predicted,
         },
     }

@@ -24,7 +24,7 @@ from cluster.api.surface import ApiRequest
 from cluster.serving.requests import GenerationRequest, Prompt
 from protocol.errors import BadRequest
 from protocol.values import Sampling
-from strategy.decision import Mode, Strategy
+from strategy.situation import Mode, Strategy
 
 MAX_TOKEN_ID = 2**31 - 1
 # Below it nothing but the largest logit has a chance anyway: the same as greedy.

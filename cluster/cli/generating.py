@@ -28,7 +28,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 
 # What an answer may say of itself besides what it always says.
-_FURTHER = ("cached_tokens", "predicted", "resumed", "draft", "notes")
+_FURTHER = ("cached_tokens", "predicted", "total_s", "resumed", "draft", "notes")
 
 
 class ReceivedAnswer(msgspec.Struct):

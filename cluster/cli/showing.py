@@ -102,11 +102,18 @@ def explain_lines(choice: dict[str, Any]) -> list[str]:
         f"{choice['strategy']}: {choice['reason']}",
         f"{choice['prompt_tokens']} prompt tokens, {choice['max_tokens']} to generate at most",
     ]
-    for candidate in choice["candidates"]:
-        verdict = "possible" if candidate["feasible"] else f"not possible: {candidate['why_not']}"
-        total = candidate.get("predicted_total_s")
-        lines.append(f"  {candidate['strategy']:<22}{verdict}" + ("" if total is None else f", about {total:.2f} s"))
-    return lines
+    return lines + [f"  {candidate['strategy']:<22}{_verdict(candidate)}" for candidate in choice["candidates"]]
+
+
+def _verdict(candidate: dict[str, Any]) -> str:
+    """Whether a strategy is possible and, as far as that is predicted, how long it would take."""
+    if not candidate["feasible"]:
+        return f"not possible: {candidate['why_not']}"
+    total_s, ttft_s = candidate.get("predicted_total_s"), candidate.get("predicted_ttft_s")
+    if total_s is None or ttft_s is None:
+        return "possible"
+    on = ", ".join(candidate["workers"])
+    return f"about {total_s:.3g} s, {ttft_s:.3g} s to the first token, on {on}"
 
 
 def config_lines(resolved: Resolved) -> list[str]:

@@ -9,6 +9,7 @@ import msgspec
 
 from protocol.messages import Inspected
 from protocol.values import Route
+from strategy.cost import RouteCosts
 from strategy.memory import KvNeeds, WorkerBudget
 from strategy.partition import ModelSizes, Stage
 
@@ -26,7 +27,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """stages: every worker of the plan, in layer order. pipeline: the route through all of them; None where the model
     cannot be cut, for the reason `why_not`. shortage: why no worker holds the full model, None where one does.
     vocabulary_size: of the loaded weights. budgets: each worker's memory beyond its weights. needs: what a sequence's
-    caches take, by route and worker.
+    caches take, by route and worker. costs: of the routes that were measured.
     """
 
     epoch: int
@@ -38,6 +39,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     vocabulary_size: int
     budgets: Mapping[str, WorkerBudget]
     needs: Mapping[Route, Mapping[str, KvNeeds]]
+    costs: Mapping[Route, RouteCosts] = {}
 
     @property
     def workers(self) -> tuple[str, ...]:

@@ -31,11 +31,12 @@ class Place:
     """Where one request stands. decision: how it runs, None while it waits; error: why it never will.
 
     turn: where it stands in the queue; client: whose request it is. decide: how the request would run on the plan in force; asked when its turn comes. has_run: it held a place before.
-    lacks_plan_since: since when there has been no plan that can serve it. `changed` is set whenever any of these changes.
+    entered_at: since when it waits; lacks_plan_since: since when there has been no plan that can serve it. `changed` is set whenever any of these changes.
     """
 
-    def __init__(self, turn: Turn, client: str, decide: Callable[[], Decision], *, has_run: bool):
+    def __init__(self, turn: Turn, client: str, decide: Callable[[], Decision], now: float, *, has_run: bool):
         self.turn = turn
+        self.entered_at = now
         self.client = client
         self.decide = decide
         self.decision: Decision | None = None
@@ -83,7 +84,7 @@ class Admission:
         """
         if self.closed:
             raise _stopping()
-        place = Place(self._turns.next(client, num_waiting=len(self._queue)), client, decide, has_run=has_run)
+        place = Place(self._turns.next(client, num_waiting=len(self._queue)), client, decide, now, has_run=has_run)
         self._stand(place)
         self._admit(now, newcomer=place)
         if place.decision is None and place.error is None:

@@ -101,5 +101,6 @@ class Answer:
             resumed=self.resumed,
             notes=tuple(self._notes),
             ttft_s=self._first_at - self._arrival,
+            total_s=self._last_at - self._arrival,
             decode_tokens_per_s=(self._num_generated - 1) / decode_s if several else None,
         )

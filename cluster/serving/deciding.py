@@ -1,20 +1,27 @@
 """From the cluster as it is to the snapshot that `strategy.decision` decides over, and from its refusals to what clients are told.
 
 Owns the memory of where conversations and shared beginnings of prompts went, so that they come back to the worker whose cache
-knows them. Decides nothing itself.
+knows them, and what is known for predictions. Decides nothing itself.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
+
+import msgspec
 
 from cluster.planning.interface import Cluster
 from cluster.planning.plan import Plan
 from cluster.serving.admission import NotNow
+from cluster.serving.forecasting import Forecasting
+from cluster.serving.live_request import LiveRequest
+from cluster.serving.requests import Finished
 from cluster.settings import StrategySettings
 from protocol.errors import BadRequest, TooLarge
 from strategy.cache_use import MeasuredUse
-from strategy.decision import Asked, Decision, Mode, NoStrategy, Snapshot, Thresholds, decide
+from strategy.cost import RouteLoad
+from strategy.decision import Decision, decide
+from strategy.situation import Asked, Mode, NoStrategy, Snapshot, Thresholds
 from strategy.vocabulary import Route
 
 _MAX_REMEMBERED = 4096
@@ -23,11 +30,16 @@ _MAX_REMEMBERED = 4096
 class Decider:
     """measured_use: when a KV cache pays, None where that is not to be followed or was not measured.
 
-    load: requests by the worker that is their head, as it changes.
+    load: requests by the worker that is their head, as it changes; loads: what runs now, by route.
     """
 
     def __init__(
-        self, cluster: Cluster, settings: StrategySettings, measured_use: MeasuredUse | None, load: Mapping[str, int]
+        self,
+        cluster: Cluster,
+        settings: StrategySettings,
+        measured_use: MeasuredUse | None,
+        load: Mapping[str, int],
+        loads: Callable[[], Mapping[Route, RouteLoad]],
     ):
         self._cluster = cluster
         self._policy = settings.policy
@@ -35,10 +47,27 @@ class Decider:
         self._thresholds = Thresholds(settings.prompt_threshold, settings.generation_threshold)
         self._measured_use = measured_use
         self._load = load
+        self._loads = loads
+        self._forecasting = Forecasting(settings.objective)
         self._visited: OrderedDict[str | bytes, str] = OrderedDict()
 
     def __repr__(self) -> str:
         return f"Decider({self._policy}, {self._mode}, {len(self._visited)} remembered)"
+
+    def begin_plan(self, plan: Plan) -> None:
+        """A plan is in force."""
+        self._forecasting.begin_plan(plan)
+
+    def asked(self, live: LiveRequest, plan: Plan) -> Asked:
+        """What a request is decided by. Raises what `LiveRequest.asked` raises."""
+        asked = live.asked(plan)
+        if not self._forecasting.is_of_use:
+            return asked
+        return msgspec.structs.replace(
+            asked,
+            expected_tokens=self._forecasting.expected_tokens(live.names, asked.max_tokens),
+            reusable=self._forecasting.reusable(live.keys),
+        )
 
     def decide(self, asked: Asked, plan: Plan) -> Decision:
         """How a request runs on `plan`.
@@ -70,17 +99,28 @@ class Decider:
             visited=MappingProxyType(self._visited),
             thresholds=self._thresholds,
             mode=self._mode,
+            conditions=self._forecasting.conditions(self._loads()) if self._forecasting.is_of_use else None,
         )
 
-    def remember(self, beginnings: Sequence[str | bytes], route: Route) -> None:
-        """A request runs on `route`: what begins like it may come back there."""
+    def began(self, live: LiveRequest, decision: Decision) -> None:
+        """A request runs: what begins like it may come back there."""
+        route = decision.route
+        self._forecasting.began()
+        if decision.cached:
+            self._forecasting.keeps(route, live.keys)
         if not route.is_single:
             return
-        for beginning in beginnings:
+        for beginning in live.beginnings:
             self._visited[beginning] = route.head
             self._visited.move_to_end(beginning)
         while len(self._visited) > _MAX_REMEMBERED:
             self._visited.popitem(last=False)
+
+    def answered(self, live: LiveRequest, decision: Decision, finished: Finished, waited_s: float) -> None:
+        """A request has its answer. waited_s: for its turn."""
+        self._forecasting.ended(live.names, finished)
+        if live.is_first(decision):
+            self._forecasting.answered(decision.route, decision.forecast, finished, waited_s)
 
     def forget(self, conversation: str) -> None:
         """A conversation was deleted."""

@@ -13,12 +13,13 @@ from cluster.serving.answer import Answer
 from cluster.serving.counts import Counts
 from cluster.serving.deadline import Deadline
 from cluster.serving.lifecycle import RequestEvent, RequestState, following
-from cluster.serving.requests import GenerationRequest, Routed
+from cluster.serving.requests import GenerationRequest, Predicted, Routed
 from protocol.errors import ApiError, BadRequest, TooLarge
 from protocol.messages import Generate
 from protocol.values import Route
-from strategy.decision import Asked, Decision, Mode, Strategy
-from strategy.prefix import BLOCK_TOKENS, block_keys
+from strategy.decision import Decision
+from strategy.prefix import block_keys
+from strategy.situation import Asked, Mode, Strategy
 
 if TYPE_CHECKING:  # see `answer`
     from cluster.serving.prompts import TextStream
@@ -26,12 +27,14 @@ if TYPE_CHECKING:  # see `answer`
 DEFAULT_MAX_TOKENS = 512
 # For architectures without positions to run out of, such as state-space models.
 UNBOUNDED_CONTEXT_TOKENS = 1 << 20
+# Of a prompt, so much is compared with what caches have.
+_LOOKED_UP_TOKENS = 1 << 15
 # After so many deaths of one worker under a request, the request is taken for the cause.
 _DEATHS_ALLOWED = 1
 
 
 class LiveRequest:
-    """tokens: of the prompt; stream: the detokenizer of the answer; arrival: when the request came."""
+    """tokens: of the prompt; keys: of its blocks; stream: the detokenizer of the answer; arrival: when the request came."""
 
     def __init__(
         self,
@@ -45,8 +48,7 @@ class LiveRequest:
         self.request = request
         self.deadline = deadline
         self.tokens = tokens
-        beginnings = (request.conversation, *block_keys(tokens[:BLOCK_TOKENS], ""))
-        self.beginnings = tuple(beginning for beginning in beginnings if beginning)
+        self.keys = tuple(block_keys(tokens[:_LOOKED_UP_TOKENS], request.scope))
         self.answer = Answer(stream, prompt_tokens=len(tokens), arrival=arrival)
         self.state = RequestState.WAITING
         self._counts = counts
@@ -58,6 +60,22 @@ class LiveRequest:
 
     def __repr__(self) -> str:
         return f"LiveRequest({self.state}, {len(self.tokens)} prompt tokens, {self.answer})"
+
+    @property
+    def beginnings(self) -> tuple[str | bytes, ...]:
+        """What it may be remembered by."""
+        conversation = self.request.conversation
+        return (conversation, *self.keys[:1]) if conversation else self.keys[:1]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of whom it is, by whom lengths of answers are remembered."""
+        client = f"client {self.request.client}"
+        return (f"conversation {self.request.conversation}", client) if self.request.conversation else (client,)
+
+    def is_first(self, decision: Decision) -> bool:
+        """Whether it began by this decision and nothing befell it since."""
+        return decision is self._first
 
     def apply(self, event: RequestEvent) -> None:
         """Move on. Raises IllegalEvent."""
@@ -135,12 +153,14 @@ class LiveRequest:
     def routed(self, number: int) -> Routed:
         """The event that says how the request runs, once it was admitted."""
         assert self._first is not None
+        found = self._first.forecast
         return Routed(
             request_id=f"{number}",
             strategy=self._first.strategy,
             reason=self._first.reason,
             workers=self._first.route.workers,
             prompt_tokens=len(self.tokens),
+            predicted=None if found is None else Predicted(round(found.ttft_s, 6), round(found.total_s, 6)),
         )
 
     def lost_route(self, loss: Loss, route: Route) -> None:

@@ -25,7 +25,7 @@ from cluster.serving.status import (
 )
 from cluster.settings import StrategySettings
 from protocol.errors import Unavailable
-from strategy.decision import Mode
+from strategy.situation import Mode
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):

@@ -86,14 +86,24 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
                     )
 
 
+class Predicted(msgspec.Struct, frozen=True):
+    """Seconds from arrival to the first token, and to the last."""
+
+    ttft_s: float
+    total_s: float
+
+
 class Routed(msgspec.Struct, frozen=True, kw_only=True):
-    """The request was accepted, and this is how it will run; once, also where it later goes on elsewhere."""
+    """The request was accepted, and this is how it will run; once, also where it later goes on elsewhere. predicted: None where
+    nothing was measured.
+    """
 
     request_id: str
     strategy: str
     reason: str
     workers: tuple[str, ...]
     prompt_tokens: int
+    predicted: Predicted | None = None
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,7 +131,7 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
 
     finish_reason: "stop" (end token or stop string) or "length". completion_tokens counts generated tokens, the end
     token included as mlx-lm counts it; `token_ids` are the generated ids without the end token. ttft_s: seconds from
-    arrival to the first token; decode_tokens_per_s: rate after the first token, None for fewer than two tokens.
+    arrival to the first token; total_s: to the last; decode_tokens_per_s: rate after the first token, None for fewer than two tokens.
     cached_tokens: prompt tokens whose KV was already there. resumed: how many times it went on after a loss. notes: what
     else the client should know, as clauses.
     """
@@ -130,6 +140,7 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
     token_ids: tuple[int, ...]
     prompt_tokens: int
     completion_tokens: int
+    total_s: float
     cached_tokens: int = 0
     resumed: int = 0
     notes: tuple[str, ...] = ()

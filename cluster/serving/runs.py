@@ -6,7 +6,7 @@ inbox ends with `RouteLost`, behind everything that was reported before.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from cluster.planning.interface import Cluster
 from cluster.planning.plan import Loss
@@ -14,6 +14,7 @@ from cluster.serving.answer import Report
 from protocol.errors import ApiError, Unavailable
 from protocol.messages import Cancel, Generate, PrefillProgress, Reused, SequenceFailed, Tokens
 from protocol.values import Route, pack_ids
+from strategy.cost import RouteLoad
 
 # How far a reader may be behind before its sequence stops.
 MAX_BEHIND_TOKENS = 1000
@@ -34,13 +35,15 @@ class Paused(Exception):
 class Run:
     """One sequence: where it runs and what was reported of it. is_done: its head has nothing more to compute for it.
 
-    num_behind: tokens that were reported and not taken; num_taken: how often something was. paused: called when nobody
+    num_prompt, num_read, num_given: tokens of the prompt, those of it that were read, and of the answer; num_behind: tokens that were reported and not taken; num_taken: how often something was. paused: called when nobody
     waits for the run because nobody reads what it gives.
     """
 
-    def __init__(self, number: int, route: Route, began_at: float, paused: Callable[["Run"], None]):
-        self.number = number
-        self.route = route
+    def __init__(self, message: Generate, num_prompt: int, began_at: float, paused: Callable[["Run"], None]):
+        self.message = message
+        self.num_prompt = num_prompt
+        self.num_read = 0
+        self.num_given = 0
         self.began_at = began_at
         self.is_done = False
         self.num_behind = 0
@@ -51,6 +54,14 @@ class Run:
 
     def __repr__(self) -> str:
         return f"Run({self.number} on {self.route})"
+
+    @property
+    def number(self) -> int:
+        return self.message.sequence
+
+    @property
+    def route(self) -> Route:
+        return self.message.route
 
     def put(self, report: Report | ApiError | RouteLost | Paused) -> None:
         self._reports.append(report)
@@ -94,7 +105,7 @@ class Runs:
     def begin(self, message: Generate, tokens: tuple[int, ...], now: float, paused: Callable[[Run], None]) -> Run:
         """Send a sequence to the head of its route. paused: see `Run`. Raises WireError for what is too large to send."""
         self._cluster.send(message.route.head, message, (pack_ids(tokens),))
-        run = self._runs[message.sequence] = Run(message.sequence, message.route, now, paused)
+        run = self._runs[message.sequence] = Run(message, len(tokens), now, paused)
         return run
 
     def end(self, run: Run) -> None:
@@ -123,6 +134,14 @@ class Runs:
             if run.number in self._runs and run.num_behind and run.num_taken == num_taken:
                 self._pause(run)
 
+    def loads(self) -> dict[Route, RouteLoad]:
+        """What runs now, by route."""
+        by_route: dict[Route, list[Run]] = {}
+        for run in self._runs.values():
+            if not run.is_done:
+                by_route.setdefault(run.route, []).append(run)
+        return {route: _load(runs) for route, runs in by_route.items()}
+
     @property
     def owed_since(self) -> float | None:
         """Since when the sequence that runs longest has been running; None when nothing is left to compute."""
@@ -134,6 +153,7 @@ class Runs:
         for update in message.updates:
             if run := self._runs.get(update.sequence):
                 run.is_done = update.finish_reason is not None
+                run.num_given += len(update.tokens)
                 run.num_behind += len(update.tokens)
                 run.put(update)
                 if run.num_behind > MAX_BEHIND_TOKENS and not run.is_done:
@@ -141,6 +161,7 @@ class Runs:
 
     def report(self, message: PrefillProgress | Reused) -> None:
         if run := self._runs.get(message.sequence):
+            run.num_read = message.processed if isinstance(message, PrefillProgress) else message.num_tokens
             run.put(message)
 
     def failed(self, message: SequenceFailed) -> None:
@@ -159,3 +180,15 @@ class Runs:
         for run in self._runs.values():
             run.is_done = True
             run.put(Unavailable(message))
+
+
+def _load(runs: Sequence[Run]) -> RouteLoad:
+    cached = [run for run in runs if run.message.cached]
+    reading = [run for run in cached if not run.num_given]
+    lengths = [run.num_prompt + run.num_given for run in runs]
+    return RouteLoad(
+        decoding=len(cached) - len(reading),
+        reading_tokens=sum(max(run.num_prompt - 1 - run.num_read, 0) for run in reading),
+        uncached=len(runs) - len(cached),
+        context=sum(lengths) / len(lengths),
+    )

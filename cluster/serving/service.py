@@ -32,7 +32,8 @@ from cluster.settings import Settings
 from protocol.errors import ApiError, Unavailable, UsageError
 from protocol.messages import ForgetConversation, PrefillProgress, Reused, SequenceFailed, Tokens
 from strategy.cache_use import MeasuredUse
-from strategy.decision import Asked, Decision, Mode
+from strategy.decision import Decision
+from strategy.situation import Asked, Mode
 
 if TYPE_CHECKING:  # see `answer`
     from cluster.serving.prompts import Prompts
@@ -67,7 +68,7 @@ class GenerationService:
         self._health = Health()
         self._runs = Runs(cluster)
         self._admission = Admission(max_running=MAX_RUNNING, max_waiting=settings.api.max_queue)
-        self._decider = Decider(cluster, settings.strategy, measured_use, self._admission.load)
+        self._decider = Decider(cluster, settings.strategy, measured_use, self._admission.load, self._runs.loads)
         self._overview = Overview(cluster, identity, settings.strategy, self._counts)
         cluster.listener = self
         if cluster.plan is not None:
@@ -108,7 +109,7 @@ class GenerationService:
                     if is_first:
                         yield live.routed(run.number)
                     while not live.answer.is_finished:
-                        for event in self._grown(live, await run.take()):
+                        for event in self._grown(live, place, run, await run.take()):
                             yield event
         except ApiError:
             live.apply(RequestEvent.FAIL)
@@ -139,7 +140,7 @@ class GenerationService:
         plan = self._cluster.plan
         if plan is None:
             raise NotNow("no plan is in force")
-        asked = live.asked(plan)
+        asked = self._decider.asked(live, plan)
         return asked, self._decider.decide(asked, plan)
 
     def _until_placed(self, live: LiveRequest, place: Place) -> AsyncGenerator[Event, None]:
@@ -161,7 +162,7 @@ class GenerationService:
         message, tokens = live.message(number, decision, self._prompts.eos_token_ids)
         if decision.cached:
             self._counts.read(len(tokens))
-        self._decider.remember(live.beginnings, decision.route)
+        self._decider.began(live, decision)
         run = self._runs.begin(message, tokens, self._now(), partial(self._pause, live, place))
         expiry = self._expiry(live, run)
         try:
@@ -175,10 +176,14 @@ class GenerationService:
             if expiry is not None:
                 expiry.cancel()
 
-    def _grown(self, live: LiveRequest, reports: list[Report]) -> list[Event]:
+    def _grown(self, live: LiveRequest, place: Place, run: Run, reports: list[Report]) -> list[Event]:
         events = live.answer.take(reports, self._now())
-        if events and isinstance(events[-1], Finished):  # before it is told: its reader may come for no more
+        if events and isinstance(
+            finished := events[-1], Finished
+        ):  # before it is told: its reader may come for no more
             live.apply(RequestEvent.FINISH)
+            if place.decision is not None:
+                self._decider.answered(live, place.decision, finished, run.began_at - place.entered_at)
         return events
 
     def _expiry(self, live: LiveRequest, run: Run) -> asyncio.TimerHandle | None:
@@ -285,6 +290,7 @@ class GenerationService:
 
     def plan_began(self, plan: Plan) -> None:
         self._overview.learn(plan.model)
+        self._decider.begin_plan(plan)
         room = {worker: budget.sequence_bytes for worker, budget in plan.budgets.items()}
         if num_resumed := self._admission.begin(room, self._now()):
             self._cluster.events.add(f"resumed {num_resumed} request{'s' if num_resumed > 1 else ''}")

@@ -110,7 +110,7 @@ def test_unknown_key_is_named_with_the_nearest_right_one(tmp_path, text, wrong, 
         ('[[hosts]]\naddress = "worker-0"\n', "hosts[0]", "like another"),
         ("[strategy]\nprompt_threshold = -1\n", "strategy.prompt_threshold", "at least 0"),
         ('[strategy]\nuse_distributed_inference = "sometimes"\n', "'sometimes'", "auto, always or never"),
-        ('[strategy]\npolicy = "best"\n', "'best'", "must be thresholds, the only one so far"),
+        ('[strategy]\npolicy = "best"\n', "'best'", "must be thresholds or measured"),
         ("[recovery]\nwait_s = -1\n", "recovery.wait_s", "number of seconds"),
         ("[recovery]\nwait_s = nan\n", "recovery.wait_s", "number of seconds"),
         ("[recovery]\norphan_s = inf\n", "recovery.orphan_s", "number of seconds"),
@@ -129,10 +129,10 @@ def test_wrong_value_names_key_and_expectation(tmp_path, text, key, expected):
     assert expected in message
 
 
-def test_policy_that_does_not_exist_yet_is_refused_where_it_stands(tmp_path):
-    assert "must be thresholds, the only one so far" in refused(tmp_path, '[strategy]\npolicy = "measured"\n')
-    with pytest.raises(UsageError, match=r"TANDEM_STRATEGY_POLICY: strategy\.policy must be thresholds"):
-        load(tmp_path, "", {"TANDEM_STRATEGY_POLICY": "measured"})
+def test_policy_and_objective_are_settings_and_thresholds_the_default(tmp_path):
+    assert load(tmp_path, "").settings.strategy.policy == "thresholds"
+    found = load(tmp_path, '[strategy]\nobjective = "ttft"\n', {"TANDEM_STRATEGY_POLICY": "measured"}).settings.strategy
+    assert (found.policy, found.objective) == ("measured", "ttft")
 
 
 def test_damaged_or_missing_file_is_one_sentence(tmp_path):
@@ -231,11 +231,11 @@ def test_flag_chooses_the_kind_of_cache_and_unknown_kinds_are_refused(tmp_path):
     assert "--kv-cache: kv_cache.kind must be dynamic, static, rotating" in message
 
 
-@pytest.mark.parametrize("environment", [{}, {"TANDEM_STRATEGY_POLICY": "measured"}])
-def test_policy_that_does_not_exist_yet_is_refused_with_what_exists(tmp_path, environment):
-    text = "" if environment else '[strategy]\npolicy = "measured"\n'
+@pytest.mark.parametrize("environment", [{}, {"TANDEM_STRATEGY_POLICY": "guessed"}])
+def test_policy_that_does_not_exist_is_refused_with_what_exists(tmp_path, environment):
+    text = "" if environment else '[strategy]\npolicy = "guessed"\n'
     message = refused(tmp_path, text, environment)
-    assert "strategy.policy must be thresholds, the only one so far, not 'measured'" in message
+    assert "strategy.policy must be thresholds or measured, not 'guessed'" in message
     assert message.startswith("TANDEM_STRATEGY_POLICY" if environment else str(tmp_path))
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from strategy.decision import Strategy
+from strategy.situation import Strategy
 from tests.support.in_process.asked import COUNT, PROMPT, STRATEGIES
 from tests.support.in_process_cluster import alone
 

@@ -2,7 +2,7 @@
 
 from cluster.serving.waiting import SAY_EVERY_S
 from cluster.settings import RecoverySettings
-from strategy.decision import Strategy
+from strategy.situation import Strategy
 from tests.support.in_process.asked import PROMPT, assert_same, undisturbed
 
 COUNT = 12

@@ -3,7 +3,7 @@
 import asyncio
 
 from cluster.planning.deployment import PATIENCE_S, SETTLE_S
-from strategy.decision import Strategy
+from strategy.situation import Strategy
 from tests.support.in_process.asked import COUNT, PROMPT, STRATEGIES, assert_same, undisturbed
 
 PAIR = ("alpha", "beta")

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from protocol.errors import TandemError
-from strategy.decision import Strategy
+from strategy.situation import Strategy
 from tests.support.in_process.asked import PROMPT, assert_same, undisturbed
 
 TRIO = ("alpha", "beta", "gamma")

@@ -7,7 +7,7 @@ import pytest
 
 from cluster.settings import CacheSettings
 from protocol.messages import Generate
-from strategy.decision import Strategy
+from strategy.situation import Strategy
 from tests.support.in_process.asked import COUNT, PROMPT, STRATEGIES, assert_same, at_every_step, undisturbed
 
 PAIR = ("alpha", "beta")

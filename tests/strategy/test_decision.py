@@ -6,8 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from strategy.cache_use import MeasuredUse, PayingRange
-from strategy.decision import POLICIES, Asked, Mode, NoStrategy, Snapshot, Strategy, Thresholds, decide
+from strategy.decision import decide
 from strategy.memory import KvGrowth, KvNeeds, WorkerBudget
+from strategy.policies import POLICIES
+from strategy.situation import Asked, Mode, NoStrategy, Snapshot, Strategy, Thresholds
 from strategy.vocabulary import Route
 
 SINGLE, NO_CACHE, CACHED = (
@@ -216,7 +218,7 @@ def test_request_goes_on_as_it_began_where_it_can_and_otherwise_anew():
 
 
 def test_policies_are_those_that_exist():
-    assert set(POLICIES) == {"thresholds"}
+    assert set(POLICIES) == {"thresholds", "measured"}
 
 
 @given(

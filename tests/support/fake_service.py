@@ -24,6 +24,7 @@ FINISHED = Finished(
     resumed=1,
     notes=("the seed had no effect",),
     ttft_s=0.25,
+    total_s=0.75,
     decode_tokens_per_s=40.0,
 )
 ANSWER: tuple[Event | Exception, ...] = (

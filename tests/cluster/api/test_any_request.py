@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from cluster.api.surfaces import chat as chat_surface
 from cluster.api.surfaces import completions as completions_surface
-from strategy.decision import Mode, Strategy
+from strategy.situation import Mode, Strategy
 from tests.support.fake_service import FakeService, ask, sse_events
 
 ANY_TEXT = st.text(st.characters(), max_size=20)  # with halves of pairs

@@ -21,6 +21,7 @@ TANDEM = {
     "reason": "short",
     "workers": ["alpha", "beta"],
     "ttft_s": 0.25,
+    "total_s": 0.75,
     "decode_tokens_per_s": 40.0,
     "token_ids": [5, 6],
     "cached_tokens": 4,

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from cluster.serving.admission import Admission, NotNow
 from protocol.errors import BadRequest, QueueFull, Unavailable
-from strategy.decision import Decision, Strategy
+from strategy.decision import Decision
+from strategy.situation import Strategy
 from strategy.vocabulary import Route
 
 ROOM = {"alpha": 100, "beta": 100}
@@ -21,6 +22,7 @@ def decision_of(needed=0, worker="alpha"):
         cached=True,
         bytes_by_worker={worker: needed},
         reason="",
+        forecast=None,
         candidates=(),
     )
 

@@ -1,6 +1,6 @@
 """What the tests of whole clusters ask, and what an answer must be whatever befell it."""
 
-from strategy.decision import Strategy
+from strategy.situation import Strategy
 
 STRATEGIES = (Strategy.SINGLE_DEVICE_CACHED, Strategy.DISTRIBUTED_NO_CACHE, Strategy.DISTRIBUTED_CACHED)
 

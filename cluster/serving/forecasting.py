@@ -1,0 +1,104 @@
+"""What is known for predictions: what the routes of the plan in force cost, what runs on them, what their caches have, how long
+answers become, and how far earlier predictions were off.
+
+Owns that knowledge between requests; the arithmetic is in `strategy`. Where a plan's routes were not measured it knows nothing,
+and everything goes as without it.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+
+from cluster.planning.plan import Plan
+from cluster.serving.requests import Finished
+from strategy.cost import RouteLoad
+from strategy.learning import AnswerLengths, Learning
+from strategy.occupation import Occupation
+from strategy.prediction import Conditions, Forecast, Objective
+from strategy.prefix import BLOCK_TOKENS, Key
+from strategy.vocabulary import Route
+
+_MAX_BLOCKS = 4096
+
+
+class Forecasting:
+    """See the module."""
+
+    def __init__(self, objective: Objective):
+        self._objective = objective
+        self._plan: Plan | None = None
+        self._occupation = Occupation({})
+        self._learning = Learning()
+        self._lengths = AnswerLengths()
+        self._kept: dict[Route, OrderedDict[Key, None]] = {}
+        self._num_decided = 0
+
+    def __repr__(self) -> str:
+        return f"Forecasting({self._objective}, {self._num_decided} decided, {self._learning})"
+
+    def begin_plan(self, plan: Plan) -> None:
+        """A plan is in force."""
+        self._plan = plan
+        self._occupation = Occupation(plan.costs)
+        self._learning.renew(plan.costs)
+        self._kept = {}
+
+    def conditions(self, loads: Mapping[Route, RouteLoad]) -> Conditions | None:
+        """What predictions are made from now; None where no route was measured. loads: what runs, by route."""
+        if self._plan is None or not self._plan.costs:
+            return None
+        self._occupation.changed(loads)
+        return Conditions(
+            costs=self._plan.costs,
+            occupation=self._occupation,
+            learning=self._learning,
+            objective=self._objective,
+            num_decided=self._num_decided,
+        )
+
+    @property
+    def is_of_use(self) -> bool:
+        """Whether anything can be predicted."""
+        return self._plan is not None and bool(self._plan.costs)
+
+    def reusable(self, keys: Sequence[Key]) -> dict[Route, int]:
+        """By route how many tokens of a prompt its caches should have. keys: of the prompt's blocks."""
+        found = {}
+        for route, kept in self._kept.items():
+            num_blocks = next((count for count, key in enumerate(keys) if key not in kept), len(keys))
+            if num_blocks:
+                found[route] = num_blocks * BLOCK_TOKENS
+        return found
+
+    def expected_tokens(self, names: tuple[str, ...], max_tokens: int) -> int:
+        """How many tokens an answer to one of these will likely have."""
+        return self._lengths.expected(names, max_tokens)
+
+    def began(self) -> None:
+        """A request was sent on its way."""
+        self._num_decided += 1
+
+    def answered(self, route: Route, forecast: Forecast | None, finished: Finished, waited_s: float) -> None:
+        """A request that nothing befell has its answer. waited_s: for its turn, which no forecast knows of."""
+        if forecast is None:
+            return
+        if forecast.work.cached_tokens > finished.cached_tokens:
+            self._kept.pop(route, None)  # less is there than was thought
+        if forecast.work.cached_tokens == finished.cached_tokens // BLOCK_TOKENS * BLOCK_TOKENS:
+            rate = finished.decode_tokens_per_s
+            ttft_s = finished.ttft_s - waited_s
+            self._learning.saw(forecast.strategy, route, forecast.times, ttft_s, None if rate is None else 1 / rate)
+
+    def ended(self, names: tuple[str, ...], finished: Finished) -> None:
+        """An answer is complete."""
+        self._lengths.saw(names, finished.completion_tokens, stopped=finished.finish_reason == "stop")
+
+    def keeps(self, route: Route, keys: Sequence[Key]) -> None:
+        """The caches of a route have these blocks of a sequence from now on, as far as there is room."""
+        if self._plan is None or any(needs.snapshots for needs in self._plan.needs.get(route, {}).values()):
+            return  # what cannot be cut fits a prompt that is alike to its last token only
+        kept = self._kept.setdefault(route, OrderedDict())
+        for key in keys:
+            kept[key] = None
+            kept.move_to_end(key)
+        while len(kept) > _MAX_BLOCKS:
+            kept.popitem(last=False)

@@ -1,0 +1,296 @@
+"""What a request costs on a route: time to the first token, time for each one after it, and how long devices are busy with it.
+
+From measured times of stages (`StageSpeed`) and links (`Hop`), the work of one request and what else runs. Pure arithmetic, as
+the heads schedule (`strategy.scheduling`, `strategy.chunking`):
+
+* A prompt of m chunks over S stages is read in the sum of one chunk's times over all stages and links, and m - 1 times the
+  slowest of them.
+* Decoding sequences share batches, as many as there are stages; a token takes a step through all stages, or the busiest
+  worker's round of all batches where that is longer.
+* Without a KV cache each token reads everything before it again, one step after the other.
+* Who reads a prompt while others decode lets each of their batches have a step for each chunk that is in flight, one a stage;
+  routes that share a worker take turns.
+
+What a batch's rows and a token's context cost is measured at a few sizes and taken to be linear between them and beyond.
+"""
+
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+
+import msgspec
+
+from strategy.chunking import ChunkCost, ChunkSize
+from strategy.vocabulary import Route
+
+# Steps of fewer rows are looked up.
+_TABLE_ROWS = 64
+# A token's id on its way back to the head.
+_ID_BYTES = 200
+
+
+class StageSpeed(msgspec.Struct, frozen=True, kw_only=True, dict=True):
+    """One worker's part of a route. decode: (rows, seconds) of a step of so many sequences, by rising number; decode_context_s:
+    what each token in the cache adds to a row of it; chunk: of a prompt's chunk; chunk_context_s: what each token before it adds
+    to a token of it; payload_bytes: of one token, to the next stage.
+    """
+
+    decode: tuple[tuple[int, float], ...]
+    decode_context_s: float
+    chunk: ChunkCost
+    chunk_context_s: float
+    payload_bytes: int
+
+    def decode_s(self, rows: int, context: float) -> float:
+        """Seconds of a step of so many rows, each behind `context` tokens."""
+        by_rows = self._by_rows
+        own_s = by_rows[rows] if rows < _TABLE_ROWS else _between(self.decode, rows)
+        return own_s + rows * context * self.decode_context_s
+
+    @cached_property
+    def _by_rows(self) -> list[float]:
+        return [_between(self.decode, rows) for rows in range(_TABLE_ROWS)]
+
+    def chunk_s(self, tokens: float, start: float) -> float:
+        """Seconds of a chunk of `tokens` behind `start` others."""
+        context_s = tokens * (start + tokens / 2) * self.chunk_context_s
+        return self.chunk.fixed_s + tokens * self.chunk.token_s + context_s
+
+
+class Hop(msgspec.Struct, frozen=True):
+    """A link, one way: seconds for nothing, and bytes in a second."""
+
+    latency_s: float
+    bytes_per_s: float
+
+    def seconds(self, num_bytes: float) -> float:
+        return self.latency_s + num_bytes / self.bytes_per_s
+
+
+class RouteCosts(msgspec.Struct, frozen=True, kw_only=True, dict=True):
+    """A route: its workers' stages, and the hop behind each; the last one leads back to the head."""
+
+    route: Route
+    stages: tuple[StageSpeed, ...]
+    hops: tuple[Hop, ...]
+    fixed_chunk_tokens: int | None = None
+
+    @cached_property
+    def total(self) -> StageSpeed:
+        """All stages as if they were one: what takes time on each takes the sum of it."""
+        sizes = sorted({rows for stage in self.stages for rows, _ in stage.decode})
+        return StageSpeed(
+            decode=tuple((rows, sum(_between(stage.decode, rows) for stage in self.stages)) for rows in sizes),
+            decode_context_s=sum(stage.decode_context_s for stage in self.stages),
+            chunk=ChunkCost(
+                sum(stage.chunk.fixed_s for stage in self.stages), sum(stage.chunk.token_s for stage in self.stages)
+            ),
+            chunk_context_s=sum(stage.chunk_context_s for stage in self.stages),
+            payload_bytes=0,
+        )
+
+    @cached_property
+    def slow(self) -> tuple[StageSpeed, ...]:
+        """The stages among which the slowest one is, whatever is run: none that another one exceeds in everything."""
+        found: list[StageSpeed] = []
+        for stage in sorted(self.stages, key=lambda stage: stage.chunk.token_s, reverse=True):
+            if not any(_exceeds(other, stage) for other in found):
+                found.append(stage)
+        return tuple(found)
+
+    @cached_property
+    def links(self) -> Hop:
+        """All hops but the last as one, for what each stage passes on of a token."""
+        forth = list(zip(self.stages[:-1], self.hops[:-1], strict=True)) if not self.route.is_single else []
+        token_s = sum(stage.payload_bytes / hop.bytes_per_s for stage, hop in forth)
+        return Hop(sum(hop.latency_s for _, hop in forth), 1 / token_s if token_s else math.inf)
+
+    @cached_property
+    def back_s(self) -> float:
+        """Of a token's id, from the last stage to the head."""
+        return 0.0 if self.route.is_single else self.hops[-1].seconds(_ID_BYTES)
+
+    def slowest_link_s(self, tokens: float) -> float:
+        """Of a payload of so many tokens."""
+        if self.route.is_single:
+            return 0.0
+        forth = zip(self.stages[:-1], self.hops[:-1], strict=True)
+        return max(hop.seconds(tokens * stage.payload_bytes) for stage, hop in forth)
+
+
+class RouteLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """What runs on a route: sequences that decode with a cache, tokens of prompts still to be read, sequences without a cache, and
+    the tokens before the next one of such, in the mean.
+    """
+
+    decoding: int = 0
+    reading_tokens: int = 0
+    uncached: int = 0
+    context: float = 0.0
+
+
+class RequestWork(msgspec.Struct, frozen=True, kw_only=True):
+    """A request: tokens of its prompt, those that the caches of the route have already, and tokens to be generated."""
+
+    prompt_tokens: int
+    cached_tokens: int = 0
+    generated_tokens: int
+
+    @property
+    def read_tokens(self) -> int:
+        """What is left to read before the last token of the prompt, whose step gives the first one of the answer."""
+        return max(self.prompt_tokens - 1 - self.cached_tokens, 0)
+
+    @property
+    def mean_context(self) -> float:
+        return self.prompt_tokens + self.generated_tokens / 2
+
+
+class Times(msgspec.Struct, frozen=True):
+    """Seconds: reading the prompt, the first token's step, each further one's, and what devices are busy with it, all together."""
+
+    read_s: float
+    first_s: float
+    step_s: float
+    busy_s: float
+
+
+class Elsewhere(msgspec.Struct, frozen=True):
+    """What a worker does on other routes. round_s: one step of each of their batches; share: of its time, below 1."""
+
+    round_s: float = 0.0
+    share: float = 0.0
+
+    def delay_s(self, own_s: float) -> float:
+        """How much longer something of `own_s` takes: no more than one round for a step, and than what the share takes."""
+        return min(self.round_s, own_s * self.share / (1 - self.share))
+
+
+# By place on the route; who does nothing elsewhere is not in it.
+Busy = Mapping[int, Elsewhere]
+NOWHERE_BUSY: Busy = {}
+
+
+def cached_times(costs: RouteCosts, work: RequestWork, load: RouteLoad, busy: Busy = NOWHERE_BUSY) -> Times:
+    """With a KV cache on every stage."""
+    num_slots, rows = batches(load.decoding + 1, len(costs.stages))
+    read_s, reading_s = _reading(costs, work, load, busy)
+    first_s = _period_s(costs, load.decoding + 1, work.prompt_tokens, busy)
+    step_s = _period_s(costs, load.decoding + 1, work.mean_context, busy)
+    own_s = costs.total.decode_s(rows, work.mean_context) * num_slots / (load.decoding + 1)
+    return Times(read_s, first_s, step_s, reading_s + work.generated_tokens * own_s)
+
+
+def uncached_times(costs: RouteCosts, work: RequestWork, load: RouteLoad, busy: Busy = NOWHERE_BUSY) -> Times:
+    """Without a cache: each token is one step over everything before it; sequences take turns, one in each stage."""
+    turns = 1 + load.uncached / len(costs.stages)
+
+    def pass_s(tokens: float) -> float:
+        own_s, _ = _sum_and_slowest(costs, busy, lambda stage: stage.chunk_s(tokens, 0))
+        return own_s * turns + costs.links.seconds(tokens) + costs.back_s
+
+    own_s = costs.total.chunk_s(work.mean_context, 0)
+    return Times(0.0, pass_s(work.prompt_tokens), pass_s(work.mean_context), work.generated_tokens * own_s)
+
+
+def handed_over_times(
+    reading: tuple[RouteCosts, RouteLoad, Busy],
+    holder: tuple[RouteCosts, RouteLoad, Busy],
+    work: RequestWork,
+    handed: Hop,
+) -> Times:
+    """Read by all stages, generated by one worker with the full model. handed: the way of the KV to the holder, in tokens."""
+    read, alone = cached_times(reading[0], work, *reading[1:]), cached_times(holder[0], work, *holder[1:])
+    num_tokens = work.read_tokens
+    last = min(chunk_tokens(reading[0], work, reading[1]), max(num_tokens, 1))
+    _, reading_s = _reading(reading[0], work, reading[1], NOWHERE_BUSY)
+    _, alone_s = _reading(holder[0], work, holder[1], NOWHERE_BUSY)
+    read_s = max(read.read_s, handed.seconds(num_tokens)) + handed.seconds(last)
+    return Times(read_s, alone.first_s, alone.step_s, reading_s + alone.busy_s - alone_s)
+
+
+def batches(num_sequences: int, num_stages: int) -> tuple[int, int]:
+    """Into how many batches decoding sequences go, and the rows of the largest."""
+    num_slots = max(min(num_sequences, num_stages), 1)
+    return num_slots, math.ceil(num_sequences / num_slots)
+
+
+def chunk_tokens(costs: RouteCosts, work: RequestWork, load: RouteLoad) -> int:
+    """The chunk that the head begins with, by the rules of `strategy.chunking`."""
+    head = costs.stages[0]
+    size = ChunkSize(num_stages=len(costs.stages), cost=head.chunk, fixed_tokens=costs.fixed_chunk_tokens)
+    num_decoding = 0
+    if load.decoding:
+        num_decoding, rows = batches(load.decoding, len(costs.stages))
+        size.observe_decode(head.decode_s(rows, load.context))
+    return size.tokens(work.prompt_tokens - work.cached_tokens, work.cached_tokens, num_decoding=num_decoding)
+
+
+def _reading(costs: RouteCosts, work: RequestWork, load: RouteLoad, busy: Busy) -> tuple[float, float]:
+    """Seconds until all chunks are through, and of the devices.
+
+    While it is read there is a chunk on each stage, and a batch of others goes through behind them: so between two chunks there
+    are as many steps as batches for each stage. Prompts of others take turns with this one, so at most as much of them is read
+    meanwhile.
+    """
+    num_tokens = work.read_tokens
+    if not num_tokens:
+        return 0.0, 0.0
+    size = min(chunk_tokens(costs, work, load), num_tokens)
+    num_chunks = num_tokens / size
+    start = work.cached_tokens + (num_tokens - size) / 2
+    num_waiting, rows = batches(load.decoding, len(costs.stages)) if load.decoding else (0, 0)
+
+    def chunk_s(stage: StageSpeed) -> float:
+        waiting_s = num_waiting / len(costs.stages) * stage.decode_s(rows, load.context) if num_waiting else 0.0
+        return stage.chunk_s(size, start) + waiting_s
+
+    first_s, slowest_s = _sum_and_slowest(costs, busy, chunk_s)
+    slowest_s = max(slowest_s, costs.slowest_link_s(size))
+    others_s = min(load.reading_tokens / num_tokens, 1.0) * num_chunks * slowest_s
+    read_s = first_s + costs.links.seconds(size) + (num_chunks - 1) * slowest_s + others_s
+    return read_s, num_chunks * costs.total.chunk_s(size, start)
+
+
+def _period_s(costs: RouteCosts, num_sequences: int, context: float, busy: Busy) -> float:
+    """From one token of a sequence, in the largest batch, to the next."""
+    num_slots, rows = batches(num_sequences, len(costs.stages))
+    through_s, slowest_s = _sum_and_slowest(costs, busy, lambda stage: stage.decode_s(rows, context))
+    round_s = num_slots * slowest_s
+    if num_smaller := num_slots * rows - num_sequences:
+        _, smaller_s = _sum_and_slowest(costs, busy, lambda stage: stage.decode_s(rows - 1, context))
+        round_s -= num_smaller * (slowest_s - smaller_s)
+    return max(through_s + costs.links.seconds(rows) + costs.back_s, round_s)
+
+
+def _sum_and_slowest(costs: RouteCosts, busy: Busy, own_s: Callable[[StageSpeed], float]) -> tuple[float, float]:
+    """Of what each stage takes `own_s` for, with what its worker does elsewhere meanwhile."""
+    total_s, slowest_s = own_s(costs.total), max(map(own_s, costs.slow))
+    for place, elsewhere in busy.items():
+        alone_s = own_s(costs.stages[place])
+        delay_s = elsewhere.delay_s(alone_s)
+        total_s += delay_s
+        slowest_s = max(slowest_s, alone_s + delay_s)
+    return total_s, slowest_s
+
+
+def _exceeds(one: StageSpeed, other: StageSpeed) -> bool:
+    """Whether one takes at least as long as the other, whatever both are to run."""
+    rows = [rows for rows, _ in (*one.decode, *other.decode)]
+    return (
+        one.decode_context_s >= other.decode_context_s
+        and one.chunk.fixed_s >= other.chunk.fixed_s
+        and one.chunk.token_s >= other.chunk.token_s
+        and one.chunk_context_s >= other.chunk_context_s
+        and all(_between(one.decode, size) >= _between(other.decode, size) for size in rows)
+    )
+
+
+def _between(points: Sequence[tuple[int, float]], size: int) -> float:
+    """Linear between measured points, and beyond the last two."""
+    if len(points) == 1:
+        return points[0][1]
+    index = min(max(bisect_left(points, (size, 0.0)), 1), len(points) - 1)
+    (left, low), (right, high) = points[index - 1], points[index]
+    return max(low + (high - low) * (size - left) / (right - left), 0.0)

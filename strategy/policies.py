@@ -1,0 +1,117 @@
+"""Which strategy a request takes, of those that could run: the rules of `strategy.decision`, and the policies of mode auto."""
+
+from collections.abc import Callable, Mapping
+
+from strategy.prediction import Forecast, Objective
+from strategy.situation import Asked, Mode, NoStrategy, Snapshot, Strategy, Thresholds, Ways
+
+# Each so many requests one goes where least is known, if that is predicted to be within this of the best.
+_EXPLORE_EVERY = 32
+_EXPLORE_WITHIN = 1.25
+
+Policy = Callable[[Asked, Snapshot, Ways], tuple[Strategy, str]]
+
+
+def choose(asked: Asked, snapshot: Snapshot, ways: Ways, policy: str) -> tuple[Strategy, str]:
+    """The strategy and the reason, for people. policy: a key of POLICIES. Raises NoStrategy."""
+    mode = asked.mode or snapshot.mode
+    if asked.began_with is not None and ways[asked.began_with].why_not is None:
+        return asked.began_with, f"goes on with {asked.began_with}, as it began"
+    if asked.strategy is not None:
+        return _possible(asked.strategy, ways, f"{asked.strategy} cannot run"), f"{asked.strategy} was asked for"
+    if mode is Mode.NEVER:
+        single = Strategy.SINGLE_DEVICE_CACHED
+        refused = "mode never needs one worker with the full model"
+        return _possible(single, ways, refused), "mode never: one device with a KV cache"
+    if mode is Mode.ALWAYS or not snapshot.holders:
+        return _distributed(asked, snapshot, ways, mode, policy)
+    return POLICIES[policy](asked, snapshot, ways)
+
+
+def _possible(strategy: Strategy, ways: Ways, refused: str) -> Strategy:
+    """The strategy itself. Raises NoStrategy, `refused` and why, where it cannot run."""
+    way = ways[strategy]
+    if way.why_not is not None:
+        message = way.why_not if way.too_large else f"{refused}: {way.why_not}"
+        raise NoStrategy(message, too_large=way.too_large, lasting=way.lasting)
+    return strategy
+
+
+def _distributed(asked: Asked, snapshot: Snapshot, ways: Ways, mode: Mode, policy: str) -> tuple[Strategy, str]:
+    """With mode always, or for a model that fits no single worker."""
+    why = "mode always" if mode is Mode.ALWAYS else "the model fits no single worker"
+    if policy == "measured":
+        all_stages = {each: ways[each] for each in (Strategy.DISTRIBUTED_NO_CACHE, Strategy.DISTRIBUTED_CACHED)}
+        if predicted := _predicted(all_stages):
+            strategy, reason = _best(snapshot, predicted)
+            return strategy, f"{why}: {reason}"
+    no_cache = Strategy.DISTRIBUTED_NO_CACHE
+    within = _beyond(asked, snapshot.thresholds) is None
+    strategy = no_cache if snapshot.holders or within else Strategy.DISTRIBUTED_CACHED
+    how = "without a KV cache" if strategy is no_cache else "each with a KV cache"
+    return _possible(strategy, ways, f"{why} needs all stages"), f"{why}: distributed over all stages, {how}"
+
+
+def _by_thresholds(asked: Asked, snapshot: Snapshot, ways: Ways) -> tuple[Strategy, str]:
+    """The documented policy `thresholds`."""
+    thresholds = snapshot.thresholds
+    beyond = _beyond(asked, thresholds)
+    if beyond is None:
+        wanted, other = Strategy.DISTRIBUTED_NO_CACHE, Strategy.SINGLE_DEVICE_CACHED
+        reason = (
+            f"{asked.prompt_tokens} prompt tokens and {asked.max_tokens} to generate are at most "
+            f"{thresholds.prompt_tokens} and {thresholds.generation_tokens}: distributed without a KV cache"
+        )
+    else:
+        wanted, other = Strategy.SINGLE_DEVICE_CACHED, Strategy.DISTRIBUTED_CACHED
+        reason = f"{beyond}: one device with a KV cache"
+    why_not = ways[wanted].why_not
+    if why_not is not None and ways[other].why_not is None:
+        return other, f"{wanted} cannot run now ({why_not}): {other} instead"
+    nearest = other if ways[wanted].lasting else wanted  # what another plan or another length could make possible
+    return _possible(nearest, ways, f"{nearest} cannot run"), reason
+
+
+def _by_measured(asked: Asked, snapshot: Snapshot, ways: Ways) -> tuple[Strategy, str]:
+    """What is predicted to be best; until costs are known, as by thresholds."""
+    predicted = _predicted(ways)
+    if not predicted:
+        strategy, reason = _by_thresholds(asked, snapshot, ways)
+        return strategy, f"{reason} (nothing was measured yet)"
+    return _best(snapshot, predicted)
+
+
+def _predicted(ways: Ways) -> dict[Strategy, Forecast]:
+    return {each: way.forecast for each, way in ways.items() if way.why_not is None and way.forecast is not None}
+
+
+def _best(snapshot: Snapshot, predicted: Mapping[Strategy, Forecast]) -> tuple[Strategy, str]:
+    assert snapshot.conditions is not None
+    objective = snapshot.conditions.objective
+    ranked = sorted(predicted, key=lambda strategy: predicted[strategy].of(objective))
+    best, others = ranked[0], ranked[1:]
+    if snapshot.conditions.num_decided % _EXPLORE_EVERY == _EXPLORE_EVERY - 1:
+        most = _EXPLORE_WITHIN * predicted[best].of(objective)
+        near = [each for each in ranked if predicted[each].of(objective) <= most]
+        least_known = min(near, key=lambda strategy: predicted[strategy].num_seen)
+        if least_known is not best:
+            return least_known, f"{least_known} is tried again: {_seconds(predicted[least_known])}"
+    beside = f", {others[0]} {_seconds(predicted[others[0]])}" if others else ""
+    aim = {Objective.TOTAL: "", Objective.TTFT: ", for the first token", Objective.THROUGHPUT: ", for throughput"}
+    return best, f"{best} is predicted to take {_seconds(predicted[best])}{beside}{aim[objective]}"
+
+
+def _seconds(found: Forecast) -> str:
+    return f"{found.total_s:.3g} s ({found.ttft_s:.3g} s to the first token)"
+
+
+def _beyond(asked: Asked, thresholds: Thresholds) -> str | None:
+    """Which threshold the request exceeds, in words; None when it is within both."""
+    if asked.prompt_tokens > thresholds.prompt_tokens:
+        return f"{asked.prompt_tokens} prompt tokens are more than {thresholds.prompt_tokens}"
+    if asked.max_tokens > thresholds.generation_tokens:
+        return f"{asked.max_tokens} tokens to generate are more than {thresholds.generation_tokens}"
+    return None
+
+
+POLICIES: dict[str, Policy] = {"thresholds": _by_thresholds, "measured": _by_measured}

@@ -1,0 +1,113 @@
+"""What a decision is made of: one request, the cluster as it is at that moment, and what each strategy would come to.
+
+Frozen values and their words; nothing is decided here.
+"""
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+import msgspec
+
+from strategy.cache_use import MeasuredUse
+from strategy.cost import RequestWork
+from strategy.memory import KvNeeds, WorkerBudget
+from strategy.prediction import Conditions, Forecast
+from strategy.vocabulary import Route
+
+
+class Mode(StrEnum):
+    """USE_DISTRIBUTED_INFERENCE."""
+
+    AUTO = "auto"
+    ALWAYS = "always"
+    NEVER = "never"
+
+
+class Strategy(StrEnum):
+    """The ways of generating, by their public names."""
+
+    SINGLE_DEVICE_CACHED = "single-device-cached"
+    DISTRIBUTED_NO_CACHE = "distributed-no-cache"
+    DISTRIBUTED_CACHED = "distributed-cached"
+    DISTRIBUTED_PREFILL = "distributed-prefill"
+    TENSOR_PARALLEL = "tensor-parallel"
+
+
+class NoStrategy(Exception):
+    """Nothing that was asked for can run. too_large: for want of memory for its caches; lasting: no other plan could help."""
+
+    def __init__(self, message: str, *, too_large: bool = False, lasting: bool = False):
+        super().__init__(message)
+        self.too_large = too_large
+        self.lasting = lasting
+
+
+class Thresholds(msgspec.Struct, frozen=True):
+    """A request within both limits is `distributed-no-cache`."""
+
+    prompt_tokens: int = 100
+    generation_tokens: int = 50
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """One request. prompt_tokens: after the chat template; max_tokens: how many may be generated.
+
+    mode: in place of the cluster's; strategy: asked for by name; began_with: what it ran by before its plan was lost.
+    beginnings: what it may be remembered by, the conversation first, then the beginning of its prompt. expected_tokens: how many
+    will likely be generated, max_tokens where None; reusable: tokens of its prompt that a route's caches have.
+    """
+
+    prompt_tokens: int
+    max_tokens: int
+    expected_tokens: int | None = None
+    reusable: Mapping[Route, int] = {}
+    mode: Mode | None = None
+    strategy: Strategy | None = None
+    began_with: Strategy | None = None
+    beginnings: tuple[str | bytes, ...] = ()
+
+    def work(self, route: Route) -> RequestWork:
+        """What it comes to on a route."""
+        return RequestWork(
+            prompt_tokens=self.prompt_tokens,
+            cached_tokens=min(self.reusable.get(route, 0), self.prompt_tokens - 1),
+            generated_tokens=self.max_tokens if self.expected_tokens is None else self.expected_tokens,
+        )
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """All of the cluster that a decision looks at.
+
+    pipeline: the route through all stages, or None for the reason `why_not`, which no other plan removes where the model is
+    not `splittable`. holders: the workers with the full model and how many requests each has; shortage: why there are none.
+    needs and budgets: of caches, by route and worker. measured: when a KV cache pays, None where it always does. visited:
+    which worker knows a beginning. conditions: what predictions are made from, None where nothing was measured.
+    """
+
+    pipeline: Route | None
+    why_not: str | None
+    splittable: bool
+    holders: Mapping[str, int]
+    shortage: str | None
+    needs: Mapping[Route, Mapping[str, KvNeeds]]
+    budgets: Mapping[str, WorkerBudget]
+    measured: MeasuredUse | None
+    visited: Mapping[str | bytes, str]
+    thresholds: Thresholds
+    mode: Mode
+    conditions: Conditions | None = None
+
+
+class Way(msgspec.Struct, frozen=True, kw_only=True):
+    """One strategy as far as it was worked out; of `why_not` and `route` one is None. forecast: of what it would take."""
+
+    route: Route | None = None
+    cached: bool = False
+    bytes_by_worker: Mapping[str, int] = {}
+    why_not: str | None = None
+    too_large: bool = False
+    lasting: bool = False
+    forecast: Forecast | None = None
+
+
+Ways = Mapping[Strategy, Way]

@@ -1,0 +1,63 @@
+"""What answers teach: factors near the truth, little from one answer, and how long answers become."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from strategy.cost import Times
+from strategy.learning import AnswerLengths, Learning
+from strategy.vocabulary import Route
+from tests.strategy.test_cost import route, stage
+
+ROUTE = Route(("w0",))
+TIMES = Times(1.0, 0.1, 0.05, 3.0)
+COSTS = {ROUTE: route(stage())}
+
+
+def learned(num, ttft_s, step_s, times=TIMES):
+    learning = Learning()
+    learning.renew(COSTS)
+    for _ in range(num):
+        learning.saw("any", ROUTE, times, ttft_s, step_s)
+    return learning
+
+
+@given(reading=st.floats(0.5, 2), step=st.floats(0.5, 2))
+def test_after_some_answers_predictions_are_near(reading, step):
+    learning = learned(30, reading + step * 0.1, step * 0.05)
+    factors = learning.factors("any", ROUTE)
+    assert factors.step == pytest.approx(step, rel=0.02)
+    assert learning.ttft_s(TIMES, factors) == pytest.approx(reading + step * 0.1, rel=0.05)
+
+
+def test_one_answer_changes_little_and_many_no_more_than_the_bounds():
+    learning = learned(20, 1.1, 0.05)
+    learning.saw("any", ROUTE, TIMES, 1000.0, 50.0)
+    assert 1.1 < learning.factors("any", ROUTE).step < 1.2
+    assert learned(500, 1000.0, 50.0).factors("any", ROUTE).step == 4.0
+    assert learned(500, 1e-9, 1e-9).factors("any", ROUTE).step == 0.25
+
+
+def test_what_every_answer_needs_beside_computing_is_learned_from_short_ones():
+    learning = learned(60, 0.051, None, Times(0.0, 0.001, 0.001, 0.001))
+    assert learning.overhead_s == pytest.approx(0.05, rel=0.05)
+    assert learning.factors("any", ROUTE).num_seen == 60
+
+
+def test_what_was_learned_of_other_stages_is_forgotten():
+    learning = learned(5, 2.0, 0.1)
+    learning.renew(COSTS)
+    assert learning.factors("any", ROUTE).num_seen == 5
+    learning.renew({ROUTE: route(stage(2.0))})
+    assert learning.factors("any", ROUTE).num_seen == 0
+
+
+def test_answers_are_expected_as_long_as_those_before():
+    lengths = AnswerLengths()
+    assert lengths.expected(("me",), 100) == 100
+    for _ in range(3):
+        lengths.saw(("talk", "me"), 20, stopped=True)
+    lengths.saw(("me",), 100, stopped=False)
+    assert lengths.expected(("talk", "me"), 100) == 20
+    assert lengths.expected(("new", "me"), 100) == 40
+    assert lengths.expected(("talk",), 10) == 10
