@@ -65,6 +65,7 @@ MEASUREMENTS = {
     "memory": Measurement("Memory of each worker, model of 1 GB", "memory"),
     "coordinator": Measurement("The coordinator alone", "coordinator"),
     "coordinator-8": Measurement("The coordinator alone, eight sequences in a message", "coordinator", ("--rows", "8")),
+    "planning": Measurement("The best split over unlike nodes", "planning"),
     "kills": Measurement("Workers lost at random moments", "kills", page=LOSSES),
     "kills-again": Measurement(
         "Workers lost at random moments, other ones",

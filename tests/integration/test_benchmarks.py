@@ -35,6 +35,12 @@ def test_a_hop_carries_payloads_there_and_back(tmp_path):
     assert len(run("hop", tmp_path)["tables"][0]["rows"]) in (6, 8)  # between hosts as well, where those can be made
 
 
+def test_every_cluster_is_planned(tmp_path):
+    found = run("planning", tmp_path)
+    assert len(found["planned"]) == 15
+    assert all(planned["stages"] for planned in found["planned"])
+
+
 @pytest.mark.parametrize("name", ["joins", "kills", "links", "restarts"])
 def test_answers_are_right_whoever_comes_and_whatever_is_lost(tmp_path, name):
     targets = run(name, tmp_path)["targets"]
