@@ -1,6 +1,6 @@
-"""Runs the measurements that two pages show and writes their results there: `./launch.sh bench record [NAME ...]`.
+"""Runs the measurements that three pages show and writes their results there: `./launch.sh bench record [NAME ...]`.
 
-The pages are docs/BENCHMARKS.md (speed) and docs/RELIABILITY.md (losses). Each measurement runs in a process of its own,
+The pages are docs/BENCHMARKS.md (speed), docs/RELIABILITY.md (losses) and docs/PLANNING.md (predictions). Each measurement runs in a process of its own,
 one after the other. Results are kept as JSON under TANDEM_HOME/benchmarks; a page's part below the marker is written anew from
 all that are there, and stays as it is for what is not. The figures beside it go into docs/figures.
 """
@@ -17,7 +17,7 @@ from benchmarks.support import machine
 from benchmarks.support.reporting import as_markdown
 
 DOCS = machine.CHECKOUT / "docs"
-SPEED, LOSSES = DOCS / "BENCHMARKS.md", DOCS / "RELIABILITY.md"
+SPEED, LOSSES, PLANNING = DOCS / "BENCHMARKS.md", DOCS / "RELIABILITY.md", DOCS / "PLANNING.md"
 FIGURES = DOCS / "figures"
 MARKER = "<!-- Everything below is written by ./launch.sh bench record -->"
 
@@ -66,6 +66,8 @@ MEASUREMENTS = {
     "coordinator": Measurement("The coordinator alone", "coordinator"),
     "coordinator-8": Measurement("The coordinator alone, eight sequences in a message", "coordinator", ("--rows", "8")),
     "planning": Measurement("The best split over unlike nodes", "planning"),
+    "simulate": Measurement("The cost model, the planner and the schedule, simulated", "simulate"),
+    "planning": Measurement("What to expect of common Macs", "simulate", ("--page",), page=PLANNING),
     "kills": Measurement("Workers lost at random moments", "kills", page=LOSSES),
     "kills-again": Measurement(
         "Workers lost at random moments, other ones",

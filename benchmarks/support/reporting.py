@@ -99,7 +99,7 @@ def as_markdown(content: dict[str, Any]) -> str:
     for table in content["tables"]:
         columns = table["columns"]
         lines = [columns, ["---", *["--:"] * (len(columns) - 1)], *table["rows"]]
-        parts.append(f"{table['title'].capitalize()}:")
+        parts.append(f"{table['title'][:1].upper()}{table['title'][1:]}:")
         parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
     targets = (
         f"- {item['what']}: {_shown(item['measured'])}; wanted {'at most' if item['at_most'] else 'at least'} "
