@@ -3,10 +3,13 @@ all its other cells.
 
 Published in March 2026 by guruswami-ai: five M3 Ultra (819 GB/s), links of 5.3 GB/s, mlx-lm with chunks of 2,048, 4-bit weights.
 Three things are taken from it: the rows of one Mac, each calibrating its own row; SUM_S, one number; STAGE_S, one number. All
-else is the models' shapes. STAGE_S comes from the pipelines' decode speeds; that it holds for each further Mac of a group too
-is seen from the groups: so two and four Macs ask for the same sum (within 10% of each other), without it four ask for one a fifth
-larger. Of a step on one Mac a tensor group cuts what lies beyond `MachineFit.layer_s` for each layer (what
-the host and the kernels take whatever their size) and the reading of the head; of a chunk, what lies beyond the same.
+else is the models' shapes.
+
+STAGE_S comes from the pipelines' decode speeds. That it holds for each further Mac of a group too is seen from the groups: so
+two and four Macs ask for the same sum (within 10%, but for one cell, which is published as slower than with 16 times the
+context); without it four ask for one up to a fifth larger. Of a step on one Mac a group cuts what lies beyond
+`MachineFit.layer_s` for each layer (what the host and the kernels take whatever their size) and the reading of the head; of a
+chunk, what lies beyond the former.
 """
 
 from collections.abc import Iterator
