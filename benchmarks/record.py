@@ -67,7 +67,7 @@ MEASUREMENTS = {
     "coordinator-8": Measurement("The coordinator alone, eight sequences in a message", "coordinator", ("--rows", "8")),
     "planning": Measurement("The best split over unlike nodes", "planning"),
     "simulate": Measurement("The cost model, the planner and the schedule, simulated", "simulate"),
-    "planning": Measurement("What to expect of common Macs", "simulate", ("--page",), page=PLANNING),
+    "macs": Measurement("What to expect of common Macs", "simulate", ("--page",), page=PLANNING),
     "kills": Measurement("Workers lost at random moments", "kills", page=LOSSES),
     "kills-again": Measurement(
         "Workers lost at random moments, other ones",
