@@ -21,6 +21,8 @@ MAX_TOKENS = 512
 LONGEST_S = 2.0
 # Of one prompt; more, and the time between chunks outweighs a shorter way through the stages.
 MAX_CHUNKS = 32
+# mlx-lm's generate_step runs a prompt but its last token in passes of so many tokens.
+MLX_LM_CHUNK_TOKENS = 2048
 _SMOOTHING = 0.2
 # What an observed chunk still counts for after the next one.
 _MEMORY = 0.9

@@ -55,6 +55,7 @@ from protocol.transport.asking import IN_FLIGHT, ZmqAskers
 from protocol.transport.securing import secure
 from protocol.values import COORDINATOR, LayerRange, Peer, Route, Sampling, pack_ids
 from protocol.weight_pieces import AskHashes, AskManifest, AskPiece
+from strategy.layer_speeds import LayerSpeeds, PartSpeed
 
 # Of sequences that nobody has: what a message says of a real one is its sender's to say.
 _NOBODYS = 1 << 40
@@ -175,6 +176,13 @@ def of_members(name: str, names: tuple[str, ...], public_key: str) -> _Messages:
         last_position_only=True,
         context_tokens=None,
     )
+    layers = LayerSpeeds(
+        decode_s=(0.5, None),
+        chunk_s=(2.0, None),
+        chunk_tokens=64,
+        overhead=PartSpeed(0.0, 0.5),
+        head=PartSpeed(1.0, 2.0),
+    )
     another = next(other for other in (*names, "?") if other != name)
     figures = LinkFigures(
         to=another, interface="en0", kind="wifi", address="10.0.0.9", round_trip_us=9, bytes_per_s=9, in_use=True
@@ -186,7 +194,7 @@ def of_members(name: str, names: tuple[str, ...], public_key: str) -> _Messages:
         (LinksMeasured(worker=name, links=(figures,)), ()),
         (inspected, ()),
         (LoadProgress(worker=name, loaded_bytes=5), ()),
-        (Loaded(worker=name, weights_bytes=5, vocabulary_size=400), ()),
+        (Loaded(worker=name, weights_bytes=5, vocabulary_size=400, layers=layers), ()),
         (Prepared(worker=name, layers=LayerRange(0, 4), read_bytes=7), ()),
         (Tokens(updates=(Update(_NOBODYS, (2, 3), "stop"),)), ()),
         (PrefillProgress(sequence=_NOBODYS, processed=2, total=3), ()),

@@ -34,6 +34,8 @@ from protocol.messages import (
     Tokens,
 )
 from protocol.values import NAME_PATTERN, LayerRange, Peer
+from strategy.cost import StageSpeed
+from strategy.layer_speeds import LayerSpeeds
 
 OF_MEMBERS: tuple[type[Message], ...] = (
     FiguresComputed,
@@ -59,6 +61,8 @@ _MOST_LAYERS = 1 << 16
 _MOST_ADDRESSES = 64
 _MOST_STAGES, _MOST_SUMS = 16, 1 << 16
 _MOST_LINKS, _MOST_MODELS, _MOST_CHARACTERS = 4096, 4096, 256
+# What a step of any machine takes, and a token of it at least.
+_MOST_SECONDS, _LEAST_SECONDS, _MOST_SIZES = 1e6, 1e-12, 64
 _NAME = re.compile(NAME_PATTERN)
 _NUMBERS = (int, float)
 
@@ -97,9 +101,12 @@ def check_member(envelope: Envelope, worker: str) -> None:
         case FiguresComputed(stages=stages):
             _require(len(stages) <= _MOST_STAGES, f"figures of {len(stages)} stages")
             _require(all(map(_are_of_a_stage, stages)), "figures of no stage")
-        case Loaded(vocabulary_size=size, prefixes=prefixes):
+        case Loaded(vocabulary_size=size, prefixes=prefixes, layers=layer_speeds):
             _require(size > 0, f"a vocabulary of {size}")
             _require(len(envelope.buffers) == 2 * len(prefixes), "keys that are not those of its routes")
+            speeds = [prefix.speed for prefix in prefixes if prefix.speed is not None]
+            _require(all(map(_is_speed, speeds)), "speeds of no stage")
+            _require(layer_speeds is None or _are_of_a_model(layer_speeds), "speeds of no layers")
 
 
 def _speaks_for(message: Message, sender: str) -> tuple[str, ...]:
@@ -151,6 +158,27 @@ def _is_model(model: HeldModel) -> bool:
 
 def _are_of_a_stage(stage: StageFigures) -> bool:
     return _are_layers(stage.layers) and sum(map(len, stage.rows)) <= _MOST_SUMS
+
+
+def _is_speed(speed: StageSpeed) -> bool:
+    sizes = [rows for rows, _ in speed.decode]
+    seconds = [seconds for _, seconds in speed.decode]
+    seconds += [speed.decode_context_s, speed.chunk.fixed_s, speed.chunk.token_s, speed.chunk_context_s]
+    are_rising = sizes == sorted(set(sizes)) and 0 < len(sizes) <= _MOST_SIZES and 0 < sizes[0] <= sizes[-1] <= _MOST
+    are_seconds = all(map(_are_seconds, seconds)) and speed.chunk.token_s >= _LEAST_SECONDS
+    return are_rising and are_seconds and 0 <= speed.payload_bytes <= _MOST
+
+
+def _are_of_a_model(speeds: LayerSpeeds) -> bool:
+    ends = [part for part in (speeds.overhead, speeds.embedding, speeds.head) if part is not None]
+    seconds = [*speeds.decode_s, *speeds.chunk_s, *(each for part in ends for each in (part.decode_s, part.chunk_s))]
+    are_seconds = all(each is None or _are_seconds(each) for each in seconds)
+    are_layers = 0 < len(speeds.decode_s) == len(speeds.chunk_s) <= _MOST_LAYERS
+    return are_seconds and are_layers and 0 < speeds.chunk_tokens <= _MOST
+
+
+def _are_seconds(number: float) -> bool:
+    return 0 <= number <= _MOST_SECONDS
 
 
 def _is_finite(message: Message) -> bool:

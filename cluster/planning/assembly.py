@@ -10,9 +10,11 @@ import msgspec
 
 from cluster.planning.kept_prefixes import KeptPrefixes
 from cluster.planning.plan import ModelFacts, Plan
+from cluster.planning.route_costs import MeasuredSpeeds
 from cluster.settings import Settings
 from protocol.messages import KnownPrefix, Loaded, LoadProgress, LoadStage, StagePlan
 from protocol.values import Buffer, LayerRange, Peer, Route
+from strategy.chunking import MLX_LM_CHUNK_TOKENS
 from strategy.memory import DEFAULT_DISK_BYTES, WorkerBudget, worker_budget
 from strategy.partition import Node, Partition, Stage, full_model_shortage
 
@@ -34,6 +36,7 @@ class Assembly:
         self._parts = parts
         self._settings = settings
         self._kept = KeptPrefixes()
+        self._speeds = MeasuredSpeeds()
         self._vocabulary_sizes: list[int] = []
         self._loaded_bytes = dict.fromkeys(self.workers, 0)
         self.budgets = {stage.worker: self._budget(stage) for stage in found.stages}
@@ -79,6 +82,7 @@ class Assembly:
             uncached_in_caches=inspected.uncached_in_caches,
             whole_prompts=inspected.whole_prompts,
             kv_copies=settings.recovery.kv_copies,
+            profile=settings.strategy.policy == "measured",
             sources=sources,
         )
         return {
@@ -101,6 +105,7 @@ class Assembly:
         self._loaded_bytes[message.worker] = message.weights_bytes
         self._vocabulary_sizes.append(message.vocabulary_size)
         self._kept.loaded(message, buffers)
+        self._speeds.loaded(message)
 
     def held(self, worker: str) -> tuple[LayerRange, ...]:
         """The layers that a worker has in memory once it has its part."""
@@ -121,6 +126,8 @@ class Assembly:
             vocabulary_size=min(self._vocabulary_sizes),
             budgets=self.budgets,
             needs=self._kept.needs,
+            costs=self._speeds.costs(self._fixed_chunk_tokens),
+            layer_speeds=self._speeds.layers,
         )
 
     def known_prefixes(self) -> dict[Route, tuple[KnownPrefix, tuple[bytes, bytes]]]:
@@ -131,6 +138,11 @@ class Assembly:
             route: self._kept.known(route, self.budgets, self._disk_bytes, kv_copies=self._settings.recovery.kv_copies)
             for route in self._kept.needs
         }
+
+    @property
+    def _fixed_chunk_tokens(self) -> int | None:
+        """Tokens in a chunk of a prompt where heads do not choose."""
+        return MLX_LM_CHUNK_TOKENS if self._model.inspected.whole_prompts else self._settings.engine.prefill_chunk
 
     @property
     def _disk_bytes(self) -> int:

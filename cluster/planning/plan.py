@@ -10,6 +10,7 @@ import msgspec
 from protocol.messages import Inspected
 from protocol.values import Route
 from strategy.cost import RouteCosts
+from strategy.layer_speeds import LayerSpeeds
 from strategy.memory import KvNeeds, WorkerBudget
 from strategy.partition import ModelSizes, Stage
 
@@ -27,7 +28,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """stages: every worker of the plan, in layer order. pipeline: the route through all of them; None where the model
     cannot be cut, for the reason `why_not`. shortage: why no worker holds the full model, None where one does.
     vocabulary_size: of the loaded weights. budgets: each worker's memory beyond its weights. needs: what a sequence's
-    caches take, by route and worker. costs: of the routes that were measured.
+    caches take, by route and worker. costs: of the routes that were measured, with links of which nothing is known yet (see
+    `cluster.planning.route_costs`); layer_speeds: by worker.
     """
 
     epoch: int
@@ -40,6 +42,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     budgets: Mapping[str, WorkerBudget]
     needs: Mapping[Route, Mapping[str, KvNeeds]]
     costs: Mapping[Route, RouteCosts] = {}
+    layer_speeds: Mapping[str, LayerSpeeds] = {}
 
     @property
     def workers(self) -> tuple[str, ...]:

@@ -4,6 +4,8 @@ import msgspec
 
 from protocol.messages.message import Message
 from protocol.values import KvSettings, LayerRange, Peer, Route
+from strategy.cost import StageSpeed
+from strategy.layer_speeds import LayerSpeeds
 from strategy.memory import KvNeeds
 
 
@@ -48,7 +50,7 @@ class LoadStage(Message, frozen=True, kw_only=True):
     model cannot be cut; uncached_in_caches: passes without a KV cache run in caches that are thrown away, since the model
     computes something else without any; whole_prompts: a prompt runs in mlx-lm's own chunks, since others change what the
     model computes (so nothing of it can be reused either); kv_copies: to how many neighbours finished KV blocks are copied;
-    reply_to: where the coordinator hears its workers; sources: as in InspectModel.
+    profile: measure how fast the stages run, too; reply_to: where the coordinator hears its workers; sources: as in InspectModel.
     """
 
     model: str
@@ -64,6 +66,7 @@ class LoadStage(Message, frozen=True, kw_only=True):
     uncached_in_caches: bool = False
     whole_prompts: bool = False
     kv_copies: int = 0
+    profile: bool = False
     sources: tuple[Peer, ...] = ()
 
 
@@ -79,15 +82,17 @@ class LoadProgress(Message, frozen=True, kw_only=True):
 
 
 class KeptPrefix(msgspec.Struct, frozen=True, kw_only=True):
-    """A route's store on a stage, and what its sequences need there."""
+    """A route's store on a stage, what its sequences need there, and how fast they run, where that was measured."""
 
     route: Route
     needs: KvNeeds
+    speed: StageSpeed | None = None
 
 
 class Loaded(Message, frozen=True, kw_only=True):
     """The stage (and the full model where planned) is in memory and has run once. read_bytes: of weights, since the worker's
-    process began, as in Heartbeat; vocabulary_size: of the loaded weights, below which every token id lies.
+    process began, as in Heartbeat; vocabulary_size: of the loaded weights, below which every token id lies; layers: what each
+    takes here, where that was measured.
 
     Buffers: for each of `prefixes` the keys that are there, in memory or on disk (16 bytes each, least recently used first) and their
     numbers of tokens (int32).
@@ -98,6 +103,7 @@ class Loaded(Message, frozen=True, kw_only=True):
     vocabulary_size: int
     read_bytes: int = 0
     prefixes: tuple[KeptPrefix, ...] = ()
+    layers: LayerSpeeds | None = None
 
 
 class LoadFailed(Message, frozen=True, kw_only=True):

@@ -9,6 +9,9 @@ from hypothesis import strategies as st
 from protocol import codec, messages
 from protocol.errors import WireError
 from protocol.values import KvSettings, LayerRange, Peer, Route, Sampling
+from strategy.chunking import ChunkCost
+from strategy.cost import StageSpeed
+from strategy.layer_speeds import LayerSpeeds, PartSpeed
 from strategy.memory import KvGrowth, KvNeeds
 
 PEER = Peer(endpoint="tcp://127.0.0.1:5000", public_key="k" * 40)
@@ -47,7 +50,24 @@ EXAMPLES: dict[int, messages.Message] = {
             messages.KeptPrefix(
                 route=Route(("w",)),
                 needs=KvNeeds(fixed_bytes=1, growth=(KvGrowth(2, None), KvGrowth(3, 4)), snapshots=False),
+                speed=StageSpeed(
+                    decode=((1, 0.5), (2, 0.75)),
+                    decode_context_s=0.25,
+                    chunk=ChunkCost(0.5, 0.125),
+                    chunk_context_s=0.0,
+                    payload_bytes=8,
+                ),
             ),
+            messages.KeptPrefix(
+                route=Route(("w", "v")), needs=KvNeeds(fixed_bytes=1, growth=(), snapshots=True), speed=None
+            ),
+        ),
+        layers=LayerSpeeds(
+            decode_s=(0.5, None),
+            chunk_s=(2.0, None),
+            chunk_tokens=64,
+            overhead=PartSpeed(0.0, 0.5),
+            head=PartSpeed(1.0, 2.0),
         ),
     ),
     6: messages.LoadFailed(worker="w", message="m"),

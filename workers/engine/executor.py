@@ -16,6 +16,7 @@ import numpy as np
 
 from protocol.messages import KeepPrefix, OpenSequence, Row, StageFigures, Step
 from protocol.values import LayerRange
+from strategy.chunking import MLX_LM_CHUNK_TOKENS
 from strategy.prefix import Key
 from workers.cache.prefix_store import PrefixLost, PrefixStore
 from workers.cache.stage_cache import StageCache
@@ -27,10 +28,6 @@ from workers.model.payload import arrays as payload_arrays
 from workers.model.split_model import SplitModel
 
 log = logging.getLogger(__name__)
-
-
-# mlx-lm's generate_step runs a prompt but its last token in passes of so many tokens.
-MLX_LM_CHUNK_TOKENS = 2048
 
 
 class Uncached(enum.Enum):

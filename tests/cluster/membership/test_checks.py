@@ -1,5 +1,7 @@
 """Who may say what to the coordinator: strangers a Join with their own key, members what is theirs, nobody nonsense."""
 
+import math
+
 import msgspec
 import pytest
 
@@ -8,6 +10,8 @@ from protocol.codec import Envelope
 from protocol.errors import WireError
 from protocol.messages import FiguresComputed, Heartbeat, Join, Loaded, ModelsListed
 from protocol.values import Address, LayerRange, Peer
+from strategy.chunking import ChunkCost
+from strategy.layer_speeds import PartSpeed
 from tests.protocol.test_codec import EXAMPLES
 
 KEY, OTHER = "k" * 40, "o" * 40
@@ -54,7 +58,7 @@ def test_stranger_s_join_has_its_own_key_and_possible_numbers(changes):
 
 @pytest.mark.parametrize("message", [message for message in EXAMPLES.values() if type(message) in OF_MEMBERS])
 def test_member_speaks_for_itself(message):
-    buffers = (b"", b"") if isinstance(message, Loaded) else ()
+    buffers = (b"", b"") * len(message.prefixes) if isinstance(message, Loaded) else ()
     check_member(Envelope(1, message, buffers, key=KEY), "w")
     if hasattr(message, "worker"):
         with pytest.raises(WireError):
@@ -89,12 +93,53 @@ def test_what_was_loaded_and_found_fits_a_model():
         (changed(inspected, num_layers=0), ()),
         (changed(inspected, num_layers=10**8), ()),
         (changed(inspected, legal_cuts=(2,)), ()),
-        (changed(loaded, vocabulary_size=0), (b"", b"")),
+        (changed(loaded, vocabulary_size=0), (b"", b"") * 2),
         (loaded, (b"",)),
         (loaded, ()),
     ):
         with pytest.raises(WireError):
             check_member(Envelope(1, message, buffers, key=KEY), "w")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"decode": ()},
+        {"decode": ((2, 0.5), (1, 0.5))},
+        {"decode": ((0, 0.5),)},
+        {"decode": ((1, math.nan),)},
+        {"decode": tuple((rows, 0.5) for rows in range(1, 99))},
+        {"decode_context_s": -0.5},
+        {"chunk": ChunkCost(0.5, 0.0)},
+        {"chunk": ChunkCost(math.inf, 0.5)},
+        {"chunk_context_s": 1e30},
+        {"payload_bytes": 1 << 63},
+    ],
+)
+def test_speed_of_a_stage_has_numbers_that_can_be_counted_with(changes):
+    loaded = of(Loaded)
+    first, second = loaded.prefixes
+    slower = changed(first, speed=changed(first.speed, **changes))
+    with pytest.raises(WireError, match="speeds of no stage"):
+        check_member(Envelope(1, changed(loaded, prefixes=(slower, second)), (b"",) * 4, key=KEY), "w")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"decode_s": (0.5,)},
+        {"decode_s": (), "chunk_s": ()},
+        {"chunk_s": (-0.5, None)},
+        {"chunk_tokens": 0},
+        {"overhead": PartSpeed(math.inf, 0.5)},
+        {"head": PartSpeed(0.5, math.nan)},
+    ],
+)
+def test_speeds_of_layers_are_of_a_model_and_can_be_counted_with(changes):
+    loaded = of(Loaded)
+    told = changed(loaded, layers=changed(loaded.layers, **changes))
+    with pytest.raises(WireError, match="speeds of no layers"):
+        check_member(Envelope(1, told, (b"",) * 4, key=KEY), "w")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,102 @@
+"""What the routes of a plan cost: the speeds that workers measured of their stages, and the links between them as they are now.
+
+Speeds belong to a plan; links are measured again and again while it is in force, so what crosses them is looked up anew
+whenever a worker has said something new of its links.
+"""
+
+import math
+from collections.abc import Mapping
+
+import msgspec
+
+from cluster.membership.member import Member
+from cluster.planning.plan import Plan
+from protocol.messages import LinkFigures, Loaded
+from strategy.cost import Hop, RouteCosts, StageSpeed
+from strategy.layer_speeds import LayerSpeeds
+from strategy.vocabulary import Route
+
+# One way between workers of which nothing was measured: on one machine over loopback, and on two, as by Ethernet.
+ON_ONE_HOST = Hop(150e-6, 1e9)
+BETWEEN_HOSTS = Hop(500e-6, 100e6)
+# From a worker to itself.
+NO_HOP = Hop(0.0, math.inf)
+
+
+class MeasuredSpeeds:
+    """What the workers of a plan on its way say of themselves. layers: by worker."""
+
+    def __init__(self) -> None:
+        self.layers: dict[str, LayerSpeeds] = {}
+        self._stages: dict[Route, dict[str, StageSpeed]] = {}
+
+    def __repr__(self) -> str:
+        return f"MeasuredSpeeds({len(self._stages)} routes)"
+
+    def loaded(self, message: Loaded) -> None:
+        """A worker loaded its stages."""
+        if message.layers is not None:
+            self.layers[message.worker] = message.layers
+        for prefix in message.prefixes:
+            if prefix.speed is not None:
+                self._stages.setdefault(prefix.route, {})[message.worker] = prefix.speed
+
+    def costs(self, fixed_chunk_tokens: int | None) -> dict[Route, RouteCosts]:
+        """Of the routes of which every stage was measured, with links of which nothing is known yet."""
+        return {
+            route: RouteCosts(
+                route=route,
+                stages=tuple(stages[worker] for worker in route),
+                hops=_hops(route, {}),
+                fixed_chunk_tokens=fixed_chunk_tokens,
+            )
+            for route, stages in self._stages.items()
+            if all(worker in stages for worker in route)
+        }
+
+
+class PresentCosts:
+    """The costs of a plan with its links as they were measured last. The same objects until something changes."""
+
+    def __init__(self) -> None:
+        self._plan: Plan | None = None
+        self._links: tuple[tuple[LinkFigures, ...], ...] = ()
+        self._costs: Mapping[Route, RouteCosts] = {}
+
+    def __repr__(self) -> str:
+        return f"PresentCosts({len(self._costs)} routes)"
+
+    def of(self, plan: Plan, members: Mapping[str, Member]) -> Mapping[Route, RouteCosts]:
+        """By route, of the plan in force and its workers."""
+        present = {worker: members[worker] for worker in plan.workers if worker in members}
+        links = tuple(member.links for member in present.values())
+        if plan is not self._plan or links != self._links:
+            self._plan, self._links = plan, links
+            self._costs = route_costs(plan.costs, present)
+        return self._costs
+
+
+def route_costs(costs: Mapping[Route, RouteCosts], members: Mapping[str, Member]) -> dict[Route, RouteCosts]:
+    """These costs with the hops that the members' links are now."""
+    return {route: msgspec.structs.replace(found, hops=_hops(route, members)) for route, found in costs.items()}
+
+
+def _hops(route: Route, members: Mapping[str, Member]) -> tuple[Hop, ...]:
+    """Behind each worker of a route, back to the head in the end."""
+    if route.is_single:
+        return (NO_HOP,)
+    return tuple(
+        hop_between(members.get(sender), members.get(receiver))
+        for sender, receiver in zip(route.workers, (*route.workers[1:], route.head), strict=True)
+    )
+
+
+def hop_between(sender: Member | None, receiver: Member | None) -> Hop:
+    """One way, by the link in use; where that was not measured, or does not answer, what is usual."""
+    if sender is None or receiver is None:
+        return ON_ONE_HOST
+    usual = ON_ONE_HOST if sender.host == receiver.host else BETWEEN_HOSTS
+    used = next((link for link in sender.links if link.to == receiver.name and link.in_use), None)
+    if used is None or used.round_trip_us is None:
+        return usual
+    return Hop(used.round_trip_us / 2e6, used.bytes_per_s or usual.bytes_per_s)

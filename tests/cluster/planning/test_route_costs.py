@@ -1,0 +1,158 @@
+"""What routes cost, from what workers said of themselves and of their links."""
+
+import msgspec
+import pytest
+
+from cluster.membership.member import Member, Whereabouts
+from cluster.planning.route_costs import (
+    BETWEEN_HOSTS,
+    NO_HOP,
+    ON_ONE_HOST,
+    MeasuredSpeeds,
+    PresentCosts,
+    hop_between,
+    route_costs,
+)
+from protocol.messages import KeptPrefix, LinkFigures, Loaded
+from protocol.values import Route
+from strategy.chunking import ChunkCost
+from strategy.cost import Hop, StageSpeed
+from strategy.layer_speeds import LayerSpeeds, PartSpeed
+from strategy.memory import KvNeeds
+from tests.support.fake_cluster import plan_of
+
+NAMES = ("alpha", "beta", "gamma")
+PIPELINE, ALONE = Route(NAMES), Route(("alpha",))
+NEEDS = KvNeeds(fixed_bytes=0, growth=(), snapshots=False)
+LAYERS = LayerSpeeds(decode_s=(1.0,), chunk_s=(1.0,), chunk_tokens=64, overhead=PartSpeed(0.0, 0.0))
+
+
+def speed(step_s):
+    return StageSpeed(
+        decode=((1, step_s),),
+        decode_context_s=0.0,
+        chunk=ChunkCost(step_s, step_s),
+        chunk_context_s=0.0,
+        payload_bytes=1024,
+    )
+
+
+def loaded(name, layers=None, **speeds):
+    """speeds: of the route alone and of the pipeline."""
+    routes = {"alone": Route((name,)), "pipeline": PIPELINE}
+    prefixes = tuple(KeptPrefix(route=routes[key], needs=NEEDS, speed=found) for key, found in speeds.items())
+    return Loaded(worker=name, weights_bytes=1, vocabulary_size=400, prefixes=prefixes, layers=layers)
+
+
+def measured(*messages):
+    speeds = MeasuredSpeeds()
+    for message in messages:
+        speeds.loaded(message)
+    return speeds
+
+
+@pytest.fixture
+def costs():
+    """Of three stages, of which the last is heard of first, and of the first worker alone."""
+    return measured(
+        loaded("gamma", pipeline=speed(0.3)),
+        loaded("beta", pipeline=speed(0.2)),
+        loaded("alpha", pipeline=speed(0.1), alone=speed(0.6), layers=LAYERS),
+    ).costs(None)
+
+
+def link(to, round_trip_us=200, bytes_per_s=10**9, *, in_use=True):
+    return LinkFigures(
+        to=to,
+        interface="en0",
+        kind="thunderbolt",
+        address="tcp://10.0.0.1:5",
+        round_trip_us=round_trip_us,
+        bytes_per_s=bytes_per_s,
+        in_use=in_use,
+    )
+
+
+def member(name, *links, host="here"):
+    found = Member(name, memory_limit_bytes=1, place=Whereabouts(host=host))
+    found.links = links
+    return found
+
+
+def test_route_has_its_stages_in_order_and_a_hop_behind_each(costs):
+    assert costs[PIPELINE].stages == (speed(0.1), speed(0.2), speed(0.3))
+    assert len(costs[PIPELINE].hops) == len(NAMES)
+    assert (costs[ALONE].stages, costs[ALONE].hops) == ((speed(0.6),), (NO_HOP,))
+
+
+def test_route_of_which_a_stage_was_not_measured_has_no_costs():
+    found = measured(
+        loaded("alpha", pipeline=speed(0.1)), loaded("beta", pipeline=None), loaded("gamma", pipeline=speed(0.1))
+    )
+    assert found.costs(None) == {}
+    assert found.layers == {}
+
+
+def test_fixed_chunk_is_that_of_every_route(costs):
+    found = measured(loaded("alpha", alone=speed(0.1)))
+    assert {each.fixed_chunk_tokens for each in found.costs(77).values()} == {77}
+    assert {each.fixed_chunk_tokens for each in costs.values()} == {None}
+
+
+def test_layers_are_known_by_worker():
+    assert measured(loaded("alpha", layers=LAYERS), loaded("beta")).layers == {"alpha": LAYERS}
+
+
+@pytest.mark.parametrize(
+    ("links", "hop"),
+    [
+        ([link("beta")], Hop(100e-6, 1e9)),
+        ([link("beta", 500, in_use=False), link("beta", 40, 3 * 10**9)], Hop(20e-6, 3e9)),
+        ([link("gamma", 40)], BETWEEN_HOSTS),
+        ([link("beta", None, None)], BETWEEN_HOSTS),
+        ([link("beta", 40, None)], Hop(20e-6, BETWEEN_HOSTS.bytes_per_s)),
+        ([], BETWEEN_HOSTS),
+    ],
+)
+def test_hop_between_hosts_is_the_link_in_use_as_far_as_it_was_measured(links, hop):
+    assert hop_between(member("alpha", *links, host="one"), member("beta", host="two")) == hop
+
+
+def test_hop_on_one_host_is_what_is_usual_there_unless_it_was_measured():
+    assert hop_between(member("alpha"), member("beta")) == ON_ONE_HOST
+    assert hop_between(member("alpha", link("beta")), member("beta")) == Hop(100e-6, 1e9)
+    assert hop_between(None, member("beta")) == ON_ONE_HOST
+
+
+def test_hops_lead_along_the_route_and_back_to_its_head(costs):
+    members = {
+        "alpha": member("alpha", link("beta", 20), link("gamma", 999), host="a"),
+        "beta": member("beta", link("gamma", 40), link("alpha", 999), host="b"),
+        "gamma": member("gamma", link("alpha", 60), link("beta", 999), host="c"),
+    }
+    found = route_costs(costs, members)
+    assert [hop.latency_s for hop in found[PIPELINE].hops] == pytest.approx([10e-6, 20e-6, 30e-6])
+    assert found[PIPELINE].stages == costs[PIPELINE].stages
+    assert found[ALONE].hops == (NO_HOP,)
+
+
+def test_links_measured_while_the_plan_is_in_force_count_at_once_and_only_then(costs):
+    plan = msgspec.structs.replace(plan_of(), costs=costs)
+    members = {name: member(name, host=name) for name in NAMES}
+    present = PresentCosts()
+    before = present.of(plan, members)
+    assert present.of(plan, members) is before
+    assert before[PIPELINE].hops == (BETWEEN_HOSTS,) * 3
+    assert before[PIPELINE].links.latency_s == pytest.approx(2 * BETWEEN_HOSTS.latency_s)
+    members["alpha"].links = (link("beta", 20),)
+    after = present.of(plan, members)
+    assert after[PIPELINE].hops == (Hop(10e-6, 1e9), BETWEEN_HOSTS, BETWEEN_HOSTS)
+    assert after[PIPELINE].links.latency_s == pytest.approx(10e-6 + BETWEEN_HOSTS.latency_s)
+    assert present.of(plan, members) is after
+
+
+def test_another_plan_has_its_own_costs(costs):
+    plan, members = msgspec.structs.replace(plan_of(), costs=costs), {}
+    present = PresentCosts()
+    assert set(present.of(plan, members)) == {PIPELINE, ALONE}
+    assert present.of(plan_of(), members) == {}
