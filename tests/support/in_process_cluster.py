@@ -37,6 +37,7 @@ from protocol.messages import (
 from protocol.transport import InProcessNetwork
 from protocol.values import KvSettings, LayerRange, Sampling
 from strategy.vocabulary import Route
+from tests.support.told_timer import ToldTimer
 from workers.engine.engine import Engine
 from workers.model.inspection import inspect
 from workers.model.shelf import ModelShelf
@@ -95,11 +96,6 @@ class Clock:
         return self.now
 
 
-def _no_measuring(*_):
-    """Seconds of a chunk, whose size is given anyway."""
-    return 1e-3
-
-
 def heartbeat_of(engine):
     """What an engine's caches take now, not a moment ago."""
     engine._vitals.measure(engine._now(), engine._runner.stages)
@@ -140,7 +136,7 @@ class InProcessCluster:
                 self.network.links(name, lambda peer, _, name=name: self.lost_links.append((name, peer))),
                 shelf_of(model_path, cache_dir),
                 now=self.clock,
-                measure_chunk=None if chunk_tokens is None else _no_measuring,
+                make_timer=None if chunk_tokens is None else ToldTimer,
             )
             for name in self.names
         }

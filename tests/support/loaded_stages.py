@@ -13,12 +13,14 @@ from workers.model.stage_loading import StageLoader
 NOWHERE = Peer(endpoint="inproc://nowhere", public_key="")
 
 
-def loader_for(places, cache_dir):
+def loader_for(places, cache_dir, make_timer=None):
     """A loader of the worker `own`. places: the directory of each model, by digest."""
-    return StageLoader(ModelShelf(SimpleNamespace(model_place=places.get), cache_dir))
+    return StageLoader(ModelShelf(SimpleNamespace(model_place=places.get), cache_dir), make_timer)
 
 
-def plan(model, start, stop, num_layers, *, full=False, uncut=False, disk=0, copies=0, memory=1 << 20, kv=None):
+def plan(
+    model, start, stop, num_layers, *, full=False, uncut=False, disk=0, copies=0, memory=1 << 20, kv=None, profile=False
+):
     """The worker `own` holds the layers [start, stop), others what is before and behind."""
     bounds = [("before", 0, start), ("own", start, stop), ("behind", stop, num_layers)]
     stages = tuple(
@@ -38,6 +40,7 @@ def plan(model, start, stop, num_layers, *, full=False, uncut=False, disk=0, cop
         batches=True,
         prefill_chunk_tokens=None,
         kv_copies=copies,
+        profile=profile,
     )
 
 

@@ -57,7 +57,7 @@ from workers.engine.stage_runner import StageRunner, StepInFlight
 from workers.engine.trace import Tracer
 from workers.engine.vitals import MEASURE_EVERY_S, READING_LIMIT_S, Vitals
 from workers.model.shelf import ModelShelf, Overtaken
-from workers.model.stage_loading import LoadedStages, MeasureChunk, StageLoader
+from workers.model.stage_loading import LoadedStages, MakeTimer, StageLoader
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ _Result = TypeVar("_Result")
 
 class Engine:
     """See the module. name: this worker's in plans; links: to other workers and, for what is reported, to the coordinator;
-    now: a clock that never goes back; measure_chunk: as of `StageLoader`.
+    now: a clock that never goes back; make_timer: as of `StageLoader`.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Engine:
         *,
         tracer: Tracer | None = None,
         now: Callable[[], float] = time.monotonic,
-        measure_chunk: MeasureChunk | None = None,
+        make_timer: MakeTimer | None = None,
     ):
         self._name = name
         self._now = now
@@ -90,7 +90,7 @@ class Engine:
         self._heads = Heads()
         self._vitals = Vitals(name)
         self._runner = StageRunner(name, self._links, self._vitals, tracer, now)
-        self._loading = Loading(name, shelf, StageLoader(shelf, measure_chunk), self._report_progress)
+        self._loading = Loading(name, shelf, StageLoader(shelf, make_timer), self._report_progress)
         self._in_flight: StepInFlight | None = None  # between turns only; within one it is handed on
         self._is_running = True
         check = Checks(name, lambda: self._runner.stages).check

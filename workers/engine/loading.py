@@ -68,6 +68,7 @@ class Loading:
             vocabulary_size=stages.vocabulary_size,
             read_bytes=self.read_bytes,
             prefixes=stages.prefixes,
+            layers=stages.layers,
         )
         known = [stages.executors[prefix.route].prefixes.known for prefix in stages.prefixes]
         return stages, Report(loaded, [buffer for keys in known for buffer in _packed(keys)])

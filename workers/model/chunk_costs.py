@@ -1,12 +1,7 @@
-"""What prefill chunks cost on this worker, by the layers that they pass through.
+"""What runs of rising size take on this worker, and from that what prefill chunks cost: measured while a model loads."""
 
-Measured for the first range of a model; for any other scaled by the number of layers, since people wait while a plan
-changes.
-"""
+from collections.abc import Callable, Sequence
 
-from collections.abc import Callable
-
-from protocol.values import LayerRange
 from strategy.chunking import ChunkCost
 
 # Chunks tried at load, smallest first: two, and more until they took this long.
@@ -14,34 +9,34 @@ _TRIED_CHUNKS = (16, 32, 64, 128, 256, 512)
 _TRIED_CHUNKS_S = 0.4
 
 
-class ChunkCosts:
-    """Of one model. measure: runs a chunk of so many tokens through a range and gives its seconds."""
+def fastest_runs(
+    measure: Callable[[int], float],
+    sizes: Sequence[int],
+    *,
+    limit_s: float,
+    is_over: Callable[[], bool] = lambda: False,
+) -> list[tuple[int, float]]:
+    """Sizes and seconds. measure: gives the seconds of a run of a size.
 
-    def __init__(self, measure: Callable[[LayerRange, int], float]):
-        self._measure = measure
-        self._measured: tuple[LayerRange, ChunkCost] | None = None
+    Two sizes at least, in their order, and more until they took `limit_s` together. Each is tried twice, some time apart, and its
+    faster run counts: other workers load at the same time. Once `is_over` there are no more sizes and no second runs.
+    """
+    first: dict[int, float] = {}
+    for size in sizes:
+        if len(first) > 1 and (sum(first.values()) > limit_s or is_over()):
+            break
+        first[size] = measure(size)
+    return [(size, seconds if is_over() else min(seconds, measure(size))) for size, seconds in first.items()]
 
-    def __repr__(self) -> str:
-        return f"ChunkCosts({self._measured})"
 
-    def of(self, layers: LayerRange) -> ChunkCost:
-        """The cost of a range whose weights are in memory."""
-        if self._measured is None:
-            self._measured = layers, chunk_cost(lambda num_tokens: self._measure(layers, num_tokens))
-        (start, stop), cost = self._measured
-        share = (layers[1] - layers[0]) / (stop - start)
-        return ChunkCost(cost.fixed_s * share, cost.token_s * share)
+def chunk_runs(
+    measure: Callable[[int], float], *, limit_s: float = _TRIED_CHUNKS_S, is_over: Callable[[], bool] = lambda: False
+) -> list[tuple[int, float]]:
+    """Tokens and seconds of chunks, as `fastest_runs` finds them."""
+    measure(_TRIED_CHUNKS[0])  # the first run of all is never like the others
+    return fastest_runs(measure, _TRIED_CHUNKS, limit_s=limit_s, is_over=is_over)
 
 
 def chunk_cost(measure: Callable[[int], float]) -> ChunkCost:
-    """What chunks cost here, from a few short runs. measure: runs a chunk of so many tokens and gives its seconds.
-
-    Each size is tried twice, some time apart, and its faster run counts: other workers load at the same time.
-    """
-    measure(_TRIED_CHUNKS[0])  # the first run of all is never like the others
-    first: dict[int, float] = {}
-    for num_tokens in _TRIED_CHUNKS:
-        first[num_tokens] = measure(num_tokens)
-        if len(first) > 1 and sum(first.values()) > _TRIED_CHUNKS_S:
-            break
-    return ChunkCost.fit([(num_tokens, min(seconds, measure(num_tokens))) for num_tokens, seconds in first.items()])
+    """What chunks cost here, from a few short runs. measure: runs a chunk of so many tokens and gives its seconds."""
+    return ChunkCost.fit(chunk_runs(measure))

@@ -18,7 +18,7 @@ import numpy as np
 from protocol.messages import StageFigures
 from protocol.values import LayerRange
 from workers.model.inspection import inspect
-from workers.model.payload import Payload, arrays, map_arrays
+from workers.model.payload import Payload, arrays, noise_like
 from workers.model.split_model import SplitModel
 
 _IDS = tuple((7 * place + 3) % 61 for place in range(16))
@@ -52,18 +52,7 @@ def own_figures(path: Path, ranges: Sequence[LayerRange], cache_dir: Path) -> It
 
 def _received(model: SplitModel, start: int) -> Payload:
     """In place of what the layers before `start` would hand on: of its structure, which no weight is read for."""
-    if not start:
-        return None
-    before = LayerRange(0, start)
-    made = model.forward(mx.array([_IDS]), layers=before, cache=model.make_cache(before))
-    numbers = np.random.default_rng(0)
-
-    def fill(array: mx.array) -> mx.array:
-        if not mx.issubdtype(array.dtype, mx.floating):
-            return mx.zeros(array.shape, array.dtype)
-        return mx.array(numbers.uniform(-1, 1, array.shape).astype(np.float32)).astype(array.dtype)
-
-    return map_arrays(fill, made)
+    return noise_like(model.structure_before(start, mx.array([_IDS])))
 
 
 def _pass(model: SplitModel, layers: LayerRange, payload: Payload) -> Payload:

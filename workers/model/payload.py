@@ -76,6 +76,18 @@ def arrays(payload: Payload) -> Iterator[mx.array]:
     return iter(found)
 
 
+def noise_like(payload: Payload) -> Payload:
+    """A payload of this one's structure, with numbers between -1 and 1 that are always the same; integers are zeros."""
+    numbers = np.random.default_rng(0)
+
+    def fill(array: mx.array) -> mx.array:
+        if not mx.issubdtype(array.dtype, mx.floating):
+            return mx.zeros(array.shape, array.dtype)
+        return mx.array(numbers.uniform(-1, 1, array.shape).astype(np.float32)).astype(array.dtype)
+
+    return map_arrays(fill, payload)
+
+
 def are_numbers(payload: Payload) -> bool:
     """Whether nothing in the payload is NaN or infinite, but for minus infinity, by which some models mask logits."""
     floats = [array for array in arrays(payload) if mx.issubdtype(array.dtype, mx.floating)]

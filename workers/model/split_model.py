@@ -172,16 +172,21 @@ class SplitModel:
             self._outside[layers] = self.weights.used_by([*arrays(output), *states])
         return self._outside[layers]
 
+    def structure_before(self, start: int, tokens: mx.array) -> Payload:
+        """What the layers before `start` hand on of these tokens, to look at or to put something in its place: evaluated, it would
+        read their weights. None for the first layer.
+        """
+        if not start:
+            return None
+        before = LayerRange(0, start)
+        return self.forward(tokens, layers=before, cache=self.make_cache(before))
+
     def _one_token(self, layers: LayerRange, cache: StageCache) -> Payload:
         """The pass of one token, after a payload of ones, so that nothing before the range is computed. Not of zeros: some
         architectures (gemma3n) divide by the size of what they get.
         """
         token = mx.zeros((1, 1), mx.int32)
-        payload = None
-        if layers[0]:
-            before = LayerRange(0, layers[0])
-            made = self.forward(token, layers=before, cache=self.make_cache(before))
-            payload = map_arrays(_in_its_place, made)
+        payload = map_arrays(_in_its_place, self.structure_before(layers[0], token))
         return self.forward(token, layers=layers, cache=cache, payload=payload)
 
     def _run(self, current: "_Pass", tokens: mx.array, entries: list[Any] | None) -> mx.array:

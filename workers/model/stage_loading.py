@@ -1,4 +1,4 @@
-"""From plans to everything that one worker needs to run its stages: model, executors, costs, kept prefixes.
+"""From plans to everything that one worker needs to run its stages: model, executors, costs and speeds, kept prefixes.
 
 Owns what is loaded, from one plan to the next: of the same model only weights that are missing are read, those that no
 route here wants any more are given back, and executors of an unchanged range are emptied, not made anew. Exactly the
@@ -6,9 +6,7 @@ weights of the worker's layers are in memory, or of the full model where the pla
 nothing.
 """
 
-import functools
 import logging
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,23 +17,26 @@ import msgspec
 from protocol.errors import ModelError
 from protocol.messages import KeptPrefix, LoadStage, PrepareStage
 from protocol.model_digest import model_digest
-from protocol.values import KvSettings, LayerRange, Peer, Route
-from strategy.chunking import ChunkCost
+from protocol.values import LayerRange, Peer, Route
+from strategy.chunking import MLX_LM_CHUNK_TOKENS, ChunkCost
 from strategy.copies import share
+from strategy.layer_speeds import LayerSpeeds
 from strategy.memory import KvNeeds
 from workers.cache.disk_tier import DiskTiers
 from workers.cache.kv_memory import kv_needs
 from workers.cache.prefix_store import PrefixStore
-from workers.engine.executor import MLX_LM_CHUNK_TOKENS, StageExecutor, StagePlace, Uncached
-from workers.model.chunk_costs import ChunkCosts
+from workers.engine.executor import StageExecutor, StagePlace, Uncached
 from workers.model.inspection import inspect
+from workers.model.layer_parts import LayerUnits
 from workers.model.payload import are_numbers
+from workers.model.profile import KeptProfiles, Profile, Timer
 from workers.model.shelf import LoadProgressed, ModelShelf
 from workers.model.split_model import SplitModel
+from workers.model.step_timing import ExecutorPlace, StepTimer
 
 log = logging.getLogger(__name__)
 
-MeasureChunk = Callable[[SplitModel, LayerRange, int], float]
+MakeTimer = Callable[[SplitModel], Timer]
 
 # Sequences whose caches are merged into one decode batch.
 MAX_ROWS = 32
@@ -51,13 +52,14 @@ class LoadedStages(msgspec.Struct, frozen=True, kw_only=True):
     """By route: how to run this worker's part of it, and what a prefill chunk costs where the route begins here.
 
     copied: the route of which another worker is given copies of what is kept here, None for none; max_rows: sequences in
-    one batch; prefixes: what each route keeps of past sequences, in the order of loading; read_bytes: of weights read from
-    disk for this plan; vocabulary_size: token ids lie below it.
+    one batch; prefixes: what each route keeps of past sequences, in the order of loading, and how fast it runs; layers: what each
+    takes, None where nobody asked; read_bytes: of weights read from disk for this plan; vocabulary_size: token ids lie below it.
     """
 
     executors: dict[Route, StageExecutor] = {}
     chunk_costs: dict[Route, ChunkCost] = {}
     prefixes: tuple[KeptPrefix, ...] = ()
+    layers: LayerSpeeds | None = None
     copied: Route | None = None
     max_rows: int = 1
     fixed_chunk_tokens: int | None = None
@@ -72,37 +74,25 @@ class LoadedStages(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True)
-class _Place:
-    """What an executor is made for; while it is equal, the executor stays."""
-
-    stage: StagePlace
-    kv: KvSettings | None
-    last_position_only: bool
-    uncached: Uncached
-
-
-@dataclass(frozen=True)
 class _Open:
     """A model that is open: lazily, with the weights of some layers in memory."""
 
     digest: str
     path: Path
     model: SplitModel
-    costs: ChunkCosts
+    profile: Profile
     tiers: DiskTiers
 
 
 class StageLoader:
-    """See the module. shelf: where models lie; measure_chunk: gives the seconds that a prefill chunk takes to
-    run through some layers of a model.
-    """
+    """See the module. shelf: where models lie; make_timer: makes what measures steps of a model, None for a `StepTimer`."""
 
-    def __init__(self, shelf: ModelShelf, measure_chunk: MeasureChunk | None = None):
+    def __init__(self, shelf: ModelShelf, make_timer: MakeTimer | None = None):
         self._shelf = shelf
-        self._measure_chunk = measure_chunk or _measure_chunk
+        self._make_timer = make_timer or StepTimer
         self._open: _Open | None = None
-        self._executors: dict[_Place, StageExecutor] = {}
-        self._needs: dict[_Place, KvNeeds] = {}
+        self._executors: dict[ExecutorPlace, StageExecutor] = {}
+        self._needs: dict[ExecutorPlace, KvNeeds] = {}
         self._held: tuple[str | None, tuple[LayerRange, ...]] = (None, ())
 
     def __repr__(self) -> str:
@@ -158,9 +148,14 @@ class StageLoader:
             model = SplitModel.load(path)
             found = inspect(path, self._shelf.cache)
             model.unused, model.limits_projection = found.unused, found.last_position_only
-            costs = ChunkCosts(functools.partial(self._measure_chunk, model))
+            profile = Profile(
+                self._make_timer(model),
+                LayerUnits(model.layers, found.legal_cuts),
+                KeptProfiles(self._shelf.cache / "profiles", digest),
+                context_tokens=found.context_tokens,
+            )
             tiers = DiskTiers(self._shelf.cache / "kv", model_digest(path, with_times=True))
-            self._open = _Open(digest, path, model, costs, tiers)
+            self._open = _Open(digest, path, model, profile, tiers)
         return self._open
 
     def _drop(self) -> None:
@@ -189,23 +184,26 @@ class StageLoader:
         for place in places.values():
             self._warm_up(name, model, place, progress)
         read_bytes = model.weights.num_bytes - before
+        batches = _batches(plan, model, places.values())
+        profile = opened.profile
+        if plan.profile:
+            profile.take(list(places.values()), batches=batches)
         model.release(opened.path, routes.values())  # what some architectures read only to warm up
         self._attach_disks(plan, opened, places)
-        chunk_costs = {route: opened.costs.of(layers) for route, layers in routes.items() if route.head == name}
+        chunk_costs = {route: profile.chunk_cost(place) for route, place in places.items() if route.head == name}
         log.info("read %d bytes of weights; chunks cost %s", read_bytes, chunk_costs)
         mx.clear_cache()
-        batches = plan.batches and all(
-            place.kv is None or model.kv_kind(place.kv.kind).batches(place.kv) for place in places.values()
-        )
         executors = {route: self._executors[place] for route, place in places.items()}
         kept_bytes = sum(executor.prefixes.num_bytes for executor in executors.values())
         return LoadedStages(
             executors=executors,
             chunk_costs=chunk_costs,
-            prefixes=tuple(KeptPrefix(route=route, needs=self._needs[place]) for route, place in places.items()),
-            copied=plan.pipeline
-            if plan.kv_copies and plan.pipeline is not None and not plan.pipeline.is_single
-            else None,
+            prefixes=tuple(
+                KeptPrefix(route=route, needs=self._needs[place], speed=profile.speeds.get(place))
+                for route, place in places.items()
+            ),
+            layers=profile.layers,
+            copied=_copied(plan),
             max_rows=MAX_ROWS if batches else 1,
             fixed_chunk_tokens=MLX_LM_CHUNK_TOKENS if plan.whole_prompts else plan.prefill_chunk_tokens,
             weights_bytes=max(model.weights.num_bytes, mx.get_active_memory() - kept_bytes),
@@ -213,7 +211,7 @@ class StageLoader:
             vocabulary_size=model.vocabulary_size,
         )
 
-    def _arrange(self, name: str, model: SplitModel, plan: LoadStage, places: dict[Route, _Place]) -> None:
+    def _arrange(self, name: str, model: SplitModel, plan: LoadStage, places: dict[Route, ExecutorPlace]) -> None:
         """Executors for exactly these places; what those that go have kept is taken over where it suits."""
         gone = {place: self._executors.pop(place) for place in self._executors.keys() - set(places.values())}
         for route, place in places.items():
@@ -241,7 +239,7 @@ class StageLoader:
             executor.prefixes.retire()
         self._needs = {place: needs for place, needs in self._needs.items() if place in self._executors}
 
-    def _warm_up(self, name: str, model: SplitModel, place: _Place, progress: LoadProgressed) -> None:
+    def _warm_up(self, name: str, model: SplitModel, place: ExecutorPlace, progress: LoadProgressed) -> None:
         if place in self._needs:
             return
         before = model.weights.num_bytes
@@ -256,7 +254,7 @@ class StageLoader:
             )
         self._needs[place] = kv_needs(caches)
 
-    def _attach_disks(self, plan: LoadStage, opened: _Open, places: dict[Route, _Place]) -> None:
+    def _attach_disks(self, plan: LoadStage, opened: _Open, places: dict[Route, ExecutorPlace]) -> None:
         for place in places.values():
             disk = None
             if plan.prefix_disk_bytes:
@@ -287,11 +285,22 @@ def _ranges(name: str, plan: LoadStage) -> list[LayerRange]:
     return list(_routes_through(name, plan, max(stage.layers.end for stage in plan.stages)).values())
 
 
-def _place(name: str, plan: LoadStage, route: Route, layers: LayerRange) -> _Place:
+def _place(name: str, plan: LoadStage, route: Route, layers: LayerRange) -> ExecutorPlace:
     kv = plan.kv if plan.kv.kind != "dynamic" else None  # mlx-lm's own
     if kv is not None and kv.kind == "static":
         kv = msgspec.structs.replace(kv, max_tokens=_SOME_TOKENS)  # each sequence has its own
-    return _Place(StagePlace(layers, is_last=route.last == name), kv, plan.last_position_only, _uncached(plan))
+    return ExecutorPlace(StagePlace(layers, is_last=route.last == name), kv, plan.last_position_only, _uncached(plan))
+
+
+def _batches(plan: LoadStage, model: SplitModel, places: Iterable[ExecutorPlace]) -> bool:
+    """Whether sequences can share steps here."""
+    kinds = [place.kv for place in places if place.kv is not None]
+    return plan.batches and all(model.kv_kind(kv.kind).batches(kv) for kv in kinds)
+
+
+def _copied(plan: LoadStage) -> Route | None:
+    """The route of which another worker is given copies."""
+    return plan.pipeline if plan.kv_copies and plan.pipeline is not None and not plan.pipeline.is_single else None
 
 
 def _uncached(plan: LoadStage) -> Uncached:
@@ -317,11 +326,3 @@ def _merged(layers: Iterable[int]) -> tuple[LayerRange, ...]:
         else:
             ranges.append(LayerRange(index, index + 1))
     return tuple(ranges)
-
-
-def _measure_chunk(model: SplitModel, layers: LayerRange, num_tokens: int) -> float:
-    tokens = mx.zeros((1, num_tokens), mx.int32)
-    cache = model.make_cache(layers)
-    started = time.perf_counter()
-    model.evaluate(model.forward(tokens, layers=layers, cache=cache, last_position_only=model.limits_projection), cache)
-    return time.perf_counter() - started

@@ -8,6 +8,7 @@ from protocol.home import ProcessIdentity
 from protocol.join_token import read_token
 from protocol.values import TO_COORDINATOR, Peer
 from tests.support.in_process.mailbox import ENDPOINT
+from tests.support.told_timer import ToldTimer
 from workers.engine.engine import Engine
 from workers.model.shelf import ModelShelf
 from workers.worker import Worker, WorkerOptions
@@ -19,11 +20,6 @@ _POLL_S = 0.05
 
 class _Halted(BaseException):
     """The compute thread comes no further: its process died or hangs in this step. No `except Exception` holds it up."""
-
-
-def _chunk_seconds(model, layers, num_tokens):
-    """Much as a small model, and always the same."""
-    return 1e-3 + 1e-5 * num_tokens
 
 
 class InProcessWorker:
@@ -39,7 +35,7 @@ class InProcessWorker:
         self.key = f"the key of {options.name}"
         links = network.links(options.name, self._link_lost, key=self.key)
         shelf = ModelShelf(options.home, options.home.cache)
-        self.engine = Engine(options.name, links, shelf, now=now, measure_chunk=_chunk_seconds)
+        self.engine = Engine(options.name, links, shelf, now=now, make_timer=ToldTimer)
         self._links = links
         self._launch, self.engine._runner.launch = self.engine._runner.launch, self._launched
         self._now = now
