@@ -16,7 +16,9 @@ from cluster.serving.health import Stall
 from protocol.interfaces.values import LinkKind
 from protocol.messages import HeldModel, Join, LinkFigures, StageFigures
 from protocol.transport.addressing import endpoint_for
-from protocol.values import LayerRange
+from protocol.values import LayerRange, Route
+from strategy.chunking import MAX_TOKENS
+from strategy.cost import StageSpeed
 from strategy.memory import WorkerBudget
 from strategy.partition import Stage
 
@@ -58,9 +60,28 @@ class CacheStatus(msgspec.Struct, frozen=True, kw_only=True):
     disk_bytes: int = 0
 
 
+class StageRates(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens a second of some layers by themselves, as they were measured: of one short sequence, and of a prompt in large chunks."""
+
+    decode_tokens_per_s: float
+    prefill_tokens_per_s: float
+
+    @classmethod
+    def of(cls, speed: StageSpeed) -> "StageRates":
+        step_s, chunk_s = speed.decode_s(1, 0), speed.chunk_s(MAX_TOKENS, 0)
+        return cls(decode_tokens_per_s=_rate(1, step_s), prefill_tokens_per_s=_rate(MAX_TOKENS, chunk_s))
+
+
+class SpeedStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one worker's stage of the pipeline, and of the full model where it holds that; None where it was not measured."""
+
+    stage: StageRates | None = None
+    full_model: StageRates | None = None
+
+
 class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One worker. layers: of the plan in force, half open; oldest_step_s: for how long it has been at what it does now;
-    why_away: a clause where its host cannot take part.
+    why_away: a clause where its host cannot take part; speed: None where nothing was measured.
     """
 
     name: str
@@ -75,6 +96,7 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     load: WorkerLoad
     oldest_step_s: float | None
     link: None = None
+    speed: SpeedStatus | None = None
 
 
 class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -162,7 +184,27 @@ def worker_statuses(members: Iterable[Member], plan: Plan | None) -> tuple[Worke
     stages = {stage.worker: stage for stage in plan.stages} if plan is not None else {}
     budgets = plan.budgets if plan is not None else {}
     total = plan.model.sizes.total if plan is not None else 0
-    return tuple(_worker(member, stages.get(member.name), budgets.get(member.name), total) for member in members)
+    return tuple(
+        msgspec.structs.replace(
+            _worker(member, stages.get(member.name), budgets.get(member.name), total),
+            speed=None if plan is None else _speed(member.name, plan),
+        )
+        for member in members
+    )
+
+
+def _speed(worker: str, plan: Plan) -> SpeedStatus | None:
+    rates = {
+        route: StageRates.of(found.stages[route.workers.index(worker)])
+        for route, found in plan.costs.items()
+        if worker in route.workers
+    }
+    alone = rates.pop(Route((worker,)), None)
+    return SpeedStatus(stage=next(iter(rates.values()), None), full_model=alone) if rates or alone else None
+
+
+def _rate(num_tokens: int, seconds: float) -> float:
+    return round(num_tokens / max(seconds, 1e-9), 1)
 
 
 def host_statuses(members: Iterable[Member]) -> tuple[HostStatus, ...]:

@@ -10,6 +10,9 @@ from cluster.planning.events import EventLog
 from cluster.serving.health import Health
 from cluster.serving.prompts import Prompts
 from protocol.messages import Heartbeat, PrefillProgress
+from protocol.values import Route
+from strategy.chunking import ChunkCost
+from strategy.cost import Hop, RouteCosts, StageSpeed
 from tests.support.fake_cluster import Client, FakeCluster, plan_of, ready_member, service_of, settle, tokens_request
 from tests.support.tiny_tokenizer import write_tokenizer
 from tests.support.virtual_time import run
@@ -158,6 +161,37 @@ def test_status_has_every_documented_key(prompts):
         assert {"name", "host", "pid", "state", "link", "cache", "load"} <= status["workers"][0].keys()
         assert status["requests"] == dict.fromkeys(("running", "waiting", "finished", "failed", "resumed"), 0)
         assert status["events"] == [{"at": 1_700_000_000.0, "what": "worker alpha joined"}]
+
+    run(scenario())
+
+
+def test_measured_workers_are_shown_with_the_speed_of_their_stage_and_of_the_full_model(prompts):
+    def costs_of(route, *steps_s):
+        stages = tuple(
+            StageSpeed(
+                decode=((1, step_s),),
+                decode_context_s=0.0,
+                chunk=ChunkCost(0.0, step_s / 10),
+                chunk_context_s=0.0,
+                payload_bytes=1,
+            )
+            for step_s in steps_s
+        )
+        return RouteCosts(route=route, stages=stages, hops=(Hop(0.0, 1.0),) * len(stages))
+
+    async def scenario():
+        plan = plan_of(full=("alpha",))
+        alone = Route(("alpha",))
+        costs = {plan.pipeline: costs_of(plan.pipeline, 0.1, 0.2, 0.4), alone: costs_of(alone, 0.5)}
+        cluster = FakeCluster(msgspec.structs.replace(plan, costs=costs))
+        speeds = [worker.speed for worker in service_of(prompts, cluster).status().workers]
+        assert [(speed.stage.decode_tokens_per_s, speed.stage.prefill_tokens_per_s) for speed in speeds] == [
+            (10.0, 100.0),
+            (5.0, 50.0),
+            (2.5, 25.0),
+        ]
+        assert [speed.full_model and speed.full_model.decode_tokens_per_s for speed in speeds] == [2.0, None, None]
+        assert [worker.speed for worker in service_of(prompts, FakeCluster(plan)).status().workers] == [None] * 3
 
     run(scenario())
 
