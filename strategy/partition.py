@@ -13,7 +13,7 @@ import msgspec
 from strategy.vocabulary import LayerRange, Route
 
 # What a worker needs beside weights, as a share of them: activations and the KV of its layers.
-_HEADROOM = 1.1
+HEADROOM = 1.1
 
 
 class NoPlan(Exception):
@@ -126,14 +126,14 @@ def partition_of_survivors(
 
 def fits(sizes: ModelSizes, node: Node) -> bool:
     """Whether the full model fits within the node's limit."""
-    return sizes.total * _HEADROOM <= node.memory_limit_bytes
+    return sizes.total * HEADROOM <= node.memory_limit_bytes
 
 
 def full_model_shortage(sizes: ModelSizes, nodes: Sequence[Node]) -> str:
     """How much one worker needs for the full model and how much the largest has, in words."""
     largest = max(nodes, key=lambda node: node.memory_limit_bytes)
     return (
-        f"the full model needs {_gb(math.ceil(sizes.total * _HEADROOM))} on one worker, and the largest, "
+        f"the full model needs {_gb(math.ceil(sizes.total * HEADROOM))} on one worker, and the largest, "
         f"{largest.name}, has {_gb(largest.memory_limit_bytes)}"
     )
 
@@ -141,10 +141,10 @@ def full_model_shortage(sizes: ModelSizes, nodes: Sequence[Node]) -> str:
 def _of(sizes: ModelSizes, nodes: Sequence[Node], bounds: Sequence[LayerRange]) -> Partition:
     stages = tuple(_stage(sizes, node, layers) for node, layers in zip(nodes, bounds, strict=True))
     for node, stage in zip(nodes, stages, strict=True):
-        if stage.weights_bytes * _HEADROOM > node.memory_limit_bytes:
+        if stage.weights_bytes * HEADROOM > node.memory_limit_bytes:
             raise NoPlan(
                 f"{node.name} is given {_gb(stage.weights_bytes)} of weights but has room for "
-                f"{_gb(int(node.memory_limit_bytes / _HEADROOM))}; raise its memory_limit or add a worker"
+                f"{_gb(int(node.memory_limit_bytes / HEADROOM))}; raise its memory_limit or add a worker"
             )
     return Partition(stages=stages, pipeline=Route(tuple(node.name for node in nodes)))
 
@@ -227,7 +227,7 @@ def _best_bounds(
         for start, before in best.items():
             for end in (cut for cut in cuts if cut > start):
                 size = sizes.stage(start, end)
-                if size > int(node.memory_limit_bytes / _HEADROOM):
+                if size > int(node.memory_limit_bytes / HEADROOM):
                     break
                 read_bytes = sizes.missing(start, end, node.held) if least_read else 0
                 split = before.and_then(size, read_bytes, _without_kv(node, start, end), LayerRange(start, end))
@@ -235,7 +235,7 @@ def _best_bounds(
                     following[end] = split
         best = following
     if num_layers not in best:
-        total = sum(int(node.memory_limit_bytes / _HEADROOM) for node in nodes)
+        total = sum(int(node.memory_limit_bytes / HEADROOM) for node in nodes)
         raise NoPlan(
             f"the model's {_gb(sizes.total)} of weights do not fit the {len(nodes)} workers, which have room for "
             f"{_gb(total)} together; raise memory_limit or add a worker"

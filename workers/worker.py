@@ -234,7 +234,7 @@ class Worker:
             return None
         if now >= self._heartbeat_at:
             self._heartbeat_at = now + HEARTBEAT_S
-            self._say(0, self._engine.heartbeat(now))
+            self._say(0, msgspec.structs.replace(self._engine.heartbeat(now), clock=time.time()))
         timer = self._attachment.next_timer()
         due = self._heartbeat_at if timer is None else min(timer, self._heartbeat_at)
         return max(0.0, due - self._now())

@@ -15,7 +15,7 @@ from cluster.membership.member import Member, WorkerEvent, WorkerState
 from cluster.membership.roster import Roster
 from cluster.planning import deployment as planning
 from cluster.planning.assembly import Assembly, Part
-from cluster.planning.deployment import Candidate, Deployment
+from cluster.planning.deployment import Deployment
 from cluster.planning.events import EventLog
 from cluster.planning.inquiries import Answer, Inquiries
 from cluster.planning.interface import Listener
@@ -104,8 +104,6 @@ class ControlPlane:
         """Workers that should be there and are not, or not part of the plan in force yet."""
         return self.roster.missing(None if self.plan is None else self.plan.workers)
 
-    # --- living
-
     def open(self) -> None:
         """Begin to hear workers; `launching` starts them."""
         self._mailbox.open(self._receive, self._closed)
@@ -128,6 +126,7 @@ class ControlPlane:
 
     def _beat(self) -> None:
         """To everybody who may live: whoever was given up learns from it that it has to join again."""
+        self._deployment.paced(self._model.candidates(self.roster, self._now()))
         beat = self.roster.muster()
         for name in self.members:
             self._mailbox.tell(name, beat)
@@ -229,6 +228,7 @@ class ControlPlane:
             return
         member.loaded(message)
         member.held = self._assembly.held(message.worker)
+        self._model.learn(message)
         self._assembly.loaded(message, buffers)
         self._plan_all(self._deployment.loaded(message.worker, member.held, self._now()))
 
@@ -345,9 +345,8 @@ class ControlPlane:
     def _changed(self, name: str, loss: Loss) -> None:
         """Other workers are there, or one of them with nothing of the plan that it had."""
         now = self._now()
-        there = {each.name: Candidate.of(each, self.roster.deaths(each.name, now)) for each in self.roster.there}
         self._deployment.want(self.roster.awaited)
-        self._plan_all(self._deployment.changed(there, now, loss, name))
+        self._plan_all(self._deployment.changed(self._model.candidates(self.roster, now), now, loss, name))
 
     def _plan_all(self, actions: Sequence[planning.Action]) -> None:
         for action in actions:

@@ -10,24 +10,26 @@ Events in, actions out; `now` (seconds of a monotonic clock) is an argument. Sen
 3. A newcomer first reads its part of the plan to come while the plan in force goes on serving. The plan is replaced when
    nothing runs, `SETTLE_S` after the last newcomer, at the latest `PATIENCE_S` after that; who dies often settles longer.
 4. Every plan has an epoch of its own, higher than all before.
-5. Workers that cannot reach each other would break every plan at once: after a few that hardly lived, the next waits 1, 2, 4 and
+5. Where it is measured how fast workers are, the split is by that. When one became slower or faster, another split takes the
+   place of this one if it promises clearly more, when nothing runs.
+6. Workers that cannot reach each other would break every plan at once: after a few that hardly lived, the next waits 1, 2, 4 and
    up to 60 s, unless somebody comes or goes.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Self
 
 import msgspec
 
-from cluster.membership.member import Member
+from cluster.planning.candidate import Candidate
 from cluster.planning.patience import Patience
 from cluster.planning.plan import Loss
 from protocol.errors import IllegalEvent
 from protocol.messages import Inspected
 from protocol.values import LayerRange
 from strategy.copies import copy_holder
+from strategy.measured_partition import Pace, differ, is_worth_it, measured_partition
 from strategy.partition import ModelSizes, Node, NoPlan, Partition, Stage, partition, partition_of_survivors
 
 SETTLE_S = 2.0
@@ -70,27 +72,6 @@ TRANSITIONS: dict[tuple[DeploymentState, DeploymentEvent], DeploymentState] = {
     (_S.SERVING, _E.BREAK): _S.FORMING,
     (_S.SERVING, _E.STOP): _S.STOPPED,
 }
-
-
-class Candidate(msgspec.Struct, frozen=True, kw_only=True):
-    """A worker that is there. held: layers whose weights it has; deaths: how often it died lately."""
-
-    name: str
-    memory_limit_bytes: int
-    layers: LayerRange | None = None
-    held: tuple[LayerRange, ...] = ()
-    deaths: int = 0
-
-    @classmethod
-    def of(cls, member: Member, deaths: int) -> Self:
-        """A member as planning sees it."""
-        return cls(
-            name=member.name,
-            memory_limit_bytes=member.memory_limit_bytes,
-            layers=member.manual_layers,
-            held=member.held,
-            deaths=deaths,
-        )
 
 
 class Inspect(msgspec.Struct, frozen=True):
@@ -220,6 +201,12 @@ class Deployment:
         self._next.moves = how == "idle"
         return self.broken("a link became slow, and there is a better one", now) if how == "now" else []
 
+    def paced(self, there: Mapping[str, Candidate]) -> None:
+        """How fast everybody who is there is now; where that is clearly another than before, it is looked at when nothing runs."""
+        if there.keys() == self._there.keys() and there:
+            self._there = there
+            self._next.is_paced = differ(self._next.judged, self._paces)
+
     def broken(self, sentence: str, now: float) -> list[Action]:
         """A link of the plan lost something, or a step is overdue: the same workers begin a new epoch."""
         if self.state not in (_S.LOADING, _S.SERVING):
@@ -267,10 +254,12 @@ class Deployment:
         assert self._current is not None
         if self._next.moves and is_idle:
             return self.broken("there are better links", now)
+        if self._next.is_paced and is_idle and (faster := self._faster()):
+            return [*self._break(Loss(workers=(), sentence="a faster split is known")), *self._load(faster)]
         members = {stage.worker for stage in self._current.stages}
         newcomers = [worker for worker in self._there.values() if worker.name not in members]
         if not newcomers:
-            self._next = _Upcoming(moves=self._next.moves)
+            self._next = _Upcoming(moves=self._next.moves, judged=self._next.judged)
             return []
         names = tuple(worker.name for worker in newcomers)
         if names != self._next.newcomers:
@@ -284,7 +273,9 @@ class Deployment:
 
     def _prepare(self, newcomers: Sequence[Candidate], names: tuple[str, ...], now: float) -> list[Action]:
         settle_s = max(min(SETTLE_S * 2 ** max(worker.deaths - 1, 0), _LONGEST_SETTLE_S) for worker in newcomers)
-        self._next = _Upcoming(newcomers=names, settled_at=now + settle_s, moves=self._next.moves)
+        self._next = _Upcoming(
+            newcomers=names, settled_at=now + settle_s, moves=self._next.moves, judged=self._next.judged
+        )
         try:
             found = self._partition(balanced=True)
         except NoPlan:  # the newcomers do not help; the plan in force stays
@@ -299,6 +290,29 @@ class Deployment:
                 actions.append(Prepare(stage.worker, self._wanted_layers(stage)))
         return actions
 
+    def _faster(self) -> Partition | None:
+        """A split of those who are there that promises clearly more than the one in force."""
+        assert self._current is not None
+        assert self._sizes is not None
+        nodes, paces = [self._node(worker) for worker in self._there.values()], self._paces
+        self._next.is_paced, self._next.judged = False, paces
+        found = self._by_pace(nodes)
+        if found is None or not is_worth_it(self._sizes, nodes, paces, self._current, found):
+            return None
+        return found
+
+    def _by_pace(self, nodes: Sequence[Node]) -> Partition | None:
+        """By how fast workers are; None where that is not known of all, or the model cannot be cut."""
+        assert self._inspected is not None
+        assert self._sizes is not None
+        if self._inspected.why_not is not None:
+            return None
+        return measured_partition(self._sizes, nodes, self._paces, self._inspected.legal_cuts)
+
+    @property
+    def _paces(self) -> dict[str, Pace]:
+        return {worker.name: worker.pace for worker in self._there.values() if worker.pace is not None}
+
     def _wanted_layers(self, stage: Stage) -> LayerRange:
         assert self._sizes is not None
         return LayerRange(0, len(self._sizes.layers)) if stage.holds_full_model else stage.layers
@@ -312,6 +326,8 @@ class Deployment:
         if not is_complete:
             nodes = [msgspec.structs.replace(node, layers=None) for node in nodes]
         balanced = balanced or any(node.layers is not None for node in nodes)
+        if balanced and (found := self._by_pace(nodes)):
+            return found
         split = partition if balanced else partition_of_survivors
         while True:
             try:
@@ -362,10 +378,14 @@ class Deployment:
 
 
 class _Upcoming(msgspec.Struct):
-    """The plan that newcomers are being made ready for. preparing: who still reads; moves: links are to be chosen anew."""
+    """The plan that newcomers are being made ready for. preparing: who still reads; moves: links are to be chosen anew; judged: how
+    fast everybody was when that was looked at last; is_paced: that is another now.
+    """
 
     newcomers: tuple[str, ...] = ()
     settled_at: float = 0.0
     partition: Partition | None = None
     preparing: frozenset[str] = frozenset()
     moves: bool = False
+    judged: Mapping[str, Pace] = {}
+    is_paced: bool = False

@@ -1,14 +1,22 @@
-"""The model that a cluster serves: where it lies, its names, what was found out about it, and plans made of that."""
+"""The model that a cluster serves: where it lies, its names, what was found out about it, how fast workers run it, and plans made of
+that.
+"""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from cluster.membership.member import Member
+from cluster.membership.roster import Roster
 from cluster.planning.assembly import Assembly, Part
+from cluster.planning.candidate import Candidate
 from cluster.planning.model_files import read_sizes
 from cluster.planning.plan import ModelFacts
+from cluster.planning.route_costs import hop_between
 from cluster.settings import Settings
-from protocol.messages import Inspected, InspectModel, PrepareStage
+from protocol.messages import Inspected, InspectModel, Loaded, PrepareStage
 from protocol.values import LayerRange, Peer
+from strategy.layer_speeds import LayerSpeeds
+from strategy.measured_partition import Pace
 from strategy.partition import Partition
 
 
@@ -20,6 +28,8 @@ class KnownModel:
         self._settings = settings
         self.digest = digest
         self.facts: ModelFacts | None = None
+        self._speeds: dict[str, LayerSpeeds] = {}
+        self._payload_bytes = 0  # of one token
 
     def __repr__(self) -> str:
         return f"KnownModel({self.path.name})"
@@ -42,3 +52,30 @@ class KnownModel:
         """A plan of this model on its way. Only once it was inspected."""
         assert self.facts is not None
         return Assembly(epoch, self.facts, found, parts, self._settings)
+
+    def learn(self, message: Loaded) -> None:
+        """A worker loaded its part, and may have measured how fast it runs it."""
+        if message.layers is not None:
+            self._speeds[message.worker] = message.layers
+        for prefix in message.prefixes:
+            if prefix.speed is not None:
+                self._payload_bytes = max(self._payload_bytes, prefix.speed.payload_bytes)
+
+    def candidates(self, roster: Roster, now: float) -> dict[str, Candidate]:
+        """The workers that are there, in the order of the roster."""
+        there = list(roster.there)
+        return {
+            member.name: Candidate.of(member, roster.deaths(member.name, now), self._pace(member, there))
+            for member in there
+        }
+
+    def _pace(self, member: Member, there: Sequence[Member]) -> Pace | None:
+        speeds = self._speeds.get(member.name)
+        if speeds is None:
+            return None
+        return Pace(
+            speeds=speeds,
+            slowness=1.0 if member.heartbeat is None else member.heartbeat.slowness,
+            hops={other.name: hop_between(member, other) for other in there if other is not member},
+            payload_bytes=self._payload_bytes,
+        )

@@ -12,6 +12,7 @@ import msgspec
 
 from cluster.planning.interface import Cluster
 from cluster.planning.plan import Plan
+from cluster.planning.route_costs import PresentCosts
 from cluster.serving.admission import NotNow
 from cluster.serving.forecasting import Forecasting
 from cluster.serving.live_request import LiveRequest
@@ -21,6 +22,7 @@ from protocol.errors import BadRequest, TooLarge
 from strategy.cache_use import MeasuredUse
 from strategy.cost import RouteLoad
 from strategy.decision import Decision, decide
+from strategy.prediction import Conditions
 from strategy.situation import Asked, Mode, NoStrategy, Snapshot, Thresholds
 from strategy.vocabulary import Route
 
@@ -48,6 +50,7 @@ class Decider:
         self._measured_use = measured_use
         self._load = load
         self._loads = loads
+        self._costs = PresentCosts()
         self._forecasting = Forecasting(settings.objective)
         self._visited: OrderedDict[str | bytes, str] = OrderedDict()
 
@@ -99,8 +102,13 @@ class Decider:
             visited=MappingProxyType(self._visited),
             thresholds=self._thresholds,
             mode=self._mode,
-            conditions=self._forecasting.conditions(self._loads()) if self._forecasting.is_of_use else None,
+            conditions=self._conditions(plan),
         )
+
+    def _conditions(self, plan: Plan) -> Conditions | None:
+        if not self._forecasting.is_of_use:
+            return None
+        return self._forecasting.conditions(self._costs.of(plan, self._cluster.members), self._loads())
 
     def began(self, live: LiveRequest, decision: Decision) -> None:
         """A request runs: what begins like it may come back there."""

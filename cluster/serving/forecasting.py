@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from cluster.planning.plan import Plan
 from cluster.serving.requests import Finished
-from strategy.cost import RouteLoad
+from strategy.cost import RouteCosts, RouteLoad
 from strategy.learning import AnswerLengths, Learning
 from strategy.occupation import Occupation
 from strategy.prediction import Conditions, Forecast, Objective
@@ -26,6 +26,7 @@ class Forecasting:
     def __init__(self, objective: Objective):
         self._objective = objective
         self._plan: Plan | None = None
+        self._costs: Mapping[Route, RouteCosts] = {}
         self._occupation = Occupation({})
         self._learning = Learning()
         self._lengths = AnswerLengths()
@@ -38,17 +39,16 @@ class Forecasting:
     def begin_plan(self, plan: Plan) -> None:
         """A plan is in force."""
         self._plan = plan
-        self._occupation = Occupation(plan.costs)
         self._learning.renew(plan.costs)
         self._kept = {}
 
-    def conditions(self, loads: Mapping[Route, RouteLoad]) -> Conditions | None:
-        """What predictions are made from now; None where no route was measured. loads: what runs, by route."""
-        if self._plan is None or not self._plan.costs:
-            return None
+    def conditions(self, costs: Mapping[Route, RouteCosts], loads: Mapping[Route, RouteLoad]) -> Conditions:
+        """What predictions are made from now. costs: of the routes, with the links as they are; loads: what runs, by route."""
+        if costs is not self._costs:
+            self._costs, self._occupation = costs, Occupation(costs)
         self._occupation.changed(loads)
         return Conditions(
-            costs=self._plan.costs,
+            costs=costs,
             occupation=self._occupation,
             learning=self._learning,
             objective=self._objective,

@@ -4,6 +4,7 @@ Owns only what is known of the model, which stays known while one plan gives way
 """
 
 import time
+from collections.abc import Callable
 
 import msgspec
 
@@ -40,8 +41,16 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
 class Overview:
     """See the module."""
 
-    def __init__(self, cluster: Cluster, identity: Identity, settings: StrategySettings, counts: Counts):
+    def __init__(
+        self,
+        cluster: Cluster,
+        identity: Identity,
+        settings: StrategySettings,
+        counts: Counts,
+        now: Callable[[], float],
+    ):
         self._cluster = cluster
+        self._now = now
         self._identity = identity
         self._settings = settings
         self._counts = counts
@@ -110,7 +119,7 @@ class Overview:
             policy=self._settings.policy,
             coordinator=CoordinatorStatus(pid=self._identity.pid),
             workers=worker_statuses(self._cluster.members.values(), self._cluster.plan),
-            hosts=host_statuses(self._cluster.members.values()),
+            hosts=host_statuses(self._cluster.members.values(), self._now(), time.time()),
             links=link_statuses(self._cluster.members.values()),
             requests=self._counts.requests,
             cache=self._counts.reuse,

@@ -69,7 +69,7 @@ class GenerationService:
         self._runs = Runs(cluster)
         self._admission = Admission(max_running=MAX_RUNNING, max_waiting=settings.api.max_queue)
         self._decider = Decider(cluster, settings.strategy, measured_use, self._admission.load, self._runs.loads)
-        self._overview = Overview(cluster, identity, settings.strategy, self._counts)
+        self._overview = Overview(cluster, identity, settings.strategy, self._counts, now)
         cluster.listener = self
         if cluster.plan is not None:
             self.plan_began(cluster.plan)

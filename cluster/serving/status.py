@@ -100,7 +100,9 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One machine, as its workers described it; local: the coordinator's. address: where the coordinator reaches it."""
+    """One machine, as its workers described it; local: the coordinator's. address: where the coordinator reaches it;
+    clock_ahead_s: of the coordinator's clock, None where it has not said its time yet.
+    """
 
     name: str
     address: str
@@ -108,6 +110,7 @@ class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
     os: str
     versions: dict[str, str]
     memory_bytes: int
+    clock_ahead_s: float | None
     workers: tuple[str, ...]
 
 
@@ -207,12 +210,14 @@ def _rate(num_tokens: int, seconds: float) -> float:
     return round(num_tokens / max(seconds, 1e-9), 1)
 
 
-def host_statuses(members: Iterable[Member]) -> tuple[HostStatus, ...]:
-    """Every machine of which a worker joined."""
+def host_statuses(members: Iterable[Member], now: float, clock: float) -> tuple[HostStatus, ...]:
+    """Every machine of which a worker joined. now, clock: the coordinator's, as members are seen and as people tell the time."""
     found: dict[str, tuple[Join, list[str]]] = {}
+    ahead: dict[str, float | None] = {}
     for member in members:
         if member.join is not None:
             found.setdefault(member.host, (member.join, []))[1].append(member.name)
+            ahead[member.host] = _clock_ahead_s(member, now, clock)
     return tuple(
         HostStatus(
             name=name,
@@ -221,10 +226,18 @@ def host_statuses(members: Iterable[Member]) -> tuple[HostStatus, ...]:
             os=join.about.os,
             versions=join.about.versions,
             memory_bytes=join.about.memory_bytes,
+            clock_ahead_s=ahead[name],
             workers=tuple(workers),
         )
         for name, (join, workers) in found.items()
     )
+
+
+def _clock_ahead_s(member: Member, now: float, clock: float) -> float | None:
+    """What its heartbeat took to arrive counts as behind."""
+    if member.heartbeat is None or not member.heartbeat.clock:
+        return None
+    return round(member.heartbeat.clock - (clock - (now - member.seen_at)), 1)
 
 
 def link_statuses(members: Iterable[Member]) -> tuple[LinkStatus, ...]:

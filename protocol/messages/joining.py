@@ -56,7 +56,8 @@ class Heartbeat(Message, frozen=True, kw_only=True):
     process; queued: messages that wait for the compute thread; prefix_bytes, disk_bytes: kept of past sequences;
     shared_bytes: of prefix_bytes, what running sequences began with; read_bytes: weights read since the process began.
     oldest_step_s: for how long the compute thread has been at what it does now, None when it is idle; overdue_s: how long
-    that may take at most before the worker counts as hung.
+    that may take at most before the worker counts as hung. slowness: by how much longer its steps take than when it was measured;
+    clock: its host's time, in seconds since 1970.
     """
 
     worker: str
@@ -73,6 +74,8 @@ class Heartbeat(Message, frozen=True, kw_only=True):
     read_bytes: int = 0
     oldest_step_s: float | None = None
     overdue_s: float = 0.0
+    slowness: float = 1.0
+    clock: float = 0.0
 
 
 class Shutdown(Message, frozen=True, kw_only=True):

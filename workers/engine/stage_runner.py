@@ -220,6 +220,8 @@ class StageRunner:
         self._finished_at = self._now()
         seconds = self._finished_at - started_at
         self._vitals.count(len(step.rows), seconds)
+        if speed := self.stages.speeds.get(step.route):
+            self._vitals.slowness.observe(speed, step, seconds, self._finished_at)
         self._leaves_memory = True
         self._copying.stepped(step.num_tokens)
         self._usual[step.route].observe(kind, step.num_tokens, seconds)

@@ -8,6 +8,7 @@ import msgspec
 
 from protocol.messages import Heartbeat
 from protocol.values import LayerRange
+from workers.engine.slowness import Slowness
 from workers.model.stage_loading import LoadedStages
 
 # How old the figures in a heartbeat may be.
@@ -46,6 +47,7 @@ class Vitals:
         self._num_rows = 0
         self._busy_s = 0.0
         self._read_bytes = 0
+        self.slowness = Slowness()
         self.held: tuple[str | None, tuple[LayerRange, ...]] = (None, ())
 
     def __repr__(self) -> str:
@@ -95,6 +97,7 @@ class Vitals:
             rows=self._num_rows,
             busy_s=self._busy_s,
             read_bytes=self._read_bytes,
+            slowness=self.slowness.value(now),
         )
 
     def heartbeat(self, now: float, *, num_waiting: int) -> Heartbeat:

@@ -20,6 +20,7 @@ from protocol.model_digest import model_digest
 from protocol.values import LayerRange, Peer, Route
 from strategy.chunking import MLX_LM_CHUNK_TOKENS, ChunkCost
 from strategy.copies import share
+from strategy.cost import StageSpeed
 from strategy.layer_speeds import LayerSpeeds
 from strategy.memory import KvNeeds
 from workers.cache.disk_tier import DiskTiers
@@ -66,6 +67,11 @@ class LoadedStages(msgspec.Struct, frozen=True, kw_only=True):
     weights_bytes: int = 0
     read_bytes: int = 0
     vocabulary_size: int = 0
+
+    @property
+    def speeds(self) -> dict[Route, StageSpeed]:
+        """Of the routes that were measured."""
+        return {prefix.route: prefix.speed for prefix in self.prefixes if prefix.speed is not None}
 
     def flush(self, is_over: Callable[[], bool] = lambda: False) -> None:
         """Put on disk what past sequences left, until `is_over`."""

@@ -7,12 +7,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cluster.membership.member import Whereabouts
 from cluster.serving.prompts import Prompts
 from protocol.errors import ApiError
-from protocol.messages import PrefillProgress, Reused
+from protocol.messages import LinkFigures, PrefillProgress, Reused
 from strategy.situation import Mode, Strategy
 from strategy.vocabulary import Route
-from tests.strategy.test_cost import QUICK, route, stage
+from tests.strategy.test_cost import route, stage
 from tests.support.fake_cluster import Client, FakeCluster, plan_of, service_of, settle, tokens_request
 from tests.support.tiny_tokenizer import write_tokenizer
 from tests.support.virtual_time import run
@@ -26,15 +27,37 @@ def prompts(tmp_path_factory):
     return Prompts.load(write_tokenizer(tmp_path_factory.mktemp("model")))
 
 
-def measured_plan(alpha=1.0, beta=1.0, *, hop=QUICK, workers=WORKERS, **fields):
+def measured_plan(alpha=1.0, beta=1.0, *, workers=WORKERS, **fields):
     """As fast as `stage` at a scale of one; a pipeline shares the layers evenly."""
     plan = plan_of(workers, full=workers, **fields)
     scales = {"alpha": alpha, "beta": beta}
     costs = {
-        each: msgspec.structs.replace(route(*(stage(scales[name] / len(each)) for name in each), hop=hop), route=each)
+        each: msgspec.structs.replace(route(*(stage(scales[name] / len(each)) for name in each)), route=each)
         for each in plan.needs
     }
     return msgspec.structs.replace(plan, costs=costs)
+
+
+def cluster_of(plan, *, latency_s=None):
+    """latency_s: between its workers, which are on one machine where it is None."""
+    cluster = FakeCluster(plan)
+    if latency_s is not None:
+        for name, member in cluster.members.items():
+            member.place = Whereabouts(host=name)
+            member.links = tuple(_link(to, latency_s) for to in cluster.members if to != name)
+    return cluster
+
+
+def _link(to, latency_s):
+    return LinkFigures(
+        to=to,
+        interface="en5",
+        kind="thunderbolt",
+        address="tcp://10.0.0.1:1",
+        round_trip_us=round(latency_s * 2e6),
+        bytes_per_s=10**9,
+        in_use=True,
+    )
 
 
 def measuring(prompts, cluster, **fields):
@@ -55,7 +78,7 @@ async def answer(cluster, client, *, num_tokens, ttft_s, step_s):
 
 def test_answer_says_what_was_predicted_and_what_it_took(prompts):
     async def scenario():
-        cluster = FakeCluster(measured_plan())
+        cluster = cluster_of(measured_plan())
         service = measuring(prompts, cluster)
         explained = await service.explain(tokens_request(20, max_tokens=100))
         client = await answer(
@@ -73,7 +96,7 @@ def test_answer_says_what_was_predicted_and_what_it_took(prompts):
 
 def test_worker_that_turns_out_slow_gets_no_more_requests(prompts):
     async def scenario():
-        cluster = FakeCluster(measured_plan(alpha=0.9, hop=msgspec.structs.replace(QUICK, latency_s=1.0)))
+        cluster = cluster_of(measured_plan(alpha=0.9), latency_s=1.0)
         service = measuring(prompts, cluster)
         taken = []
         for _ in range(8):
@@ -90,7 +113,7 @@ def test_worker_that_turns_out_slow_gets_no_more_requests(prompts):
 
 def test_busy_worker_is_left_for_an_idle_one(prompts):
     async def scenario():
-        cluster = FakeCluster(measured_plan(alpha=0.9, hop=msgspec.structs.replace(QUICK, latency_s=1.0)))
+        cluster = cluster_of(measured_plan(alpha=0.9), latency_s=1.0)
         service = measuring(prompts, cluster)
         first = Client(service, tokens_request(20, max_tokens=500))
         assert (await first.routed()).workers == ("alpha",)
@@ -109,7 +132,7 @@ def test_busy_worker_is_left_for_an_idle_one(prompts):
 
 def test_prompt_comes_back_to_the_caches_that_know_it_until_they_do_not(prompts):
     async def scenario():
-        cluster = FakeCluster(measured_plan(beta=0.99, hop=msgspec.structs.replace(QUICK, latency_s=1.0)))
+        cluster = cluster_of(measured_plan(beta=0.99), latency_s=1.0)
         service = measuring(prompts, cluster)
         first = Client(service, tokens_request(640, max_tokens=4, strategy="single-device-cached"))
         assert (await first.routed()).workers == ("beta",)
@@ -128,7 +151,7 @@ def test_prompt_comes_back_to_the_caches_that_know_it_until_they_do_not(prompts)
 
 def test_client_whose_answers_end_early_is_not_taken_at_its_word(prompts):
     async def scenario():
-        cluster = FakeCluster(measured_plan(hop=msgspec.structs.replace(QUICK, latency_s=0.002)))
+        cluster = cluster_of(measured_plan(), latency_s=0.002)
         service = measuring(prompts, cluster)
         before = (await service.explain(tokens_request(1500, max_tokens=400, client="me"))).strategy
         for _ in range(3):
@@ -145,7 +168,7 @@ def test_client_whose_answers_end_early_is_not_taken_at_its_word(prompts):
 
 def test_after_a_loss_it_is_predicted_for_the_plan_in_force(prompts):
     async def scenario():
-        cluster = FakeCluster(measured_plan())
+        cluster = cluster_of(measured_plan())
         service = measuring(prompts, cluster)
         assert (await service.explain(tokens_request(1500, max_tokens=5))).strategy == "distributed-cached"
         cluster.end("beta")
@@ -177,7 +200,7 @@ def test_what_is_explained_is_what_then_runs(prompts, requests, mode, policy, ob
     """Whatever ran before, runs, was lost, and is set."""
 
     async def scenario():
-        cluster = FakeCluster(measured_plan(*scales))
+        cluster = cluster_of(measured_plan(*scales))
         service = service_of(
             prompts, cluster, policy=policy, objective=objective, use_distributed_inference=mode, max_queue=1000
         )

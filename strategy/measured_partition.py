@@ -1,0 +1,154 @@
+"""Which worker holds which layers, by how fast each is and what lies between them: the plan that replaces an even one.
+
+Where some worker holds the full model, short prompts and long answers are its own to take, so the pipeline is made for long
+prompts; where none does, for both. A worker that would only hold the others up has no stage; it still serves alone where it has
+room for the full model. Pure.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from strategy.cost import Hop
+from strategy.layer_speeds import LayerSpeeds, PartSpeed
+from strategy.optimal_split import optimal_split
+from strategy.partition import HEADROOM, ModelSizes, Node, Partition, Stage, fits
+from strategy.split_costs import HopCosts, NodeSpeeds, Workload, cost_of
+from strategy.vocabulary import LayerRange, Route
+
+# A prompt of some thousand tokens; and where every token goes through all stages, an answer to it.
+READING = Workload(num_chunks=16, generated_tokens=0)
+READING_AND_ANSWERING = Workload(num_chunks=16, generated_tokens=128)
+# Another plan is made for no less: it costs an epoch and what newly has to be read.
+WORTH_A_PLAN = 1.15
+# What changes less is not looked at; of links, by the time of so many bytes.
+_NOTICED = 1.1
+_NOTICED_BYTES = 1 << 18
+
+
+class Pace(msgspec.Struct, frozen=True, kw_only=True):
+    """How fast a worker is. slowness: by how much longer its steps take now than `speeds` says; hops: to others, where they are
+    known; payload_bytes: of one token, to the next stage.
+    """
+
+    speeds: LayerSpeeds
+    slowness: float = 1.0
+    hops: Mapping[str, Hop] = {}
+    payload_bytes: int = 0
+
+
+def measured_partition(
+    sizes: ModelSizes, nodes: Sequence[Node], paces: Mapping[str, Pace], legal_cuts: Sequence[int]
+) -> Partition | None:
+    """The fastest pipeline of two stages or more; None where there is none, or a worker's pace is not known for every layer."""
+    speeds = _node_speeds(sizes, nodes, paces)
+    if speeds is None or len(nodes) < 2 or any(node.layers is not None for node in nodes):
+        return None
+    hops = _hop_costs(paces)
+    none_kept = [0] * len(sizes.layers)
+    found = optimal_split(sizes, none_kept, speeds, hops, _workload(sizes, nodes), legal_cuts)
+    if found is None or len(found.stages) < 2:
+        return None
+    by_name = {node.name: node for node in nodes}
+    stages = [
+        Stage(
+            worker=name, layers=layers, weights_bytes=sizes.stage(*layers), holds_full_model=fits(sizes, by_name[name])
+        )
+        for name, layers in found.stages
+    ]
+    whole = LayerRange(0, len(sizes.layers))
+    beside = [
+        Stage(worker=node.name, layers=whole, weights_bytes=sizes.total, holds_full_model=True)
+        for node in nodes
+        if node.name not in dict(found.stages) and fits(sizes, node)
+    ]
+    return Partition(stages=(*stages, *beside), pipeline=Route(tuple(name for name, _ in found.stages)))
+
+
+def is_worth_it(
+    sizes: ModelSizes, nodes: Sequence[Node], paces: Mapping[str, Pace], now: Partition, instead: Partition
+) -> bool:
+    """Whether another partition promises so much that the one in force should go."""
+    if now.pipeline is None or not set(now.pipeline) <= {node.name for node in nodes}:
+        return False
+    speeds = _node_speeds(sizes, nodes, paces)
+    if speeds is None:
+        return False
+    costs = [
+        cost_of(_pipeline(each), speeds, _hop_costs(paces), _workload(sizes, nodes)).cost_s for each in (now, instead)
+    ]
+    return costs[0] >= WORTH_A_PLAN * costs[1]
+
+
+def differ(before: Mapping[str, Pace], after: Mapping[str, Pace]) -> bool:
+    """Whether anybody is clearly faster or slower than before, or clearly better or worse to reach."""
+    return before.keys() != after.keys() or any(_differs(before[name], pace) for name, pace in after.items())
+
+
+def _differs(before: Pace, after: Pace) -> bool:
+    if before.speeds is not after.speeds and before.speeds != after.speeds:
+        return True
+    ratios = [after.slowness / before.slowness] if before.slowness else []
+    ratios += [
+        hop.seconds(_NOTICED_BYTES) / before.hops[name].seconds(_NOTICED_BYTES)
+        for name, hop in after.hops.items()
+        if name in before.hops
+    ]
+    moved = max((max(ratio, 1 / ratio) for ratio in ratios), default=1.0)
+    return before.hops.keys() != after.hops.keys() or moved > _NOTICED
+
+
+def _pipeline(found: Partition) -> list[tuple[str, LayerRange]]:
+    assert found.pipeline is not None
+    return [(stage.worker, stage.layers) for stage in found.stages if stage.worker in found.pipeline.workers]
+
+
+def _workload(sizes: ModelSizes, nodes: Sequence[Node]) -> Workload:
+    return READING if any(fits(sizes, node) for node in nodes) else READING_AND_ANSWERING
+
+
+def _node_speeds(sizes: ModelSizes, nodes: Sequence[Node], paces: Mapping[str, Pace]) -> list[NodeSpeeds] | None:
+    found = [_speeds_of(sizes, node, paces.get(node.name)) for node in nodes]
+    known = [each for each in found if each is not None]
+    return known if len(known) == len(found) else None
+
+
+def _speeds_of(sizes: ModelSizes, node: Node, pace: Pace | None) -> NodeSpeeds | None:
+    if pace is None or pace.speeds.embedding is None or pace.speeds.head is None:
+        return None
+    decode_s = [each for each in pace.speeds.decode_s if each is not None]
+    chunk_s = [each for each in pace.speeds.chunk_s if each is not None]
+    if not len(decode_s) == len(chunk_s) == len(sizes.layers):
+        return None
+    first = _sum(pace.speeds.embedding, pace.speeds.overhead)  # of the others it is paid with the hop to them
+    return NodeSpeeds(
+        name=node.name,
+        decode_s=tuple(each * pace.slowness for each in decode_s),
+        chunk_s=tuple(each * pace.slowness for each in chunk_s),
+        embed_decode_s=first.decode_s * pace.slowness,
+        embed_chunk_s=first.chunk_s * pace.slowness,
+        head_decode_s=pace.speeds.head.decode_s * pace.slowness,
+        head_chunk_s=pace.speeds.head.chunk_s * pace.slowness,
+        room_bytes=int(node.memory_limit_bytes / HEADROOM),
+    )
+
+
+def _sum(one: PartSpeed, other: PartSpeed) -> PartSpeed:
+    return PartSpeed(one.decode_s + other.decode_s, one.chunk_s + other.chunk_s)
+
+
+def _hop_costs(paces: Mapping[str, Pace]) -> HopCosts:
+    """From each to each: the link, and what any stage at its end begins with."""
+    decode: dict[tuple[str, str], float] = {}
+    chunk: dict[tuple[str, str], float] = {}
+    for sender, pace in paces.items():
+        for receiver, there in paces.items():
+            hop = pace.hops.get(receiver)
+            if sender == receiver or hop is None:
+                continue
+            begun = there.speeds.overhead
+            decode[sender, receiver] = hop.seconds(pace.payload_bytes) + there.slowness * begun.decode_s
+            num_bytes = pace.payload_bytes * pace.speeds.chunk_tokens
+            chunk[sender, receiver] = hop.seconds(num_bytes) + there.slowness * begun.chunk_s
+    largest = max(decode.values(), default=0.0), max(chunk.values(), default=0.0)
+    return HopCosts(default_decode_s=largest[0], default_chunk_s=largest[1], pair_decode_s=decode, pair_chunk_s=chunk)
