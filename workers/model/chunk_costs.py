@@ -16,17 +16,19 @@ def fastest_runs(
     limit_s: float,
     is_over: Callable[[], bool] = lambda: False,
 ) -> list[tuple[int, float]]:
-    """Sizes and seconds. measure: gives the seconds of a run of a size.
+    """Sizes, rising, and seconds. measure: gives the seconds of a run of a size.
 
     Two sizes at least, in their order, and more until they took `limit_s` together. Each is tried twice, some time apart, and its
-    faster run counts: other workers load at the same time. Once `is_over` there are no more sizes and no second runs.
+    faster run counts: other workers load at the same time. Once `is_over` there are no more sizes and no second runs. Where a
+    larger size was faster, the smaller one was disturbed, and takes as long.
     """
     first: dict[int, float] = {}
     for size in sizes:
         if len(first) > 1 and (sum(first.values()) > limit_s or is_over()):
             break
         first[size] = measure(size)
-    return [(size, seconds if is_over() else min(seconds, measure(size))) for size, seconds in first.items()]
+    fastest = {size: seconds if is_over() else min(seconds, measure(size)) for size, seconds in first.items()}
+    return [(size, min(s for other, s in fastest.items() if other >= size)) for size in sorted(fastest)]
 
 
 def chunk_runs(

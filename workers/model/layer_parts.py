@@ -53,7 +53,7 @@ class LayerUnits:
         chunk = self._parts(ranges, [speed.chunk_s for _, speed in measured])
 
         def part(name: str) -> PartSpeed | None:
-            return PartSpeed(decode[name], chunk[name]) if name in decode else None
+            return PartSpeed(max(decode[name], 0.0), max(chunk[name], 0.0)) if name in decode else None
 
         return LayerSpeeds(
             decode_s=self._by_layer(decode),
@@ -65,9 +65,14 @@ class LayerUnits:
         )
 
     def _by_layer(self, found: Mapping[Hashable, float]) -> tuple[float | None, ...]:
+        """Where the end of the model takes less than nothing, the last layers take that much less: of a chunk nobody asks for
+        their output.
+        """
         seconds: list[float | None] = []
         for unit in self.all:
             whole_s = found.get(self.kind_of[unit])
+            if whole_s is not None and unit.end == self.num_layers:
+                whole_s = max(whole_s + min(found.get(_HEAD, 0.0), 0.0), 0.0)
             width = unit.end - unit.start
             seconds += [None if whole_s is None else whole_s / width] * width
         return tuple(seconds)
@@ -80,7 +85,9 @@ class LayerUnits:
         names = list(dict.fromkeys(name for parts in made_of for name in parts))
         weights = np.array([(layers.end - layers.start) / taken for layers, taken in zip(ranges, seconds, strict=True)])
         matrix = np.array([[float(parts.get(name, 0)) for name in names] for parts in made_of])
-        found = _not_negative(matrix * weights[:, None], np.array(seconds) * weights)
+        found = _least_squares(
+            matrix * weights[:, None], np.array(seconds) * weights, [name == _HEAD for name in names]
+        )
         return dict(zip(names, found, strict=True))
 
     def _made_of(self, layers: LayerRange) -> dict[Hashable, int]:
@@ -101,16 +108,17 @@ def _kind(layer: nn.Module) -> Hashable:
     return classes, weights
 
 
-def _not_negative(matrix: np.ndarray, wanted: np.ndarray) -> list[float]:
-    """Least squares without negative numbers: whatever would be the most so is nothing."""
+def _least_squares(matrix: np.ndarray, wanted: np.ndarray, may_be_negative: Sequence[bool]) -> list[float]:
+    """One number for each column, and none below 0 that may not be: whatever would be so the most is nothing."""
     active = list(range(matrix.shape[1]))
+    result = [0.0] * matrix.shape[1]
     while active:
         found, *_ = np.linalg.lstsq(matrix[:, active], wanted, rcond=None)
-        worst = int(np.argmin(found))
-        if found[worst] >= 0:
+        below = [0.0 if may_be_negative[column] else value for column, value in zip(active, found, strict=True)]
+        worst = int(np.argmin(below))
+        if below[worst] >= 0:
+            for column, value in zip(active, found, strict=True):
+                result[column] = float(value)
             break
         del active[worst]
-    result = [0.0] * matrix.shape[1]
-    for place, value in zip(active, found if active else (), strict=True):
-        result[place] = float(value)
     return result

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 REVISION = 1
 # All of a profile takes about so long; what is measured first, the least that there must be, is measured on any machine.
-BUDGET_S = 1.5
+BUDGET_S = 1.8
 _CHUNKS_S, _DECODE_S = 0.1, 0.06
 # The time that layers have, of what a stage has.
 _LAYERS_SHARE = 0.5
@@ -51,6 +51,8 @@ class Timer(Protocol):
     def __call__(self, place: ExecutorPlace, tried: TriedStep, /) -> float: ...
 
     def payload_bytes(self, layers: LayerRange, /) -> int: ...
+
+    def window_tokens(self, layers: LayerRange, /) -> int: ...
 
 
 class KeptProfiles:
@@ -172,24 +174,27 @@ class Profile:
             is_over=lambda: is_over(0.3),
         )
         tokens = min(chunks[-1][0], CHUNK_TOKENS)
-        chunk_context_s = self._slope(lambda before: twice(TriedStep(1, tokens, before))) / tokens
-        context_s = self._slope(lambda before: twice(TriedStep(1, 1, before)))
+        window = self._timer.window_tokens(place.layers)
+        chunk_s = self._slope(window, (0, dict(chunks)[tokens]), lambda before: twice(TriedStep(1, tokens, before)))
+        token_context_s = chunk_s / tokens
+        context_s = self._slope(window, (_SHORT_TOKENS, decode[0][1]), lambda before: twice(TriedStep(1, 1, before)))
         return StageSpeed(
-            decode=tuple(
-                (rows, max(seconds - rows * _SHORT_TOKENS * context_s, 0.0)) for rows, seconds in sorted(decode)
-            ),
+            decode=tuple((rows, max(seconds - rows * _SHORT_TOKENS * context_s, 0.0)) for rows, seconds in decode),
             decode_context_s=context_s,
             chunk=ChunkCost.fit(
-                [(tokens, seconds - _within_s(tokens, seconds, chunk_context_s)) for tokens, seconds in chunks]
+                [(size, seconds - _within_s(size, seconds, token_context_s)) for size, seconds in chunks]
             ),
-            chunk_context_s=chunk_context_s,
+            chunk_context_s=token_context_s,
             payload_bytes=self._timer.payload_bytes(place.layers),
         )
 
-    def _slope(self, measure: Callable[[int], float]) -> float:
-        """What each token before those of a step adds to it, where windows are full."""
-        long, short = self._long_tokens, self._long_tokens // 2
-        return max(measure(long) - measure(short), 0.0) / (long - short)
+    def _slope(self, window: int, known: tuple[int, float], measure: Callable[[int], float]) -> float:
+        """What each token before those of a step adds to it, once windows are full. known: tokens and seconds of a short one."""
+        short, short_s = known
+        if window > short:
+            short = min(window, self._long_tokens // 2)
+            short_s = measure(short)
+        return max(measure(self._long_tokens) - short_s, 0.0) / (self._long_tokens - short)
 
     def _foretold(self, place: ExecutorPlace) -> StageSpeed:
         """From the widest range that is known."""

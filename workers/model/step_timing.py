@@ -8,6 +8,8 @@ ones. On the MLX thread; what is kept of real sequences does not notice.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -24,10 +26,10 @@ from workers.kv_cache.probe import Recorder, Shapes
 from workers.model.payload import arrays, noise_like
 from workers.model.split_model import SplitModel
 
-# Decode steps follow each other until they took so long, or were so many. The first is not counted: it also puts the rows' caches
-# together.
-_ENOUGH_S = 0.02
-_MOST_STEPS = 12
+# Decode steps follow each other until they took so long and were a few, or took much longer, or were many. The first is not counted:
+# it also puts the rows' caches together.
+_ENOUGH_S, _TOO_LONG_S = 0.02, 0.06
+_FEW_STEPS, _MOST_STEPS = 3, 12
 # What grows with each token, and how much is seen in a pass that is never run.
 _GROWING = (KVCache, RotatingKVCache)
 _ROUTE = Route(("measured",))
@@ -68,40 +70,43 @@ class StepTimer:
         return f"StepTimer({self._model})"
 
     def __call__(self, place: ExecutorPlace, tried: TriedStep) -> float:
-        """The seconds of a step in the place of an executor; of decode steps the mean of some that follow each other."""
+        """The seconds of a step in the place of an executor; of decode steps of one that follows others."""
         tokens = self._ids(tried)
         payload = self._received(place.layers, tokens)
         executor = self._opened(place, tried)
         if tried.num_tokens > 1:
             return self._seconds(executor, [_step(tried, 0)], tokens, payload)
         self._seconds(executor, [_step(tried, 0)], tokens, payload)
-        sampled = place.layers == (0, self._model.num_layers)
+        sampled = place.layers == (0, self._model.num_layers) and mx.metal.is_available()
         following = [_step(tried, number) for number in range(1, _MOST_STEPS)]
         return self._seconds(executor, following, None if sampled else tokens, payload)
 
     def _seconds(
         self, executor: StageExecutor, steps: Sequence[Step], tokens: np.ndarray | None, payload: object
     ) -> float:
-        """Of one of these steps, of as many as take long enough together. tokens: None for those that the step before sampled: then
-        the next step begins before one ends, as on a route of one stage.
+        """Of one of these steps, as far as is enough: the fastest, since whatever else runs here only slows them.
+
+        tokens: None for those that the step before sampled: then the next step begins before one ends, as on a route of one stage where
+        launching does not wait, and the median counts, since an end may be noticed late.
         """
-        started_at = self._now()
-        count = 0
+        ends = [self._now()]
         in_flight: Launched | None = None
         for step in steps:
-            if count and self._now() - started_at > _ENOUGH_S:
+            if _is_enough(len(ends) - 1, self._now() - ends[0]):
                 break
             launched = executor.launch(step, tokens, payload)
             if in_flight is not None:
                 executor.finish(in_flight)
+                ends.append(self._now())
             in_flight = launched
-            count += 1
             if tokens is not None:
                 executor.finish(launched)
+                ends.append(self._now())
                 in_flight = None
         if in_flight is not None:
             executor.finish(in_flight)
-        return (self._now() - started_at) / count
+            ends.append(self._now())
+        return (min if tokens is not None else median)([end - before for before, end in pairwise(ends)])
 
     def payload_bytes(self, layers: LayerRange) -> int:
         """Of one token, to the stage behind these layers."""
@@ -112,6 +117,14 @@ class StepTimer:
         payload = self._received(layers, tokens)
         output = self._model.forward(mx.array(tokens), layers=layers, cache=cache, payload=payload)
         return sum(array.nbytes for array in arrays(output))
+
+    def window_tokens(self, layers: LayerRange) -> int:
+        """How many tokens the largest window of these layers has, 0 without any: so many must be there before each further one adds
+        as much as the last.
+        """
+        cache = self._model.make_cache(layers)
+        entries = [cache.entries[index] for index in cache.owned]
+        return max((entry.max_size for entry in entries if isinstance(entry, RotatingKVCache)), default=0)
 
     def _opened(self, place: ExecutorPlace, tried: TriedStep) -> StageExecutor:
         """With the sequences of a step."""
@@ -161,6 +174,10 @@ class StepTimer:
             seen = {index: entry.shapes for index, entry in enumerate(cache.entries) if isinstance(entry, Recorder)}
             self._shapes[layers] = {index: shapes for index, shapes in seen.items() if shapes is not None}
         return self._shapes[layers]
+
+
+def _is_enough(num_steps: int, seconds: float) -> bool:
+    return num_steps > 0 and (seconds > _TOO_LONG_S or (num_steps >= _FEW_STEPS and seconds > _ENOUGH_S))
 
 
 class _LongCaches(PrefixStore):

@@ -100,6 +100,21 @@ def test_unit_shares_what_it_takes_among_its_layers(models):
     assert len(set(found.decode_s[2:5])) == 1
 
 
+def test_last_layer_takes_less_of_a_chunk_where_nobody_asks_for_its_output(models):
+    units = units_of(models, "llama")
+
+    def took(layers):
+        seconds = 1.0 + 10 * (layers.end - layers.start) - (8 if layers.end == 6 else 0)
+        return PartSpeed(seconds, seconds)
+
+    whole = LayerRange(0, 6)
+    found = units.speeds([(layers, took(layers)) for layers in (whole, *units.to_measure([whole]))], 64)
+    assert found.chunk_s == pytest.approx([10.0] * 5 + [2.0])
+    assert found.head == PartSpeed(0.0, 0.0)
+    for layers in (whole, LayerRange(2, 6), LayerRange(1, 3)):
+        assert found.of(layers).chunk_s == pytest.approx(took(layers).chunk_s)
+
+
 def test_layers_that_are_faster_alone_than_among_others_are_believed_as_they_are_among_others(models):
     units = units_of(models, "llama")
     measured = [(LayerRange(0, 6), PartSpeed(12.0, 12.0)), (LayerRange(1, 2), PartSpeed(1.0, 1.0))]
