@@ -27,6 +27,8 @@ from protocol.messages import (
     FiguresComputed,
     ForgetConversation,
     Generate,
+    HandedOver,
+    HandOver,
     Heartbeat,
     Inspected,
     InspectModel,
@@ -47,6 +49,8 @@ from protocol.messages import (
     PrefillProgress,
     Prepared,
     PrepareStage,
+    ReadingFailed,
+    ReadPrompt,
     Rejected,
     Reused,
     Sampled,
@@ -55,12 +59,13 @@ from protocol.messages import (
     Step,
     StepFailed,
     StepOverdue,
+    StopReading,
     Tokens,
     Welcome,
 )
 from protocol.values import Buffer
 
-PROTOCOL = 6
+PROTOCOL = 7
 MAX_HEADER_BYTES = 8 << 20  # a bias for every id of a vocabulary of half a million
 MAX_FRAME_BYTES = 32 << 20
 MAX_BUFFERS = 4096  # as frames
@@ -117,6 +122,11 @@ KINDS: dict[int, type[Message]] = {
     46: DropPrefix,
     47: CopyPrefix,
     48: CopyArrived,
+    49: ReadPrompt,
+    50: StopReading,
+    51: HandOver,
+    52: HandedOver,
+    53: ReadingFailed,
 }
 _NUMBERS = {kind: number for number, kind in KINDS.items()}
 

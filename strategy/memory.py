@@ -66,6 +66,12 @@ def sequence_bytes(needs: KvNeeds, num_tokens: int) -> int:
     )
 
 
+def grown_bytes(needs: KvNeeds, num_tokens: int) -> int:
+    """The most that the caches of a stage can be with `num_tokens` in them; windows may still hold what they forget next."""
+    grown = -(-num_tokens // GROWTH_TOKENS) * GROWTH_TOKENS
+    return needs.fixed_bytes + sum(growth.token_bytes * grown for growth in needs.growth)
+
+
 def part_bytes(needs: KvNeeds) -> int:
     """What one kept part takes on a stage: a block, or a snapshot of assumed length."""
     if needs.snapshots:

@@ -3,7 +3,8 @@
 The policy, which the tests state one by one:
 
 1. A prompt's tokens but the last are prefilled in chunks, without sampling; the last one is the first decode step. So
-   a chunk never waits for a token, and chunks of one prompt follow each other through the stages.
+   a chunk never waits for a token, and chunks of one prompt follow each other through the stages. A sequence that only reads
+   ends there.
 2. Cached sequences decode in *slots*, batches that share one merged cache. There are as many slots as stages where there
    are that many sequences, so that every stage has a batch to work on; a newcomer joins the smallest slot, and a slot
    that has two sequences more than another gives one of them away. A merged cache is as long for all as for the longest,
@@ -68,6 +69,7 @@ class _Sequence:
     in_flight: int = 0
     sampling: int = 0  # of those in flight, how many will add a token
     runs_ahead: bool = False
+    reads_only: bool = False
 
 
 @dataclass
@@ -113,22 +115,30 @@ class Schedule:
         client: str = "",
         computed_tokens: int = 0,
         runs_ahead: bool = False,
+        reads_only: bool = False,
     ) -> None:
         """A sequence begins; `computed_tokens` of its prompt are already in the caches.
 
-        client: whose it is. runs_ahead: sampling its next token needs no id of the one before on the host.
+        client: whose it is. runs_ahead: sampling its next token needs no id of the one before on the host. reads_only:
+        nothing is sampled, it is there until it is removed.
         """
         assert sequence not in self._sequences
         assert 0 <= computed_tokens < prompt_tokens
         runs_ahead = runs_ahead and self._num_stages == 1
         self._sequences[sequence] = _Sequence(
-            client, cached, prompt_tokens, computed_tokens, computed_tokens, runs_ahead=runs_ahead
+            client,
+            cached,
+            prompt_tokens,
+            computed_tokens,
+            computed_tokens,
+            runs_ahead=runs_ahead,
+            reads_only=reads_only,
         )
         if not cached:
             self._uncached.add(client, sequence)
         elif computed_tokens < prompt_tokens - 1:
             self._prefilling.add(client, sequence)
-        else:
+        elif not reads_only:
             self._enter_slot(sequence)
 
     def remove(self, sequence: int) -> int:
@@ -223,7 +233,7 @@ class Schedule:
         row = RowPlan(sequence, state.computed, count, sample=False)
         if state.computed + count < state.length - 1:
             self._prefilling.add(state.client, sequence)
-        else:
+        elif not state.reads_only:
             self._enter_slot(sequence)
         return StepPlan(None, cached=True, rows=(row,))
 

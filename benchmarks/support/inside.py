@@ -25,6 +25,8 @@ from protocol.messages import (
     DropPrefix,
     ForgetConversation,
     Generate,
+    HandedOver,
+    HandOver,
     Heartbeat,
     Inspected,
     Join,
@@ -40,12 +42,15 @@ from protocol.messages import (
     OpenSequence,
     PrefillProgress,
     Prepared,
+    ReadingFailed,
+    ReadPrompt,
     Reused,
     Row,
     Sampled,
     SequenceFailed,
     Step,
     StepFailed,
+    StopReading,
     Tokens,
     Update,
 )
@@ -147,6 +152,7 @@ def of_stages(names: tuple[str, ...]) -> _Messages:
         (KeepPrefix(sequence=sequence, route=route, spans=((0, 64),)), (b"k" * 16,)),
         (DropPrefix(route=route), (b"k" * 16,)),
         (CopyArrived(route=route), ()),
+        *_of_readers(route, sequence),
         (
             Step(
                 number=7,
@@ -161,6 +167,18 @@ def of_stages(names: tuple[str, ...]) -> _Messages:
         ),
         (Sampled(number=7, route=route, tokens=(5,)), ()),
         (StepFailed(number=7, route=route, message="m"), ()),
+    ]
+
+
+def _of_readers(route: Route, sequence: int) -> _Messages:
+    """The same of a prompt that they read for the last of them."""
+    part, worker, holder = ["array", "uint8", [9]], route.head, route.last
+    return [
+        (ReadPrompt(sequence=sequence, route=route, holder=holder, start=1), (pack_ids((20, 21)),)),
+        (StopReading(sequence=sequence, route=route), ()),
+        (HandOver(sequence=sequence, route=route, holder=worker, request=sequence, start=0, end=64), ()),
+        (HandedOver(sequence=sequence, route=route, worker=worker, start=0, end=64, part=part), (bytes(9),)),
+        (ReadingFailed(sequence=sequence, message="m"), ()),
     ]
 
 

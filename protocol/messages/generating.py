@@ -10,7 +10,8 @@ class Generate(Message, frozen=True, kw_only=True):
     """Start a sequence on the head that receives this. Prompt ids are buffer 0 (int32).
 
     route: names of the workers in stage order; one name means that worker's full model. scope: sequences of different
-    scopes share no prefix; client: whose it is, for taking turns; conversation: whose prefix to hold on to.
+    scopes share no prefix; client: whose it is, for taking turns; conversation: whose prefix to hold on to. read_by: the
+    stages that read the prompt for a route of one worker; None where that reads it alone.
     """
 
     sequence: int
@@ -23,6 +24,7 @@ class Generate(Message, frozen=True, kw_only=True):
     scope: str = ""
     client: str = ""
     conversation: str | None = None
+    read_by: Route | None = None
 
 
 class Cancel(Message, frozen=True, kw_only=True):

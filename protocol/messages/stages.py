@@ -11,9 +11,9 @@ from protocol.values import LayerRange, Route, Sampling
 class OpenSequence(Message, frozen=True, kw_only=True):
     """A sequence begins on a stage, before its first step.
 
-    max_length: the most tokens that it can come to. history: the last ids before the first sampled one, which penalties
-    look at. Buffer 0: keys of the parts that its cache begins with. Passed on from stage to stage, so that it stays in
-    front of the sequence's steps.
+    max_length: the most tokens that it can come to; computed_tokens: how many its cache begins with. history: the last ids
+    before the first sampled one, which penalties look at. Buffer 0: keys of the parts that its cache begins with. Passed on
+    from stage to stage, so that it stays in front of the sequence's steps.
     """
 
     sequence: int
@@ -23,6 +23,7 @@ class OpenSequence(Message, frozen=True, kw_only=True):
     seed: int
     history: tuple[int, ...]
     max_length: int
+    computed_tokens: int = 0
 
 
 class CloseSequence(Message, frozen=True, kw_only=True):
@@ -65,6 +66,65 @@ class CopyArrived(Message, frozen=True, kw_only=True):
     """A CopyPrefix was taken or refused; another may come."""
 
     route: Route
+
+
+class ReadPrompt(Message, frozen=True, kw_only=True):
+    """From a worker with the full model to the head of a pipeline: read a prompt, whose answer the `holder` generates alone.
+
+    sequence: the coordinator's number; start: how many tokens of the prompt the holder has in its caches. Prompt ids are
+    buffer 0 (int32). What the stages make of all tokens but the last comes back as HandedOver.
+    """
+
+    sequence: int
+    route: Route
+    holder: str
+    start: int
+    scope: str = ""
+    client: str = ""
+
+
+class StopReading(Message, frozen=True, kw_only=True):
+    """The holder needs nothing more of a prompt. Unknown sequences are ignored: it may just have been read."""
+
+    sequence: int
+    route: Route
+
+
+class HandOver(Message, frozen=True, kw_only=True):
+    """Give the `holder` the tokens [start, end) of a running sequence's cache. Passed on like OpenSequence.
+
+    sequence: the route's number; request: the coordinator's, by which the holder knows it. Caches that cannot be cut are
+    given whole, as they are after `end` tokens.
+    """
+
+    sequence: int
+    route: Route
+    holder: str
+    request: int
+    start: int
+    end: int
+
+
+class HandedOver(Message, frozen=True, kw_only=True):
+    """For the holder: tokens [start, end) of a prompt in the caches of `worker`'s stage. sequence: the coordinator's number.
+
+    part: structure of the part (see workers.cache.kv_parts), whose arrays are in the buffers. One worker's parts follow each
+    other without a gap.
+    """
+
+    sequence: int
+    route: Route
+    worker: str
+    start: int
+    end: int
+    part: Any
+
+
+class ReadingFailed(Message, frozen=True, kw_only=True):
+    """For the holder: what a pipeline reads for it will not be whole. sequence: the coordinator's number."""
+
+    sequence: int
+    message: str
 
 
 class Row(msgspec.Struct, frozen=True, array_like=True):

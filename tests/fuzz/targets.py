@@ -14,7 +14,9 @@ from cluster.membership.checks import can_be_reached, check_member, check_strang
 from cluster.planning.model_files import read_config, read_header, read_sizes
 from protocol.codec import decode
 from protocol.errors import ApiError, ModelError, WireError
-from protocol.values import Peer, Route
+from protocol.messages import KeptPrefix
+from protocol.values import LayerRange, Peer, Route
+from strategy.memory import KvGrowth, KvNeeds
 from workers.cache.disk_tier import _named
 from workers.engine.checks import Checks
 from workers.engine.fitness import UnfitMessage
@@ -23,13 +25,17 @@ from workers.model.stage_loading import LoadedStages
 CORPUS = Path(__file__).parent / "corpus"
 _FOLDER = Path(tempfile.mkdtemp(prefix="tandem-fuzz-"))
 _MOST_FRAMES = 6
+_ROUTES = (Route(("w", "v")), Route(("w",)))
+_NEEDS = KvNeeds(fixed_bytes=1, growth=(KvGrowth(2, None),), snapshots=False)
 _CHECKS = [
     Checks(
         name,
         lambda: LoadedStages(
-            executors=dict.fromkeys((Route(("w", "v")), Route(("w",)))),
+            executors=dict.fromkeys(_ROUTES),  # type: ignore[arg-type]
+            prefixes=tuple(KeptPrefix(route=route, needs=_NEEDS) for route in _ROUTES),
+            layers={"w": LayerRange(0, 4), "v": LayerRange(4, 8)},
             max_rows=4,
-            vocabulary_size=400,  # type: ignore[arg-type]
+            vocabulary_size=400,
         ),
     )
     for name in ("w", "v")

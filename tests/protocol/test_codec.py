@@ -157,6 +157,11 @@ EXAMPLES: dict[int, messages.Message] = {
         route=Route(("a", "b")), worker="a", layers=LayerRange(0, 4), part=["a", 0], is_earlier=True
     ),
     48: messages.CopyArrived(route=Route(("a", "b"))),
+    49: messages.ReadPrompt(sequence=1, route=Route(("a", "b")), holder="b", start=64, scope="s", client="c"),
+    50: messages.StopReading(sequence=1, route=Route(("a", "b"))),
+    51: messages.HandOver(sequence=2, route=Route(("a", "b")), holder="b", request=1, start=64, end=128),
+    52: messages.HandedOver(sequence=1, route=Route(("a", "b")), worker="a", start=64, end=128, part=["a", 0]),
+    53: messages.ReadingFailed(sequence=1, message="m"),
 }
 GOLDEN = {
     8: "83a873657175656e636501a970726f63657373656402a5746f74616c03",

@@ -70,6 +70,20 @@ def test_decode_steps_that_wait_behind_a_chunk_do_not_keep_the_next_chunk_from_t
     assert [step.slot for step in issue_all(plan)] == [0, 1, None, None]
 
 
+def test_sequence_that_only_reads_takes_no_slot_and_is_there_until_it_is_removed():
+    plan = schedule(num_stages=2)
+    plan.add(1, prompt_tokens=25, cached=True, reads_only=True)
+    plan.add(2, prompt_tokens=25, cached=True, computed_tokens=24, reads_only=True)
+    steps = []
+    while step := plan.next():
+        steps.append(step)
+        plan.done(step)
+    assert [(row.sequence, row.sample) for step in steps for row in step.rows] == [(1, False)] * len(steps)
+    assert sum(row.count for step in steps for row in step.rows) == 24
+    assert (plan.remove(1), plan.remove(2)) == (24, 24)
+    assert len(plan) == 0
+
+
 def test_newcomers_spread_over_as_many_slots_as_stages():
     plan = schedule(num_stages=2)
     for sequence in range(4):

@@ -14,6 +14,7 @@ from mlx.utils import tree_map
 
 from tests.support.in_process_cluster import InProcessCluster, alone, inspections_of
 from workers import zoo
+from workers.engine import handovers
 from workers.model import payload
 from workers.model.inspection import inspect
 from workers.model.split_model import SplitModel
@@ -67,14 +68,19 @@ def outcome(case, directory):
 
 def other_ids(directory, found, expected):
     """Where the answers of engines, under each strategy and all at once, are not the ids expected for each prompt; those
-    with a cache are asked for the long one twice, so that parts of it are reused.
+    with a cache are asked for the long one twice, so that parts of it are reused. Behind them one that all stages read
+    for the first, of which nothing is kept.
     """
+    handovers.LEAST_TOKENS = 1
     cluster = InProcessCluster(directory, num_stages=2, cache_dir=directory, chunk_tokens=16)
     possible = STRATEGIES[:1] if found.why_not else STRATEGIES
     wrong = []
-    for strategies, prompts in ((possible, PROMPTS), (possible[:2], PROMPTS[:1])):
+    rounds = [(possible, PROMPTS, ""), (possible[:2], PROMPTS[:1], "")]
+    if found.why_not is None and not found.whole_prompts:
+        rounds.append((("distributed-prefill",), PROMPTS[:1], "nothing kept"))
+    for strategies, prompts, scope in rounds:
         asked = {
-            (strategy, number): cluster.generate(list(prompt), MAX_TOKENS, strategy=strategy)
+            (strategy, number): cluster.generate(list(prompt), MAX_TOKENS, strategy=strategy, scope=scope)
             for strategy in strategies
             for number, prompt in enumerate(prompts)
         }

@@ -103,8 +103,8 @@ def heartbeat_of(engine):
 
 
 class InProcessCluster:
-    """`num_stages` engines that hold the layers of one model evenly; the first also holds the full model, as all do of one
-    that cannot be cut.
+    """`num_stages` engines that hold the layers of one model evenly; the `holder`, the first by default, also holds the full
+    model, as all do of one that cannot be cut.
 
     What the heads report is in `tokens`, `finish_reasons`, `failures` and `progress`, by sequence.
     """
@@ -119,6 +119,7 @@ class InProcessCluster:
         prefix_capacity: int = 64,
         disk: bool = False,
         kv: KvSettings | None = None,
+        holder: int = 0,
     ):
         self._kv = kv or KvSettings()
         self._prefix_capacity = prefix_capacity
@@ -130,6 +131,7 @@ class InProcessCluster:
         self.lost_links: list[tuple[str, str]] = []
         self.coordinator = self.network.inbox("coordinator", self._receive)
         self.names = tuple(f"worker-{index}" for index in range(num_stages))
+        self._holder = holder
         self.engines = {
             name: Engine(
                 name,
@@ -143,6 +145,7 @@ class InProcessCluster:
         self.peers = {name: self.network.inbox(name, engine.post) for name, engine in self.engines.items()}
         self._others: list[Message] = []
         self._num_sequences = 0
+        self._heads: dict[int, str] = {}
         self.tokens: dict[int, list[int]] = {}
         self.finish_reasons: dict[int, str] = {}
         self.failures: dict[int, str] = {}
@@ -150,6 +153,11 @@ class InProcessCluster:
         self.num_reports: Counter[int] = Counter()
         self.plan = self._planned(chunk_tokens)
         self._load()
+
+    @property
+    def holder(self) -> str:
+        """Who generates alone."""
+        return self.names[self._holder]
 
     # --- what a coordinator does
 
@@ -164,7 +172,7 @@ class InProcessCluster:
                 worker=name,
                 peer=self.peers[name],
                 layers=LayerRange(start, end),
-                holds_full_model=name == self.names[0] or found.why_not is not None,
+                holds_full_model=name == self.holder or found.why_not is not None,
             )
             for name, (start, end) in zip(self.names, bounds, strict=True)
         )
@@ -190,7 +198,7 @@ class InProcessCluster:
         loaded = self._awaited(Loaded, len(self.names))
         if self._prefix_capacity and not self.plan.whole_prompts:
             snapshots = any(prefix.needs.snapshots for message in loaded for prefix in message.prefixes)
-            for route in {Route(self.names[:1])} | ({self.plan.pipeline} if self.plan.pipeline else set()):
+            for route in {Route((self.holder,))} | ({self.plan.pipeline} if self.plan.pipeline else set()):
                 known = KnownPrefix(route=route, capacity=self._prefix_capacity, snapshots=snapshots)
                 kept = dict(self.stores_of(route.head)[route].known)
                 for name in route:
@@ -232,7 +240,8 @@ class InProcessCluster:
         self._num_sequences += 1
         number = self._num_sequences
         sampling = sampling or Sampling()
-        route = Route(self.names[:1] if strategy == "single-device-cached" else self.names)
+        is_alone = strategy in ("single-device-cached", "distributed-prefill")
+        route = Route((self.holder,) if is_alone else self.names)
         message = Generate(
             sequence=number,
             route=route,
@@ -243,14 +252,16 @@ class InProcessCluster:
             seed=sampling.seed or 0,
             scope=scope,
             conversation=conversation,
+            read_by=Route(self.names) if strategy == "distributed-prefill" else None,
         )
+        self._heads[number] = route.head
         self.tokens[number] = []
         self._send(route.head, message, (np.array(prompt, np.int32).tobytes(),))
         return number
 
     def cancel(self, sequence: int) -> None:
         """As when a client leaves."""
-        self._send(self.names[0], Cancel(sequence=sequence))
+        self._send(self._heads.get(sequence, self.holder), Cancel(sequence=sequence))
 
     def post(self, worker: str, message: Message, buffers: tuple[bytes, ...] = ()) -> None:
         """Hand one engine a message that did not come through the network."""
@@ -318,6 +329,7 @@ class InProcessCluster:
             stats = heartbeat_of(engine)
             assert (stats.running, stats.kv_bytes) == (0, 0), stats
             assert all(not executor._slots for executor in engine._runner.stages.executors.values())
+            assert len(engine._heads.handovers) == 0
             for head in engine._heads:
                 assert (len(head), head.num_in_flight, len(head._schedule)) == (0, 0, 0), head
 

@@ -32,6 +32,13 @@ class KvPart:
     def num_bytes(self) -> int:
         return sum(entry.nbytes for entry in self.entries.values())
 
+    def has_tokens(self, count: int) -> bool:
+        """Whether every entry has the rows of so many tokens, or of none, as where a layer keeps nothing."""
+        return all(
+            type(entry) is ArraysCache and all(array is None or array.shape[-2:-1] == (count,) for array in entry.cache)
+            for entry in self.entries.values()
+        )
+
 
 def combined(layout: StageCache, sources: Sequence[tuple[StageCache, KvPart]]) -> KvPart | None:
     """The part that a stage of this layout would have kept, from parts that stages of other layouts kept of the same

@@ -10,7 +10,6 @@ to the MLX thread.
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
@@ -31,13 +30,26 @@ from workers.model.split_model import SplitModel
 _RETIRED_BYTES = 64 << 20
 
 
+# By span, what each stage of a pipeline has of a sequence, with its layers.
+Handed = Sequence[Sequence[tuple[LayerRange, KvPart]]]
+
+
 class PrefixLost(Exception):
-    """A part that the directory knows is not here, or its file is damaged."""
+    """A part that the directory knows is not here, or its file is damaged; or what was handed over does not fit."""
 
 
 def can_cut(cache: StageCache) -> bool:
     """Whether every cache can be cut at any token, now and later, so that sequences can share blocks."""
     return all(_keeps_every_token(cache.entries[index]) for index in cache.distinct())
+
+
+def part_of(cache: StageCache, start: int, end: int) -> KvPart:
+    """A copy, unevaluated, of tokens [start, end) of a running sequence's cache; where it cannot be cut, of all its tokens,
+    which end there.
+    """
+    distinct = cache.distinct()
+    taken = [rows.cut(cache.entries[at], start, end) for at in distinct] if can_cut(cache) else cache.save()
+    return KvPart(end, dict(zip(distinct, taken, strict=True)))
 
 
 def _keeps_every_token(entry: Any) -> bool:
@@ -71,6 +83,7 @@ class PrefixStore:
         self._parts: OrderedDict[Key, KvPart] = OrderedDict()  # least recently used first
         self._unwritten: OrderedDict[Key, None] = OrderedDict()  # of these, what the disk shall get, oldest first
         self._copies = _Copies(copy_bytes)
+        self._layouts: dict[LayerRange, StageCache] = {}
         self._own_bytes = 0
 
     def __repr__(self) -> str:
@@ -128,35 +141,45 @@ class PrefixStore:
         while not is_over() and self.spill():
             self._disk.flush()  # one at a time: what is asked for is written, however long that takes
 
-    def begin(self, keys: Sequence[Key], kv: KvSettings | None) -> StageCache:
-        """A cache that begins with the tokens of an earlier sequence, in the parts named by `keys`; empty without keys.
+    def begin(self, keys: Sequence[Key], kv: KvSettings | None, handed: Handed = ()) -> StageCache:
+        """A cache that begins with the tokens of an earlier sequence, in the parts named by `keys`, and behind them what
+        was handed over; empty without either.
 
-        kv: None is mlx-lm's default kind.
+        kv: None is mlx-lm's default kind. The parts of `handed` are emptied, so that its memory is needed once.
 
         Raises:
             PrefixLost: a part is missing, damaged, or of another kind.
         """
         cache = self._model.make_cache(self.layers, kv)
-        if not keys:
+        if not keys and not handed:
             return cache
         parts = [self._find(key).entries for key in reversed(keys)][::-1]  # the beginning goes last
+        others = [self._taken_together(stages) for stages in handed]
         try:
             if not can_cut(cache):
-                return cache.load([parts[-1][index] for index in cache.distinct()])
+                return cache.load([(parts + others)[-1][index] for index in cache.distinct()])
             for index in cache.distinct():
-                rows.join(cache.entries[index], [entries[index] for entries in parts])
+                entry = cache.entries[index]
+                rows.join(entry, [*(part[index] for part in parts), *(part.pop(index) for part in others)])
+                if others:
+                    mx.eval(entry.state)
         except (ValueError, KeyError) as error:
-            raise PrefixLost(f"a kept part does not fit: {error}") from error
+            raise PrefixLost(f"a part does not fit: {error}") from error
         return cache
+
+    def _taken_together(self, stages: Sequence[tuple[LayerRange, KvPart]]) -> dict[int, Any]:
+        """The entries that parts of other layers have together, which lose them. Raises PrefixLost where one lacks."""
+        part = kv_parts.combined(self._layout, [(self._layout_of(layers), part) for layers, part in stages])
+        if part is None:
+            raise PrefixLost(f"layers are missing in what was handed over of {[layers for layers, _ in stages]}")
+        for _, taken in stages:
+            taken.entries.clear()
+        return part.entries
 
     def keep(self, cache: StageCache, spans: Sequence[tuple[int, int]], keys: Sequence[Key]) -> None:
         """Copy parts, spans of tokens, out of a running sequence's cache."""
-        cuts, distinct = can_cut(cache), cache.distinct()
-        made: dict[Key, KvPart] = {}
-        for key, (start, end) in zip(keys, spans, strict=True):
-            if key not in self._parts:
-                taken = [rows.cut(cache.entries[at], start, end) for at in distinct] if cuts else cache.save()
-                made[key] = KvPart(end, dict(zip(distinct, taken, strict=True)))
+        wanted = [(key, span) for key, span in zip(keys, spans, strict=True) if key not in self._parts]
+        made = {key: part_of(cache, *span) for key, span in wanted}
         mx.eval([entry.state for part in made.values() for entry in part.entries.values()])
         for key in reversed(keys):  # the end of a chain goes before its beginning
             if key in made:
@@ -201,11 +224,8 @@ class PrefixStore:
         """Keep what covers the layers of this store, its copies included, of one that is given up. Of the same kind of
         cache.
         """
-        layouts: dict[LayerRange, StageCache] = {}
         for key, parts in earlier.in_memory():
-            for layers in parts.keys() - layouts.keys():
-                layouts[layers] = self._model.make_cache(layers, self._kv)
-            part = kv_parts.combined(self._layout, [(layouts[layers], part) for layers, part in parts.items()])
+            part = kv_parts.combined(self._layout, [(self._layout_of(layers), part) for layers, part in parts.items()])
             if part is not None:
                 self._hold(key, part, on_disk=False)
             for layers, copied in parts.items():
@@ -229,9 +249,14 @@ class PrefixStore:
         self._own_bytes = 0
         self._copies.limit(0)
 
-    @cached_property
+    @property
     def _layout(self) -> StageCache:
-        return self._model.make_cache(self.layers, self._kv)
+        return self._layout_of(self.layers)
+
+    def _layout_of(self, layers: LayerRange) -> StageCache:
+        if layers not in self._layouts:
+            self._layouts[layers] = self._model.make_cache(layers, self._kv)
+        return self._layouts[layers]
 
     def _find(self, key: Key) -> KvPart:
         part = self._parts.get(key)

@@ -9,6 +9,7 @@ import numpy as np
 from protocol.messages import (
     CloseSequence,
     DropPrefix,
+    HandOver,
     KeepPrefix,
     Message,
     OpenSequence,
@@ -19,7 +20,7 @@ from protocol.messages import (
 from protocol.values import Buffer
 from strategy.prefix import Key
 
-Passed = OpenSequence | CloseSequence | KeepPrefix | DropPrefix
+Passed = OpenSequence | CloseSequence | KeepPrefix | DropPrefix | HandOver
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -29,11 +30,24 @@ class Report(msgspec.Struct, frozen=True):
     buffers: Sequence[Buffer] = ()
 
 
-class Forward(msgspec.Struct, frozen=True):
-    """Take a message, with the keys of the prefixes that it speaks of, to this worker's stage and down the route."""
+class Tell(msgspec.Struct, frozen=True):
+    """Tell another worker; where it is this one, hear it."""
+
+    worker: str
+    message: Message
+    buffers: Sequence[Buffer] = ()
+
+
+class Forward(msgspec.Struct, frozen=True, eq=False):
+    """Take a message, with the keys of the prefixes that it speaks of, to this worker's stage and down the route.
+
+    handed: what a sequence begins with behind those, by span what each stage of a pipeline has of it; on a route of one
+    stage alone.
+    """
 
     message: Passed
     keys: tuple[Key, ...] = ()
+    handed: Sequence[Any] = ()
 
 
 class Launch(msgspec.Struct, frozen=True, eq=False):
@@ -53,4 +67,4 @@ class AnswerHead(msgspec.Struct, frozen=True):
     message: Sampled | StepFailed
 
 
-Action = Report | Forward | Launch | AnswerHead
+Action = Report | Tell | Forward | Launch | AnswerHead

@@ -6,7 +6,7 @@ or a step is there is known to who owns it, and checked there. Reads no tensor b
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,23 +17,30 @@ from protocol.messages import (
     CopyPrefix,
     DropPrefix,
     Generate,
+    HandedOver,
+    HandOver,
     KeepPrefix,
     KnownPrefix,
     LoadStage,
     Message,
     OpenSequence,
+    ReadPrompt,
     Sampled,
     Step,
     StepFailed,
+    StopReading,
 )
 from protocol.values import Buffer, Route, Sampling, unpack_keys
+from strategy.memory import grown_bytes
+from workers.engine.actions import Action
 from workers.engine.fitness import UnfitMessage, required_buffer
 from workers.model.stage_loading import LoadedStages
 
 # Beyond it positions and lengths are no longer numbers that MLX can index with.
 MAX_TOKENS = 1 << 30
 
-_Buffers = Sequence[Buffer]
+_Buffers = tuple[Buffer, ...]
+Handler = Callable[[Any, _Buffers], Iterable[Action]]
 
 
 class Checks:
@@ -52,6 +59,10 @@ class Checks:
             DropPrefix: lambda message, _: self._continues_here(message.route),
             CopyPrefix: self._copying,
             CopyArrived: lambda message, _: self._loaded(message.route),
+            ReadPrompt: self._reading,
+            StopReading: lambda message, _: self._begins_here(message.route),
+            HandOver: self._handing_over,
+            HandedOver: self._handed_over,
             Step: self._step,
             Sampled: self._sampled,
             StepFailed: lambda message, _: self._begins_here(message.route),
@@ -65,6 +76,15 @@ class Checks:
         check = self._checks.get(type(message))
         if check is not None:
             check(message, buffers)
+
+    def before(self, handler: Handler) -> Handler:
+        """The handler, behind the check of what it is given."""
+
+        def handle(message: Message, buffers: _Buffers) -> Iterable[Action]:
+            self.check(message, buffers)
+            return handler(message, buffers)
+
+        return handle
 
     # --- by kind
 
@@ -85,11 +105,17 @@ class Checks:
         self._known(ids)
         _require(0 < message.max_tokens <= MAX_TOKENS - len(ids), f"{message.max_tokens} tokens to generate")
         self._sampling(message.sampling)
+        if message.read_by is not None:
+            self._loaded(message.read_by)
+            _require(
+                message.route.is_single and not message.read_by.is_single, "a prompt that others read for them all"
+            )
 
     def _opening(self, message: OpenSequence, _: _Buffers) -> None:
         self._continues_here(message.route)
         self._known(message.history)
         _require(0 < message.max_length <= MAX_TOKENS, f"a sequence of {message.max_length} tokens")
+        _require(0 <= message.computed_tokens < message.max_length, "a sequence that begins behind its end")
         self._sampling(message.sampling)
 
     def _kept(self, message: KnownPrefix, buffers: _Buffers) -> None:
@@ -109,6 +135,29 @@ class Checks:
         self._loaded(message.route)
         is_another = message.worker != self._name and message.worker in message.route.workers
         _require(is_another, f"a copy for {self._name} of what {message.worker} keeps on {message.route}")
+
+    def _reading(self, message: ReadPrompt, buffers: _Buffers) -> None:
+        self._begins_here(message.route)
+        ids = _ids(required_buffer(buffers, 0, "the prompt"))
+        self._known(ids)
+        _require(message.holder in message.route.workers, f"a prompt to read for {message.holder}, whom nobody knows")
+        _require(0 <= message.start < len(ids) - 1 < MAX_TOKENS, f"{len(ids)} tokens to read from {message.start} on")
+
+    def _handing_over(self, message: HandOver, _: _Buffers) -> None:
+        self._continues_here(message.route)
+        _require(message.holder in message.route.workers, f"a cache for {message.holder}, whom nobody knows")
+        _require(0 <= message.start < message.end <= MAX_TOKENS, "a span of no tokens to hand over")
+
+    def _handed_over(self, message: HandedOver, buffers: _Buffers) -> None:
+        self._loaded(message.route)
+        self._loaded(Route((self._name,)))
+        _require(message.worker in message.route.workers, f"a cache of {message.worker}, whom nobody knows")
+        _require(0 <= message.start < message.end <= MAX_TOKENS, "a span of no tokens that was handed over")
+        needs = self._stages().needs_of(Route((self._name,)))
+        start = message.start if needs is None or not needs.snapshots else 0
+        most = 0 if needs is None else grown_bytes(needs, message.end - start)
+        num_bytes = sum(memoryview(buffer).nbytes for buffer in buffers)
+        _require(num_bytes <= most, f"{num_bytes} bytes that were handed over where {most} can be")
 
     def _step(self, message: Step, buffers: _Buffers) -> None:
         self._continues_here(message.route)

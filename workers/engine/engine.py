@@ -28,35 +28,39 @@ from protocol.messages import (
     DropPrefix,
     ForgetConversation,
     Generate,
+    HandedOver,
+    HandOver,
     Heartbeat,
     InspectModel,
     KeepPrefix,
     KnownPrefix,
     LinkLost,
-    LoadFailed,
     LoadProgress,
     LoadStage,
     Message,
     OpenSequence,
     PrepareStage,
+    ReadingFailed,
+    ReadPrompt,
     Sampled,
-    SequenceFailed,
     Shutdown,
     Step,
     StepFailed,
+    StopReading,
 )
 from protocol.transport import DataLinks
 from protocol.values import TO_COORDINATOR, Buffer, LayerRange, Peer, unpack_ids, unpack_keys
-from workers.engine.actions import Action, AnswerHead, Forward, Launch, Passed, Report
+from workers.engine.actions import Action, AnswerHead, Forward, Launch, Passed, Report, Tell
 from workers.engine.arrivals import Adrift, Arrivals
-from workers.engine.checks import Checks
+from workers.engine.checks import Checks, Handler
+from workers.engine.failures import failure_of
 from workers.engine.fitness import UnfitMessage
 from workers.engine.heads import Heads
 from workers.engine.loading import Loading
 from workers.engine.stage_runner import StageRunner, StepInFlight
 from workers.engine.trace import Tracer
 from workers.engine.vitals import MEASURE_EVERY_S, READING_LIMIT_S, Vitals
-from workers.model.shelf import ModelShelf, Overtaken
+from workers.model.shelf import ModelShelf
 from workers.model.stage_loading import LoadedStages, MakeTimer, StageLoader
 
 log = logging.getLogger(__name__)
@@ -64,7 +68,6 @@ log = logging.getLogger(__name__)
 # For what is kept of past sequences, when the process ends; what does not get to the disk is read again.
 _FLUSH_S = 0.5
 _Buffers = tuple[Buffer, ...]
-_Handler = Callable[[Any, _Buffers], Iterable[Action]]
 _Result = TypeVar("_Result")
 
 
@@ -87,22 +90,22 @@ class Engine:
         self._now = now
         self._arrivals = Arrivals(name)
         self._links = links
-        self._heads = Heads()
+        self._heads = Heads(name)
         self._vitals = Vitals(name)
         self._runner = StageRunner(name, self._links, self._vitals, tracer, now)
         self._loading = Loading(name, shelf, StageLoader(shelf, make_timer), self._report_progress)
         self._in_flight: StepInFlight | None = None  # between turns only; within one it is handed on
         self._is_running = True
-        check = Checks(name, lambda: self._runner.stages).check
-        self._handlers = {kind: _checked(check, handler) for kind, handler in self._handlers_by_kind().items()}
+        checks = Checks(name, lambda: self._runner.stages)
+        self._handlers = {kind: checks.before(handler) for kind, handler in self._handlers_by_kind().items()}
 
-    def _handlers_by_kind(self) -> Mapping[type[Message], _Handler]:
+    def _handlers_by_kind(self) -> Mapping[type[Message], Handler]:
         return {
             InspectModel: partial(self._look_after, self._loading.inspect),
             PrepareStage: partial(self._look_after, self._loading.prepare),
             LoadStage: self._load,
             ComputeFigures: lambda message, _: [Report(self._runner.figures(message))],
-            Generate: self._generate,
+            Generate: lambda message, buffers: self._heads.begin(message, unpack_ids(buffers[0])),
             Cancel: lambda message, _: self._heads.cancel(message),
             KnownPrefix: self._know,
             ForgetConversation: lambda message, _: self._heads.forget_conversation(message),
@@ -110,6 +113,11 @@ class Engine:
             CloseSequence: _passed_on,
             KeepPrefix: _passed_on,
             DropPrefix: _passed_on,
+            ReadPrompt: lambda message, buffers: self._heads.read(message, unpack_ids(buffers[0])),
+            StopReading: lambda message, _: self._heads.stop_reading(message),
+            HandOver: _passed_on,
+            HandedOver: self._handed_over,
+            ReadingFailed: lambda message, _: self._heads.handovers.failed(message),
             CopyPrefix: self._adopt,
             CopyArrived: self._copied,
             Step: lambda step, buffers: [self._runner.received(step, buffers)],
@@ -226,7 +234,13 @@ class Engine:
         if isinstance(message, LoadStage):
             self._arrivals.renew(envelope, {stage.worker: stage.peer.public_key for stage in message.stages})
             self._renew_links(message.reply_to)  # whatever becomes of it, it is answered there
-        actions, failure = self._attempt(message, handler, message, envelope.buffers)
+        return self._follow(in_flight, message, handler, message, envelope.buffers)
+
+    def _follow(
+        self, in_flight: StepInFlight | None, message: Message, act: Callable[..., Iterable[Action]], *arguments: Any
+    ) -> StepInFlight | None:
+        """Perform what `act` gives, or what follows where it fails."""
+        actions, failure = self._attempt(message, act, *arguments)
         return self._perform(failure if actions is None else actions, in_flight)
 
     def _perform(self, actions: Iterable[Action], in_flight: StepInFlight | None) -> StepInFlight | None:
@@ -235,6 +249,8 @@ class Engine:
             match action:
                 case Report(message=message, buffers=buffers):
                     self._links.send(TO_COORDINATOR, message, buffers)
+                case Tell():
+                    in_flight = self._tell(action, in_flight)
                 case Forward():
                     in_flight = self._forward(action, in_flight)
                 case Launch():
@@ -248,7 +264,13 @@ class Engine:
         if in_flight is not None and self._runner.passes_on(message.route):
             self._finish(in_flight)  # what was launched before must arrive before
             in_flight = None
-        _, failure = self._attempt(message, self._runner.apply, message, forward.keys)
+        return self._follow(in_flight, message, self._runner.apply, message, forward.keys, forward.handed)
+
+    def _tell(self, tell: Tell, in_flight: StepInFlight | None) -> StepInFlight | None:
+        message = tell.message
+        if tell.worker == self._name:
+            return self._follow(in_flight, message, self._handlers[type(message)], message, tell.buffers)
+        _, failure = self._attempt(message, self._links.send, tell.worker, message, tell.buffers)
         return self._perform(failure, in_flight)
 
     def _launch(self, launch: Launch, in_flight: StepInFlight | None) -> StepInFlight | None:
@@ -280,8 +302,7 @@ class Engine:
         if message.route.head != self._name:
             _, failure = self._attempt(message, self._links.send, message.route.head, message)
             return self._perform(failure, in_flight)
-        actions, failure = self._attempt(message, self._answered, message, ())
-        return self._perform(failure if actions is None else actions, in_flight)
+        return self._follow(in_flight, message, self._answered, message, ())
 
     def _attempt(
         self, message: Message, act: Callable[..., _Result], *arguments: Any
@@ -291,21 +312,10 @@ class Engine:
             return act(*arguments), ()
         except (UnfitMessage, TandemError) as error:
             log.warning("dropped %s: %s", type(message).__name__, error)
-            return None, self._failure(message, error)
+            return None, failure_of(message, error, self._name)
         except Exception as error:  # the boundary of one message: a damaged one, or what the model's code raises
             log.exception("%s failed", type(message).__name__)
-            return None, self._failure(message, error)
-
-    def _failure(self, message: Message, error: Exception) -> list[Action]:
-        sentence = f"{self._name}: {error}"
-        if isinstance(message, Generate):
-            return [Report(SequenceFailed(sequence=message.sequence, message=sentence))]
-        if isinstance(message, Step) and message.route.workers:
-            return [AnswerHead(StepFailed(number=message.number, route=message.route, message=sentence))]
-        if isinstance(message, InspectModel | LoadStage | PrepareStage) and not isinstance(error, Overtaken):
-            said = str(error) if isinstance(error, TandemError) else f"{self._name} could not use the model: {error}"
-            return [Report(LoadFailed(worker=self._name, message=said))]
-        return []
+            return None, failure_of(message, error, self._name)
 
     # --- plans
 
@@ -368,9 +378,6 @@ class Engine:
 
     # --- sequences
 
-    def _generate(self, message: Generate, buffers: _Buffers) -> list[Action]:
-        return self._heads.begin(message, unpack_ids(buffers[0]))
-
     def _know(self, message: KnownPrefix, buffers: _Buffers) -> list[Action]:
         return self._heads.know(message, unpack_keys(buffers[0]), unpack_ids(buffers[1]))
 
@@ -382,19 +389,12 @@ class Engine:
         self._runner.copied(message)
         return ()
 
+    def _handed_over(self, message: HandedOver, buffers: _Buffers) -> list[Action]:
+        return self._heads.handovers.handed_over(message, self._runner.handed_over(message, buffers))
+
     def _answered(self, message: Sampled | StepFailed, _: _Buffers) -> list[Action]:
         return self._heads.answered(message, self._now())
 
 
 def _passed_on(message: Passed, buffers: _Buffers) -> list[Action]:
     return [Forward(message, unpack_keys(buffers[0]) if buffers else ())]
-
-
-def _checked(check: Callable[[Message, _Buffers], None], handler: _Handler) -> _Handler:
-    """The handler, behind the check of what it is given."""
-
-    def handle(message: Message, buffers: _Buffers) -> Iterable[Action]:
-        check(message, buffers)
-        return handler(message, buffers)
-
-    return handle

@@ -18,7 +18,8 @@ from protocol.messages import KeepPrefix, OpenSequence, Row, StageFigures, Step
 from protocol.values import LayerRange
 from strategy.chunking import MLX_LM_CHUNK_TOKENS
 from strategy.prefix import Key
-from workers.cache.prefix_store import PrefixLost, PrefixStore
+from workers.cache.kv_parts import KvPart
+from workers.cache.prefix_store import Handed, PrefixLost, PrefixStore, can_cut, part_of
 from workers.cache.stage_cache import StageCache
 from workers.engine.fitness import UnfitMessage
 from workers.engine.sampling import TokenSampler, sample_rows
@@ -55,7 +56,7 @@ class _OpenedSequence:
     sampler: TokenSampler
     cache: StageCache | None  # None when uncached, or while merged into a slot
     keys: Sequence[Key] = ()  # of the parts that it began with
-    num_tokens: int | None = None  # that were computed, from the first step on
+    num_tokens: int = 0  # that were computed
     prompt_tokens: int | None = None  # known from the first step of one without cache
 
 
@@ -129,19 +130,21 @@ class StageExecutor:
         self._slots.clear()
         self._last_sampled.clear()
 
-    def open(self, message: OpenSequence, keys: Sequence[Key]) -> None:
-        """A sequence begins, with the parts of earlier ones named by `keys`.
+    def open(self, message: OpenSequence, keys: Sequence[Key], handed: Handed = ()) -> None:
+        """A sequence begins, with the parts of earlier ones named by `keys` and what was handed over behind them.
 
         Where a part turns out to be lost the sequence stays unknown here, so that its first step fails and the head
         begins it anew.
         """
         try:
-            cache = self.prefixes.begin(keys, self._kv_of(message)) if message.cached else None
+            cache = self.prefixes.begin(keys, self._kv_of(message), handed) if message.cached else None
         except PrefixLost as error:
             log.warning("a kept prefix is lost: %s", error)
             return
         sampler = TokenSampler(message.sampling, message.seed, message.history)
-        self._sequences[message.sequence] = _OpenedSequence(message.cached, sampler, cache, keys)
+        self._sequences[message.sequence] = _OpenedSequence(
+            message.cached, sampler, cache, keys, message.computed_tokens
+        )
 
     def _kv_of(self, message: OpenSequence) -> KvSettings | None:
         if self._kv is None or self._kv.kind != "static":
@@ -156,9 +159,25 @@ class StageExecutor:
         """
         sequence = self._sequences.get(message.sequence)
         if sequence is not None:
-            if max((end for _, end in message.spans), default=0) > (sequence.num_tokens or 0):
+            if max((end for _, end in message.spans), default=0) > sequence.num_tokens:
                 raise UnfitMessage(f"sequence {message.sequence} has only {sequence.num_tokens} tokens to keep")
             self.prefixes.keep(self._read_only_cache(message.sequence), message.spans, keys)
+
+    def part(self, number: int, start: int, end: int) -> KvPart:
+        """Tokens [start, end) of a sequence's cache for another stage; waits until they are computed.
+
+        Raises UnfitMessage where they are not, or where the cache has more and cannot be cut.
+        """
+        sequence = self._sequences.get(number)
+        if sequence is None or not sequence.cached or end > sequence.num_tokens:
+            raise UnfitMessage(f"sequence {number} does not have {end} tokens on this worker")
+        cache = self._read_only_cache(number)
+        if end < sequence.num_tokens and not can_cut(cache):
+            raise UnfitMessage(f"the caches of sequence {number} cannot be cut at {end}")
+        everything = part_of(cache, start, end).entries
+        part = KvPart(end, {index: everything[index] for index in cache.owned})
+        mx.eval([entry.state for entry in part.entries.values()])
+        return part
 
     def close(self, sequence: int) -> None:
         """A sequence ended; its row leaves its slot when the slot runs next, or now if it was the last."""
@@ -175,7 +194,7 @@ class StageExecutor:
         Raises:
             UnfitMessage: a sequence is not open here, or the step is not the next of each.
         """
-        self._advance(step)
+        self._require_next(step)
         sampling = self._stage.is_last and any(row.sample for row in step.rows)
         inputs = self._sampled_before(step) if tokens is None else mx.array(tokens)
         cache = self._cache_of(step) if step.cached else None
@@ -189,19 +208,19 @@ class StageExecutor:
         elif self._stage.is_last:
             output = None
         self._model.begin_evaluation(output, cache)
+        for row in step.rows:
+            self._sequences[row.sequence].num_tokens = row.position + step.num_tokens
         awaited = output if output is not None or cache is None else cache.states()
         return Launched(step, output, awaited, samplers)
 
-    def _advance(self, step: Step) -> None:
-        """Every sequence of the step is open and where the step says, or nothing happens."""
+    def _require_next(self, step: Step) -> None:
+        """Every sequence of the step is open and where the step says. Raises UnfitMessage."""
         for row in step.rows:
             sequence = self._sequences.get(row.sequence)
             if sequence is None or sequence.cached != step.cached:
                 raise UnfitMessage(f"sequence {row.sequence} is not open on this worker")
-            if step.cached and sequence.num_tokens not in (None, row.position):
+            if step.cached and sequence.num_tokens != row.position:
                 raise UnfitMessage(f"sequence {row.sequence} is at {sequence.num_tokens}, not at {row.position}")
-        for row in step.rows:
-            self._sequences[row.sequence].num_tokens = row.position + step.num_tokens
 
     def _forward(self, tokens: mx.array, cache: StageCache | None, payload: Any, *, sampling: bool) -> Any:
         return self._model.forward(

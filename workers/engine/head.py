@@ -7,6 +7,7 @@ An event that does not fit what the head knows raises `UnfitMessage` and changes
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +32,7 @@ from strategy.prefix import BLOCK_TOKENS, NO_MATCH, Key, Match, PrefixDirectory
 from strategy.scheduling import RowPlan, Schedule, StepPlan
 from workers.engine.actions import Action, Forward, Launch, Report
 from workers.engine.fitness import UnfitMessage
+from workers.engine.generation import Generation, Reading
 from workers.engine.step_kind import StepKind, kind_of
 from workers.engine.usual_times import UsualTimes
 
@@ -39,24 +41,6 @@ PROGRESS_FROM_TOKENS = 256
 HISTORY_TOKENS = 64
 # How often the blocks of a prompt on its way are kept.
 KEEP_EVERY_TOKENS = 4 * BLOCK_TOKENS
-
-
-@dataclass
-class _Generation:
-    request: Generate
-    tokens: list[int]
-    prompt_tokens: int
-    match: Match
-
-    @property
-    def num_generated(self) -> int:
-        return len(self.tokens) - self.prompt_tokens
-
-    def finish_reason(self) -> str | None:
-        """Why the sequence ends with its newest token, or None."""
-        if self.tokens[-1] in self.request.end_tokens:
-            return "stop"
-        return "length" if self.num_generated >= self.request.max_tokens else None
 
 
 @dataclass
@@ -98,7 +82,7 @@ class Head:
         self._usual = UsualTimes(cost, num_stages=len(route))
         self._prefixes = prefixes
         self._keeps_answers = keeps_answers
-        self._generations: dict[int, _Generation] = {}
+        self._generations: dict[int, Generation] = {}
         self._numbers: dict[int, int] = {}  # the coordinator's number to the route's
         self._num_sequences = 0
         self._in_flight: dict[int, _InFlight] = {}  # oldest first
@@ -119,21 +103,57 @@ class Head:
 
     def begin(self, request: Generate, prompt: list[int]) -> list[Action]:
         """A new sequence with its prompt ids."""
+        return self.begin_with(self.match(request, prompt), request, prompt)
+
+    def match(self, request: Generate, prompt: list[int]) -> Match:
+        """What of a new request's prompt is kept here; held for it until it ends, or until `release`."""
         if request.sequence in self._numbers:
             raise UnfitMessage(f"sequence {request.sequence} is already there")
-        match = NO_MATCH
-        if self._prefixes is not None and request.cached:
-            match = self._prefixes.match(prompt, request.scope)
-        opening = self._open(request, prompt, match)
-        if not match.num_tokens:
-            return opening
-        return [Report(Reused(sequence=request.sequence, num_tokens=match.num_tokens)), *opening]
+        if self._prefixes is None or not request.cached:
+            return NO_MATCH
+        return self._prefixes.match(prompt, request.scope)
 
-    def _open(self, request: Generate, prompt: list[int], match: Match) -> list[Action]:
+    def release(self, match: Match) -> None:
+        """What was matched is not begun with."""
+        if self._prefixes is not None:
+            self._prefixes.release(match)
+
+    def begin_with(self, match: Match, request: Generate, prompt: list[int]) -> list[Action]:
+        """A new sequence that begins with what was matched."""
+        return self._reused(request, match.num_tokens) + self._open(Generation(request, prompt, len(prompt), match))
+
+    def begin_handed(self, match: Match, request: Generate, prompt: list[int], handed: Sequence[Any]) -> list[Action]:
+        """A new sequence whose prompt, but for its last token, is what was matched and what a pipeline handed over."""
+        generation = Generation(request, prompt, len(prompt), match, len(prompt) - 1 - match.num_tokens)
+        actions = self._open(generation, handed)
+        if self._prefixes is not None and self._prefixes.snapshots:  # blocks can be kept at the end
+            actions += self._keep(self._numbers[request.sequence], generation, len(prompt) - 1, ended=False)
+        return actions
+
+    def read(self, request: Generate, prompt: list[int], reading: Reading) -> list[Action]:
+        """A new sequence that is only read, for a worker that goes on alone; not where that is done sooner by itself."""
+        match = self.match(request, prompt)
+        num_tokens = len(prompt) - 1
+        if num_tokens - match.num_tokens >= len(self.route) * (num_tokens - reading.num_handed):
+            self.release(match)
+            return [reading.failed(request.sequence, "it has more of it here, and reads the rest sooner than all do")]
+        generation = Generation(request, prompt, len(prompt), match, reading=reading)
+        actions = self._reused(request, max(match.num_tokens, reading.num_handed)) + self._open(generation)
+        if generation.is_read(match.num_tokens):
+            number = self._numbers[request.sequence]
+            actions += self._hand_over(number, generation, match.num_tokens) + self._close(number, keep=False)
+        return actions
+
+    def _reused(self, request: Generate, num_tokens: int) -> list[Action]:
+        return [Report(Reused(sequence=request.sequence, num_tokens=num_tokens))] if num_tokens else []
+
+    def _open(self, generation: Generation, handed: Sequence[Any] = ()) -> list[Action]:
         self._num_sequences += 1
         number = self._num_sequences
+        request, prompt = generation.request, generation.tokens
         self._numbers[request.sequence] = number
-        self._generations[number] = _Generation(request, prompt, len(prompt), match)
+        self._generations[number] = generation
+        num_computed = generation.match.num_tokens + generation.num_handed
         sampling = request.sampling
         opening = OpenSequence(
             sequence=number,
@@ -143,6 +163,7 @@ class Head:
             seed=request.seed,
             history=tuple(prompt[-HISTORY_TOKENS:]),
             max_length=len(prompt) + request.max_tokens,
+            computed_tokens=num_computed,
         )
         penalties = (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty)
         self._schedule.add(
@@ -150,10 +171,11 @@ class Head:
             prompt_tokens=len(prompt),
             cached=request.cached,
             client=request.client,
-            computed_tokens=match.num_tokens,
+            computed_tokens=num_computed,
             runs_ahead=not any(penalties),  # penalties look at the ids before
+            reads_only=generation.reading is not None,
         )
-        return [Forward(opening, match.keys)]
+        return [Forward(opening, generation.match.keys, handed)]
 
     def cancel(self, sequence: int) -> list[Action]:
         """Forget a sequence by the coordinator's number; steps in flight run out. Unknown ones are ignored."""
@@ -177,7 +199,12 @@ class Head:
 
     # --- what is kept of them
 
-    def _keep(self, number: int, generation: _Generation, num_tokens: int, *, ended: bool) -> list[Action]:
+    @property
+    def _cuts(self) -> bool:
+        """Whether blocks are kept, at any time."""
+        return self._prefixes is not None and not self._prefixes.snapshots
+
+    def _keep(self, number: int, generation: Generation, num_tokens: int, *, ended: bool) -> list[Action]:
         """Have the stages keep the sequence's first `num_tokens`, all of which are computed, for later ones."""
         if self._prefixes is None or not generation.request.cached:
             return []
@@ -230,17 +257,16 @@ class Head:
         return self._generations[row.sequence].tokens[row.start : row.start + row.count]
 
     def launched(self, step: Step) -> list[Action]:
-        """A step of this head is on its way. Behind a prompt's chunks its prefix is kept, for others to share.
+        """A step of this head is on its way. Behind a prompt's chunks its prefix is kept, for others to share, and handed
+        to whom it is read for.
 
         Some blocks at a time: kept all at once, a long prompt would stop everyone for a while. A snapshot, which is a
         copy of everything before it, only behind the last chunk.
         """
-        if self._prefixes is None:
-            return []
         match kind_of(step):
             case StepKind.PREFILL:
-                return self._keep_prompt(step, self._prefixes)
-            case StepKind.DECODE if self._keeps_answers and not self._prefixes.snapshots:
+                return self._chunk_launched(step.rows[0], step.rows[0].position + step.num_tokens)
+            case StepKind.DECODE if self._keeps_answers and self._cuts:
                 return [action for row in step.rows for action in self._keep_block(row)]
         return []
 
@@ -251,16 +277,23 @@ class Head:
             return []
         return self._keep(row.sequence, generation, row.position + 1, ended=False)
 
-    def _keep_prompt(self, step: Step, prefixes: PrefixDirectory) -> list[Action]:
-        row = step.rows[0]
+    def _chunk_launched(self, row: Row, end: int) -> list[Action]:
         generation = self._generations.get(row.sequence)
-        end = row.position + step.num_tokens
         if generation is None:
             return []
-        is_due = not prefixes.snapshots and end // KEEP_EVERY_TOKENS > row.position // KEEP_EVERY_TOKENS
-        if is_due or end == generation.prompt_tokens - 1:
-            return self._keep(row.sequence, generation, end, ended=False)
-        return []
+        actions = self._hand_over(row.sequence, generation, end)  # somebody waits for it
+        is_due = self._cuts and end // KEEP_EVERY_TOKENS > row.position // KEEP_EVERY_TOKENS
+        if is_due or generation.is_read(end):
+            actions += self._keep(row.sequence, generation, end, ended=False)
+        return actions
+
+    def _hand_over(self, number: int, generation: Generation, end: int) -> list[Action]:
+        """Have the stages hand over what is new of a prompt that is only read, when it is time."""
+        if generation.reading is None:
+            return []
+        request, is_last = generation.request.sequence, generation.is_read(end)
+        message = generation.reading.hand_over(number, self.route, request, end, is_last=is_last)
+        return [] if message is None else [Forward(message)]
 
     def ran(self, step: Step, seconds: float) -> None:
         """A step of this head took `seconds` on this worker's own stage."""
@@ -300,13 +333,19 @@ class Head:
 
     def _progress(self, row: RowPlan) -> list[Action]:
         generation = self._generations.get(row.sequence)
-        if generation is None or generation.prompt_tokens <= PROGRESS_FROM_TOKENS:
+        if generation is None:
             return []
         processed, total = row.start + row.count, generation.prompt_tokens
-        return [Report(PrefillProgress(sequence=generation.request.sequence, processed=processed, total=total))]
+        actions: list[Action] = []
+        if total > PROGRESS_FROM_TOKENS:
+            sequence = generation.request.sequence
+            actions.append(Report(PrefillProgress(sequence=sequence, processed=processed, total=total)))
+        if generation.reading is not None and generation.is_read(processed):
+            actions += self._close(row.sequence, keep=True)
+        return actions
 
     def failed(self, number: int, message: str) -> list[Action]:
-        """A step could not run: every row of it fails, or begins anew where a reused prefix may be the cause."""
+        """A step could not run: every row of it fails, or begins anew where what it began with may be the cause."""
         actions: list[Action] = []
         for row in self._landed(number).plan.rows:
             generation = self._generations.get(row.sequence)
@@ -315,14 +354,17 @@ class Head:
                 actions += self._begin_anew_or_fail(generation, message)
         return actions
 
-    def _begin_anew_or_fail(self, generation: _Generation, message: str) -> list[Action]:
-        request, match = generation.request, generation.match
-        if self._prefixes is None or not match.keys or generation.num_generated:
+    def _begin_anew_or_fail(self, generation: Generation, message: str) -> list[Action]:
+        request, dropped = generation.request, []
+        if generation.may_begin_anew and self._prefixes is not None:
+            self._prefixes.forget(generation.match.keys)
+            dropped = self._drop(generation.match.keys)
+        if generation.reading is not None:
+            return [*dropped, generation.reading.failed(request.sequence, message)]
+        if not generation.may_begin_anew:
             return [Report(SequenceFailed(sequence=request.sequence, message=message))]
-        self._prefixes.forget(match.keys)
-        dropped = self._drop(match.keys)
         reused = Report(Reused(sequence=request.sequence, num_tokens=0))
-        return [*dropped, reused, *self._open(request, generation.tokens, NO_MATCH)]
+        return [*dropped, reused, *self._open(Generation(request, generation.tokens, len(generation.tokens), NO_MATCH))]
 
     def overdue(self, now: float) -> list[Action]:
         """Steps that should have come back; each is told once."""

@@ -12,22 +12,27 @@ from protocol.messages import (
     ForgetConversation,
     Generate,
     KnownPrefix,
+    ReadPrompt,
     Sampled,
     Step,
     StepFailed,
+    StopReading,
 )
-from protocol.values import Route
+from protocol.values import Route, Sampling
 from strategy.prefix import Key, PrefixDirectory
 from workers.engine.actions import Action, Forward
 from workers.engine.fitness import UnfitMessage
+from workers.engine.generation import HAND_OVER_EVERY_TOKENS, Reading
+from workers.engine.handovers import Handovers
 from workers.engine.head import Head
 from workers.model.stage_loading import LoadedStages
 
 
 class Heads:
-    """See the module."""
+    """See the module. name: this worker's."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self.handovers = Handovers(name)
         self._stages = LoadedStages()
         self._heads: dict[Route, Head] = {}
         self._directories: dict[Route, PrefixDirectory] = {}
@@ -43,6 +48,7 @@ class Heads:
         self._stages = stages
         self._heads.clear()
         self._directories.clear()
+        self.handovers.clear()
 
     def abandon(self) -> list[Action]:
         """End what runs on the routes of this worker alone, and keep what was computed for when the requests come back.
@@ -53,9 +59,15 @@ class Heads:
 
     def begin(self, message: Generate, prompt: list[int]) -> list[Action]:
         """A request for a route that begins here."""
-        if message.route not in self._heads:
-            self._heads[message.route] = self._new_head(message.route)
-        return self._heads[message.route].begin(message, prompt)
+        head = self._head_of(message.route)
+        if message.read_by is None:
+            return head.begin(message, prompt)
+        return self.handovers.begin(head, message, prompt)
+
+    def _head_of(self, route: Route) -> Head:
+        if route not in self._heads:
+            self._heads[route] = self._new_head(route)
+        return self._heads[route]
 
     def _new_head(self, route: Route) -> Head:
         return Head(
@@ -80,7 +92,31 @@ class Heads:
 
     def cancel(self, message: Cancel) -> list[Action]:
         """A sequence is to end; unknown ones are ignored."""
-        return [action for head in self for action in head.cancel(message.sequence)]
+        actions = [action for head in self for action in head.cancel(message.sequence)]
+        return actions + self.handovers.cancel(message.sequence)
+
+    def read(self, message: ReadPrompt, prompt: list[int]) -> list[Action]:
+        """A prompt to read on a route that begins here, for a worker that goes on alone."""
+        needs = self._stages.needs_of(message.route)
+        assert needs is not None, "a route that is loaded"
+        every = None if needs.snapshots else HAND_OVER_EVERY_TOKENS
+        request = Generate(
+            sequence=message.sequence,
+            route=message.route,
+            cached=True,
+            max_tokens=1,
+            end_tokens=(),
+            sampling=Sampling(),
+            seed=0,
+            scope=message.scope,
+            client=message.client,
+        )
+        return self._head_of(message.route).read(request, prompt, Reading(message.holder, message.start, every))
+
+    def stop_reading(self, message: StopReading) -> list[Action]:
+        """Nobody waits for a prompt any more; unknown ones are ignored."""
+        head = self._heads.get(message.route)
+        return [] if head is None else head.cancel(message.sequence)
 
     def answered(self, message: Sampled | StepFailed, now: float) -> list[Action]:
         """A step of one of the heads came back."""

@@ -10,6 +10,7 @@ import mlx.core as mx
 import msgspec
 import numpy as np
 
+from protocol.errors import WireError
 from protocol.heap import give_back_memory
 from protocol.messages import (
     CloseSequence,
@@ -18,18 +19,23 @@ from protocol.messages import (
     CopyPrefix,
     DropPrefix,
     FiguresComputed,
+    HandedOver,
+    HandOver,
     KeepPrefix,
     OpenSequence,
     Sampled,
     Step,
 )
 from protocol.transport import DataLinks
-from protocol.values import Buffer, Route, pack_keys, unpack_keys
+from protocol.values import Buffer, LayerRange, Route, pack_keys, unpack_keys
 from strategy.prefix import Key
-from workers.engine.actions import Launch, Passed
+from workers.cache import kv_parts
+from workers.cache.kv_parts import KvPart
+from workers.cache.prefix_store import Handed
+from workers.engine.actions import Launch, Passed, Tell
 from workers.engine.copying import Copying
 from workers.engine.executor import Launched
-from workers.engine.fitness import required_buffer
+from workers.engine.fitness import UnfitMessage, required_buffer
 from workers.engine.step_kind import kind_of
 from workers.engine.trace import Tracer
 from workers.engine.usual_times import UsualTimes
@@ -104,8 +110,8 @@ class StageRunner:
     def _next_worker(self, route: Route) -> str | None:
         return None if route.is_single else route.next_after(self._name)
 
-    def apply(self, message: Passed, keys: tuple[Key, ...]) -> None:
-        """Pass a message on and do what it says."""
+    def apply(self, message: Passed, keys: tuple[Key, ...], handed: Handed = ()) -> Sequence[Tell]:
+        """Pass a message on and do what it says; what another worker is to be told for it."""
         executor = self.stages.executors[message.route]
         worker = self._next_worker(message.route)
         if worker is not None:
@@ -113,7 +119,7 @@ class StageRunner:
         match message:
             case OpenSequence():
                 self._move(executor.prefixes.num_bytes + executor.prefixes.disk_bytes)
-                executor.open(message, keys)
+                executor.open(message, keys, handed)
                 self._copying.in_use(message.route, keys)
             case KeepPrefix():
                 self._move(executor.kv_bytes)
@@ -122,8 +128,12 @@ class StageRunner:
             case DropPrefix():
                 executor.prefixes.drop(keys)
                 self._copying.dropped(message.route, keys)
+            case HandOver():
+                self._move(executor.kv_bytes)
+                return (self._handing_over(message, executor.part(message.sequence, message.start, message.end)),)
             case CloseSequence():
                 executor.close(message.sequence)
+        return ()
 
     def spill(self) -> bool:
         """While no request runs here, put what past ones left on disk, part by part; whether there was any."""
@@ -143,6 +153,34 @@ class StageRunner:
     def _move(self, most_bytes: int) -> None:
         """Parts of caches are moved now, no more than so many bytes."""
         self._vitals.begin(self._now(), moving_limit_s(most_bytes))
+
+    # --- prompts that are read for a worker which goes on alone
+
+    def _handing_over(self, message: HandOver, part: KvPart) -> Tell:
+        """Raises UnfitMessage for a cache of the model's own, which cannot be sent."""
+        encoded = kv_parts.encode(part)
+        if encoded is None:
+            raise UnfitMessage("a cache of this model's own cannot be handed over")
+        spec, buffers = encoded
+        handed = HandedOver(
+            sequence=message.request,
+            route=message.route,
+            worker=self._name,
+            start=message.start,
+            end=message.end,
+            part=spec,
+        )
+        return Tell(message.holder, handed, buffers)
+
+    def handed_over(self, message: HandedOver, buffers: Sequence[Buffer]) -> tuple[LayerRange, KvPart]:
+        """What a stage has of a prompt, with its layers. Raises WireError for a part that is none, or of another length."""
+        self._move(sum(map(len, buffers)))
+        part = kv_parts.decode(message.part, buffers)
+        needs = self.stages.needs_of(message.route)
+        is_cut = needs is not None and not needs.snapshots
+        if part.end != message.end or (is_cut and not part.has_tokens(message.end - message.start)):
+            raise WireError(f"a part of a cache does not have the tokens {message.start} to {message.end}")
+        return self.stages.pipeline_layers[message.worker], part
 
     # --- copies of what is kept, for another worker and of another worker
 

@@ -7,7 +7,7 @@ nothing.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,13 +54,15 @@ class LoadedStages(msgspec.Struct, frozen=True, kw_only=True):
 
     copied: the route of which another worker is given copies of what is kept here, None for none; max_rows: sequences in
     one batch; prefixes: what each route keeps of past sequences, in the order of loading, and how fast it runs; layers: what each
-    takes, None where nobody asked; read_bytes: of weights read from disk for this plan; vocabulary_size: token ids lie below it.
+    takes, None where nobody asked; pipeline_layers: of each worker in the pipeline; read_bytes: of weights read from disk for this
+    plan; vocabulary_size: token ids lie below it.
     """
 
     executors: dict[Route, StageExecutor] = {}
     chunk_costs: dict[Route, ChunkCost] = {}
     prefixes: tuple[KeptPrefix, ...] = ()
     layers: LayerSpeeds | None = None
+    pipeline_layers: Mapping[str, LayerRange] = {}
     copied: Route | None = None
     max_rows: int = 1
     fixed_chunk_tokens: int | None = None
@@ -72,6 +74,10 @@ class LoadedStages(msgspec.Struct, frozen=True, kw_only=True):
     def speeds(self) -> dict[Route, StageSpeed]:
         """Of the routes that were measured."""
         return {prefix.route: prefix.speed for prefix in self.prefixes if prefix.speed is not None}
+
+    def needs_of(self, route: Route) -> KvNeeds | None:
+        """What a sequence's caches take here on a route; None where it is not loaded."""
+        return next((prefix.needs for prefix in self.prefixes if prefix.route == route), None)
 
     def flush(self, is_over: Callable[[], bool] = lambda: False) -> None:
         """Put on disk what past sequences left, until `is_over`."""
@@ -209,6 +215,11 @@ class StageLoader:
                 for route, place in places.items()
             ),
             layers=profile.layers,
+            pipeline_layers={
+                stage.worker: stage.layers
+                for stage in plan.stages
+                if plan.pipeline and stage.worker in plan.pipeline.workers
+            },
             copied=_copied(plan),
             max_rows=MAX_ROWS if batches else 1,
             fixed_chunk_tokens=MLX_LM_CHUNK_TOKENS if plan.whole_prompts else plan.prefill_chunk_tokens,

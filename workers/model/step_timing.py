@@ -19,7 +19,7 @@ from mlx_lm.models.cache import KVCache, RotatingKVCache
 from protocol.messages import OpenSequence, Row, Step
 from protocol.values import KvSettings, LayerRange, Route, Sampling
 from strategy.prefix import Key
-from workers.cache.prefix_store import PrefixStore
+from workers.cache.prefix_store import Handed, PrefixStore
 from workers.cache.stage_cache import StageCache
 from workers.engine.executor import Launched, StageExecutor, StagePlace, Uncached
 from workers.kv_cache.probe import Recorder, Shapes
@@ -189,9 +189,9 @@ class _LongCaches(PrefixStore):
         self._shapes = shapes
         self._first: StageCache | None = None
 
-    def begin(self, keys: Sequence[Key], kv: KvSettings | None) -> StageCache:
+    def begin(self, keys: Sequence[Key], kv: KvSettings | None, handed: Handed = ()) -> StageCache:
         if self._first is None:
-            self._first = self._filled(super().begin(keys, kv))
+            self._first = self._filled(super().begin(keys, kv, handed))
             return self._first
         return self._first.fork()
 

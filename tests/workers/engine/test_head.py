@@ -5,9 +5,12 @@ import pytest
 from protocol.messages import (
     CloseSequence,
     Generate,
+    HandOver,
     KeepPrefix,
     OpenSequence,
     PrefillProgress,
+    ReadingFailed,
+    Reused,
     SequenceFailed,
     StepOverdue,
     Tokens,
@@ -16,8 +19,9 @@ from protocol.messages import (
 from protocol.values import Route, Sampling
 from strategy.chunking import ChunkCost
 from strategy.prefix import BLOCK_TOKENS, PrefixDirectory
-from workers.engine.actions import Forward, Report
+from workers.engine.actions import Forward, Report, Tell
 from workers.engine.fitness import UnfitMessage
+from workers.engine.generation import HAND_OVER_EVERY_TOKENS, Reading
 from workers.engine.head import HISTORY_TOKENS, PROGRESS_FROM_TOKENS, Head
 
 ROUTE = Route(("alpha", "beta"))
@@ -28,7 +32,7 @@ class Played:
     """A head whose steps the test answers. `forwarded` is to go down the route, `reported` to the coordinator."""
 
     def __init__(self, *, chunk_tokens=16, max_rows=8, prefixes=None, keeps_answers=False, route=ROUTE):
-        self.forwarded, self.reported = [], []
+        self.forwarded, self.reported, self.told = [], [], []
         self.now = 100.0
         self.head = Head(
             route,
@@ -47,6 +51,8 @@ class Played:
                     self.forwarded.append(message)
                 case Report(message=message):
                     self.reported.append(message)
+                case Tell(worker=worker, message=message):
+                    self.told.append((worker, message))
                 case _:
                     raise AssertionError(action)
 
@@ -61,6 +67,23 @@ class Played:
             seed=7,
         )
         self.do(self.head.begin(request, list(prompt)))
+
+    def read(self, sequence, prompt, *, start=0, every=HAND_OVER_EVERY_TOKENS):
+        """A prompt that is read for gamma, which has its first tokens."""
+        request = Generate(
+            sequence=sequence,
+            route=self.head.route,
+            cached=True,
+            max_tokens=1,
+            end_tokens=(),
+            sampling=Sampling(),
+            seed=0,
+        )
+        self.do(self.head.read(request, list(prompt), Reading("gamma", start, every)))
+
+    def spans(self):
+        """What was to be handed over, in order."""
+        return [(message.start, message.end) for message in self.forwarded if isinstance(message, HandOver)]
 
     def cancel(self, sequence):
         self.do(self.head.cancel(sequence))
@@ -330,3 +353,39 @@ def test_block_of_an_answer_is_kept_once_its_last_token_is_on_its_way_where_ther
     assert step.rows[0].position == BLOCK_TOKENS - 1
     kept = [message.spans for message in played.forwarded if isinstance(message, KeepPrefix)]
     assert kept == ([((0, BLOCK_TOKENS),)] if keeps_answers and not snapshots else [])
+
+
+# --- prompts that are only read
+
+
+@pytest.mark.parametrize(
+    ("chunk", "every", "start", "spans"),
+    [
+        (100, 256, 0, [(0, 300), (300, 599)]),
+        (100, 256, 250, [(250, 599)]),
+        (512, 256, 0, [(0, 512), (512, 599)]),
+        (100, None, 0, [(0, 599)]),
+        (100, None, 70, [(70, 599)]),
+    ],
+)
+def test_prompt_that_is_only_read_is_handed_over_behind_its_chunks_and_closed(chunk, every, start, spans):
+    played = Played(chunk_tokens=chunk)
+    played.read(9, range(5, 605), start=start, every=every)
+    while len(played.head):
+        played.answer()
+    assert played.spans() == spans
+    assert {message.request for message in played.forwarded if isinstance(message, HandOver)} == {9}
+    assert isinstance(played.forwarded[-1], CloseSequence)
+    assert played.reported[-1] == PrefillProgress(sequence=9, processed=599, total=600)
+    assert played.nothing_to_run()
+
+
+def test_prompt_that_fails_while_it_is_read_is_told_to_whom_it_is_for_and_no_one_else():
+    played = Played()
+    played.read(9, range(5, 605))
+    step, _ = played.issue()
+    played.failed(step, "beta: no memory")
+    assert played.told == [("gamma", ReadingFailed(sequence=9, message="beta: no memory"))]
+    assert not [message for message in played.reported if not isinstance(message, Reused)]
+    assert isinstance(played.forwarded[-1], CloseSequence)
+    assert played.nothing_to_run()

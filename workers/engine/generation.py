@@ -1,0 +1,68 @@
+"""One sequence as the head of its route knows it: what was asked, its tokens, and for whom it is only read."""
+
+from dataclasses import dataclass
+
+from protocol.messages import Generate, HandOver, ReadingFailed
+from protocol.values import Route
+from strategy.prefix import BLOCK_TOKENS, Match
+from workers.engine.actions import Tell
+
+# How often the tokens of a prompt on its way are handed over.
+HAND_OVER_EVERY_TOKENS = 4 * BLOCK_TOKENS
+
+
+@dataclass
+class Reading:
+    """A prompt that is read for the `holder`, which has the first `num_handed` tokens of it and goes on alone.
+
+    every: tokens after which it is handed more; None for caches that cannot be cut, which it gets when all is read.
+    """
+
+    holder: str
+    num_handed: int
+    every: int | None
+
+    def hand_over(self, sequence: int, route: Route, request: int, end: int, *, is_last: bool) -> HandOver | None:
+        """What is to be handed over once the first `end` tokens are computed; None when it is not time yet."""
+        start = self.num_handed
+        if not is_last and (self.every is None or end - start < self.every):
+            return None
+        self.num_handed = end
+        return HandOver(sequence=sequence, route=route, holder=self.holder, request=request, start=start, end=end)
+
+    def failed(self, request: int, why: str) -> Tell:
+        """For the holder: the rest of the prompt will not come."""
+        return Tell(self.holder, ReadingFailed(sequence=request, message=why))
+
+
+@dataclass
+class Generation:
+    """tokens: of the prompt and those sampled since; match: what of it was kept here; num_handed: how many tokens behind
+    that a pipeline handed over; reading: None where the answer is generated on this route.
+    """
+
+    request: Generate
+    tokens: list[int]
+    prompt_tokens: int
+    match: Match
+    num_handed: int = 0
+    reading: Reading | None = None
+
+    @property
+    def num_generated(self) -> int:
+        return len(self.tokens) - self.prompt_tokens
+
+    @property
+    def may_begin_anew(self) -> bool:
+        """Whether what it began with may be the cause of a failure: nothing was sampled yet."""
+        return self.num_generated == 0 and bool(self.match.keys or self.num_handed)
+
+    def is_read(self, end: int) -> bool:
+        """Whether the first `end` tokens are all of the prompt that is computed before the first token is sampled."""
+        return end == self.prompt_tokens - 1
+
+    def finish_reason(self) -> str | None:
+        """Why the sequence ends with its newest token, or None."""
+        if self.tokens[-1] in self.request.end_tokens:
+            return "stop"
+        return "length" if self.num_generated >= self.request.max_tokens else None
