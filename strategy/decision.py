@@ -4,7 +4,8 @@ One function over one frozen snapshot of the cluster, for the request that runs 
 of sockets, models or what a request says. The rules:
 
 1. A strategy that was asked for wins, or is refused; it is never replaced by another.
-2. A request that goes on after a loss keeps the strategy that it began with, where that can still run.
+2. A request that goes on after a loss keeps the strategy that it began with, where that can still run; one whose prompt
+   all stages read for one worker can go on there alone.
 3. Mode never: one worker. Mode always, or a model that fits no single worker: all stages. Else the policy.
 4. One worker: of those with the full model and room for the caches, the one that is predicted to be best; without predictions
    the one that knows the conversation or the beginning of the prompt, unless it is clearly busier than another.
@@ -12,23 +13,20 @@ of sockets, models or what a request says. The rules:
 6. A strategy is named by what it does: all stages without a cache is distributed-no-cache, whatever it was chosen as.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import msgspec
 
 from strategy.memory import largest_excess, sequence_bytes
 from strategy.policies import choose
-from strategy.prediction import Forecast, Objective, forecast, likeliest
-from strategy.situation import Asked, Snapshot, Strategy, Way, Ways
+from strategy.prediction import Forecast, Objective, forecast, handover_forecast, likeliest
+from strategy.situation import Asked, Snapshot, Strategy, Way, Ways, workers_of
 from strategy.vocabulary import Route
 
 # How many more requests a worker may have than the least busy one and still be worth returning to.
 _TOLERATED_LEAD = 2
 
-_COMES_LATER = {
-    Strategy.DISTRIBUTED_PREFILL: "a distributed prefill comes with a later version",
-    Strategy.TENSOR_PARALLEL: "tensor parallelism comes with a later version",
-}
+_COMES_LATER = {Strategy.TENSOR_PARALLEL: "tensor parallelism comes with a later version"}
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,7 +46,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """How a request runs. bytes_by_worker: what its caches may take; forecast: None where nothing was measured; candidates: every
-    strategy, the best one first as far as they are predicted, else in a fixed order.
+    strategy, the best one first as far as they are predicted, else in a fixed order. read_by: the stages that read its prompt for
+    the one worker of its route; None where that does it alone.
     """
 
     strategy: Strategy
@@ -58,6 +57,12 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     forecast: Forecast | None
     candidates: tuple[Verdict, ...]
+    read_by: Route | None = None
+
+    @property
+    def workers(self) -> tuple[str, ...]:
+        """All that work on it, those that read its prompt first."""
+        return workers_of(self.route, self.read_by)
 
 
 def decide(asked: Asked, snapshot: Snapshot, policy: str) -> Decision:
@@ -82,6 +87,7 @@ def decide(asked: Asked, snapshot: Snapshot, policy: str) -> Decision:
         reason=reason,
         forecast=way.forecast,
         candidates=candidates,
+        read_by=way.read_by,
     )
 
 
@@ -98,7 +104,7 @@ def _candidates(chosen: Strategy, ways: Ways, snapshot: Snapshot) -> tuple[Verdi
             feasible=ways[strategy].why_not is None,
             why_not=ways[strategy].why_not,
             reason=ways[strategy].why_not or _why_not_chosen(ways[strategy], ways[chosen], chosen, strategy),
-            workers=() if (route := ways[strategy].route) is None else route.workers,
+            workers=() if (route := ways[strategy].route) is None else workers_of(route, ways[strategy].read_by),
             cached=ways[strategy].cached,
             predicted_ttft_s=None if (found := ways[strategy].forecast) is None else round(found.ttft_s, 6),
             predicted_total_s=None if found is None else round(found.total_s, 6),
@@ -130,34 +136,64 @@ def _way(strategy: Strategy, asked: Asked, snapshot: Snapshot) -> Way:
     if strategy in _COMES_LATER:
         return Way(why_not=_COMES_LATER[strategy], lasting=True)
     if strategy is Strategy.SINGLE_DEVICE_CACHED:
-        return _single_device_way(asked, snapshot)
+        cached = _pays(asked, snapshot, together=False)
+
+        def alone(worker: str) -> Way:
+            return _on(strategy, Route((worker,)), asked, snapshot, cached=cached)
+
+        return _holders_way(asked, snapshot, alone)
     if snapshot.pipeline is None:
         return Way(why_not=snapshot.why_not, lasting=not snapshot.splittable)
+    if strategy is Strategy.DISTRIBUTED_PREFILL:
+        return _prefill_way(snapshot.pipeline, asked, snapshot)
     cached = strategy is Strategy.DISTRIBUTED_CACHED and _pays(asked, snapshot, together=True)
     return _on(strategy, snapshot.pipeline, asked, snapshot, cached=cached)
 
 
-def _single_device_way(asked: Asked, snapshot: Snapshot) -> Way:
+def _prefill_way(pipeline: Route, asked: Asked, snapshot: Snapshot) -> Way:
+    """All stages read the prompt, a holder of the full model generates; each has room for its part of the sequence."""
+    if pipeline.is_single:
+        return Way(why_not="reading a prompt together takes at least two workers")
+    if snapshot.whole_prompts:
+        why_not = "this model's answers depend on how a prompt is cut, so that no part of one is handed over"
+        return Way(why_not=why_not, lasting=True)
+    reading = _on(Strategy.DISTRIBUTED_PREFILL, pipeline, asked, snapshot, cached=True)
+    if reading.why_not:
+        return reading
+    return _holders_way(asked, snapshot, lambda worker: _read_for(worker, reading, asked, snapshot))
+
+
+def _read_for(worker: str, reading: Way, asked: Asked, snapshot: Snapshot) -> Way:
+    strategy, route = Strategy.DISTRIBUTED_PREFILL, Route((worker,))
+    alone = _on(strategy, route, asked, snapshot, cached=True)
+    if alone.why_not is not None:
+        return alone
+    num_bytes = {**reading.bytes_by_worker}
+    num_bytes[worker] = num_bytes.get(worker, 0) + alone.bytes_by_worker[worker]
+    if num_bytes[worker] > (there := snapshot.budgets[worker].sequence_bytes):
+        return _too_large(asked, worker, num_bytes[worker], there)
+    found = None
+    if snapshot.conditions is not None and reading.route is not None:
+        found = handover_forecast(strategy, reading.route, route, asked.work(reading.route), snapshot.conditions)
+    return msgspec.structs.replace(alone, read_by=reading.route, bytes_by_worker=num_bytes, forecast=found)
+
+
+def _holders_way(asked: Asked, snapshot: Snapshot, way_on: Callable[[str], Way]) -> Way:
     """On the best of the workers with room; where there is none, what is missing on the best of all."""
     if not snapshot.holders:
         return Way(why_not=snapshot.shortage or "no worker holds the full model")
-    cached = _pays(asked, snapshot, together=False)
-
-    def on(worker: str) -> Way:
-        return _on(Strategy.SINGLE_DEVICE_CACHED, Route((worker,)), asked, snapshot, cached=cached)
-
     predicted = [
-        way for way in map(on, _likeliest(asked, snapshot)) if way.why_not is None and way.forecast is not None
+        way for way in map(way_on, _likeliest(asked, snapshot)) if way.why_not is None and way.forecast is not None
     ]
     if predicted and snapshot.conditions is not None:
         objective = snapshot.conditions.objective
         return min(predicted, key=lambda way: way.forecast.of(objective) if way.forecast else 0.0)
     in_order = sorted(snapshot.holders, key=lambda worker: snapshot.holders[worker])
-    least = next((worker for worker in in_order if on(worker).why_not is None), None)
+    least = next((worker for worker in in_order if way_on(worker).why_not is None), None)
     if least is None:
-        return on(in_order[0])
-    visited = (worker for worker in _visited(asked, snapshot, least) if on(worker).why_not is None)
-    return on(next(visited, least))
+        return way_on(in_order[0])
+    visited = (worker for worker in _visited(asked, snapshot, least) if way_on(worker).why_not is None)
+    return way_on(next(visited, least))
 
 
 def _likeliest(asked: Asked, snapshot: Snapshot) -> Iterable[str]:
@@ -193,16 +229,19 @@ def _on(strategy: Strategy, route: Route, asked: Asked, snapshot: Snapshot, *, c
         return Way(route=route, forecast=found)
     needs, num_tokens = snapshot.needs[route], asked.prompt_tokens + asked.max_tokens
     if excess := largest_excess(needs, snapshot.budgets, num_tokens):
-        worker, wanted, there = excess
-        return Way(
-            why_not=f"the KV cache of {num_tokens} tokens needs {wanted / 1e6:.1f} MB on {worker}, which has "
-            f"{there / 1e6:.1f} MB for caches; shorten the prompt, lower max_tokens or raise its memory_limit",
-            cached=True,
-            too_large=True,
-        )
+        return _too_large(asked, *excess)
     return Way(
         route=route,
         cached=True,
         bytes_by_worker={worker: sequence_bytes(need, num_tokens) for worker, need in needs.items()},
         forecast=found,
+    )
+
+
+def _too_large(asked: Asked, worker: str, wanted: int, there: int) -> Way:
+    return Way(
+        why_not=f"the KV cache of {asked.prompt_tokens + asked.max_tokens} tokens needs {wanted / 1e6:.1f} MB on {worker}, "
+        f"which has {there / 1e6:.1f} MB for caches; shorten the prompt, lower max_tokens or raise its memory_limit",
+        cached=True,
+        too_large=True,
     )

@@ -17,12 +17,14 @@ def choose(asked: Asked, snapshot: Snapshot, ways: Ways, policy: str) -> tuple[S
     mode = asked.mode or snapshot.mode
     if asked.began_with is not None and ways[asked.began_with].why_not is None:
         return asked.began_with, f"goes on with {asked.began_with}, as it began"
+    alone = Strategy.SINGLE_DEVICE_CACHED
+    if asked.began_with is Strategy.DISTRIBUTED_PREFILL and ways[alone].why_not is None:
+        return alone, f"goes on with {alone}, since {asked.began_with} cannot ({ways[asked.began_with].why_not})"
     if asked.strategy is not None:
         return _possible(asked.strategy, ways, f"{asked.strategy} cannot run"), f"{asked.strategy} was asked for"
     if mode is Mode.NEVER:
-        single = Strategy.SINGLE_DEVICE_CACHED
         refused = "mode never needs one worker with the full model"
-        return _possible(single, ways, refused), "mode never: one device with a KV cache"
+        return _possible(alone, ways, refused), "mode never: one device with a KV cache"
     if mode is Mode.ALWAYS or not snapshot.holders:
         return _distributed(asked, snapshot, ways, mode, policy)
     return POLICIES[policy](asked, snapshot, ways)

@@ -79,7 +79,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """All of the cluster that a decision looks at.
 
     pipeline: the route through all stages, or None for the reason `why_not`, which no other plan removes where the model is
-    not `splittable`. holders: the workers with the full model and how many requests each has; shortage: why there are none.
+    not `splittable`. whole_prompts: its answers depend on how a prompt is cut into passes. holders: the workers with the full model and how many requests each has; shortage: why there are none.
     needs and budgets: of caches, by route and worker. measured: when a KV cache pays, None where it always does. visited:
     which worker knows a beginning. conditions: what predictions are made from, None where nothing was measured.
     """
@@ -87,6 +87,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     pipeline: Route | None
     why_not: str | None
     splittable: bool
+    whole_prompts: bool = False
     holders: Mapping[str, int]
     shortage: str | None
     needs: Mapping[Route, Mapping[str, KvNeeds]]
@@ -99,9 +100,12 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Way(msgspec.Struct, frozen=True, kw_only=True):
-    """One strategy as far as it was worked out; of `why_not` and `route` one is None. forecast: of what it would take."""
+    """One strategy as far as it was worked out; of `why_not` and `route` one is None. read_by: as of `Decision`; forecast: of what it would
+    take.
+    """
 
     route: Route | None = None
+    read_by: Route | None = None
     cached: bool = False
     bytes_by_worker: Mapping[str, int] = {}
     why_not: str | None = None
@@ -111,3 +115,8 @@ class Way(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Ways = Mapping[Strategy, Way]
+
+
+def workers_of(route: Route, read_by: Route | None) -> tuple[str, ...]:
+    """All that work on a request, those that read its prompt first."""
+    return tuple(dict.fromkeys((*(read_by or ()), *route)))

@@ -28,7 +28,13 @@ if TYPE_CHECKING:
     from cluster.cli.generating import Options
     from cluster.cli.session import Session
 
-STRATEGIES = ("single-device-cached", "distributed-no-cache", "distributed-cached", "tensor-parallel")
+STRATEGIES = (
+    "single-device-cached",
+    "distributed-no-cache",
+    "distributed-cached",
+    "distributed-prefill",
+    "tensor-parallel",
+)
 _NOT_READY = 3
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _FOREGROUND_POLL_S = 0.5

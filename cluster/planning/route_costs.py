@@ -55,25 +55,51 @@ class MeasuredSpeeds:
         }
 
 
+class LinkedCosts(msgspec.Struct, frozen=True):
+    """routes: what each costs; handed: how the caches of a route's prompt get to a worker, in tokens of the prompt."""
+
+    routes: Mapping[Route, RouteCosts] = {}
+    handed: Mapping[tuple[Route, str], Hop] = {}
+
+
 class PresentCosts:
     """The costs of a plan with its links as they were measured last. The same objects until something changes."""
 
     def __init__(self) -> None:
         self._plan: Plan | None = None
         self._links: tuple[tuple[LinkFigures, ...], ...] = ()
-        self._costs: Mapping[Route, RouteCosts] = {}
+        self._costs = LinkedCosts()
 
     def __repr__(self) -> str:
-        return f"PresentCosts({len(self._costs)} routes)"
+        return f"PresentCosts({len(self._costs.routes)} routes)"
 
-    def of(self, plan: Plan, members: Mapping[str, Member]) -> Mapping[Route, RouteCosts]:
-        """By route, of the plan in force and its workers."""
+    def of(self, plan: Plan, members: Mapping[str, Member]) -> LinkedCosts:
+        """Of the plan in force and its workers."""
         present = {worker: members[worker] for worker in plan.workers if worker in members}
         links = tuple(member.links for member in present.values())
         if plan is not self._plan or links != self._links:
             self._plan, self._links = plan, links
-            self._costs = route_costs(plan.costs, present)
+            self._costs = LinkedCosts(route_costs(plan.costs, present), handed(plan, present))
         return self._costs
+
+
+def handed(plan: Plan, members: Mapping[str, Member]) -> dict[tuple[Route, str], Hop]:
+    """To each holder of the full model from all other stages at once: as fast as the slowest of them."""
+    if plan.pipeline is None or plan.pipeline.is_single:
+        return {}
+    return {(plan.pipeline, holder): _handed(plan, plan.pipeline, holder, members) for holder in plan.holders}
+
+
+def _handed(plan: Plan, pipeline: Route, holder: str, members: Mapping[str, Member]) -> Hop:
+    latency_s, token_s = 0.0, 0.0
+    for worker in pipeline.workers:
+        needs = plan.needs.get(pipeline, {}).get(worker)
+        if worker == holder or needs is None:
+            continue
+        hop = hop_between(members.get(worker), members.get(holder))
+        latency_s = max(latency_s, hop.latency_s)
+        token_s = max(token_s, sum(growth.token_bytes for growth in needs.growth) / hop.bytes_per_s)
+    return Hop(latency_s, 1 / token_s if token_s else math.inf)
 
 
 def route_costs(costs: Mapping[Route, RouteCosts], members: Mapping[str, Member]) -> dict[Route, RouteCosts]:

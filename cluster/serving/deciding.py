@@ -94,6 +94,7 @@ class Decider:
             pipeline=plan.pipeline,
             why_not=plan.why_not,
             splittable=plan.model.inspected.why_not is None,
+            whole_prompts=plan.model.inspected.whole_prompts,
             holders={worker: self._load[worker] for worker in plan.holders},
             shortage=plan.shortage,
             needs=plan.needs,

@@ -9,8 +9,9 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
 from cluster.planning.plan import Plan
+from cluster.planning.route_costs import LinkedCosts
 from cluster.serving.requests import Finished
-from strategy.cost import RouteCosts, RouteLoad
+from strategy.cost import RouteLoad
 from strategy.learning import AnswerLengths, Learning
 from strategy.occupation import Occupation
 from strategy.prediction import Conditions, Forecast, Objective
@@ -26,7 +27,7 @@ class Forecasting:
     def __init__(self, objective: Objective):
         self._objective = objective
         self._plan: Plan | None = None
-        self._costs: Mapping[Route, RouteCosts] = {}
+        self._costs = LinkedCosts()
         self._occupation = Occupation({})
         self._learning = Learning()
         self._lengths = AnswerLengths()
@@ -42,13 +43,14 @@ class Forecasting:
         self._learning.renew(plan.costs)
         self._kept = {}
 
-    def conditions(self, costs: Mapping[Route, RouteCosts], loads: Mapping[Route, RouteLoad]) -> Conditions:
-        """What predictions are made from now. costs: of the routes, with the links as they are; loads: what runs, by route."""
+    def conditions(self, costs: LinkedCosts, loads: Mapping[Route, RouteLoad]) -> Conditions:
+        """What predictions are made from now. costs: with the links as they are; loads: what runs, by route."""
         if costs is not self._costs:
-            self._costs, self._occupation = costs, Occupation(costs)
+            self._costs, self._occupation = costs, Occupation(costs.routes)
         self._occupation.changed(loads)
         return Conditions(
-            costs=costs,
+            costs=costs.routes,
+            handed=costs.handed,
             occupation=self._occupation,
             learning=self._learning,
             objective=self._objective,

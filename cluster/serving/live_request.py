@@ -16,7 +16,6 @@ from cluster.serving.lifecycle import RequestEvent, RequestState, following
 from cluster.serving.requests import GenerationRequest, Predicted, Routed
 from protocol.errors import ApiError, BadRequest, TooLarge
 from protocol.messages import Generate
-from protocol.values import Route
 from strategy.decision import Decision
 from strategy.prefix import block_keys
 from strategy.situation import Asked, Mode, Strategy
@@ -147,6 +146,7 @@ class LiveRequest:
             scope=self.request.scope,
             client=self.request.client,
             conversation=self.request.conversation,
+            read_by=decision.read_by,
         )
         return message, (*self.tokens, *emitted)
 
@@ -158,17 +158,17 @@ class LiveRequest:
             request_id=f"{number}",
             strategy=self._first.strategy,
             reason=self._first.reason,
-            workers=self._first.route.workers,
+            workers=self._first.workers,
             prompt_tokens=len(self.tokens),
             predicted=None if found is None else Predicted(round(found.ttft_s, 6), round(found.total_s, 6)),
         )
 
-    def lost_route(self, loss: Loss, route: Route) -> None:
-        """Its plan ended while it ran on `route`. Raises ApiError where that will not be tried again."""
+    def lost_route(self, loss: Loss, workers: tuple[str, ...]) -> None:
+        """Its plan ended while these worked on it. Raises ApiError where that will not be tried again."""
         self.apply(RequestEvent.LOSE_ROUTE)
         self._loss = loss.sentence
         for worker in loss.workers:
-            if worker in route:
+            if worker in workers:
                 self._deaths[worker] += 1
                 if self._deaths[worker] > _DEATHS_ALLOWED:
                     raise ApiError(f"{worker} died twice while it worked on this request; see ./launch.sh logs")

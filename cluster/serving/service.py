@@ -168,7 +168,7 @@ class GenerationService:
         try:
             yield run
         except RouteLost as lost:
-            live.lost_route(lost.loss, run.route)
+            live.lost_route(lost.loss, decision.workers)
         except Paused:
             pass  # by now the reader has everything
         finally:

@@ -2,11 +2,13 @@
 
 import pytest
 
+from cluster.settings import CacheSettings
 from strategy.situation import Strategy
-from tests.support.in_process.asked import COUNT, STRATEGIES, at_every_step
+from tests.support.in_process.asked import COUNT, STRATEGIES, at_every_step, undisturbed
+from tests.support.in_process.cluster import CHUNK_TOKENS
 
 PAIR = ("alpha", "beta")
-SILENTLY = {"silently": True}
+LONG_PROMPT = tuple(range(10, 110))
 
 
 def counter_of(strategy, victim):
@@ -28,6 +30,28 @@ def test_worker_killed_at_any_step_changes_nothing(pair_workshop, strategy, vict
         assert set(resumed) == {1}
 
     pair_workshop.run(scenario, *PAIR)
+
+
+@pytest.mark.parametrize("holder", PAIR)
+@pytest.mark.parametrize("victim", PAIR)
+def test_worker_killed_at_any_step_of_a_prompt_that_both_read_for_one_changes_nothing(pair_workshop, victim, holder):
+    async def scenario(cluster):
+        other = next(name for name in PAIR if name != holder)
+        cluster.coordinator.service._decider._load = {holder: 0, other: 1}
+        whole = await undisturbed(cluster, LONG_PROMPT, 1, strategy=Strategy.DISTRIBUTED_PREFILL)
+        assert whole.tandem["workers"] == list(PAIR)
+        resumed = await at_every_step(
+            cluster,
+            lambda step: cluster.kill(victim, silently=step % 2 == 0),
+            counted=victim,
+            prompt=LONG_PROMPT,
+            count=6,
+            strategy=Strategy.DISTRIBUTED_PREFILL,
+        )
+        assert len(resumed) >= len(LONG_PROMPT) // CHUNK_TOKENS
+        assert set(resumed) == {1}
+
+    pair_workshop.run(scenario, *PAIR, settings={"cache": CacheSettings(prefix=False)})
 
 
 @pytest.mark.parametrize("victim", PAIR)

@@ -12,10 +12,11 @@ from strategy.policies import POLICIES
 from strategy.situation import Asked, Mode, NoStrategy, Snapshot, Strategy, Thresholds
 from strategy.vocabulary import Route
 
-SINGLE, NO_CACHE, CACHED = (
+SINGLE, NO_CACHE, CACHED, PREFILL = (
     Strategy.SINGLE_DEVICE_CACHED,
     Strategy.DISTRIBUTED_NO_CACHE,
     Strategy.DISTRIBUTED_CACHED,
+    Strategy.DISTRIBUTED_PREFILL,
 )
 PIPELINE = Route(("alpha", "beta"))
 NEEDS = KvNeeds(fixed_bytes=0, growth=(KvGrowth(10, None),), snapshots=False)
@@ -104,9 +105,8 @@ def test_strategy_by_name_that_cannot_run_is_refused_not_replaced():
     assert str(refusal(5, 5, TOO_BIG, strategy=SINGLE)) == "single-device-cached cannot run: the full model needs 9 GB"
 
 
-@pytest.mark.parametrize("strategy", [Strategy.TENSOR_PARALLEL, Strategy.DISTRIBUTED_PREFILL])
-def test_strategy_of_a_later_version_is_refused_for_good(strategy):
-    error = refusal(5, 5, strategy=strategy)
+def test_strategy_of_a_later_version_is_refused_for_good():
+    error = refusal(5, 5, strategy=Strategy.TENSOR_PARALLEL)
     assert "comes with a later version" in str(error)
     assert error.lasting
 
@@ -151,6 +151,62 @@ def test_holder_without_room_for_the_caches_is_passed_over():
         500, 5, with_room({"alpha": 10, "beta": 10**9}, changed(visited={"c": "alpha"})), beginnings=("c",)
     )
     assert decision.route.head == "beta"
+
+
+# --- a prompt that all stages read for one worker
+
+
+def test_prompt_is_read_by_all_stages_and_generated_by_the_least_busy_holder():
+    decision = decided(500, 5, changed(holders={"alpha": 1, "beta": 0}), strategy=PREFILL)
+    assert (decision.strategy, decision.route, decision.read_by) == (PREFILL, Route(("beta",)), PIPELINE)
+    assert decision.cached
+    assert decision.workers == ("alpha", "beta")
+    assert decided(500, 5).read_by is None
+
+
+def test_holder_that_reads_nothing_stands_behind_those_that_do():
+    decision = msgspec.structs.replace(decided(500, 5, strategy=PREFILL), route=Route(("gamma",)))
+    assert decision.workers == ("alpha", "beta", "gamma")
+    assert decided(500, 5).workers == ("alpha",)
+
+
+def test_stages_and_holder_each_reserve_their_part_of_the_sequence():
+    assert decided(500, 12, strategy=PREFILL).bytes_by_worker == {"alpha": 2 * 5120, "beta": 5120}
+
+
+def test_holder_without_room_for_its_stage_and_the_whole_is_passed_over():
+    roomy = with_room({"alpha": 5120, "beta": 2 * 5120})
+    assert decided(500, 12, roomy, strategy=PREFILL).route.head == "beta"
+    error = refusal(500, 12, with_room({"alpha": 5120, "beta": 5120}), strategy=PREFILL)
+    assert error.too_large
+    assert "512 tokens needs 0.0 MB on alpha" in str(error)
+
+
+PREFILL_REFUSALS = {
+    "takes at least two workers": changed(pipeline=Route(("alpha",)), holders={"alpha": 0}),
+    "depend on how a prompt is cut": changed(whole_prompts=True),
+    "the full model needs 9 GB": TOO_BIG,
+    "the model cannot be split: a loop": UNCUT,
+    "shorten the prompt": with_room({"alpha": 5119, "beta": 10**9}),
+}
+
+
+@pytest.mark.parametrize("why_not", PREFILL_REFUSALS)
+def test_prompt_that_cannot_be_read_for_one_worker_is_refused_with_what_is_missing(why_not):
+    assert why_not in str(refusal(500, 12, PREFILL_REFUSALS[why_not], strategy=PREFILL))
+
+
+def test_thresholds_never_have_a_prompt_read_for_one_worker():
+    for lengths in ((5, 5), (500, 5), (5000, 5000)):
+        assert decided(*lengths).strategy is not PREFILL
+
+
+def test_request_whose_prompt_was_read_for_one_worker_goes_on_there_alone_where_nobody_else_is_left():
+    assert decided(500, 5, began_with=PREFILL, strategy=PREFILL).strategy is PREFILL
+    alone = changed(pipeline=Route(("alpha",)), holders={"alpha": 0})
+    decision = decided(500, 5, alone, began_with=PREFILL, strategy=PREFILL)
+    assert (decision.strategy, decision.route) == (SINGLE, Route(("alpha",)))
+    assert "goes on with single-device-cached, since distributed-prefill cannot" in decision.reason
 
 
 # --- memory
@@ -226,7 +282,7 @@ def test_policies_are_those_that_exist():
     generate=st.integers(1, 600),
     mode=st.sampled_from(Mode),
     strategy=st.none() | st.sampled_from(Strategy),
-    began_with=st.none() | st.sampled_from([SINGLE, NO_CACHE, CACHED]),
+    began_with=st.none() | st.sampled_from([SINGLE, NO_CACHE, CACHED, PREFILL]),
     snapshot=st.sampled_from([ANY, TOO_BIG, UNCUT, changed(measured=MEASURED)]),
     room=st.sampled_from([0, 3000, 10**9]),
 )
@@ -240,7 +296,8 @@ def test_what_is_decided_is_among_the_candidates_and_fits(prompt, generate, mode
     verdict = next(verdict for verdict in decision.candidates if verdict.strategy is decision.strategy)
     assert (verdict.feasible, verdict.cached) == (True, decision.cached)
     assert decision.cached == bool(decision.bytes_by_worker)
-    assert set(decision.bytes_by_worker) <= set(decision.route)
+    assert set(decision.bytes_by_worker) <= set(decision.workers)
+    assert (decision.read_by is not None) == (decision.strategy is PREFILL)
     assert all(needed <= room for needed in decision.bytes_by_worker.values())
     for verdict in decision.candidates:
         assert verdict.feasible == (verdict.why_not is None)

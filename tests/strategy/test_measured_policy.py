@@ -17,12 +17,17 @@ from tests.strategy.test_decision import ANY, CACHED, NO_CACHE, PIPELINE, SINGLE
 
 ALPHA, BETA = Route(("alpha",)), Route(("beta",))
 
+# Of a prompt's KV to who generates, in tokens a second.
+LATE, EARLY = Hop(1e-3, 300), Hop(1e-3, 1e6)
+
 
 def renamed(costs, name):
     return msgspec.structs.replace(costs, route=name)
 
 
-def conditions(*, alpha=1.0, beta=1.0, hop=QUICK, loads=None, learning=None, objective="total", num_decided=0):
+def conditions(
+    *, alpha=1.0, beta=1.0, hop=QUICK, loads=None, learning=None, objective="total", num_decided=0, handed=LATE
+):
     costs = {
         PIPELINE: renamed(route(stage(alpha / 2), stage(beta / 2), hop=hop), PIPELINE),
         ALPHA: renamed(route(stage(alpha)), ALPHA),
@@ -36,6 +41,7 @@ def conditions(*, alpha=1.0, beta=1.0, hop=QUICK, loads=None, learning=None, obj
         learning=learning or Learning(),
         objective=Objective(objective),
         num_decided=num_decided,
+        handed=dict.fromkeys([(PIPELINE, "alpha"), (PIPELINE, "beta")], handed),
     )
 
 
@@ -48,6 +54,15 @@ def test_long_answer_takes_one_device_and_long_prompt_all_stages():
     assert decided(20, 200).strategy is SINGLE
     assert decided(4000, 8).strategy is CACHED
     assert decided(4000, 8, hop=Hop(0.5, 1e4)).strategy is SINGLE
+
+
+def test_long_prompt_and_long_answer_is_read_by_all_and_generated_by_one_unless_the_caches_come_late():
+    given = {"hop": Hop(2e-3, 1e9)}
+    decision = decided(4000, 400, handed=EARLY, **given)
+    assert (decision.strategy, decision.read_by) == (Strategy.DISTRIBUTED_PREFILL, PIPELINE)
+    assert decision.workers == ("alpha", "beta")
+    assert decision.route.is_single
+    assert decided(4000, 400, handed=LATE, **given).strategy is SINGLE
 
 
 def test_faster_worker_is_taken_and_who_is_busy_is_not():

@@ -215,11 +215,7 @@ class StageLoader:
                 for route, place in places.items()
             ),
             layers=profile.layers,
-            pipeline_layers={
-                stage.worker: stage.layers
-                for stage in plan.stages
-                if plan.pipeline and stage.worker in plan.pipeline.workers
-            },
+            pipeline_layers=_pipeline_layers(plan),
             copied=_copied(plan),
             max_rows=MAX_ROWS if batches else 1,
             fixed_chunk_tokens=MLX_LM_CHUNK_TOKENS if plan.whole_prompts else plan.prefill_chunk_tokens,
@@ -287,11 +283,11 @@ class StageLoader:
 
 
 def _routes_through(name: str, plan: LoadStage, num_layers: int) -> dict[Route, LayerRange]:
-    """The routes that pass through this worker and its layers in each: all stages, and itself alone where it holds the
-    full model, which it does where the model cannot be cut.
+    """The routes that pass through this worker and its layers in each: all stages, where it has one, and itself alone where it
+    holds the full model, which it does where the model cannot be cut.
     """
     own = next(stage for stage in plan.stages if stage.worker == name)
-    routes = {} if plan.pipeline is None else {plan.pipeline: own.layers}
+    routes = {} if plan.pipeline is None or name not in plan.pipeline.workers else {plan.pipeline: own.layers}
     if own.holds_full_model or plan.pipeline is None:
         routes[Route((name,))] = LayerRange(0, num_layers)
     return routes
@@ -313,6 +309,12 @@ def _batches(plan: LoadStage, model: SplitModel, places: Iterable[ExecutorPlace]
     """Whether sequences can share steps here."""
     kinds = [place.kv for place in places if place.kv is not None]
     return plan.batches and all(model.kv_kind(kv.kind).batches(kv) for kv in kinds)
+
+
+def _pipeline_layers(plan: LoadStage) -> dict[str, LayerRange]:
+    """Of each worker that has a stage in the pipeline."""
+    workers = () if plan.pipeline is None else plan.pipeline.workers
+    return {stage.worker: stage.layers for stage in plan.stages if stage.worker in workers}
 
 
 def _copied(plan: LoadStage) -> Route | None:

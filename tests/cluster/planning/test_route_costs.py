@@ -19,7 +19,7 @@ from strategy.chunking import ChunkCost
 from strategy.cost import Hop, StageSpeed
 from strategy.layer_speeds import LayerSpeeds, PartSpeed
 from strategy.memory import KvNeeds
-from tests.support.fake_cluster import plan_of
+from tests.support.fake_cluster import BYTES_PER_TOKEN, plan_of
 
 NAMES = ("alpha", "beta", "gamma")
 PIPELINE, ALONE = Route(NAMES), Route(("alpha",))
@@ -140,19 +140,29 @@ def test_links_measured_while_the_plan_is_in_force_count_at_once_and_only_then(c
     plan = msgspec.structs.replace(plan_of(), costs=costs)
     members = {name: member(name, host=name) for name in NAMES}
     present = PresentCosts()
-    before = present.of(plan, members)
-    assert present.of(plan, members) is before
-    assert before[PIPELINE].hops == (BETWEEN_HOSTS,) * 3
-    assert before[PIPELINE].links.latency_s == pytest.approx(2 * BETWEEN_HOSTS.latency_s)
+    before = present.of(plan, members).routes
+    assert present.of(plan, members).routes is before
+    assert before.routes[PIPELINE].hops == (BETWEEN_HOSTS,) * 3
+    assert before.routes[PIPELINE].links.latency_s == pytest.approx(2 * BETWEEN_HOSTS.latency_s)
     members["alpha"].links = (link("beta", 20),)
-    after = present.of(plan, members)
-    assert after[PIPELINE].hops == (Hop(10e-6, 1e9), BETWEEN_HOSTS, BETWEEN_HOSTS)
-    assert after[PIPELINE].links.latency_s == pytest.approx(10e-6 + BETWEEN_HOSTS.latency_s)
-    assert present.of(plan, members) is after
+    after = present.of(plan, members).routes
+    assert after.routes[PIPELINE].hops == (Hop(10e-6, 1e9), BETWEEN_HOSTS, BETWEEN_HOSTS)
+    assert after.routes[PIPELINE].links.latency_s == pytest.approx(10e-6 + BETWEEN_HOSTS.latency_s)
+    assert present.of(plan, members).routes is after
 
 
 def test_another_plan_has_its_own_costs(costs):
     plan, members = msgspec.structs.replace(plan_of(), costs=costs), {}
     present = PresentCosts()
-    assert set(present.of(plan, members)) == {PIPELINE, ALONE}
-    assert present.of(plan_of(), members) == {}
+    assert set(present.of(plan, members).routes) == {PIPELINE, ALONE}
+    assert present.of(plan_of(), members).routes == {}
+
+
+def test_caches_are_handed_over_as_fast_as_by_the_slowest_of_the_links_to_who_generates(costs):
+    plan = msgspec.structs.replace(plan_of(), costs=costs)
+    members = {name: member(name, host=name) for name in NAMES}
+    members["beta"].links = (link("alpha", 20),)
+    found = PresentCosts().of(plan, members).handed
+    assert set(found) == {(PIPELINE, holder) for holder in plan.holders}
+    assert found[PIPELINE, "alpha"].latency_s == BETWEEN_HOSTS.latency_s
+    assert found[PIPELINE, "alpha"].bytes_per_s == pytest.approx(BETWEEN_HOSTS.bytes_per_s / BYTES_PER_TOKEN)

@@ -11,6 +11,7 @@ from cluster.membership.member import Whereabouts
 from cluster.serving.prompts import Prompts
 from protocol.errors import ApiError
 from protocol.messages import LinkFigures, PrefillProgress, Reused
+from strategy.memory import KvGrowth, KvNeeds
 from strategy.situation import Mode, Strategy
 from strategy.vocabulary import Route
 from tests.strategy.test_cost import route, stage
@@ -27,9 +28,11 @@ def prompts(tmp_path_factory):
     return Prompts.load(write_tokenizer(tmp_path_factory.mktemp("model")))
 
 
-def measured_plan(alpha=1.0, beta=1.0, *, workers=WORKERS, **fields):
-    """As fast as `stage` at a scale of one; a pipeline shares the layers evenly."""
-    plan = plan_of(workers, full=workers, **fields)
+def measured_plan(alpha=1.0, beta=1.0, *, workers=WORKERS, token_bytes=10, **fields):
+    """As fast as `stage` at a scale of one; a pipeline shares the layers evenly. token_bytes: of the KV of a token."""
+    plan = plan_of(workers, full=workers, room=10**12, **fields)
+    needs = KvNeeds(fixed_bytes=0, growth=(KvGrowth(token_bytes, None),), snapshots=False)
+    plan = msgspec.structs.replace(plan, needs={each: dict.fromkeys(each, needs) for each in plan.needs})
     scales = {"alpha": alpha, "beta": beta}
     costs = {
         each: msgspec.structs.replace(route(*(stage(scales[name] / len(each)) for name in each)), route=each)
@@ -151,7 +154,7 @@ def test_prompt_comes_back_to_the_caches_that_know_it_until_they_do_not(prompts)
 
 def test_client_whose_answers_end_early_is_not_taken_at_its_word(prompts):
     async def scenario():
-        cluster = cluster_of(measured_plan(), latency_s=0.002)
+        cluster = cluster_of(measured_plan(token_bytes=10**7), latency_s=0.002)
         service = measuring(prompts, cluster)
         before = (await service.explain(tokens_request(1500, max_tokens=400, client="me"))).strategy
         for _ in range(3):
@@ -168,13 +171,26 @@ def test_client_whose_answers_end_early_is_not_taken_at_its_word(prompts):
 
 def test_after_a_loss_it_is_predicted_for_the_plan_in_force(prompts):
     async def scenario():
-        cluster = cluster_of(measured_plan())
+        cluster = cluster_of(measured_plan(token_bytes=10**7))
         service = measuring(prompts, cluster)
         assert (await service.explain(tokens_request(1500, max_tokens=5))).strategy == "distributed-cached"
         cluster.end("beta")
         cluster.begin(measured_plan(workers=("alpha",), epoch=2))
         explained = await service.explain(tokens_request(1500, max_tokens=5))
         assert explained.candidates[0].workers == ("alpha",)
+
+    run(scenario())
+
+
+def test_long_prompt_is_read_by_all_for_the_one_that_answers(prompts):
+    async def scenario():
+        cluster = cluster_of(measured_plan(), latency_s=0.002)
+        client = Client(measuring(prompts, cluster), tokens_request(1500, max_tokens=400))
+        routed = await client.routed()
+        ((worker, message),) = cluster.generates()
+        assert (routed.strategy, routed.workers) == ("distributed-prefill", WORKERS)
+        assert (message.route, message.read_by) == (Route((worker,)), PIPELINE)
+        await client.leave()
 
     run(scenario())
 

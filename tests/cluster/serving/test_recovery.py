@@ -10,8 +10,9 @@ from cluster.serving.prompts import Prompts
 from cluster.serving.requests import GenerationRequest, Routed, TextPrompt
 from protocol.errors import ApiError, BadRequest, Unavailable
 from protocol.messages import Reused
-from protocol.values import Sampling
+from protocol.values import Route, Sampling
 from tests.support.fake_cluster import (
+    NAMES,
     Client,
     FakeCluster,
     plan_of,
@@ -170,6 +171,31 @@ def test_request_keeps_its_strategy_where_it_can_and_says_so_where_it_cannot(pro
         await client.task
         (note,) = client.finished.notes
         assert note == "after worker alpha was lost the answer went on with distributed-cached on beta>gamma"
+
+    run(scenario())
+
+
+def test_request_whose_prompt_all_read_for_one_goes_on_there_alone_where_only_that_is_left(prompts):
+    async def scenario():
+        request = tokens_request(500, strategy="distributed-prefill", max_tokens=3)
+        cluster, _, client = await begun(prompts, request)
+        assert (client.events[0].strategy, client.events[0].workers) == ("distributed-prefill", NAMES)
+        worker, message = cluster.generates()[-1]
+        assert (worker, message.route, message.read_by) == ("alpha", Route(("alpha",)), Route(NAMES))
+        cluster.replan("gamma")
+        await settle()
+        assert cluster.generates()[-1][1].read_by == Route(("alpha", "beta"))
+        cluster.report(2, (21,))
+        await settle()
+        cluster.replan("beta")
+        await settle()
+        _, message = cluster.generates()[-1]
+        assert (message.route, message.read_by) == (Route(("alpha",)), None)
+        cluster.report(3, (22, 23), "length")
+        await client.task
+        assert client.ids == (21, 22, 23)
+        (note,) = client.finished.notes
+        assert note == "after worker beta was lost the answer went on with single-device-cached on alpha"
 
     run(scenario())
 
