@@ -48,6 +48,7 @@ MEASUREMENTS = {
         "decode",
         ("--model", "160m-4bit", "--rounds", "3", "--prompt-tokens", "512"),
     ),
+    "prefill-handover": Measurement("A prompt that two stages read for one, 25M, float32", "prefill_handover"),
     "comparison": Measurement("Eight streams, 25M, bfloat16", "comparison", ("--rounds", "5")),
     "comparison-float32": Measurement(
         "Eight streams, 25M, float32", "comparison", ("--model", "25m-float32", "--rounds", "3")
