@@ -1,12 +1,13 @@
-"""SVG figures by hand: a bar chart and a line chart, with the numbers written beside them. No dependency."""
+"""SVG figures by hand: a bar chart, a line chart and a heat map, with the numbers written beside them. No dependency."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from xml.sax.saxutils import escape
 
 import msgspec
 
 COLOURS = ("#2563eb", "#ea580c", "#16a34a", "#9333ea", "#64748b", "#db2777")
+_HOTTEST = 0.5
 _FONT = "font-family='system-ui, sans-serif' font-size='13'"
 
 
@@ -58,6 +59,33 @@ def line_chart(title: str, x_label: str, y_label: str, lines: Sequence[Line]) ->
         _text((box[0] + box[2]) / 2, height - 14, x_label, anchor="middle"),
         _text(18, (box[1] + box[3]) / 2, y_label, anchor="middle", turned=True),
     ]
+    return _document(width, height, parts)
+
+
+def heat_map(
+    title: str, columns: Sequence[str], rows: Sequence[str], values: Mapping[tuple[str, str], tuple[float, str]]
+) -> str:
+    """Shares by (row, column), each with a word below it: white for nothing, red for `_HOTTEST` and beyond."""
+    left, top, wide, high = 230, 64, 78, 40
+    width, height = left + wide * len(columns) + 20, top + high * len(rows) + 20
+    parts = [_text(16, 28, title, weight="bold")]
+    parts += [
+        _text(left + wide * (place + 0.5), top - 8, column, anchor="middle") for place, column in enumerate(columns)
+    ]
+    for line, row in enumerate(rows):
+        y = top + high * line
+        parts.append(_text(left - 10, y + 24, row, anchor="end"))
+        for place, column in enumerate(columns):
+            if (row, column) not in values:
+                continue
+            value, word = values[row, column]
+            pale = round(255 * (1 - min(max(value, 0.0) / _HOTTEST, 1.0)))
+            x = left + wide * place
+            parts += [
+                f"<rect x='{x}' y='{y}' width='{wide - 2}' height='{high - 2}' fill='rgb(255,{pale},{pale})' stroke='#cbd5e1'/>",
+                _text(x + wide / 2, y + 16, f"{value:.0%}", anchor="middle"),
+                _text(x + wide / 2, y + 32, word, anchor="middle"),
+            ]
     return _document(width, height, parts)
 
 

@@ -63,6 +63,11 @@ class Run:
     def route(self) -> Route:
         return self.message.route
 
+    @property
+    def works_on(self) -> Route:
+        """Where steps of it run now: first on the stages that read its prompt for another worker, if there are such."""
+        return self.route if self.num_given else self.message.read_by or self.route
+
     def put(self, report: Report | ApiError | RouteLost | Paused) -> None:
         self._reports.append(report)
         if self._arrival is not None and not self._arrival.done():
@@ -139,7 +144,7 @@ class Runs:
         by_route: dict[Route, list[Run]] = {}
         for run in self._runs.values():
             if not run.is_done:
-                by_route.setdefault(run.route, []).append(run)
+                by_route.setdefault(run.works_on, []).append(run)
         return {route: _load(runs) for route, runs in by_route.items()}
 
     @property

@@ -142,12 +142,12 @@ def test_links_measured_while_the_plan_is_in_force_count_at_once_and_only_then(c
     present = PresentCosts()
     before = present.of(plan, members).routes
     assert present.of(plan, members).routes is before
-    assert before.routes[PIPELINE].hops == (BETWEEN_HOSTS,) * 3
-    assert before.routes[PIPELINE].links.latency_s == pytest.approx(2 * BETWEEN_HOSTS.latency_s)
+    assert before[PIPELINE].hops == (BETWEEN_HOSTS,) * 3
+    assert before[PIPELINE].links.latency_s == pytest.approx(2 * BETWEEN_HOSTS.latency_s)
     members["alpha"].links = (link("beta", 20),)
     after = present.of(plan, members).routes
-    assert after.routes[PIPELINE].hops == (Hop(10e-6, 1e9), BETWEEN_HOSTS, BETWEEN_HOSTS)
-    assert after.routes[PIPELINE].links.latency_s == pytest.approx(10e-6 + BETWEEN_HOSTS.latency_s)
+    assert after[PIPELINE].hops == (Hop(10e-6, 1e9), BETWEEN_HOSTS, BETWEEN_HOSTS)
+    assert after[PIPELINE].links.latency_s == pytest.approx(10e-6 + BETWEEN_HOSTS.latency_s)
     assert present.of(plan, members).routes is after
 
 
