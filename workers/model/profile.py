@@ -173,16 +173,18 @@ class Profile:
             limit_s=_DECODE_S,
             is_over=lambda: is_over(0.3),
         )
-        tokens = min(chunks[-1][0], CHUNK_TOKENS)
+        tokens = chunks[0][0] if is_over() else min(chunks[-1][0], CHUNK_TOKENS)
         window = self._timer.window_tokens(place.layers)
         chunk_s = self._slope(window, (0, dict(chunks)[tokens]), lambda before: twice(TriedStep(1, tokens, before)))
         token_context_s = chunk_s / tokens
         context_s = self._slope(window, (_SHORT_TOKENS, decode[0][1]), lambda before: twice(TriedStep(1, 1, before)))
+        # Two sizes alone tell little apart where one was disturbed; a step of one token is much like a chunk of one.
+        samples = chunks if len(chunks) > 2 else [(1, decode[0][1]), *chunks]
         return StageSpeed(
             decode=tuple((rows, max(seconds - rows * _SHORT_TOKENS * context_s, 0.0)) for rows, seconds in decode),
             decode_context_s=context_s,
             chunk=ChunkCost.fit(
-                [(size, seconds - _within_s(size, seconds, token_context_s)) for size, seconds in chunks]
+                [(size, seconds - _within_s(size, seconds, token_context_s)) for size, seconds in samples]
             ),
             chunk_context_s=token_context_s,
             payload_bytes=self._timer.payload_bytes(place.layers),
