@@ -8,6 +8,15 @@ from strategy.situation import Asked, Mode, NoStrategy, Snapshot, Strategy, Thre
 # Each so many requests one goes where least is known, if that is predicted to be within this of the best.
 _EXPLORE_EVERY = 32
 _EXPLORE_WITHIN = 1.25
+# What is predicted to be nearly as good as the best is as good, and of such the one that has the least to go wrong is taken.
+_AS_GOOD = 1.03
+_PREFERRED = (
+    Strategy.SINGLE_DEVICE_CACHED,
+    Strategy.DISTRIBUTED_CACHED,
+    Strategy.DISTRIBUTED_PREFILL,
+    Strategy.DISTRIBUTED_NO_CACHE,
+    Strategy.TENSOR_PARALLEL,
+)
 
 Policy = Callable[[Asked, Snapshot, Ways], tuple[Strategy, str]]
 
@@ -91,9 +100,11 @@ def _best(snapshot: Snapshot, predicted: Mapping[Strategy, Forecast]) -> tuple[S
     assert snapshot.conditions is not None
     objective = snapshot.conditions.objective
     ranked = sorted(predicted, key=lambda strategy: predicted[strategy].of(objective))
-    best, others = ranked[0], ranked[1:]
+    least = predicted[ranked[0]].of(objective)
+    best = min((each for each in ranked if predicted[each].of(objective) <= _AS_GOOD * least), key=_PREFERRED.index)
+    others = [each for each in ranked if each is not best]
     if snapshot.conditions.num_decided % _EXPLORE_EVERY == _EXPLORE_EVERY - 1:
-        most = _EXPLORE_WITHIN * predicted[best].of(objective)
+        most = _EXPLORE_WITHIN * least
         near = [each for each in ranked if predicted[each].of(objective) <= most]
         least_known = min(near, key=lambda strategy: predicted[strategy].num_seen)
         if least_known is not best:

@@ -19,6 +19,7 @@ Events in, actions out; `now` (seconds of a monotonic clock) is an argument. Sen
 import math
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from typing import Any
 
 import msgspec
 
@@ -259,7 +260,7 @@ class Deployment:
         members = {stage.worker for stage in self._current.stages}
         newcomers = [worker for worker in self._there.values() if worker.name not in members]
         if not newcomers:
-            self._next = _Upcoming(moves=self._next.moves, judged=self._next.judged)
+            self._next = _Upcoming(**self._next.kept)
             return []
         names = tuple(worker.name for worker in newcomers)
         if names != self._next.newcomers:
@@ -273,9 +274,7 @@ class Deployment:
 
     def _prepare(self, newcomers: Sequence[Candidate], names: tuple[str, ...], now: float) -> list[Action]:
         settle_s = max(min(SETTLE_S * 2 ** max(worker.deaths - 1, 0), _LONGEST_SETTLE_S) for worker in newcomers)
-        self._next = _Upcoming(
-            newcomers=names, settled_at=now + settle_s, moves=self._next.moves, judged=self._next.judged
-        )
+        self._next = _Upcoming(newcomers=names, settled_at=now + settle_s, **self._next.kept)
         try:
             found = self._partition(balanced=True)
         except NoPlan:  # the newcomers do not help; the plan in force stays
@@ -389,3 +388,8 @@ class _Upcoming(msgspec.Struct):
     moves: bool = False
     judged: Mapping[str, Pace] = {}
     is_paced: bool = False
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """What holds whoever comes."""
+        return {"moves": self.moves, "judged": self.judged, "is_paced": self.is_paced}

@@ -145,6 +145,7 @@ class StepTimer:
                 sampling=Sampling(),
                 seed=0,
                 history=(),
+                computed_tokens=tried.context,
                 max_length=tried.context + tried.num_tokens + _MOST_STEPS,
             )
             executor.open(message, ())
