@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from strategy.cost import Hop
-from strategy.layer_speeds import LayerSpeeds, PartSpeed
+from strategy.layer_speeds import LayerSpeeds
 from strategy.optimal_split import optimal_split
 from strategy.partition import HEADROOM, ModelSizes, Node, Partition, Stage, fits
 from strategy.split_costs import HopCosts, NodeSpeeds, Workload, cost_of
@@ -47,7 +47,7 @@ def measured_partition(
     hops = _hop_costs(paces)
     none_kept = [0] * len(sizes.layers)
     found = optimal_split(sizes, none_kept, speeds, hops, _workload(sizes, nodes), legal_cuts)
-    if found is None or len(found.stages) < 2:
+    if found is None:
         return None
     by_name = {node.name: node for node in nodes}
     stages = [
@@ -108,47 +108,39 @@ def _workload(sizes: ModelSizes, nodes: Sequence[Node]) -> Workload:
 
 
 def _node_speeds(sizes: ModelSizes, nodes: Sequence[Node], paces: Mapping[str, Pace]) -> list[NodeSpeeds] | None:
-    found = [_speeds_of(sizes, node, paces.get(node.name)) for node in nodes]
+    width = len(sizes.layers) / max(len(nodes), 1)
+    found = [_speeds_of(sizes, node, paces.get(node.name), width) for node in nodes]
     known = [each for each in found if each is not None]
     return known if len(known) == len(found) else None
 
 
-def _speeds_of(sizes: ModelSizes, node: Node, pace: Pace | None) -> NodeSpeeds | None:
+def _speeds_of(sizes: ModelSizes, node: Node, pace: Pace | None, width: float) -> NodeSpeeds | None:
+    """width: layers of a stage on average, which share what every stage takes beside its layers."""
     if pace is None or pace.speeds.embedding is None or pace.speeds.head is None:
         return None
     decode_s = [each for each in pace.speeds.decode_s if each is not None]
     chunk_s = [each for each in pace.speeds.chunk_s if each is not None]
     if not len(decode_s) == len(chunk_s) == len(sizes.layers):
         return None
-    first = _sum(pace.speeds.embedding, pace.speeds.overhead)  # of the others it is paid with the hop to them
+    shared, slowness = pace.speeds.overhead, pace.slowness
     return NodeSpeeds(
         name=node.name,
-        decode_s=tuple(each * pace.slowness for each in decode_s),
-        chunk_s=tuple(each * pace.slowness for each in chunk_s),
-        embed_decode_s=first.decode_s * pace.slowness,
-        embed_chunk_s=first.chunk_s * pace.slowness,
-        head_decode_s=pace.speeds.head.decode_s * pace.slowness,
-        head_chunk_s=pace.speeds.head.chunk_s * pace.slowness,
-        room_bytes=int(node.memory_limit_bytes / HEADROOM),
+        decode_s=tuple((each + shared.decode_s / width) * slowness for each in decode_s),
+        chunk_s=tuple((each + shared.chunk_s / width) * slowness for each in chunk_s),
+        embed_decode_s=pace.speeds.embedding.decode_s * slowness,
+        embed_chunk_s=pace.speeds.embedding.chunk_s * slowness,
+        head_decode_s=pace.speeds.head.decode_s * slowness,
+        head_chunk_s=pace.speeds.head.chunk_s * slowness,
+        room_bytes=min(int(node.memory_limit_bytes / HEADROOM), sizes.total - 1),  # all on one is no pipeline
     )
 
 
-def _sum(one: PartSpeed, other: PartSpeed) -> PartSpeed:
-    return PartSpeed(one.decode_s + other.decode_s, one.chunk_s + other.chunk_s)
-
-
 def _hop_costs(paces: Mapping[str, Pace]) -> HopCosts:
-    """From each to each: the link, and what any stage at its end begins with."""
     decode: dict[tuple[str, str], float] = {}
     chunk: dict[tuple[str, str], float] = {}
     for sender, pace in paces.items():
-        for receiver, there in paces.items():
-            hop = pace.hops.get(receiver)
-            if sender == receiver or hop is None:
-                continue
-            begun = there.speeds.overhead
-            decode[sender, receiver] = hop.seconds(pace.payload_bytes) + there.slowness * begun.decode_s
-            num_bytes = pace.payload_bytes * pace.speeds.chunk_tokens
-            chunk[sender, receiver] = hop.seconds(num_bytes) + there.slowness * begun.chunk_s
+        for receiver, hop in pace.hops.items():
+            decode[sender, receiver] = hop.seconds(pace.payload_bytes)
+            chunk[sender, receiver] = hop.seconds(pace.payload_bytes * pace.speeds.chunk_tokens)
     largest = max(decode.values(), default=0.0), max(chunk.values(), default=0.0)
     return HopCosts(default_decode_s=largest[0], default_chunk_s=largest[1], pair_decode_s=decode, pair_chunk_s=chunk)
