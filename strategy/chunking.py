@@ -85,14 +85,23 @@ class ChunkSize:
         """Seconds that a token costs more for each token before it."""
         return max(self._slope / self._spread, 0.0) if self._spread else 0.0
 
-    def tokens(self, prefill_tokens: int, computed_tokens: int, *, num_decoding: int) -> int:
+    def tokens(
+        self, prefill_tokens: int, computed_tokens: int, *, num_decoding: int, num_left: int | None = None
+    ) -> int:
         """Tokens in the next chunk of a prompt.
 
         prefill_tokens: how many there were to compute in all; computed_tokens: how many lie before the chunk;
-        num_decoding: batches of other sequences that decode meanwhile.
+        num_decoding: batches of other sequences that decode meanwhile; num_left: how many are to compute now, all if None.
         """
         if self._fixed_tokens is not None:
             return self._fixed_tokens
+        size = self._wanted(prefill_tokens, computed_tokens, num_decoding)
+        left = prefill_tokens if num_left is None else num_left
+        if self._num_stages > 1 and size < left < 2 * size:
+            return -(-left // 2)  # the stages behind would still be at a long chunk when the short last one comes
+        return size
+
+    def _wanted(self, prefill_tokens: int, computed_tokens: int, num_decoding: int) -> int:
         token_s = self._cost.token_s + computed_tokens * self.context_s
         best = float(MAX_TOKENS)
         if self._num_stages > 1:

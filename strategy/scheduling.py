@@ -82,9 +82,9 @@ class _Slot:
 class Schedule:
     """The sequences of one route on its head."""
 
-    def __init__(self, *, num_stages: int, chunk_tokens: Callable[[int, int, int], int], max_rows: int):
+    def __init__(self, *, num_stages: int, chunk_tokens: Callable[[int, int, int, int], int], max_rows: int):
         """chunk_tokens: size of a prompt's next chunk, given how many tokens of it there were to compute, how many lie
-            before the chunk, and how many batches of others decode meanwhile.
+            before the chunk and are left, and how many batches of others decode meanwhile.
         max_rows: sequences in a slot at most; 1 for architectures whose caches cannot be batched.
         """
         self._num_stages = num_stages
@@ -228,8 +228,9 @@ class Schedule:
     def _chunk(self, sequence: int) -> StepPlan:
         state = self._sequences[sequence]
         has_uncached = any(not each.cached for each in self._sequences.values())
-        size = self._chunk_tokens(state.length - state.reused, state.computed, len(self._slots) + has_uncached)
-        count = min(size, state.length - 1 - state.computed)
+        left = state.length - 1 - state.computed
+        size = self._chunk_tokens(state.length - state.reused, state.computed, left, len(self._slots) + has_uncached)
+        count = min(size, left)
         row = RowPlan(sequence, state.computed, count, sample=False)
         if state.computed + count < state.length - 1:
             self._prefilling.add(state.client, sequence)

@@ -60,6 +60,15 @@ def test_chunks_become_shorter_where_the_tokens_before_them_make_them_dearer():
     assert sizes.tokens(9000, 4000, num_decoding=1) == 40
 
 
+def test_last_two_chunks_are_of_one_length_where_later_stages_follow():
+    whole = size().tokens(2000, 0, num_decoding=0)
+    assert size().tokens(2000, 0, num_left=2 * whole, num_decoding=0) == whole
+    assert size().tokens(2000, 0, num_left=whole + 7, num_decoding=0) == -(-(whole + 7) // 2)
+    assert size().tokens(2000, 0, num_left=whole, num_decoding=0) == whole
+    assert size(num_stages=1).tokens(2000, 0, num_left=MAX_TOKENS + 1, num_decoding=0) == MAX_TOKENS
+    assert size(fixed_tokens=77).tokens(3000, 0, num_left=78, num_decoding=0) == 77
+
+
 def test_what_was_learned_of_long_contexts_is_unlearned_when_it_stops_being_so():
     sizes = size(num_stages=1)
     sizes.observe_chunk(1000, 100, 1.0)

@@ -76,7 +76,9 @@ class Head:
         self._chunk_size = ChunkSize(num_stages=len(route), cost=cost, fixed_tokens=fixed_chunk_tokens)
         self._schedule = Schedule(
             num_stages=len(route),
-            chunk_tokens=lambda prompt, done, decoding: self._chunk_size.tokens(prompt, done, num_decoding=decoding),
+            chunk_tokens=lambda prompt, done, left, decoding: self._chunk_size.tokens(
+                prompt, done, num_left=left, num_decoding=decoding
+            ),
             max_rows=max_rows,
         )
         self._usual = UsualTimes(cost, num_stages=len(route))
