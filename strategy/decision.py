@@ -151,12 +151,17 @@ def _way(strategy: Strategy, asked: Asked, snapshot: Snapshot) -> Way:
 
 
 def _prefill_way(pipeline: Route, asked: Asked, snapshot: Snapshot) -> Way:
-    """All stages read the prompt, a holder of the full model generates; each has room for its part of the sequence."""
+    """All stages read the prompt, a holder of the full model generates; each has room for its part of the sequence.
+
+    Of equally busy holders it is the last stage: nobody asks for what its last layer makes of a prompt but keys and values,
+    so that it waits for the others and has time for what they hand over.
+    """
     if pipeline.is_single:
         return Way(why_not="reading a prompt together takes at least two workers")
     if snapshot.whole_prompts:
         why_not = "this model's answers depend on how a prompt is cut, so that no part of one is handed over"
         return Way(why_not=why_not, lasting=True)
+    snapshot = msgspec.structs.replace(snapshot, holders=dict(reversed(list(snapshot.holders.items()))))
     reading = _on(Strategy.DISTRIBUTED_PREFILL, pipeline, asked, snapshot, cached=True)
     if reading.why_not:
         return reading

@@ -97,3 +97,21 @@ def test_what_a_link_loses_changes_nothing(pair_workshop, strategy, fault):
             )
 
     pair_workshop.run(scenario, *PAIR)
+
+
+@pytest.mark.parametrize("fault", ["reset", "lose_next"])
+def test_what_a_link_loses_of_a_prompt_that_both_read_for_one_changes_nothing(pair_workshop, fault):
+    async def scenario(cluster):
+        for owner, name in LINKS:
+            await at_every_step(
+                cluster,
+                lambda _, owner=owner, name=name: getattr(cluster, fault)(owner, name),
+                counted="alpha",
+                every=3,
+                noticed_within_s=20.0,  # the answer of a prompt's last step is lost, and nobody but its head waits for it
+                prompt=LONG_PROMPT,
+                count=6,
+                strategy=Strategy.DISTRIBUTED_PREFILL,
+            )
+
+    pair_workshop.run(scenario, *PAIR, settings={"cache": CacheSettings(prefix=False)})

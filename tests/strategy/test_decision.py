@@ -156,9 +156,10 @@ def test_holder_without_room_for_the_caches_is_passed_over():
 # --- a prompt that all stages read for one worker
 
 
-def test_prompt_is_read_by_all_stages_and_generated_by_the_least_busy_holder():
-    decision = decided(500, 5, changed(holders={"alpha": 1, "beta": 0}), strategy=PREFILL)
-    assert (decision.strategy, decision.route, decision.read_by) == (PREFILL, Route(("beta",)), PIPELINE)
+@pytest.mark.parametrize(("load", "holder"), [((0, 0), "beta"), ((0, 1), "alpha"), ((1, 0), "beta")])
+def test_prompt_is_read_by_all_stages_and_generated_by_the_least_busy_holder_the_last_of_them(load, holder):
+    decision = decided(500, 5, changed(holders=dict(zip(PIPELINE, load, strict=True))), strategy=PREFILL)
+    assert (decision.strategy, decision.route, decision.read_by) == (PREFILL, Route((holder,)), PIPELINE)
     assert decision.cached
     assert decision.workers == ("alpha", "beta")
     assert decided(500, 5).read_by is None
@@ -171,15 +172,15 @@ def test_holder_that_reads_nothing_stands_behind_those_that_do():
 
 
 def test_stages_and_holder_each_reserve_their_part_of_the_sequence():
-    assert decided(500, 12, strategy=PREFILL).bytes_by_worker == {"alpha": 2 * 5120, "beta": 5120}
+    assert decided(500, 12, strategy=PREFILL).bytes_by_worker == {"alpha": 5120, "beta": 2 * 5120}
 
 
 def test_holder_without_room_for_its_stage_and_the_whole_is_passed_over():
-    roomy = with_room({"alpha": 5120, "beta": 2 * 5120})
-    assert decided(500, 12, roomy, strategy=PREFILL).route.head == "beta"
+    roomy = with_room({"alpha": 2 * 5120, "beta": 5120})
+    assert decided(500, 12, roomy, strategy=PREFILL).route.head == "alpha"
     error = refusal(500, 12, with_room({"alpha": 5120, "beta": 5120}), strategy=PREFILL)
     assert error.too_large
-    assert "512 tokens needs 0.0 MB on alpha" in str(error)
+    assert "512 tokens needs 0.0 MB on beta" in str(error)
 
 
 PREFILL_REFUSALS = {

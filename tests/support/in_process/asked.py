@@ -1,5 +1,7 @@
 """What the tests of whole clusters ask, and what an answer must be whatever befell it."""
 
+import asyncio
+
 from strategy.situation import Strategy
 
 STRATEGIES = (Strategy.SINGLE_DEVICE_CACHED, Strategy.DISTRIBUTED_NO_CACHE, Strategy.DISTRIBUTED_CACHED)
@@ -26,8 +28,13 @@ async def undisturbed(cluster, prompt, count, **fields):
     return reply
 
 
-async def at_every_step(cluster, disturb, *, counted, prompt=PROMPT, count=COUNT, every=1, **fields):
-    """Disturb an answer at each step of a worker (each so many steps); how often it went on, by step."""
+async def at_every_step(
+    cluster, disturb, *, counted, prompt=PROMPT, count=COUNT, every=1, noticed_within_s=0.0, **fields
+):
+    """Disturb an answer at each step of a worker (each so many steps); how often it went on, by step.
+
+    noticed_within_s: after the answer, where that does not need what was disturbed.
+    """
     expected = await undisturbed(cluster, prompt, count, **fields)
     resumed, step = [], 1
     while True:
@@ -45,6 +52,7 @@ async def at_every_step(cluster, disturb, *, counted, prompt=PROMPT, count=COUNT
         if not fired:
             return resumed
         resumed.append(reply.tandem["resumed"])
+        await asyncio.sleep(noticed_within_s)
         await cluster.whole()
         cluster.assert_at_rest()
         step += every
