@@ -38,7 +38,9 @@ class SimulatedRoute:
         )
         self._schedule = Schedule(
             num_stages=len(costs.stages),
-            chunk_tokens=lambda prompt, done, decoding: self._chunk_size.tokens(prompt, done, num_decoding=decoding),
+            chunk_tokens=lambda prompt, done, left, decoding: self._chunk_size.tokens(
+                prompt, done, num_decoding=decoding, num_left=left
+            ),
             max_rows=_MAX_ROWS,
         )
         self._stage_free_s = [0.0] * len(costs.stages)

@@ -181,7 +181,7 @@ def test_request_whose_prompt_all_read_for_one_goes_on_there_alone_where_only_th
         cluster, _, client = await begun(prompts, request)
         assert (client.events[0].strategy, client.events[0].workers) == ("distributed-prefill", NAMES)
         worker, message = cluster.generates()[-1]
-        assert (worker, message.route, message.read_by) == ("alpha", Route(("alpha",)), Route(NAMES))
+        assert (worker, message.route, message.read_by) == ("beta", Route(("beta",)), Route(NAMES))
         cluster.replan("gamma")
         await settle()
         assert cluster.generates()[-1][1].read_by == Route(("alpha", "beta"))
