@@ -97,7 +97,7 @@ class ChunkSize:
             return self._fixed_tokens
         size = self._wanted(prefill_tokens, computed_tokens, num_decoding)
         left = prefill_tokens if num_left is None else num_left
-        if self._num_stages > 1 and size < left < 2 * size:
+        if self._num_stages > 1 and max(size, 2 * MIN_TOKENS) < left < 2 * size:
             return -(-left // 2)  # the stages behind would still be at a long chunk when the short last one comes
         return size
 

@@ -18,12 +18,19 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from strategy.chunking import ChunkCost, ChunkSize
 from strategy.vocabulary import Route
 
+Floats = NDArray[np.float64]
+
+# Of more workers that are busy elsewhere all are calculated with at once.
+_FEW = 6
 # Steps of fewer rows are looked up.
 _TABLE_ROWS = 64
 # A token's id on its way back to the head.
@@ -100,6 +107,11 @@ class RouteCosts(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return tuple(found)
 
     @cached_property
+    def every(self) -> "StageArrays":
+        """All stages, to be calculated with at once."""
+        return StageArrays(self.stages)
+
+    @cached_property
     def links(self) -> Hop:
         """All hops but the last as one, for what each stage passes on of a token."""
         forth = list(zip(self.stages[:-1], self.hops[:-1], strict=True)) if not self.route.is_single else []
@@ -117,6 +129,32 @@ class RouteCosts(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             return 0.0
         forth = zip(self.stages[:-1], self.hops[:-1], strict=True)
         return max(hop.seconds(tokens * stage.payload_bytes) for stage, hop in forth)
+
+
+class StageArrays:
+    """The figures of some stages; its methods are those of StageSpeed, and give an array by place."""
+
+    def __init__(self, stages: Sequence[StageSpeed]):
+        self._by_rows = np.array([[stage.decode_s(rows, 0) for stage in stages] for rows in range(_TABLE_ROWS)])
+        self._decode_context_s = np.array([stage.decode_context_s for stage in stages])
+        self._fixed_s = np.array([stage.chunk.fixed_s for stage in stages])
+        self._token_s = np.array([stage.chunk.token_s for stage in stages])
+        self._chunk_context_s = np.array([stage.chunk_context_s for stage in stages])
+
+    def __repr__(self) -> str:
+        return f"StageArrays({len(self._fixed_s)} stages)"
+
+    def decode_s(self, rows: int, context: float) -> Floats:
+        """More rows than are looked up take as much more as the last ones."""
+        last = _TABLE_ROWS - 1
+        own_s = self._by_rows[min(rows, last)]
+        if rows > last:
+            own_s = own_s + (rows - last) * (self._by_rows[last] - self._by_rows[last - 1])
+        return own_s + rows * context * self._decode_context_s
+
+    def chunk_s(self, tokens: float, start: float) -> Floats:
+        context_s = tokens * (start + tokens / 2) * self._chunk_context_s
+        return self._fixed_s + tokens * self._token_s + context_s
 
 
 class RouteLoad(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,12 +186,15 @@ class RequestWork(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Times(msgspec.Struct, frozen=True):
-    """Seconds: reading the prompt, the first token's step, each further one's, and what devices are busy with it, all together."""
+    """Seconds: reading the prompt, the first token's step, each further one's, and what devices are busy with it, all together;
+    reading_s: with reading.
+    """
 
     read_s: float
     first_s: float
     step_s: float
     busy_s: float
+    reading_s: float = 0.0
 
 
 class Elsewhere(msgspec.Struct, frozen=True):
@@ -167,9 +208,20 @@ class Elsewhere(msgspec.Struct, frozen=True):
         return min(self.round_s, own_s * self.share / (1 - self.share))
 
 
-# By place on the route; who does nothing elsewhere is not in it.
-Busy = Mapping[int, Elsewhere]
-NOWHERE_BUSY: Busy = {}
+class Busy(msgspec.Struct, frozen=True, dict=True):
+    """What a route's workers do elsewhere, by place on it; who does nothing is not in it."""
+
+    elsewhere: Mapping[int, Elsewhere] = {}
+
+    @cached_property
+    def arrays(self) -> tuple[Floats, Floats]:
+        """By place: `round_s`, and for how long at most a second of own work waits."""
+        found = list(self.elsewhere.values())
+        shares = np.array([there.share for there in found])
+        return np.array([there.round_s for there in found]), shares / (1 - shares)
+
+
+NOWHERE_BUSY = Busy()
 
 
 def cached_times(costs: RouteCosts, work: RequestWork, load: RouteLoad, busy: Busy = NOWHERE_BUSY) -> Times:
@@ -179,7 +231,7 @@ def cached_times(costs: RouteCosts, work: RequestWork, load: RouteLoad, busy: Bu
     first_s = _period_s(costs, load.decoding + 1, work.prompt_tokens, busy)
     step_s = _period_s(costs, load.decoding + 1, work.mean_context, busy)
     own_s = costs.total.decode_s(rows, work.mean_context) * num_slots / (load.decoding + 1)
-    return Times(read_s, first_s, step_s, reading_s + work.generated_tokens * own_s)
+    return Times(read_s, first_s, step_s, reading_s + work.generated_tokens * own_s, reading_s)
 
 
 def uncached_times(costs: RouteCosts, work: RequestWork, load: RouteLoad, busy: Busy = NOWHERE_BUSY) -> Times:
@@ -195,19 +247,19 @@ def uncached_times(costs: RouteCosts, work: RequestWork, load: RouteLoad, busy: 
 
 
 def handed_over_times(
-    reading: tuple[RouteCosts, RouteLoad, Busy],
-    holder: tuple[RouteCosts, RouteLoad, Busy],
+    reading: tuple[RouteCosts, RouteLoad],
+    read: Times,
+    alone: Times,
     work: RequestWork,
     handed: Hop,
 ) -> Times:
-    """Read by all stages, generated by one worker with the full model. handed: the way of the KV to the holder, in tokens."""
-    read, alone = cached_times(reading[0], work, *reading[1:]), cached_times(holder[0], work, *holder[1:])
+    """Read by all stages, generated by one worker with the full model. read, alone: with a cache on the one and on the other; handed:
+    the way of the KV to the holder, in tokens.
+    """
     num_tokens = work.read_tokens
     last = min(chunk_tokens(reading[0], work, reading[1]), max(num_tokens, 1))
-    _, reading_s = _reading(reading[0], work, reading[1], NOWHERE_BUSY)
-    _, alone_s = _reading(holder[0], work, holder[1], NOWHERE_BUSY)
     read_s = max(read.read_s, handed.seconds(num_tokens)) + handed.seconds(last)
-    return Times(read_s, alone.first_s, alone.step_s, reading_s + alone.busy_s - alone_s)
+    return Times(read_s, alone.first_s, alone.step_s, read.reading_s + alone.busy_s - alone.reading_s)
 
 
 def batches(num_sequences: int, num_stages: int) -> tuple[int, int]:
@@ -242,7 +294,7 @@ def _reading(costs: RouteCosts, work: RequestWork, load: RouteLoad, busy: Busy) 
     start = work.cached_tokens + (num_tokens - size) / 2
     num_waiting, rows = batches(load.decoding, len(costs.stages)) if load.decoding else (0, 0)
 
-    def chunk_s(stage: StageSpeed) -> float:
+    def chunk_s(stage: Any) -> Any:
         waiting_s = num_waiting / len(costs.stages) * stage.decode_s(rows, load.context) if num_waiting else 0.0
         return stage.chunk_s(size, start) + waiting_s
 
@@ -264,10 +316,15 @@ def _period_s(costs: RouteCosts, num_sequences: int, context: float, busy: Busy)
     return max(through_s + costs.links.seconds(rows) + costs.back_s, round_s)
 
 
-def _sum_and_slowest(costs: RouteCosts, busy: Busy, own_s: Callable[[StageSpeed], float]) -> tuple[float, float]:
-    """Of what each stage takes `own_s` for, with what its worker does elsewhere meanwhile."""
+def _sum_and_slowest(costs: RouteCosts, busy: Busy, own_s: Callable[[Any], Any]) -> tuple[float, float]:
+    """Of what each stage takes `own_s` for, with what its worker does elsewhere meanwhile. own_s: of one, or of all at once."""
     total_s, slowest_s = own_s(costs.total), max(map(own_s, costs.slow))
-    for place, elsewhere in busy.items():
+    if len(busy.elsewhere) > _FEW:
+        rounds_s, waits = busy.arrays
+        alone = own_s(costs.every)[list(busy.elsewhere)]
+        delays = np.minimum(rounds_s, alone * waits)
+        return total_s + float(delays.sum()), max(slowest_s, float((alone + delays).max()))
+    for place, elsewhere in busy.elsewhere.items():
         alone_s = own_s(costs.stages[place])
         delay_s = elsewhere.delay_s(alone_s)
         total_s += delay_s

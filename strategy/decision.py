@@ -13,11 +13,11 @@ of sockets, models or what a request says. The rules:
 6. A strategy is named by what it does: all stages without a cache is distributed-no-cache, whatever it was chosen as.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import msgspec
 
-from strategy.memory import largest_excess, sequence_bytes
+from strategy.memory import sequence_bytes
 from strategy.policies import choose
 from strategy.prediction import Forecast, Objective, forecast, handover_forecast, likeliest
 from strategy.situation import Asked, Snapshot, Strategy, Way, Ways, workers_of
@@ -27,6 +27,7 @@ from strategy.vocabulary import Route
 _TOLERATED_LEAD = 2
 
 _COMES_LATER = {Strategy.TENSOR_PARALLEL: "tensor parallelism comes with a later version"}
+_TOGETHER = (Strategy.DISTRIBUTED_NO_CACHE, Strategy.DISTRIBUTED_CACHED, Strategy.DISTRIBUTED_PREFILL)
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,7 +72,7 @@ def decide(asked: Asked, snapshot: Snapshot, policy: str) -> Decision:
     Raises:
         NoStrategy: what was asked for, or everything that the mode allows, cannot run.
     """
-    ways = {strategy: _way(strategy, asked, snapshot) for strategy in Strategy}
+    ways = _ways(asked, snapshot)
     strategy, reason = choose(asked, snapshot, ways, policy)
     way = ways[strategy]
     assert way.route is not None
@@ -132,25 +133,29 @@ def _has_cache(strategy: Strategy) -> bool:
     return strategy in (Strategy.SINGLE_DEVICE_CACHED, Strategy.DISTRIBUTED_CACHED)
 
 
-def _way(strategy: Strategy, asked: Asked, snapshot: Snapshot) -> Way:
-    if strategy in _COMES_LATER:
-        return Way(why_not=_COMES_LATER[strategy], lasting=True)
-    if strategy is Strategy.SINGLE_DEVICE_CACHED:
-        cached = _pays(asked, snapshot, together=False)
+def _ways(asked: Asked, snapshot: Snapshot) -> Ways:
+    likely = _likeliest(asked, snapshot)
+    ways = {strategy: Way(why_not=why_not, lasting=True) for strategy, why_not in _COMES_LATER.items()}
+    cached = _pays(asked, snapshot, together=False)
 
-        def alone(worker: str) -> Way:
-            return _on(strategy, Route((worker,)), asked, snapshot, cached=cached)
+    def alone(worker: str) -> Way:
+        return _on(Strategy.SINGLE_DEVICE_CACHED, Route((worker,)), asked, snapshot, cached=cached)
 
-        return _holders_way(asked, snapshot, alone)
+    ways[Strategy.SINGLE_DEVICE_CACHED] = _holders_way(asked, snapshot, likely, alone)
     if snapshot.pipeline is None:
-        return Way(why_not=snapshot.why_not, lasting=not snapshot.splittable)
-    if strategy is Strategy.DISTRIBUTED_PREFILL:
-        return _prefill_way(snapshot.pipeline, asked, snapshot)
-    cached = strategy is Strategy.DISTRIBUTED_CACHED and _pays(asked, snapshot, together=True)
-    return _on(strategy, snapshot.pipeline, asked, snapshot, cached=cached)
+        uncut = Way(why_not=snapshot.why_not, lasting=not snapshot.splittable)
+        ways |= dict.fromkeys(_TOGETHER, uncut)
+    else:
+        together = _pays(asked, snapshot, together=True)
+        for strategy, with_cache in ((Strategy.DISTRIBUTED_NO_CACHE, False), (Strategy.DISTRIBUTED_CACHED, together)):
+            ways[strategy] = _on(strategy, snapshot.pipeline, asked, snapshot, cached=with_cache)
+        ways[Strategy.DISTRIBUTED_PREFILL] = _prefill_way(
+            snapshot.pipeline, asked, snapshot, likely, ways[Strategy.DISTRIBUTED_CACHED]
+        )
+    return {strategy: ways[strategy] for strategy in Strategy}
 
 
-def _prefill_way(pipeline: Route, asked: Asked, snapshot: Snapshot) -> Way:
+def _prefill_way(pipeline: Route, asked: Asked, snapshot: Snapshot, likely: Sequence[str], with_caches: Way) -> Way:
     """All stages read the prompt, a holder of the full model generates; each has room for its part of the sequence.
 
     Of equally busy holders it is the last stage: nobody asks for what its last layer makes of a prompt but keys and values,
@@ -161,11 +166,13 @@ def _prefill_way(pipeline: Route, asked: Asked, snapshot: Snapshot) -> Way:
     if snapshot.whole_prompts:
         why_not = "this model's answers depend on how a prompt is cut, so that no part of one is handed over"
         return Way(why_not=why_not, lasting=True)
-    snapshot = msgspec.structs.replace(snapshot, holders=dict(reversed(list(snapshot.holders.items()))))
-    reading = _on(Strategy.DISTRIBUTED_PREFILL, pipeline, asked, snapshot, cached=True)
+    reading = with_caches
+    if not reading.cached:  # which then does not pay
+        reading = _on(Strategy.DISTRIBUTED_PREFILL, pipeline, asked, snapshot, cached=True)
     if reading.why_not:
         return reading
-    return _holders_way(asked, snapshot, lambda worker: _read_for(worker, reading, asked, snapshot))
+    from_the_last = msgspec.structs.replace(snapshot, holders=dict(reversed(list(snapshot.holders.items()))))
+    return _holders_way(asked, from_the_last, likely, lambda worker: _read_for(worker, reading, asked, snapshot))
 
 
 def _read_for(worker: str, reading: Way, asked: Asked, snapshot: Snapshot) -> Way:
@@ -183,13 +190,11 @@ def _read_for(worker: str, reading: Way, asked: Asked, snapshot: Snapshot) -> Wa
     return msgspec.structs.replace(alone, read_by=reading.route, bytes_by_worker=num_bytes, forecast=found)
 
 
-def _holders_way(asked: Asked, snapshot: Snapshot, way_on: Callable[[str], Way]) -> Way:
-    """On the best of the workers with room; where there is none, what is missing on the best of all."""
+def _holders_way(asked: Asked, snapshot: Snapshot, likely: Sequence[str], way_on: Callable[[str], Way]) -> Way:
+    """On the best of the workers with room; where there is none, what is missing on the best of all. likely: whom to predict for."""
     if not snapshot.holders:
         return Way(why_not=snapshot.shortage or "no worker holds the full model")
-    predicted = [
-        way for way in map(way_on, _likeliest(asked, snapshot)) if way.why_not is None and way.forecast is not None
-    ]
+    predicted = [way for way in map(way_on, likely) if way.why_not is None and way.forecast is not None]
     if predicted and snapshot.conditions is not None:
         objective = snapshot.conditions.objective
         return min(predicted, key=lambda way: way.forecast.of(objective) if way.forecast else 0.0)
@@ -201,12 +206,12 @@ def _holders_way(asked: Asked, snapshot: Snapshot, way_on: Callable[[str], Way])
     return way_on(next(visited, least))
 
 
-def _likeliest(asked: Asked, snapshot: Snapshot) -> Iterable[str]:
+def _likeliest(asked: Asked, snapshot: Snapshot) -> Sequence[str]:
     """Workers that are worth a prediction."""
     if snapshot.conditions is None:
         return ()
-    work = {worker: asked.work(Route((worker,))) for worker in snapshot.holders}
-    return likeliest(snapshot.holders, work, Strategy.SINGLE_DEVICE_CACHED, snapshot.conditions)
+    strategy = Strategy.SINGLE_DEVICE_CACHED
+    return likeliest(snapshot.holders, asked.work(), asked.reusable, strategy, snapshot.conditions)
 
 
 def _visited(asked: Asked, snapshot: Snapshot, least: str) -> Iterator[str]:
@@ -233,12 +238,14 @@ def _on(strategy: Strategy, route: Route, asked: Asked, snapshot: Snapshot, *, c
     if not cached:
         return Way(route=route, forecast=found)
     needs, num_tokens = snapshot.needs[route], asked.prompt_tokens + asked.max_tokens
-    if excess := largest_excess(needs, snapshot.budgets, num_tokens):
-        return _too_large(asked, *excess)
+    num_bytes = {worker: sequence_bytes(need, num_tokens) for worker, need in needs.items()}
+    for worker, wanted in num_bytes.items():
+        if wanted > (there := snapshot.budgets[worker].sequence_bytes):
+            return _too_large(asked, worker, wanted, there)
     return Way(
         route=route,
         cached=True,
-        bytes_by_worker={worker: sequence_bytes(need, num_tokens) for worker, need in needs.items()},
+        bytes_by_worker=num_bytes,
         forecast=found,
     )
 

@@ -4,7 +4,7 @@ Pure arithmetic over what the workers reported after loading. Everything that a 
 running sequences and kept prefixes together never exceed a worker's limit.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import msgspec
 
@@ -60,10 +60,10 @@ def worker_budget(*, limit_bytes: int, weights_bytes: int, prefix_limit: int | N
 def sequence_bytes(needs: KvNeeds, num_tokens: int) -> int:
     """What the caches of a sequence of `num_tokens` take on a stage."""
     grown = -(-num_tokens // GROWTH_TOKENS) * GROWTH_TOKENS
-    return needs.fixed_bytes + sum(
-        growth.token_bytes * (grown if growth.max_tokens is None else min(grown, growth.max_tokens))
-        for growth in needs.growth
-    )
+    total = needs.fixed_bytes
+    for growth in needs.growth:  # no sum: it is asked for each worker of each decision
+        total += growth.token_bytes * (grown if growth.max_tokens is None else min(grown, growth.max_tokens))
+    return total
 
 
 def grown_bytes(needs: KvNeeds, num_tokens: int) -> int:
@@ -82,14 +82,3 @@ def part_bytes(needs: KvNeeds) -> int:
 def prefix_capacity(stages: Iterable[tuple[KvNeeds, int]]) -> int:
     """How many parts every stage of a route has room for, from each stage's needs and bytes."""
     return min(room // part_bytes(needs) for needs, room in stages)
-
-
-def largest_excess(
-    needs: Mapping[str, KvNeeds], budgets: Mapping[str, WorkerBudget], num_tokens: int
-) -> tuple[str, int, int] | None:
-    """The first worker on which a sequence can never fit: its name, bytes needed, bytes there. None when it fits."""
-    for worker, need in needs.items():
-        wanted, there = sequence_bytes(need, num_tokens), budgets[worker].sequence_bytes
-        if wanted > there:
-            return worker, wanted, there
-    return None

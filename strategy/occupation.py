@@ -13,10 +13,11 @@ _IDLE = RouteLoad()
 
 
 class Occupation:
-    """On one plan's routes. costs: of each; a route without costs occupies nobody."""
+    """On one plan's routes. costs: of each; a route without costs occupies nobody. alone: by worker, its own route and costs."""
 
     def __init__(self, costs: Mapping[Route, RouteCosts]):
         self._costs = costs
+        self.alone = {route.head: (route, found) for route, found in costs.items() if route.is_single}
         self._loads: dict[Route, RouteLoad] = {}
         self._of_route: dict[Route, dict[str, Elsewhere]] = {}
         self._of_worker: dict[str, Elsewhere] = {}
@@ -70,7 +71,7 @@ class Occupation:
             round_s, share = there.round_s - mine.round_s, there.share - mine.share
             if round_s > 1e-9:
                 found[place] = Elsewhere(round_s, min(max(share, 0.0), _LARGEST_SHARE))
-        return found
+        return Busy(found)
 
 
 def occupied(costs: RouteCosts, load: RouteLoad) -> dict[str, Elsewhere]:

@@ -15,7 +15,7 @@ from strategy.occupation import Occupation
 from strategy.vocabulary import Route
 
 # Of routes alike, so many are looked at closely.
-_LOOKED_AT = 4
+_LOOKED_AT = 3
 
 
 class Objective(StrEnum):
@@ -28,7 +28,7 @@ class Objective(StrEnum):
 
 class Conditions(msgspec.Struct, frozen=True, kw_only=True):
     """costs: of each route that was measured; handed: how a route's KV gets to a worker, in tokens. num_decided: how many
-    requests were sent on their way so far.
+    requests were sent on their way so far. found: times that were calculated already, for one decision.
     """
 
     costs: Mapping[Route, RouteCosts]
@@ -37,6 +37,7 @@ class Conditions(msgspec.Struct, frozen=True, kw_only=True):
     objective: Objective
     num_decided: int
     handed: Mapping[tuple[Route, str], Hop] = {}
+    found: dict[tuple[Route, RequestWork, bool], Times] = msgspec.field(default_factory=dict)
 
 
 class Forecast(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,12 +69,20 @@ def forecast(
     strategy: str, route: Route, work: RequestWork, conditions: Conditions, *, cached: bool
 ) -> Forecast | None:
     """Of one route; None where it was not measured."""
-    costs = conditions.costs.get(route)
-    if costs is None:
+    if route not in conditions.costs:
         return None
-    load, busy = conditions.occupation.load(route), conditions.occupation.beside(route)
-    times = cached_times(costs, work, load, busy) if cached else uncached_times(costs, work, load, busy)
-    return _forecast(strategy, route, work, times, conditions)
+    return _forecast(strategy, route, work, _times(route, work, conditions, cached=cached), conditions)
+
+
+def _times(route: Route, work: RequestWork, conditions: Conditions, *, cached: bool) -> Times:
+    known = conditions.found.get((route, work, cached))
+    if known is not None:
+        return known
+    calculate = cached_times if cached else uncached_times
+    occupation = conditions.occupation
+    times = calculate(conditions.costs[route], work, occupation.load(route), occupation.beside(route))
+    conditions.found[route, work, cached] = times
+    return times
 
 
 def handover_forecast(
@@ -83,11 +92,10 @@ def handover_forecast(
     handed = conditions.handed.get((reading, holder.head))
     if reading not in conditions.costs or holder not in conditions.costs or handed is None:
         return None
-    occupation = conditions.occupation
-    read, hold = (
-        (conditions.costs[route], occupation.load(route), occupation.beside(route)) for route in (reading, holder)
-    )
-    return _forecast(strategy, holder, work, handed_over_times(read, hold, work, handed), conditions)
+    read, alone = (_times(route, work, conditions, cached=True) for route in (reading, holder))
+    costs_and_load = conditions.costs[reading], conditions.occupation.load(reading)
+    times = handed_over_times(costs_and_load, read, alone, work, handed)
+    return _forecast(strategy, holder, work, times, conditions)
 
 
 def _forecast(strategy: str, route: Route, work: RequestWork, times: Times, conditions: Conditions) -> Forecast:
@@ -107,19 +115,25 @@ def _forecast(strategy: str, route: Route, work: RequestWork, times: Times, cond
 
 
 def likeliest(
-    workers: Iterable[str], work: Mapping[str, RequestWork], strategy: str, conditions: Conditions
+    workers: Iterable[str], work: RequestWork, reusable: Mapping[Route, int], strategy: str, conditions: Conditions
 ) -> list[str]:
-    """Of workers with the full model those that a rough figure favours, the best first; all of them where nothing is known."""
+    """Of workers with the full model those that a rough figure favours, the best first; all of them where nothing is known.
+
+    work: of the request, where nothing of it is known yet; reusable: tokens that routes have of its prompt.
+    """
     rough: list[tuple[float, str]] = []
+    occupation, is_ttft = conditions.occupation, conditions.objective is Objective.TTFT
+    factors_of, load_of = conditions.learning.factors, occupation.load
+    read_tokens, context, generated_tokens = work.read_tokens, work.mean_context, work.generated_tokens
     for worker in workers:
-        route = Route((worker,))
-        costs = conditions.costs.get(route)
-        if costs is None:
+        if worker not in occupation.alone:
             return list(workers)
-        (stage,), mine = costs.stages, work[worker]
-        rows = conditions.occupation.load(route).decoding + 1
-        factors = conditions.learning.factors(strategy, route)
-        read_s = factors.reading * mine.read_tokens * stage.chunk.token_s
-        steps_s = factors.step * mine.generated_tokens * stage.decode_s(rows, mine.mean_context)
-        rough.append((read_s if conditions.objective is Objective.TTFT else read_s + steps_s, worker))
+        route, costs = occupation.alone[worker]
+        stage, factors = costs.stages[0], factors_of(strategy, route)
+        tokens = read_tokens - reusable[route] if route in reusable else read_tokens
+        seconds = factors.reading * tokens * stage.chunk.token_s
+        if not is_ttft:
+            rows = load_of(route).decoding + 1
+            seconds += factors.step * generated_tokens * stage.decode_s(rows, context)
+        rough.append((seconds, worker))
     return [worker for _, worker in sorted(rough)[:_LOOKED_AT]]

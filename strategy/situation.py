@@ -66,11 +66,12 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     began_with: Strategy | None = None
     beginnings: tuple[str | bytes, ...] = ()
 
-    def work(self, route: Route) -> RequestWork:
-        """What it comes to on a route."""
+    def work(self, route: Route | None = None) -> RequestWork:
+        """What it comes to on a route; on one that knows nothing of it, without a route."""
+        known = self.reusable.get(route, 0) if route is not None and self.reusable else 0
         return RequestWork(
             prompt_tokens=self.prompt_tokens,
-            cached_tokens=min(self.reusable.get(route, 0), self.prompt_tokens - 1),
+            cached_tokens=min(known, self.prompt_tokens - 1),
             generated_tokens=self.max_tokens if self.expected_tokens is None else self.expected_tokens,
         )
 

@@ -89,13 +89,15 @@ def tensor_times(costs: TensorCosts, work: RequestWork, load: RouteLoad, busy: B
         fixed_chunk_tokens=costs.fixed_chunk_tokens,
     )
     times = cached_times(of_group, work, load, _of_the_busiest(busy))
-    return Times(times.read_s, times.first_s, times.step_s, len(costs.route) * times.busy_s)
+    ranks = len(costs.route)
+    return Times(times.read_s, times.first_s, times.step_s, ranks * times.busy_s, ranks * times.reading_s)
 
 
 def _of_the_busiest(busy: Busy) -> Busy:
-    if not busy:
+    found = busy.elsewhere.values()
+    if not found:
         return NOWHERE_BUSY
-    return {0: Elsewhere(max(each.round_s for each in busy.values()), max(each.share for each in busy.values()))}
+    return Busy({0: Elsewhere(max(each.round_s for each in found), max(each.share for each in found))})
 
 
 def _left(cut: float, ranks: int) -> float:

@@ -129,7 +129,8 @@ def ways(mac: Mac, shape: ModelShape, cable: Cable, work: RequestWork, reached: 
         found["single-device-cached"] = cached_times(single, work, _IDLE)
         half_kv = shape.kv_token_bytes / 2  # the holder reads the other half of the layers itself
         handed = Hop(cable.step_s, cable.bytes_per_s / half_kv)
-        found["distributed-prefill"] = handed_over_times((both, _IDLE, {}), (single, _IDLE, {}), work, handed)
+        read, alone = cached_times(both, work, _IDLE), found["single-device-cached"]
+        found["distributed-prefill"] = handed_over_times((both, _IDLE), read, alone, work, handed)
     if fits(mac, shape, 0.5):
         found["distributed-cached"] = cached_times(both, work, _IDLE)
         found["tensor-parallel"] = tensor_times(_group(of_one, shape, cable), work, _IDLE)

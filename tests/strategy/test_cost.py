@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from strategy.chunking import ChunkCost
 from strategy.cost import (
+    Busy,
     Elsewhere,
     Hop,
     RequestWork,
@@ -128,8 +129,8 @@ def test_without_a_cache_every_token_reads_everything_again():
 def test_who_is_busy_elsewhere_takes_longer_by_a_round_at_most():
     costs, work = route(stage(), stage()), RequestWork(prompt_tokens=10, generated_tokens=10)
     alone = cached_times(costs, work, IDLE).step_s
-    assert cached_times(costs, work, IDLE, {1: Elsewhere(1.0, 0.5)}).step_s == pytest.approx(alone + 0.004)
-    assert cached_times(costs, work, IDLE, {1: Elsewhere(0.001, 0.9)}).step_s == pytest.approx(alone + 0.001)
+    assert cached_times(costs, work, IDLE, Busy({1: Elsewhere(1.0, 0.5)})).step_s == pytest.approx(alone + 0.004)
+    assert cached_times(costs, work, IDLE, Busy({1: Elsewhere(0.001, 0.9)})).step_s == pytest.approx(alone + 0.001)
 
 
 def test_context_makes_chunks_and_steps_dearer():
@@ -144,11 +145,11 @@ def test_handed_over_it_is_read_by_all_and_generated_by_one():
     halves, whole = route(stage(0.5), stage(0.5)), route(stage())
     work = RequestWork(prompt_tokens=641, generated_tokens=50)
     alone = cached_times(whole, work, IDLE)
-    handed = handed_over_times((halves, IDLE, {}), (whole, IDLE, {}), work, Hop(1e-4, 1e6))
+    handed = handed_over_times((halves, IDLE), cached_times(halves, work, IDLE), alone, work, Hop(1e-4, 1e6))
     assert handed.step_s == alone.step_s
     assert handed.read_s < 0.7 * alone.read_s
     assert handed.busy_s == pytest.approx(alone.busy_s, rel=0.02)
-    late = handed_over_times((halves, IDLE, {}), (whole, IDLE, {}), work, Hop(1e-4, 100.0))
+    late = handed_over_times((halves, IDLE), cached_times(halves, work, IDLE), alone, work, Hop(1e-4, 100.0))
     assert late.read_s > 640 / 100.0
 
 

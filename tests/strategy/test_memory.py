@@ -6,8 +6,6 @@ from hypothesis import strategies as st
 from strategy.memory import (
     KvGrowth,
     KvNeeds,
-    WorkerBudget,
-    largest_excess,
     prefix_capacity,
     sequence_bytes,
     worker_budget,
@@ -34,12 +32,3 @@ def test_weights_prefixes_and_sequences_together_keep_the_limit(limit, weights, 
 
 def test_route_keeps_as_many_blocks_as_its_smallest_stage_has_room_for():
     assert prefix_capacity([(PLAIN, 64_000), (PLAIN, 6_400)]) == 1
-
-
-def test_first_worker_without_enough_room_is_named_with_both_figures():
-    budgets = {
-        "a": WorkerBudget(prefix_bytes=0, sequence_bytes=10**9),
-        "b": WorkerBudget(prefix_bytes=0, sequence_bytes=1000),
-    }
-    assert largest_excess({"a": PLAIN, "b": PLAIN}, budgets, 10) == ("b", 25_600, 1000)
-    assert largest_excess({"a": PLAIN}, budgets, 10) is None

@@ -24,22 +24,22 @@ LOADS = st.builds(
 def test_workers_of_a_route_wait_for_other_routes_not_for_their_own():
     occupation = Occupation(COSTS)
     occupation.changed({FIRST: RouteLoad(decoding=2, context=10)})
-    assert occupation.beside(FIRST) == {}
-    assert set(occupation.beside(PAIR)) == {0}
-    assert occupation.beside(PAIR)[0].round_s == pytest.approx(stage().decode_s(2, 10))
+    assert occupation.beside(FIRST).elsewhere == {}
+    assert set(occupation.beside(PAIR).elsewhere) == {0}
+    assert occupation.beside(PAIR).elsewhere[0].round_s == pytest.approx(stage().decode_s(2, 10))
     assert occupation.load(FIRST).decoding == 2
 
 
 def test_stage_of_a_pipeline_with_one_stream_is_busy_half_of_the_time():
     occupation = Occupation(COSTS)
     occupation.changed({PAIR: RouteLoad(decoding=1, context=10)})
-    assert occupation.beside(FIRST)[0].share == pytest.approx(0.5, abs=0.05)
+    assert occupation.beside(FIRST).elsewhere[0].share == pytest.approx(0.5, abs=0.05)
 
 
 def test_route_that_was_not_measured_occupies_nobody():
     occupation = Occupation({})
     occupation.changed({PAIR: RouteLoad(decoding=1, context=10)})
-    assert occupation.beside(FIRST) == {}
+    assert occupation.beside(FIRST).elsewhere == {}
 
 
 @given(steps=st.lists(st.tuples(LOADS, LOADS), max_size=8))
@@ -48,6 +48,6 @@ def test_however_loads_changed_idle_routes_leave_nobody_busy(steps):
     for pair, first in steps:
         occupation.changed({PAIR: pair, FIRST: first})
         for busy in (occupation.beside(PAIR), occupation.beside(FIRST)):
-            assert all(there.round_s > 0 and 0 <= there.share < 1 for there in busy.values())
+            assert all(there.round_s > 0 and 0 <= there.share < 1 for there in busy.elsewhere.values())
     occupation.changed({})
-    assert occupation.beside(PAIR) == occupation.beside(FIRST) == {}
+    assert occupation.beside(PAIR).elsewhere == occupation.beside(FIRST).elsewhere == {}

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from strategy.chunking import ChunkCost
-from strategy.cost import Elsewhere, RequestWork, RouteCosts, RouteLoad, StageSpeed, cached_times
+from strategy.cost import Busy, Elsewhere, RequestWork, RouteCosts, RouteLoad, StageSpeed, cached_times
 from strategy.tensor_cost import SumCost, TensorCosts, shared_speed, tensor_times
 from strategy.vocabulary import Route
 
@@ -89,6 +89,6 @@ def test_all_ranks_are_busy_with_a_request():
 def test_rank_that_is_busiest_elsewhere_delays_the_group():
     idle = tensor_times(group(2), WORK, IDLE)
     little, much = Elsewhere(0.005, 0.1), Elsewhere(0.050, 0.5)
-    busy = tensor_times(group(2), WORK, IDLE, {1: much})
+    busy = tensor_times(group(2), WORK, IDLE, Busy({1: much}))
     assert busy.step_s > idle.step_s
-    assert tensor_times(group(2), WORK, IDLE, {0: little, 1: much}) == busy
+    assert tensor_times(group(2), WORK, IDLE, Busy({0: little, 1: much})) == busy
