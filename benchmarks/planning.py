@@ -1,4 +1,5 @@
-"""How long it takes to find the best split of a model over nodes: `strategy/optimal_split.py` alone, without a cluster.
+"""How long it takes to find the best split of a model over nodes (`strategy/optimal_split.py`), and to decide how one request runs
+(`strategy/decision.py`): both alone, without a cluster.
 
 Random clusters of unlike nodes whose memory binds, with unlike layers and unlike links, so that no two can stand for each
 other; each with several kinds of requests. Up to eight nodes the split is the optimum, beyond that a good one. Beside the
@@ -16,14 +17,18 @@ import msgspec
 from benchmarks.support import machine
 from benchmarks.support.figures import Bar, bar_chart
 from benchmarks.support.main import main
+from benchmarks.support.many_nodes import many_nodes
 from benchmarks.support.reporting import Report
+from strategy.decision import decide
 from strategy.optimal_split import OptimalSplit, optimal_split
 from strategy.partition import ModelSizes
+from strategy.situation import Asked
 from strategy.split_costs import HopCosts, NodeSpeeds, Stages, Workload, cost_of
 from strategy.vocabulary import LayerRange
 
 EXACT_NODES = (2, 4, 8)
 MORE_NODES = (16, 64)
+DECISIONS = 300
 WORKLOADS = {
     "prefill": Workload(num_chunks=64, generated_tokens=16),
     "both": Workload(num_chunks=16, generated_tokens=256),
@@ -144,10 +149,33 @@ def run(arguments: argparse.Namespace) -> Report:
     )
     exact = max(max(planned.seconds) for planned in found if planned.num_nodes == EXACT_NODES[-1])
     report.check("seconds for the optimum over 8 nodes, the longest", exact, at_most=1.0)
+    _add_decisions(report)
     report.data["planned"] = msgspec.to_builtins(found)
     bars = [Bar(row[0], row[2]) for row in rows]
     report.figure = bar_chart("Time to plan, the longest", "ms", bars)
     return report
+
+
+def _add_decisions(report: Report) -> None:
+    rows = []
+    for num_nodes in (*EXACT_NODES, *MORE_NODES):
+        rows.append([num_nodes, *(_decision_us(num_nodes, busy=busy) for busy in (False, True))])
+    report.table("time to decide", ["nodes", "idle, us", "streams on every route, us"], rows)
+    report.check(f"microseconds to decide at {num_nodes} nodes", rows[-1][1], at_most=200)
+    report.check(f"microseconds to decide at {num_nodes} busy nodes", rows[-1][2], at_most=200)
+
+
+def _decision_us(num_nodes: int, *, busy: bool) -> float:
+    """The median; what one decision calculated is not there for the next."""
+    snapshot = many_nodes(num_nodes, busy=busy)
+    asked = Asked(prompt_tokens=700, max_tokens=100)
+    times = []
+    for _ in range(DECISIONS):
+        anew = msgspec.structs.replace(snapshot, conditions=msgspec.structs.replace(snapshot.conditions, found={}))
+        began = time.perf_counter()
+        decide(asked, anew, "measured")
+        times.append((time.perf_counter() - began) * 1e6)
+    return statistics.median(times)
 
 
 def options(parser: argparse.ArgumentParser) -> None:

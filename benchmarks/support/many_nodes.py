@@ -1,0 +1,65 @@
+"""A cluster of many unlike nodes as a decision sees it: a pipeline through all, and each with the full model, all of them busy."""
+
+import random
+
+from strategy.chunking import ChunkCost
+from strategy.cost import Hop, RouteCosts, RouteLoad, StageSpeed
+from strategy.learning import Learning
+from strategy.memory import KvGrowth, KvNeeds, WorkerBudget
+from strategy.occupation import Occupation
+from strategy.prediction import Conditions, Objective
+from strategy.situation import Mode, Snapshot, Thresholds
+from strategy.vocabulary import Route
+
+_HOP = Hop(1e-4, 1e9)
+_NEEDS = KvNeeds(fixed_bytes=0, growth=(KvGrowth(1000, None),), snapshots=False)
+
+
+def many_nodes(num_nodes: int, *, busy: bool) -> Snapshot:
+    """busy: some streams run on every route."""
+    draw = random.Random(num_nodes)
+    scales = {f"node-{number}": draw.uniform(0.5, 3.0) for number in range(num_nodes)}
+    pipeline = Route(tuple(scales))
+    routes = [pipeline, *(Route((name,)) for name in scales)]
+    costs = {
+        route: RouteCosts(
+            route=route,
+            stages=tuple(_stage(scales[name] / len(route)) for name in route),
+            hops=(_HOP,) * len(route),
+        )
+        for route in routes
+    }
+    occupation = Occupation(costs)
+    loads = {route: RouteLoad(decoding=draw.randrange(1, 5), context=200.0) for route in routes}
+    occupation.changed(loads if busy else {})
+    return Snapshot(
+        pipeline=pipeline,
+        why_not=None,
+        splittable=True,
+        holders={name: occupation.load(Route((name,))).decoding for name in scales},
+        shortage=None,
+        needs={route: dict.fromkeys(route, _NEEDS) for route in routes},
+        budgets={name: WorkerBudget(prefix_bytes=0, sequence_bytes=10**9) for name in scales},
+        measured=None,
+        visited={},
+        thresholds=Thresholds(),
+        mode=Mode.AUTO,
+        conditions=Conditions(
+            costs=costs,
+            occupation=occupation,
+            learning=Learning(),
+            objective=Objective.TOTAL,
+            num_decided=0,
+            handed={(pipeline, name): Hop(1e-4, 1e6) for name in scales},
+        ),
+    )
+
+
+def _stage(scale: float) -> StageSpeed:
+    return StageSpeed(
+        decode=((1, 0.004 * scale), (2, 0.005 * scale), (4, 0.007 * scale), (8, 0.011 * scale)),
+        decode_context_s=1e-8 * scale,
+        chunk=ChunkCost(0.003 * scale, 0.0005 * scale),
+        chunk_context_s=1e-8 * scale,
+        payload_bytes=8000,
+    )
