@@ -6,6 +6,7 @@ a second cluster, which keeps nothing.
 """
 
 import argparse
+import asyncio
 
 import msgspec
 
@@ -21,6 +22,8 @@ from benchmarks.support.reporting import Report
 
 TOGETHER, ALONE = "distributed-prefill", "single-device-cached"
 SIDES = (TOGETHER, ALONE)
+# Workers write what they keep of an answer to disk when nothing runs; not while the next one is measured.
+_SETTLE_S = 1.0
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,6 +55,7 @@ async def _rounds(target: Target, prompts: PromptMaker, arguments: argparse.Name
     for number in range(arguments.rounds + 1):
         for side in SIDES if number % 2 else reversed(SIDES):
             answer = await _asked(target, side, prompts.make(arguments.prompt_tokens), arguments)
+            await asyncio.sleep(_SETTLE_S)
             if number:  # the first round warms up
                 found[side].ttft_s.append(answer.text_at[0] - answer.sent_at)
                 found[side].decode_per_s.append((answer.num_tokens - 1) / (answer.text_at[-1] - answer.text_at[0]))
