@@ -151,6 +151,7 @@ class Deployment:
     ) -> list[Action]:
         """Who is there now, in the order of the configuration. gone: who was lost or began anew since, as `lost` says."""
         self._there = there
+        self._next.again = None
         self._patience.begin_anew()
         if self.state is _S.STOPPED:
             return []
@@ -213,6 +214,7 @@ class Deployment:
         if self.state not in (_S.LOADING, _S.SERVING):
             return []
         self._patience.broke(now)
+        self._next.again = self._current
         return [*self._break(Loss(workers=(), sentence=sentence)), *self.tick(now)]
 
     def stop(self) -> None:
@@ -245,7 +247,7 @@ class Deployment:
         if self._patience.rests(now) or (missing and (self._is_first or self._patience.awaits(now))):
             return []
         try:
-            found = self._partition(balanced=self._is_first)
+            found = self._next.again or self._partition(balanced=self._is_first)
         except NoPlan as error:
             return [Refuse(str(error), error.settings_at_fault)]
         return self._load(found)
@@ -378,7 +380,8 @@ class Deployment:
 
 class _Upcoming(msgspec.Struct):
     """The plan that newcomers are being made ready for. preparing: who still reads; moves: links are to be chosen anew; judged: how
-    fast everybody was when that was looked at last; is_paced: that is another now.
+    fast everybody was when that was looked at last; is_paced: that is another now; again: what was in force, where
+    nothing but a link of it broke.
     """
 
     newcomers: tuple[str, ...] = ()
@@ -388,6 +391,7 @@ class _Upcoming(msgspec.Struct):
     moves: bool = False
     judged: Mapping[str, Pace] = {}
     is_paced: bool = False
+    again: Partition | None = None
 
     @property
     def kept(self) -> dict[str, Any]:

@@ -127,3 +127,14 @@ def test_model_that_cannot_be_cut_is_planned_as_before():
     begin(deployment, load)
     deployment.paced(there("a", "b", a=1.0, b=1.0))
     assert deployment.tick(1.0, is_idle=True) == []
+
+
+def test_plan_whose_link_broke_is_made_again_as_it_was():
+    deployment, _ = serving("a", "b", room=950)
+    deployment.paced(there("a", "b", room=950, a=1.0, b=3.0))
+    _, load = deployment.tick(1.0, is_idle=True)
+    begin(deployment, load)
+    ended, again = deployment.broken("a link broke", 10.0)
+    assert (type(ended), again) == (EndPlan, load)
+    deployment.changed(there("a", room=2000, a=1.0), 11.0, None, "b")
+    assert deployment.state == "loading"
