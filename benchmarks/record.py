@@ -18,6 +18,7 @@ from benchmarks.support.reporting import as_markdown
 
 DOCS = machine.CHECKOUT / "docs"
 SPEED, LOSSES, PLANNING = DOCS / "BENCHMARKS.md", DOCS / "RELIABILITY.md", DOCS / "PLANNING.md"
+ROUTING = DOCS / "ROUTING.md"
 FIGURES = DOCS / "figures"
 MARKER = "<!-- Everything below is written by ./launch.sh bench record -->"
 
@@ -67,6 +68,7 @@ MEASUREMENTS = {
     "coordinator": Measurement("The coordinator alone", "coordinator"),
     "coordinator-8": Measurement("The coordinator alone, eight sequences in a message", "coordinator", ("--rows", "8")),
     "planning": Measurement("The best split over unlike nodes", "planning"),
+    "routing": Measurement("Policy measured beside the best strategy in hindsight", "routing", page=ROUTING),
     "simulate": Measurement("The cost model, the planner and the schedule, simulated", "simulate"),
     "macs": Measurement("What to expect of common Macs", "simulate", ("--page",), page=PLANNING),
     "kills": Measurement("Workers lost at random moments", "kills", page=LOSSES),

@@ -113,7 +113,8 @@ class Asking:
         self._random = generator
         tokenizer = load_tokenizer(path)
         self._vocabulary = range(100, min(2000, tokenizer.vocab_size))
-        self._no_end = {str(token): -100 for token in tokenizer.eos_token_ids}
+        # Those of random models cannot be generated.
+        self._no_end = {str(token): -100 for token in tokenizer.eos_token_ids} if model == "bundled" else {}
         self.answered: list[Answered] = []
 
     def __repr__(self) -> str:
@@ -378,7 +379,9 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", nargs="+", type=int, default=list(PROMPTS))
     parser.add_argument("--answers", nargs="+", type=int, default=list(ANSWERS))
     parser.add_argument("--slowed", type=float, default=2.0, help="by how much longer the second host's steps take")
-    parser.add_argument("--streams", type=int, default=4, help="that run beside, with the first model on the first link; 0 for none")
+    parser.add_argument(
+        "--streams", type=int, default=4, help="that run beside, with the first model on the first link; 0 for none"
+    )
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
 
