@@ -68,7 +68,12 @@ MEASUREMENTS = {
     "coordinator": Measurement("The coordinator alone", "coordinator"),
     "coordinator-8": Measurement("The coordinator alone, eight sequences in a message", "coordinator", ("--rows", "8")),
     "planning": Measurement("The best split over unlike nodes", "planning"),
-    "routing": Measurement("Policy measured beside the best strategy in hindsight", "routing", page=ROUTING),
+    "routing": Measurement(
+        "Policy measured beside the best strategy in hindsight",
+        "routing",
+        ("--links", "cable", "wifi", "--streams", "0"),
+        page=ROUTING,
+    ),
     "simulate": Measurement("The cost model, the planner and the schedule, simulated", "simulate"),
     "macs": Measurement("What to expect of common Macs", "simulate", ("--page",), page=PLANNING),
     "kills": Measurement("Workers lost at random moments", "kills", page=LOSSES),
