@@ -16,7 +16,6 @@ import random
 import shutil
 import statistics
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,6 +54,7 @@ TRIED = (
 LONGEST_S = 40.0
 MOST_TIMES = 8.0
 BACKGROUND_TOKENS = 3000
+BEGUN_PIECES = 20  # of each stream, on average, before others are asked beside them
 
 
 class Answered(msgspec.Struct, frozen=True, kw_only=True):
@@ -208,13 +208,14 @@ class Asking:
     @contextlib.contextmanager
     def streams(self, number: int) -> Iterator[None]:
         """So many streams that the policy places, begun again where they end."""
-        over = threading.Event()
+        over, begun = threading.Event(), threading.Semaphore(0)
 
         def run() -> None:
             while not over.is_set():
                 with self._cluster.ask(**self._body(64, BACKGROUND_TOKENS), stream=True) as asked:
                     assert asked.stdout is not None
                     for _ in asked.stdout:
+                        begun.release()
                         if over.is_set():
                             asked.terminate()
 
@@ -222,7 +223,8 @@ class Asking:
         for thread in threads:
             thread.start()
         try:
-            time.sleep(2.0 if number else 0.0)  # until they generate
+            for _ in range(number * BEGUN_PIECES):
+                begun.acquire()
             yield
         finally:
             over.set()

@@ -205,7 +205,8 @@ class Deployment:
 
     def paced(self, there: Mapping[str, Candidate]) -> None:
         """How fast everybody who is there is now; where that is clearly another than before, it is looked at when nothing runs."""
-        if there.keys() == self._there.keys() and there:
+        is_known = there and all(worker.pace is not None for worker in there.values())
+        if is_known and there.keys() == self._there.keys():
             self._there = there
             self._next.is_paced = differ(self._next.judged, self._paces)
 

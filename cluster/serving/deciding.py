@@ -115,7 +115,7 @@ class Decider:
         """A request runs: what begins like it may come back there."""
         route = decision.route
         self._forecasting.began()
-        if decision.cached:
+        if decision.cached and self._forecasting.is_of_use:
             self._forecasting.keeps(route, live.keys)
         if not route.is_single:
             return

@@ -6,6 +6,7 @@ was generated, with the same seed, so that what follows is what would have follo
 
 import secrets
 from collections import Counter
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from cluster.planning.plan import Loss, Plan
@@ -17,7 +18,7 @@ from cluster.serving.requests import GenerationRequest, Predicted, Routed
 from protocol.errors import ApiError, BadRequest, TooLarge
 from protocol.messages import Generate
 from strategy.decision import Decision
-from strategy.prefix import block_keys
+from strategy.prefix import BLOCK_TOKENS, Key, block_keys
 from strategy.situation import Asked, Mode, Strategy
 
 if TYPE_CHECKING:  # see `answer`
@@ -33,7 +34,7 @@ _DEATHS_ALLOWED = 1
 
 
 class LiveRequest:
-    """tokens: of the prompt; keys: of its blocks; stream: the detokenizer of the answer; arrival: when the request came."""
+    """tokens: of the prompt; stream: the detokenizer of the answer; arrival: when the request came."""
 
     def __init__(
         self,
@@ -47,7 +48,6 @@ class LiveRequest:
         self.request = request
         self.deadline = deadline
         self.tokens = tokens
-        self.keys = tuple(block_keys(tokens[:_LOOKED_UP_TOKENS], request.scope))
         self.answer = Answer(stream, prompt_tokens=len(tokens), arrival=arrival)
         self.state = RequestState.WAITING
         self._counts = counts
@@ -60,11 +60,16 @@ class LiveRequest:
     def __repr__(self) -> str:
         return f"LiveRequest({self.state}, {len(self.tokens)} prompt tokens, {self.answer})"
 
-    @property
+    @cached_property
+    def keys(self) -> tuple[Key, ...]:
+        """Of its prompt's blocks. Only predictions ask, since each costs a hash."""
+        return tuple(block_keys(self.tokens[:_LOOKED_UP_TOKENS], self.request.scope))
+
+    @cached_property
     def beginnings(self) -> tuple[str | bytes, ...]:
         """What it may be remembered by."""
-        conversation = self.request.conversation
-        return (conversation, *self.keys[:1]) if conversation else self.keys[:1]
+        conversation, first = self.request.conversation, block_keys(self.tokens[:BLOCK_TOKENS], self.request.scope)
+        return (conversation, *first) if conversation else tuple(first)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -35,8 +35,9 @@ class Paused(Exception):
 class Run:
     """One sequence: where it runs and what was reported of it. is_done: its head has nothing more to compute for it.
 
-    num_prompt, num_read, num_given: tokens of the prompt, those of it that were read, and of the answer; num_behind: tokens that were reported and not taken; num_taken: how often something was. paused: called when nobody
-    waits for the run because nobody reads what it gives.
+    num_prompt, num_read, num_given: tokens of the prompt, those of it that were read, and of the answer; num_behind: tokens
+    that were reported and not taken; num_taken: how often something was. paused: called when nobody waits for the run
+    because nobody reads what it gives.
     """
 
     def __init__(self, message: Generate, num_prompt: int, began_at: float, paused: Callable[["Run"], None]):

@@ -178,9 +178,8 @@ class GenerationService:
 
     def _grown(self, live: LiveRequest, place: Place, run: Run, reports: list[Report]) -> list[Event]:
         events = live.answer.take(reports, self._now())
-        if events and isinstance(
-            finished := events[-1], Finished
-        ):  # before it is told: its reader may come for no more
+        finished = events[-1] if events else None
+        if isinstance(finished, Finished):  # before it is told: its reader may come for no more
             live.apply(RequestEvent.FINISH)
             if place.decision is not None:
                 self._decider.answered(live, place.decision, finished, run.began_at - place.entered_at)

@@ -96,7 +96,7 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     load: WorkerLoad
     oldest_step_s: float | None
     link: None = None
-    speed: SpeedStatus | None = None
+    speed: SpeedStatus | None
 
 
 class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -188,9 +188,12 @@ def worker_statuses(members: Iterable[Member], plan: Plan | None) -> tuple[Worke
     budgets = plan.budgets if plan is not None else {}
     total = plan.model.sizes.total if plan is not None else 0
     return tuple(
-        msgspec.structs.replace(
-            _worker(member, stages.get(member.name), budgets.get(member.name), total),
-            speed=None if plan is None else _speed(member.name, plan),
+        _worker(
+            member,
+            stages.get(member.name),
+            budgets.get(member.name),
+            total,
+            None if plan is None else _speed(member.name, plan),
         )
         for member in members
     )
@@ -268,7 +271,13 @@ def _warning(found: LinkFigures) -> str | None:
     return None
 
 
-def _worker(member: Member, stage: Stage | None, budget: WorkerBudget | None, model_bytes: int) -> WorkerStatus:
+def _worker(
+    member: Member,
+    stage: Stage | None,
+    budget: WorkerBudget | None,
+    model_bytes: int,
+    speed: SpeedStatus | None,
+) -> WorkerStatus:
     beat = member.heartbeat if member.state in ("joined", "loading", "ready") else None
     return WorkerStatus(
         name=member.name,
@@ -294,6 +303,7 @@ def _worker(member: Member, stage: Stage | None, budget: WorkerBudget | None, mo
         ),
         load=member.load,
         oldest_step_s=beat.oldest_step_s if beat is not None else None,
+        speed=speed,
     )
 
 

@@ -83,18 +83,21 @@ LINKS = [
 ]
 
 
+async def at_every_fault_of_a_link(cluster, fault, **fields):
+    for owner, name in LINKS:
+        await at_every_step(
+            cluster,
+            lambda _, owner=owner, name=name: getattr(cluster, fault)(owner, name),
+            counted="alpha",
+            **fields,
+        )
+
+
 @pytest.mark.parametrize("fault", ["reset", "lose_next"])
 @pytest.mark.parametrize("strategy", [Strategy.DISTRIBUTED_NO_CACHE, Strategy.DISTRIBUTED_CACHED])
 def test_what_a_link_loses_changes_nothing(pair_workshop, strategy, fault):
     async def scenario(cluster):
-        for owner, name in LINKS:
-            await at_every_step(
-                cluster,
-                lambda _, owner=owner, name=name: getattr(cluster, fault)(owner, name),
-                counted="alpha",
-                every=17,
-                strategy=strategy,
-            )
+        await at_every_fault_of_a_link(cluster, fault, every=17, strategy=strategy)
 
     pair_workshop.run(scenario, *PAIR)
 
@@ -102,16 +105,14 @@ def test_what_a_link_loses_changes_nothing(pair_workshop, strategy, fault):
 @pytest.mark.parametrize("fault", ["reset", "lose_next"])
 def test_what_a_link_loses_of_a_prompt_that_both_read_for_one_changes_nothing(pair_workshop, fault):
     async def scenario(cluster):
-        for owner, name in LINKS:
-            await at_every_step(
-                cluster,
-                lambda _, owner=owner, name=name: getattr(cluster, fault)(owner, name),
-                counted="alpha",
-                every=3,
-                noticed_within_s=20.0,  # the answer of a prompt's last step is lost, and nobody but its head waits for it
-                prompt=LONG_PROMPT,
-                count=6,
-                strategy=Strategy.DISTRIBUTED_PREFILL,
-            )
+        await at_every_fault_of_a_link(
+            cluster,
+            fault,
+            every=3,
+            noticed_within_s=20.0,  # the answer of a prompt's last step is lost, and nobody but its head waits for it
+            prompt=LONG_PROMPT,
+            count=6,
+            strategy=Strategy.DISTRIBUTED_PREFILL,
+        )
 
     pair_workshop.run(scenario, *PAIR, settings={"cache": CacheSettings(prefix=False)})

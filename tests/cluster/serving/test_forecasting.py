@@ -8,7 +8,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cluster.membership.member import Whereabouts
-from cluster.serving.prompts import Prompts
 from protocol.errors import ApiError
 from protocol.messages import LinkFigures, PrefillProgress, Reused
 from strategy.memory import KvGrowth, KvNeeds
@@ -16,16 +15,10 @@ from strategy.situation import Mode, Strategy
 from strategy.vocabulary import Route
 from tests.strategy.test_cost import route, stage
 from tests.support.fake_cluster import Client, FakeCluster, plan_of, service_of, settle, tokens_request
-from tests.support.tiny_tokenizer import write_tokenizer
 from tests.support.virtual_time import run
 
 WORKERS = ("alpha", "beta")
 PIPELINE = Route(WORKERS)
-
-
-@pytest.fixture(scope="session")
-def prompts(tmp_path_factory):
-    return Prompts.load(write_tokenizer(tmp_path_factory.mktemp("model")))
 
 
 def measured_plan(alpha=1.0, beta=1.0, *, workers=WORKERS, token_bytes=10, **fields):

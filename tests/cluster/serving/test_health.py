@@ -3,24 +3,16 @@
 import asyncio
 
 import msgspec
-import pytest
 
 from cluster.membership.member import WorkerLoad
 from cluster.planning.events import EventLog
 from cluster.serving.health import Health
-from cluster.serving.prompts import Prompts
 from protocol.messages import Heartbeat, PrefillProgress
 from protocol.values import Route
 from strategy.chunking import ChunkCost
 from strategy.cost import Hop, RouteCosts, StageSpeed
 from tests.support.fake_cluster import Client, FakeCluster, plan_of, ready_member, service_of, settle, tokens_request
-from tests.support.tiny_tokenizer import write_tokenizer
 from tests.support.virtual_time import run
-
-
-@pytest.fixture(scope="module")
-def prompts(tmp_path_factory):
-    return Prompts.load(write_tokenizer(tmp_path_factory.mktemp("model")))
 
 
 def beat_of(worker, **fields):

@@ -5,20 +5,13 @@ from contextlib import aclosing
 
 import pytest
 
-from cluster.serving.prompts import Prompts
 from cluster.serving.requests import Delta, Finished, Routed
 from cluster.serving.runs import MAX_BEHIND_TOKENS
 from protocol.errors import QueueFull, RequestTimeout, Unavailable, WireError
 from tests.support.fake_cluster import Client, FakeCluster, plan_of, requests_of, service_of, settle, tokens_request
-from tests.support.tiny_tokenizer import write_tokenizer
 from tests.support.virtual_time import run
 
 ANSWER = [20 + number % 100 for number in range(3 * MAX_BEHIND_TOKENS)]
-
-
-@pytest.fixture(scope="module")
-def prompts(tmp_path_factory):
-    return Prompts.load(write_tokenizer(tmp_path_factory.mktemp("model")))
 
 
 class Reader:

@@ -6,7 +6,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cluster.serving.prompts import Prompts
 from cluster.serving.requests import GenerationRequest, Routed, TextPrompt
 from protocol.errors import ApiError, BadRequest, Unavailable
 from protocol.messages import Reused
@@ -21,16 +20,10 @@ from tests.support.fake_cluster import (
     settle,
     tokens_request,
 )
-from tests.support.tiny_tokenizer import write_tokenizer
 from tests.support.virtual_time import run
 
 TEXT = "the cat sat on the mat, naïve 日本語"
 STRATEGIES = ["distributed-cached", "distributed-no-cache", "single-device-cached"]
-
-
-@pytest.fixture(scope="module")
-def prompts(tmp_path_factory):
-    return Prompts.load(write_tokenizer(tmp_path_factory.mktemp("model")))
 
 
 def words(prompts, text):

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from cluster.membership.member import Whereabouts
 from cluster.serving.live_request import DEFAULT_MAX_TOKENS
-from cluster.serving.prompts import Prompts
 from cluster.serving.requests import GenerationRequest, Progress, TextPrompt, TokensPrompt
 from protocol.errors import ApiError, BadRequest, QueueFull, TooLarge, Unavailable, UsageError
 from protocol.messages import ForgetConversation, PrefillProgress, Reused, SequenceFailed
@@ -30,15 +29,9 @@ from tests.support.fake_cluster import (
     settle,
     tokens_request,
 )
-from tests.support.tiny_tokenizer import write_tokenizer
 from tests.support.virtual_time import run
 
 PIPELINE = Route(NAMES)
-
-
-@pytest.fixture(scope="session")
-def prompts(tmp_path_factory):
-    return Prompts.load(write_tokenizer(tmp_path_factory.mktemp("model")))
 
 
 async def answered(prompts, request, *updates, cluster=None, **strategy) -> Client:
