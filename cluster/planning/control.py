@@ -170,10 +170,10 @@ class ControlPlane:
                 self._plan_all(self._deployment.move(found.move, self._now()))
             case Inspected() as inspected:
                 self._inspected(inspected)
-            case Prepared(worker=name, layers=layers) if self._deployment.is_preparing(name):
+            case Prepared(worker=name, layers=layers) if self._deployment.awaits(name):
                 (member := self.roster.members[name]).held += (layers,)
                 self._plan_all(self._deployment.prepared(name, member.held, self._now(), **self._demand))
-            case LoadFailed() as failed if envelope.epoch == self.epoch or self._model.facts is None:
+            case LoadFailed(worker=name) as failed if envelope.epoch == self.epoch or self._deployment.awaits(name):
                 self._load_failed(failed)
             case LinkLost(worker=name, peer=peer, why=why) if envelope.epoch == self.epoch:
                 self._suspect(f"the link from {name} to {peer}: {why}")

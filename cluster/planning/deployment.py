@@ -186,9 +186,9 @@ class Deployment:
         self._patience.lives_since = now
         return [BeginPlan(), *self.tick(now)]
 
-    def is_preparing(self, worker: str) -> bool:
-        """Whether a newcomer still reads what it will need."""
-        return worker in self._next.preparing
+    def awaits(self, worker: str) -> bool:
+        """Whether it does something for no plan that was sent: it looks at the model, or reads what it will need."""
+        return worker in self._next.preparing or (self.state is _S.INSPECTING and worker == self._inspector)
 
     def prepared(
         self, worker: str, held: tuple[LayerRange, ...], now: float, *, is_idle: bool, is_awaited: bool = False

@@ -3,6 +3,7 @@
 import json
 import shlex
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from tests.hosts.bed import Bed, OnHost
@@ -21,6 +22,7 @@ class HostsCluster:
 
     def __init__(self, bed: Bed):
         self.bed = bed
+        self._commands: dict[str, list[str]] = {}
 
     def launch(self, host: str, *arguments: str) -> str:
         """What a command prints; it must succeed."""
@@ -40,7 +42,14 @@ class HostsCluster:
         for host in hosts:
             commands = self.launch(FIRST, "token", "new").splitlines()
             command = next(each for each in commands if f"--join {address}:" in each)
-            self.launch(host, *shlex.split(command[command.index("worker ") :]), "--background")
+            self._commands[host] = shlex.split(command[command.index("worker ") :])
+            self.launch(host, *self._commands[host], "--background")
+
+    def rejoin(self, host: str) -> None:
+        """One that was let in comes back, without a token."""
+        command = self._commands[host]
+        at = command.index("--token")
+        self.launch(host, *command[:at], *command[at + 2 :], "--background")
 
     def status(self) -> dict[str, Any]:
         """As `status --json` says."""
@@ -99,9 +108,18 @@ class HostsCluster:
         """The ends of all log files of all hosts."""
         texts = []
         for host in self.bed.hosts.values():
-            folder = host.outside(host.checkout) / ".tandem" / "logs"
-            texts += [f"\n--- {host.name} {file.name}\n{file.read_text()[-1500:]}" for file in sorted(folder.glob("*"))]
+            texts += [
+                f"\n--- {host.name} {file.name}\n{file.read_text()[-1500:]}" for file in self._log_files(host.name)
+            ]
         return "".join(texts)
+
+    def log(self, host: str) -> str:
+        """All that the processes of a host have logged."""
+        return "".join(file.read_text() for file in self._log_files(host))
+
+    def _log_files(self, name: str) -> list[Path]:
+        host = self.bed.hosts[name]
+        return sorted((host.outside(host.checkout) / ".tandem" / "logs").glob("*"))
 
     def stop(self) -> None:
         """On every host."""

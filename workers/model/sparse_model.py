@@ -1,7 +1,7 @@
 """A model of which this host has fetched a part: files of their full sizes, with holes where nothing was fetched yet.
 
 Owns the folder, and a journal of the pieces that are whole. A piece is in the journal only once it is on the disk, so whatever a
-break leaves behind is fetched again. **A hole reads as zeros, and zeros compute plausible nonsense**: each absent tensor begins
+break leaves behind is fetched again; an entry without a hash takes one back. **A hole reads as zeros, and zeros compute plausible nonsense**: each absent tensor begins
 with 64 bytes of 0xFF, NaN in every format of floating point, until its own bytes take their place. Files are written in place:
 arrays that were opened lazily before read what was fetched since. Knows nothing of where pieces come from.
 
@@ -96,8 +96,36 @@ class SparseModel:
             records = journal.read()
             whole = len(records) - len(records) % _RECORD.size
             for file, piece, known in _RECORD.iter_unpack(records[:whole]):
-                self._hashes[file, piece] = known
+                if any(known):
+                    self._hashes[file, piece] = known
+                else:
+                    self._hashes.pop((file, piece), None)
             self._journal_bytes += whole
+
+    def forget_damaged(self) -> int:
+        """Take back what is not what it was, in files that were written since the journal was; how many pieces. For who has
+        the lock. Raises OSError.
+        """
+        journal = self.path / _JOURNAL
+        if not journal.exists():
+            return 0
+        saved_at = journal.stat().st_mtime_ns
+        written = {
+            file
+            for file, described in enumerate(self.manifest.files)
+            if (self.path / described.name).stat().st_mtime_ns >= saved_at
+        }
+        damaged = [
+            (file, piece)
+            for (file, piece), known in self._hashes.items()
+            if file in written and piece_hash(self.read(file, piece)) != known
+        ]
+        if written:
+            self._record([(file, piece, bytes(HASH_BYTES)) for file, piece in damaged])
+            os.utime(journal)
+            for each in damaged:
+                del self._hashes[each]
+        return len(damaged)
 
     def hash_of(self, file: int, piece: int) -> bytes | None:
         """Of a piece that is there; None for one that is not. What belongs to no tensor always is."""
@@ -144,13 +172,16 @@ class SparseModel:
         for file in {file for file, _, _ in unsaved}:
             with _opened(self.path / self.manifest.files[file].name) as descriptor:
                 os.fsync(descriptor)
-        records = b"".join(_RECORD.pack(*record) for record in unsaved)
+        self._record(unsaved)
+        with self._lock:
+            del self._unsaved[: len(unsaved)]
+
+    def _record(self, entries: Sequence[tuple[int, int, bytes]]) -> None:
+        records = b"".join(_RECORD.pack(*entry) for entry in entries)
         with _opened(self.path / _JOURNAL) as descriptor:
             _write_all(self._write, descriptor, records, self._journal_bytes)  # over what a break cut short
             os.fsync(descriptor)
         self._journal_bytes += len(records)
-        with self._lock:
-            del self._unsaved[: len(unsaved)]
 
 
 def read_span(path: Path, span: Span) -> bytes:

@@ -120,6 +120,8 @@ class WeightsFetcher:
         sources = [source for source in sources if source.answer_port and source.public_key != self._own_key]
         with saying_what_the_disk_lacks(path), self._alone(path, progress):
             folder = self._open(path, digest, sources)
+            if damaged := folder.forget_damaged():
+                log.warning("%d pieces are not what they were when they came; they are fetched again", damaged)
             needed = self._outside.needed(path, ranges) if ranges else frozenset()
             missing = folder.missing(needed) if ranges else []
             if missing:
@@ -193,8 +195,8 @@ class WeightsFetcher:
         free = self._outside.free_bytes(folder.path)
         if wanted + _SPARE_BYTES > free:
             raise ModelError(
-                f"the disk of {folder.path} has {free / 1e9:.1f} GB free, and this part of the model takes {wanted / 1e9:.1f} GB: "
-                "make room there, or set TANDEM_HOME to another disk, and join again"
+                f"the disk of {folder.path} has {free / 1e9:.2f} GB free, and this part of the model takes {wanted / 1e9:.2f} GB "
+                "and a little room: make room there, or set TANDEM_HOME to another disk, and join again"
             )
 
     # --- the tensors
@@ -215,6 +217,8 @@ class WeightsFetcher:
             folder.save()
         progress(work.num_bytes, work.wanted_bytes)
         log.info("fetched %d bytes of the model", work.num_bytes)
+        if work.num_wrong:
+            log.warning("%d pieces that came were not what they should be, and were asked for again", work.num_wrong)
 
     def _watch(self, work: Work, folder: SparseModel, progress: FetchProgressed) -> None:
         """Until everything came."""

@@ -143,6 +143,11 @@ class Work:
             self._changed.notify_all()
 
     @property
+    def num_wrong(self) -> int:
+        """How many pieces came that were not what they should be."""
+        return self._refused.num_wrong
+
+    @property
     def why(self) -> str:
         """Why nothing comes any more, as a clause."""
         if any(self._refused.wrong.values()):
@@ -151,11 +156,12 @@ class Work:
 
 
 class _Shortcomings:
-    """lacking: pieces that a host has not; wrong: how often in a row what it gave was not what it should be."""
+    """lacking: pieces that a host has not; wrong: how often in a row what it gave was not what it should be; num_wrong: how often that was so of any."""
 
     def __init__(self) -> None:
         self.lacking: set[tuple[_Piece, str]] = set()
         self.wrong: Counter[str] = Counter()
+        self.num_wrong = 0
 
     def __repr__(self) -> str:
         return f"_Shortcomings({len(self.lacking)} lacking, {self.wrong})"
@@ -164,5 +170,6 @@ class _Shortcomings:
         """What came of asking."""
         if lacks:
             self.lacking.add((piece, source))
-        else:
-            self.wrong[source] = 0 if is_right else self.wrong[source] + 1
+            return
+        self.wrong[source] = 0 if is_right else self.wrong[source] + 1
+        self.num_wrong += not is_right

@@ -446,6 +446,24 @@ async def test_failed_load_ends_the_start_with_its_sentence(subject):
 
 
 @scenario()
+async def test_newcomer_that_cannot_read_in_advance_is_started_anew_and_says_why(subject):
+    await subject.ready()
+    subject.launcher.die("beta")
+    await subject.until(lambda: "beta" in subject.launcher.started)
+    subject.mute = {"beta"}
+    subject.come_back("beta")
+    await subject.until(
+        lambda: any(name == "beta" and isinstance(said, PrepareStage) for name, said in subject.mailbox.told)
+    )
+    subject.receive(LoadFailed(worker="beta", message="the disk has no room"), 0)
+    assert subject.launcher.killed == ["beta"]
+    assert "refused beta: the disk has no room" in [event.what for event in subject.control.events.latest]
+    assert subject.control.plan.workers == ("alpha",)
+    subject.receive(LoadFailed(worker="alpha", message="it was of an earlier plan"), 0)
+    assert subject.launcher.killed == ["beta"]
+
+
+@scenario()
 async def test_worker_that_ends_during_the_start_ends_it(subject):
     subject.join("alpha")
     subject.launcher.die("beta", 1)

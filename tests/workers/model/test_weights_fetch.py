@@ -15,7 +15,7 @@ from benchmarks.support.mutation import mutated_question
 from protocol.errors import ModelError
 from protocol.model_digest import model_digest
 from protocol.values import LayerRange
-from protocol.weight_pieces import AskHashes, AskManifest, AskPiece, Manifest
+from protocol.weight_pieces import AskHashes, AskManifest, AskPiece, Manifest, piece_hash
 from tests.support.weights_hosts import PATIENCE_S, SourceHost, fetch, fetcher
 from workers.model.inspection import inspect
 from workers.model.needed_tensors import needed_tensors
@@ -110,6 +110,54 @@ def test_flipped_byte_is_found_and_fetched_again(llama, digest, tmp_path):
     assert held_by(path, LayerRange(0, 6)) == held_by(llama, LayerRange(0, 6))
     pieces = [span for spans in SparseModel.open(path).spans for span in spans if span.tensor]
     assert host.num_given == first + len(pieces) + 1
+
+
+def test_byte_that_changed_on_the_disk_is_found_and_its_piece_fetched_again(llama, digest, tmp_path):
+    host = SourceHost("a", llama)
+    path = fetch(fetcher(tmp_path, host), digest, [host], (0, 3))
+    before = host.num_bytes
+    span = flip_tensor(path)
+    opened_before = SparseModel.open(path)
+    fetch(fetcher(tmp_path, host), digest, [host], (0, 3))
+    assert host.num_bytes - before == span.num_bytes
+    assert held_by(path, LayerRange(0, 3)) == held_by(llama, LayerRange(0, 3))
+    for model in (opened_before, SparseModel.open(path)):
+        model.reread()
+        assert model.forget_damaged() == 0
+        assert all(model.hash_of(file, piece) == piece_hash(model.read(file, piece)) for file, piece in whole(model))
+
+
+def test_damaged_piece_is_taken_back_for_everybody_even_if_it_cannot_be_fetched_again(llama, digest, tmp_path):
+    host = SourceHost("a", llama)
+    path = fetch(fetcher(tmp_path, host), digest, [host], (0, 3))
+    opened_before = SparseModel.open(path)
+    flip_tensor(path)
+    silent = SourceHost("a", llama, lambda *_: None)
+    with pytest.raises(ModelError, match="no host that has it answers"):
+        fetch(fetcher(tmp_path, silent, patience_s=0.2), digest, [silent], (0, 3))
+    opened_before.reread()
+    assert whole(opened_before) == whole(SparseModel.open(path))
+    assert opened_before.missing(frozenset()) == []
+    assert len(opened_before.missing(needed_tensors(path, [LayerRange(0, 3)]))) == 1
+
+
+def whole(model):
+    """The pieces of tensors that are there."""
+    pieces = ((file, piece) for file, spans in enumerate(model.spans) for piece in range(len(spans)))
+    return [each for each in pieces if model.spans[each[0]][each[1]].tensor and model.hash_of(*each) is not None]
+
+
+def flip_tensor(path):
+    """A bit in one of the pieces that were fetched."""
+    model = SparseModel.open(path)
+    file, piece = whole(model)[len(whole(model)) // 2]
+    span = model.spans[file][piece]
+    with (path / model.manifest.files[file].name).open("r+b") as opened:
+        opened.seek(span.start)
+        first = opened.read(1)
+        opened.seek(span.start)
+        opened.write(bytes([first[0] ^ 1]))
+    return span
 
 
 def test_host_that_gives_nothing_but_wrong_bytes_is_left_for_another(llama, digest, tmp_path):
