@@ -1,9 +1,10 @@
 """What answers took beside what was predicted, so that the next predictions are nearer; and how long answers become.
 
 A prediction is  overhead + reading * read_s + step * first_s  to the first token and  step * step_s  for each further one. The
-factors are of a strategy on a route, the overhead (HTTP, templates, the way to the head) of the cluster. An answer moves each
-by the share that it has in the prediction, by no more than a factor of two of which a fifth counts, and none leaves its bounds:
-so one slow answer changes little and a worker that became slower is known after a few.
+factors are of a strategy on a route, the overhead (HTTP, templates, the way to the head) of the cluster. Reading has another factor
+for each size, to a factor of two, so that what short prompts teach does not make long ones worse. An answer moves each by the share
+that it has in the prediction, by no more than a factor of two of which a fifth counts (more of the first ones), and none leaves its
+bounds: so one slow answer changes little and a worker that became slower is known after a few.
 """
 
 import math
@@ -18,6 +19,7 @@ from strategy.vocabulary import Route
 _OVERHEAD_S = 0.005
 _OVERHEAD_BOUNDS = (0.0005, 0.5)
 _FACTOR_BOUNDS = (0.25, 4.0)
+_SIZE_BOUNDS = (0.5, 2.0)
 _LARGEST_RATIO = 2.0
 _WEIGHT = 0.2
 _REMEMBERED_LENGTHS = 16
@@ -33,14 +35,16 @@ class Factors(msgspec.Struct, frozen=True):
 
 
 AS_MEASURED = Factors()
+_Size = tuple[Hashable, Route, int]
 
 
 class Learning:
-    """See the module. Strategies go by any name."""
+    """See the module. Strategies go by any name; read_tokens: how many were read before the last one of a prompt."""
 
     def __init__(self) -> None:
         self.overhead_s = _OVERHEAD_S
         self._factors: dict[tuple[Hashable, Route], Factors] = {}
+        self._of_size: dict[_Size, Factors] = {}  # what `reading` is off by at one size
         self._costs: Mapping[Route, RouteCosts] = {}
 
     def __repr__(self) -> str:
@@ -48,40 +52,72 @@ class Learning:
 
     def renew(self, costs: Mapping[Route, RouteCosts]) -> None:
         """These routes there are now; what was learned of others, or of other stages, no longer counts."""
-        self._factors = {
-            (strategy, route): factors
-            for (strategy, route), factors in self._factors.items()
-            if route in costs and route in self._costs and costs[route].stages == self._costs[route].stages
+        same = {
+            route
+            for route, of in costs.items()
+            if route in self._costs and of.stages == self._costs[route].stages
         }
+        self._factors = {of: factors for of, factors in self._factors.items() if of[1] in same}
+        self._of_size = {of: factors for of, factors in self._of_size.items() if of[1] in same}
         self._costs = costs
 
-    def factors(self, strategy: Hashable, route: Route) -> Factors:
-        """Of a strategy on a route."""
+    def rough(self, strategy: Hashable, route: Route) -> Factors:
+        """Of a strategy on a route, whatever the size."""
         return self._factors.get((strategy, route), AS_MEASURED)
+
+    def factors(self, strategy: Hashable, route: Route, read_tokens: int) -> Factors:
+        """Of a strategy on a route, for a prompt of that size."""
+        rough = self.rough(strategy, route)
+        of_size = self._of_size.get(_size(strategy, route, read_tokens))
+        return Factors(rough.reading * of_size.reading, rough.step, rough.num_seen) if of_size else rough
 
     def ttft_s(self, times: Times, factors: Factors) -> float:
         """Seconds to the first token."""
         return self.overhead_s + factors.reading * times.read_s + factors.step * times.first_s
 
-    def saw(self, strategy: Hashable, route: Route, times: Times, ttft_s: float, step_s: float | None) -> None:
+    def saw(
+        self, strategy: Hashable, route: Route, read_tokens: int, times: Times, ttft_s: float, step_s: float | None
+    ) -> None:
         """An answer's first token came after `ttft_s`, and the others after `step_s` each, None where there was none.
 
         times: what was predicted for it, before any factor.
         """
-        before = self.factors(strategy, route)
-        weight = max(_WEIGHT, 1 / (before.num_seen + 2))
-        predicted_s = self.ttft_s(times, before)
-        ratio = _bounded(ttft_s / predicted_s, 1 / _LARGEST_RATIO, _LARGEST_RATIO)
-        of_overhead = self.overhead_s / predicted_s
-        of_reading = before.reading * times.read_s / predicted_s
+        before = self.rough(strategy, route)
+        ratio, of_overhead, of_reading = self._missed(times, before, ttft_s)
         self.overhead_s = _bounded(self.overhead_s * ratio ** (_WEIGHT * of_overhead), *_OVERHEAD_BOUNDS)
-        reading = before.reading * ratio ** (weight * of_reading)
+        reading = before.reading * ratio ** (_weight(before) * of_reading)
         step = before.step
         if step_s is not None and times.step_s:
-            ratio = _bounded(step_s / (step * times.step_s), 1 / _LARGEST_RATIO, _LARGEST_RATIO)
-            step *= ratio**weight
+            off = _bounded(step_s / (step * times.step_s), 1 / _LARGEST_RATIO, _LARGEST_RATIO)
+            step *= off ** _weight(before)
         bounded = _bounded(reading, *_FACTOR_BOUNDS), _bounded(step, *_FACTOR_BOUNDS)
         self._factors[strategy, route] = Factors(*bounded, before.num_seen + 1)
+        self._saw_size(_size(strategy, route, read_tokens), times, ttft_s)
+
+    def _saw_size(self, size: _Size, times: Times, ttft_s: float) -> None:
+        """What is still missed once the rough factors have moved."""
+        before = self._of_size.get(size, AS_MEASURED)
+        rough = self.rough(*size[:2])
+        now = Factors(rough.reading * before.reading, rough.step)
+        ratio, _, of_reading = self._missed(times, now, ttft_s)
+        reading = before.reading * ratio ** (_weight(before) * of_reading)
+        self._of_size[size] = Factors(_bounded(reading, *_SIZE_BOUNDS), 1.0, before.num_seen + 1)
+
+    def _missed(self, times: Times, factors: Factors, ttft_s: float) -> tuple[float, float, float]:
+        """How much longer it took than predicted, within bounds, and the shares of the overhead and of reading in that."""
+        predicted_s = self.ttft_s(times, factors)
+        ratio = _bounded(ttft_s / predicted_s, 1 / _LARGEST_RATIO, _LARGEST_RATIO)
+        return ratio, self.overhead_s / predicted_s, factors.reading * times.read_s / predicted_s
+
+
+def _weight(seen: Factors) -> float:
+    """What the next answer counts for."""
+    return max(_WEIGHT, 1 / (seen.num_seen + 2))
+
+
+def _size(strategy: Hashable, route: Route, read_tokens: int) -> _Size:
+    """Sizes differ where the next power of two does."""
+    return strategy, route, read_tokens.bit_length()
 
 
 class AnswerLengths:

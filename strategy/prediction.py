@@ -99,7 +99,7 @@ def handover_forecast(
 
 
 def _forecast(strategy: str, route: Route, work: RequestWork, times: Times, conditions: Conditions) -> Forecast:
-    factors = conditions.learning.factors(strategy, route)
+    factors = conditions.learning.factors(strategy, route, work.read_tokens)
     ttft_s = conditions.learning.ttft_s(times, factors)
     step_s = factors.step * times.step_s
     return Forecast(
@@ -123,7 +123,7 @@ def likeliest(
     """
     rough: list[tuple[float, str]] = []
     occupation, is_ttft = conditions.occupation, conditions.objective is Objective.TTFT
-    factors_of, load_of = conditions.learning.factors, occupation.load
+    factors_of, load_of = conditions.learning.rough, occupation.load
     read_tokens, context, generated_tokens = work.read_tokens, work.mean_context, work.generated_tokens
     for worker in workers:
         if worker not in occupation.alone:

@@ -88,7 +88,8 @@ class Forecasting:
         if forecast.work.cached_tokens == finished.cached_tokens // BLOCK_TOKENS * BLOCK_TOKENS:
             rate = finished.decode_tokens_per_s
             ttft_s = finished.ttft_s - waited_s
-            self._learning.saw(forecast.strategy, route, forecast.times, ttft_s, None if rate is None else 1 / rate)
+            step_s = None if rate is None else 1 / rate
+            self._learning.saw(forecast.strategy, route, forecast.work.read_tokens, forecast.times, ttft_s, step_s)
 
     def ended(self, names: tuple[str, ...], finished: Finished) -> None:
         """An answer is complete."""

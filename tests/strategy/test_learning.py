@@ -14,42 +14,60 @@ TIMES = Times(1.0, 0.1, 0.05, 3.0)
 COSTS = {ROUTE: route(stage())}
 
 
-def learned(num, ttft_s, step_s, times=TIMES):
+def learned(num, ttft_s, step_s, times=TIMES, read_tokens=100):
     learning = Learning()
     learning.renew(COSTS)
     for _ in range(num):
-        learning.saw("any", ROUTE, times, ttft_s, step_s)
+        learning.saw("any", ROUTE, read_tokens, times, ttft_s, step_s)
     return learning
 
 
 @given(reading=st.floats(0.5, 2), step=st.floats(0.5, 2))
 def test_after_some_answers_predictions_are_near(reading, step):
     learning = learned(30, reading + step * 0.1, step * 0.05)
-    factors = learning.factors("any", ROUTE)
+    factors = learning.factors("any", ROUTE, 100)
     assert factors.step == pytest.approx(step, rel=0.02)
     assert learning.ttft_s(TIMES, factors) == pytest.approx(reading + step * 0.1, rel=0.05)
 
 
 def test_one_answer_changes_little_and_many_no_more_than_the_bounds():
     learning = learned(20, 1.1, 0.05)
-    learning.saw("any", ROUTE, TIMES, 1000.0, 50.0)
-    assert 1.1 < learning.factors("any", ROUTE).step < 1.2
-    assert learned(500, 1000.0, 50.0).factors("any", ROUTE).step == 4.0
-    assert learned(500, 1e-9, 1e-9).factors("any", ROUTE).step == 0.25
+    learning.saw("any", ROUTE, 100, TIMES, 1000.0, 50.0)
+    assert 1.1 < learning.factors("any", ROUTE, 100).step < 1.2
+    assert learned(500, 1000.0, 50.0).factors("any", ROUTE, 100).step == 4.0
+    assert learned(500, 1e-9, 1e-9).factors("any", ROUTE, 100).step == 0.25
 
 
 def test_what_every_answer_needs_beside_computing_is_learned_from_short_ones():
     learning = learned(60, 0.051, None, Times(0.0, 0.001, 0.001, 0.001))
     assert learning.overhead_s == pytest.approx(0.05, rel=0.05)
-    assert learning.factors("any", ROUTE).num_seen == 60
+    assert learning.factors("any", ROUTE, 100).num_seen == 60
+
+
+def test_what_one_size_teaches_does_not_make_another_worse():
+    learning = Learning()
+    learning.renew(COSTS)
+    longer = Times(10.0, 0.1, 0.05, 30.0)
+    for _ in range(30):
+        learning.saw("any", ROUTE, 100, TIMES, 1.1, None)
+        learning.saw("any", ROUTE, 2000, longer, 14.1, None)
+    short, long = (learning.factors("any", ROUTE, read_tokens) for read_tokens in (100, 2000))
+    assert learning.ttft_s(TIMES, short) == pytest.approx(1.1, rel=0.05)
+    assert learning.ttft_s(longer, long) == pytest.approx(14.1, rel=0.05)
+
+
+def test_a_size_that_was_never_seen_has_what_others_teach():
+    learning = learned(30, 2.1, 0.05)
+    assert learning.factors("any", ROUTE, 5000).reading == pytest.approx(2.0, rel=0.15)
+    assert learning.factors("any", ROUTE, 100).reading == pytest.approx(2.0, rel=0.05)
 
 
 def test_what_was_learned_of_other_stages_is_forgotten():
     learning = learned(5, 2.0, 0.1)
     learning.renew(COSTS)
-    assert learning.factors("any", ROUTE).num_seen == 5
+    assert learning.factors("any", ROUTE, 100).num_seen == 5
     learning.renew({ROUTE: route(stage(2.0))})
-    assert learning.factors("any", ROUTE).num_seen == 0
+    assert learning.factors("any", ROUTE, 100).num_seen == 0
 
 
 def test_answers_are_expected_as_long_as_those_before():
