@@ -52,11 +52,7 @@ class Learning:
 
     def renew(self, costs: Mapping[Route, RouteCosts]) -> None:
         """These routes there are now; what was learned of others, or of other stages, no longer counts."""
-        same = {
-            route
-            for route, of in costs.items()
-            if route in self._costs and of.stages == self._costs[route].stages
-        }
+        same = {route for route, of in costs.items() if route in self._costs and of.stages == self._costs[route].stages}
         self._factors = {of: factors for of, factors in self._factors.items() if of[1] in same}
         self._of_size = {of: factors for of, factors in self._of_size.items() if of[1] in same}
         self._costs = costs

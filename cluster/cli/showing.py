@@ -19,6 +19,7 @@ def stopped_status(note: str | None = None) -> dict[str, Any]:
         "model": {"id": None, "layers": 0, "bytes": 0},
         "mode": None,
         "policy": None,
+        "predicted": None,
         "coordinator": {"pid": None},
         "workers": [],
         "hosts": [],
@@ -39,8 +40,20 @@ def plan_lines(status: dict[str, Any]) -> list[str]:
         f"model   {model['id']} ({size})",
         f"mode    {status['mode']}, policy {status['policy']}",
         f"API     {status['api']}",
+        *_predicted_lines(status.get("predicted")),
     ]
     return [*lines, *map(_worker_line, status["workers"]), *(f"missing {each}" for each in absences(status))]
+
+
+def _predicted_lines(outlook: dict[str, Any] | None) -> list[str]:
+    """What is predicted of the plan, strategy by strategy."""
+    if outlook is None:
+        return []
+    return [
+        f"predicted {each['strategy']} on {', '.join(each['workers'])}: {outlook['prompt_tokens']:,} tokens read in "
+        f"{each['ttft_s']:.3g} s, then {each['decode_tokens_per_s']:.3g} tokens/s"
+        for each in outlook["strategies"]
+    ]
 
 
 def absences(status: dict[str, Any]) -> list[str]:

@@ -17,16 +17,20 @@ from cluster.serving.admission import NotNow
 from cluster.serving.forecasting import Forecasting
 from cluster.serving.live_request import LiveRequest
 from cluster.serving.requests import Finished
+from cluster.serving.status import Outlook, StrategyOutlook
 from cluster.settings import StrategySettings
 from protocol.errors import BadRequest, TooLarge
 from strategy.cache_use import MeasuredUse
 from strategy.cost import RouteLoad
-from strategy.decision import Decision, decide
+from strategy.decision import Decision, Verdict, decide
+from strategy.occupation import Occupation
 from strategy.prediction import Conditions
 from strategy.situation import Asked, Mode, NoStrategy, Snapshot, Thresholds
 from strategy.vocabulary import Route
 
 _MAX_REMEMBERED = 4096
+# What is predicted of a plan is so for a request like this.
+_TYPICAL = Asked(prompt_tokens=1024, max_tokens=128)
 
 
 class Decider:
@@ -111,6 +115,24 @@ class Decider:
             return None
         return self._forecasting.conditions(self._costs.of(plan, self._cluster.members), self._loads())
 
+    def outlook(self) -> Outlook | None:
+        """What a typical request would take on the plan in force if nothing else ran; None where nothing was measured."""
+        plan = self._cluster.plan
+        conditions = None if plan is None else self._conditions(plan)
+        if plan is None or conditions is None:
+            return None
+        idle = msgspec.structs.replace(conditions, occupation=Occupation(conditions.costs), found={})
+        snapshot = msgspec.structs.replace(self._snapshot(plan), conditions=idle)
+        try:
+            candidates = decide(_TYPICAL, snapshot, "measured").candidates
+        except NoStrategy:
+            return None
+        return Outlook(
+            prompt_tokens=_TYPICAL.prompt_tokens,
+            max_tokens=_TYPICAL.max_tokens,
+            strategies=tuple(found for each in candidates if (found := _outlook(each)) is not None),
+        )
+
     def began(self, live: LiveRequest, decision: Decision) -> None:
         """A request runs: what begins like it may come back there."""
         route = decision.route
@@ -134,3 +156,15 @@ class Decider:
     def forget(self, conversation: str) -> None:
         """A conversation was deleted."""
         self._visited.pop(conversation, None)
+
+
+def _outlook(candidate: Verdict) -> StrategyOutlook | None:
+    ttft_s, total_s = candidate.predicted_ttft_s, candidate.predicted_total_s
+    if not candidate.feasible or ttft_s is None or total_s is None:
+        return None
+    return StrategyOutlook(
+        strategy=candidate.strategy,
+        workers=candidate.workers,
+        ttft_s=ttft_s,
+        decode_tokens_per_s=round((_TYPICAL.max_tokens - 1) / max(total_s - ttft_s, 1e-9), 1),
+    )

@@ -18,6 +18,7 @@ from cluster.serving.status import (
     CoordinatorStatus,
     HostModels,
     ModelStatus,
+    Outlook,
     Status,
     WorkerFigures,
     host_statuses,
@@ -102,7 +103,7 @@ class Overview:
         found = await self._cluster.inquiries.figures(plan.workers)
         return tuple(WorkerFigures(name=worker, stages=found.get(worker)) for worker in plan.workers)
 
-    def status(self, *, stopping: bool) -> Status:
+    def status(self, *, stopping: bool, predicted: Outlook | None) -> Status:
         model = self.model()
         return Status(
             state=self.state(stopping=stopping),
@@ -117,6 +118,7 @@ class Overview:
             ),
             mode=self._settings.use_distributed_inference,
             policy=self._settings.policy,
+            predicted=predicted,
             coordinator=CoordinatorStatus(pid=self._identity.pid),
             workers=worker_statuses(self._cluster.members.values(), self._cluster.plan),
             hosts=host_statuses(self._cluster.members.values(), self._now(), time.time()),

@@ -216,7 +216,7 @@ class GenerationService:
         return (self._overview.model(),)
 
     def status(self) -> Status:
-        return self._overview.status(stopping=self._admission.closed)
+        return self._overview.status(stopping=self._admission.closed, predicted=self._decider.outlook())
 
     async def models_elsewhere(self) -> tuple[HostModels, ...]:
         """See Overview."""

@@ -99,6 +99,23 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     speed: SpeedStatus | None
 
 
+class StrategyOutlook(msgspec.Struct, frozen=True, kw_only=True):
+    """What one strategy would take. workers: in the order of their stages."""
+
+    strategy: str
+    workers: tuple[str, ...]
+    ttft_s: float
+    decode_tokens_per_s: float
+
+
+class Outlook(msgspec.Struct, frozen=True, kw_only=True):
+    """What a request of so many tokens would take on the plan in force if nothing else ran, the best strategy first."""
+
+    prompt_tokens: int
+    max_tokens: int
+    strategies: tuple[StrategyOutlook, ...]
+
+
 class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One machine, as its workers described it; local: the coordinator's. address: where the coordinator reaches it;
     clock_ahead_s: of the coordinator's clock, None where it has not said its time yet.
@@ -129,7 +146,7 @@ class LinkStatus(msgspec.Struct, frozen=True, kw_only=True, rename={"sender": "f
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything at one moment. state: starting, ready, degraded or stopped."""
+    """Everything at one moment. state: starting, ready, degraded or stopped; predicted: None where nothing was measured."""
 
     state: str
     epoch: int
@@ -137,6 +154,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     model: ModelStatus
     mode: str
     policy: str
+    predicted: Outlook | None
     coordinator: CoordinatorStatus
     workers: tuple[WorkerStatus, ...]
     hosts: tuple[HostStatus, ...]

@@ -23,6 +23,13 @@ STATUS = {
     "model": {"id": "tandem-demo", "layers": 8, "bytes": 11_500_000, "has_chat_template": True},
     "mode": "auto",
     "policy": "thresholds",
+    "predicted": {
+        "prompt_tokens": 1024,
+        "max_tokens": 128,
+        "strategies": [
+            {"strategy": "single-device-cached", "workers": ["worker-0"], "ttft_s": 0.5167, "decode_tokens_per_s": 92.4}
+        ],
+    },
     "coordinator": {"pid": 4711},
     "workers": [
         {
@@ -310,6 +317,7 @@ def test_status_of_a_running_cluster(api, capsys):
     kept = "3.0 MB of 250.0 MB kept (64.0 KB shared), 2.0 MB on disk"
     assert f"worker-1: 1.5 MB of 600.0 MB in use, {kept}\n" in printed
     assert "300 of 1,200 prompt tokens (25%)" in printed
+    assert "single-device-cached on worker-0: 1,024 tokens read in 0.517 s, then 92.4 tokens/s\n" in printed
 
 
 @pytest.mark.parametrize("state", ["starting", "degraded"])

@@ -107,6 +107,28 @@ def test_worker_that_turns_out_slow_gets_no_more_requests(prompts):
     run(scenario())
 
 
+def test_status_says_what_the_plan_promises_whatever_runs(prompts):
+    async def scenario():
+        cluster = cluster_of(measured_plan(alpha=0.9))
+        service = measuring(prompts, cluster)
+        idle = service.status().predicted
+        explained = await service.explain(tokens_request(idle.prompt_tokens, max_tokens=idle.max_tokens))
+        assert [(each.strategy, each.workers, each.ttft_s) for each in idle.strategies] == [
+            (each.strategy, each.workers, each.predicted_ttft_s) for each in explained.candidates if each.feasible
+        ]
+        for each, of in zip(idle.strategies, explained.candidates, strict=False):
+            in_all_s = each.ttft_s + (idle.max_tokens - 1) / each.decode_tokens_per_s
+            assert in_all_s == pytest.approx(of.predicted_total_s, rel=0.02)
+        running = Client(service, tokens_request(20, max_tokens=500))
+        await running.routed()
+        assert service.status().predicted == idle
+        await running.leave()
+        cluster.end("alpha")
+        assert service.status().predicted is None
+
+    run(scenario())
+
+
 def test_busy_worker_is_left_for_an_idle_one(prompts):
     async def scenario():
         cluster = cluster_of(measured_plan(alpha=0.9), latency_s=1.0)
