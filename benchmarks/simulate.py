@@ -1,10 +1,11 @@
 """The cost model against published figures, the planner against rules of thumb, and the closed form against the schedule.
 
-Nothing is measured and no model is loaded: a cluster here is a list of speeds, links and loads. Three questions:
+Nothing is measured and no model is loaded: a cluster here is a list of speeds, links and loads. Four questions:
 
 * Does the cost model, told only what one Mac does, predict what two and four do together? Every cell of a published table.
 * Is the planner's split ever beaten by a rule of thumb? On random clusters, for two kinds of work.
 * Does the cost model's closed form say what the schedule of a head then does? On planned routes of 2 to 64 nodes, under load.
+* Is what `decide` chooses the best there, under that schedule? With a pipeline and two nodes that have the full model.
 
 With --page it prints the tables of docs/PLANNING.md instead.
 """
@@ -23,6 +24,7 @@ from benchmarks.support.planning_page import tables
 from benchmarks.support.published import STAGE_S, SUM_S, Cell, asked_sum_s, fit_machine, predictions
 from benchmarks.support.random_clusters import RULES, WORKLOADS, random_cluster, ratios
 from benchmarks.support.reporting import Report
+from benchmarks.support.simulated_choices import Chosen, chosen
 from benchmarks.support.simulated_loads import Compared, compared
 
 # Sums of the same seconds in another order differ by so much.
@@ -30,7 +32,7 @@ _ROUNDING = 1e-9
 
 
 def run(arguments: argparse.Namespace) -> Report:
-    """All three, or the page."""
+    """All four, or the page."""
     if arguments.page:
         report = Report("planning")
         tables(report)
@@ -39,6 +41,7 @@ def run(arguments: argparse.Namespace) -> Report:
     _published(report, list(predictions()))
     _rules(report, arguments.clusters, arguments.seed)
     _schedule(report, list(compared(arguments.seed, arguments.routes)))
+    _choices(report, list(chosen(arguments.seed, arguments.routes)))
     return report
 
 
@@ -126,6 +129,22 @@ def _schedule(report: Report, found: list[Compared]) -> None:
 
 def _errors(found: Sequence[Compared]) -> tuple[list[float], list[float]]:
     return [each.ttft_error for each in found], [each.itl_error for each in found]
+
+
+def _choices(report: Report, found: list[Chosen]) -> None:
+    rows = []
+    for nodes, streams in dict.fromkeys((each.nodes, each.streams) for each in found):
+        group = [each for each in found if (each.nodes, each.streams) == (nodes, streams)]
+        regrets = [each.regret for each in group]
+        together = sum(each.strategy == "distributed-cached" for each in group)
+        what = f"{nodes} nodes, {streams} streams"
+        rows.append([what, len(group), together, f"{statistics.mean(regrets):.1%}", f"{max(regrets):.1%}"])
+    columns = ["cluster, load", "requests", "over all stages", "regret, mean", "worst"]
+    report.table("what is chosen beside the best choice, both under the schedule", columns, rows)
+    regrets = [each.regret for each in found]
+    report.check("regret of what is chosen, mean", statistics.mean(regrets), at_most=0.05)
+    report.check("regret of what is chosen, worst", max(regrets), at_most=0.15)
+    report.data["choices"] = [msgspec.to_builtins(each) for each in found]
 
 
 def options(parser: argparse.ArgumentParser) -> None:

@@ -1,5 +1,6 @@
 """The cost model's closed form beside the schedule that it stands for, on planned routes of 2 to 64 nodes and under load."""
 
+import math
 import random
 from collections.abc import Iterator
 
@@ -20,11 +21,11 @@ from strategy.vocabulary import LayerRange, Route
 
 NODES = (2, 4, 8, 16, 32, 64)
 STREAMS = (0, 4, 16)
-_LAYERS = 128
+LAYERS = 128
 _GENERATED = 32
 # Steps that the other streams have had when the request arrives.
 _STEPS_BEFORE = 4
-_ENDLESS = 1_000_000
+ENDLESS = 1_000_000
 
 
 class Compared(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,18 +54,17 @@ def compared(seed: int, num_clusters: int) -> Iterator[Compared]:
     draw = random.Random(seed)
     for num_nodes in NODES:
         for _ in range(num_clusters):
-            cluster = random_cluster(draw, num_nodes, _LAYERS, rooms=(1 / num_nodes, 3 / num_nodes))
-            costs = planned_route(draw, cluster)
+            cluster = random_cluster(draw, num_nodes, LAYERS, rooms=(1 / num_nodes, 3 / num_nodes))
+            costs = planned_route(draw, cluster, draw.uniform(0.05, 0.6))
             for streams in STREAMS:
                 yield compare(costs, num_nodes, streams, draw.choice((128, 1024, 4096)))
 
 
-def planned_route(draw: random.Random, cluster: SimulatedCluster) -> RouteCosts:
-    """The planner's split for one of the workloads, as the cost model is told of it."""
+def planned_route(draw: random.Random, cluster: SimulatedCluster, row_share: float) -> RouteCosts:
+    """The planner's split for one of the workloads, as the cost model is told of it. row_share: of a step, for each further row."""
     plan = cluster.planned(draw.choice(list(WORKLOADS.values())))
     assert plan is not None
     speeds = {node.name: node for node in cluster.nodes}
-    row_share = draw.uniform(0.05, 0.6)
     names = [name for name, _ in plan.stages]
     hops = (Hop(*cluster.links[pair]) for pair in zip(names, [*names[1:], names[0]], strict=True) if names[1:])
     return RouteCosts(
@@ -72,6 +72,12 @@ def planned_route(draw: random.Random, cluster: SimulatedCluster) -> RouteCosts:
         stages=tuple(_stage(speeds[name], layers, row_share) for name, layers in plan.stages),
         hops=tuple(hops),
     )
+
+
+def whole_model(node: NodeSpeeds, name: str, row_share: float) -> RouteCosts:
+    """A node as fast as this one, alone with all layers."""
+    stage = _stage(node, LayerRange(0, len(node.decode_s)), row_share)
+    return RouteCosts(route=Route((name,)), stages=(stage,), hops=(Hop(0.0, math.inf),))
 
 
 def _stage(node: NodeSpeeds, layers: LayerRange, row_share: float) -> StageSpeed:
@@ -93,7 +99,7 @@ def compare(costs: RouteCosts, num_nodes: int, streams: int, prompt_tokens: int)
     predicted = cached_times(costs, work, load)
     arrives_s = _STEPS_BEFORE * predicted.step_s
     others = Request(
-        arrives_s=0.0, prompt_tokens=prompt_tokens, generated_tokens=_ENDLESS, cached_tokens=prompt_tokens - 1
+        arrives_s=0.0, prompt_tokens=prompt_tokens, generated_tokens=ENDLESS, cached_tokens=prompt_tokens - 1
     )
     own = Request(arrives_s=arrives_s, prompt_tokens=prompt_tokens, generated_tokens=_GENERATED)
     times = SimulatedRoute(costs, [own, *[others] * streams]).tokens_at(0)
