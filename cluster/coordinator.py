@@ -50,6 +50,7 @@ from protocol.home import DesiredState, Home, ProcessIdentity, end_processes
 from protocol.host_specs import read_host_specs
 from protocol.logs import configure_logging
 from protocol.model_digest import model_digest
+from protocol.model_search import model_name
 from protocol.transport import KeyPair
 from protocol.transport.addressing import advertised, host_of, own_networks, permitted_here
 from protocol.values import LayerRange, Peer
@@ -161,7 +162,7 @@ class Coordinator:
         await asyncio.to_thread(check_weights, path)
         control = await self._take_up(path, url, port)
         identity = Identity(
-            model_id=path.name, api=url, pid=os.getpid(), has_chat_template=(await prompts).has_chat_template
+            model_id=model_name(path), api=url, pid=os.getpid(), has_chat_template=(await prompts).has_chat_template
         )
         service = GenerationService(control, prompts.result(), self._settings, identity, self._measured_use(path))
         self._tasks.append(
@@ -238,8 +239,10 @@ class Coordinator:
         return build_app(
             service,
             api_key=self._settings.api.api_key,
-            model_ids=(self._settings.model.path, service.models()[0].id),
+            model_ids=(self._settings.model.path, service.models()[0].id.rpartition("/")[2]),
             scope_by_key=self._settings.cache.scope == "api-key",
+            strict=self._settings.api.strict,
+            strict_model=self._settings.api.strict_model,
         )
 
     async def _stop(self) -> None:

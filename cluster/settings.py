@@ -59,7 +59,8 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Where the HTTP API listens, and its limits.
 
     max_queue: requests that may wait before further ones get status 429; request_timeout_s: how long a request may take,
-    waiting included, None for as long as it needs.
+    waiting included, None for as long as it needs; strict: fields without effect are refused, not noted; strict_model: so are
+    other models' names.
     """
 
     host: Text = "127.0.0.1"
@@ -67,6 +68,8 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):
     api_key: ApiKey | None = None
     max_queue: Count = 256
     request_timeout_s: SomeSeconds | None = None
+    strict: Switch = False
+    strict_model: Switch = False
 
 
 class StrategySettings(msgspec.Struct, frozen=True, kw_only=True):

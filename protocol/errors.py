@@ -94,13 +94,19 @@ class NotFound(ApiError):
     code = "not_found"
 
 
+class ContextTooLong(BadRequest):
+    """A prompt beyond the model's context, or with the answer beyond the memory for its caches. A shorter one may do."""
+
+    code = "context_length_exceeded"
+
+
 class TooLarge(ApiError):
-    """A prompt beyond the model's context, or a body beyond the server's limit."""
+    """A body beyond the server's limit."""
 
     exit_code = 2
     status = 413
     error_type = "invalid_request_error"
-    code = "context_length_exceeded"
+    code = "request_too_large"
 
 
 class QueueFull(ApiError):

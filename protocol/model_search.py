@@ -53,6 +53,13 @@ def models_in(folder: Path) -> Iterator[Path]:
             yield file.parent
 
 
+def model_name(path: Path) -> str:
+    """What people call the model in a directory: as on the hub for a snapshot in its cache, else by the directory's name."""
+    if path.parent.name == "snapshots" and path.parent.parent.name.startswith("models--"):
+        return path.parent.parent.name.removeprefix("models--").replace("--", "/")
+    return path.name
+
+
 def _digest(path: Path) -> str | None:
     try:
         return model_digest(path)

@@ -4,20 +4,26 @@ from typing import Any
 
 import msgspec
 
+from cluster.api.surface import ApiRequest
 from cluster.serving.requests import Finished, Routed
 from protocol.errors import as_sentence
 
 
-def accounts(routed: Routed, finished: Finished) -> dict[str, Any]:
+def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
+    """Tokens, in OpenAI's words."""
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }
+
+
+def accounts(request: ApiRequest, routed: Routed, finished: Finished) -> dict[str, Any]:
     """OpenAI's `usage` and Tandem's own object beside it."""
     predicted = {} if routed.predicted is None else {"predicted": msgspec.to_builtins(routed.predicted)}
     return {
-        "usage": {
-            "prompt_tokens": finished.prompt_tokens,
-            "completion_tokens": finished.completion_tokens,
-            "total_tokens": finished.prompt_tokens + finished.completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": finished.cached_tokens},
-        },
+        "usage": usage(finished.prompt_tokens, finished.completion_tokens)
+        | {"prompt_tokens_details": {"cached_tokens": finished.cached_tokens}},
         "tandem": {
             "strategy": routed.strategy,
             "reason": routed.reason,
@@ -28,7 +34,7 @@ def accounts(routed: Routed, finished: Finished) -> dict[str, Any]:
             "token_ids": finished.token_ids,
             "cached_tokens": finished.cached_tokens,
             "resumed": finished.resumed,
-            "notes": [as_sentence(note) for note in finished.notes],
+            "notes": [as_sentence(note) for note in (*request.notes, *finished.notes)],
             **predicted,
         },
     }

@@ -22,12 +22,14 @@ from cluster.api.body import parsed_body
 from cluster.api.events import as_json
 from cluster.api.explain import parse_explain
 from cluster.api.failures import error_response
+from cluster.api.fields import Notes
 from cluster.api.generation import GenerationResponse
+from cluster.api.names import Names
 from cluster.api.origins import Origins
 from cluster.api.surface import ApiRequest, Surface
 from cluster.api.surfaces import SURFACES
 from cluster.serving.requests import ModelInfo, Service
-from protocol.errors import ApiError, BadRequest, NotFound, Unauthorized, Unavailable
+from protocol.errors import ApiError, BadRequest, NotFound, Unauthorized
 
 OPEN_PATHS = frozenset({"/health"})
 
@@ -40,31 +42,20 @@ def build_app(
     api_key: str | None = None,
     model_ids: Collection[str] = (),
     scope_by_key: bool = False,
+    strict: bool = False,
+    strict_model: bool = False,
     surfaces: Collection[Surface] = SURFACES,
 ) -> Starlette:
     """The ASGI application over `service`, with a path for each of the `surfaces`.
 
     api_key: every path but /health then asks for it as a bearer token. model_ids: further names of the loaded model
     (its directory and the directory's name), besides its id and "default". scope_by_key: requests with different keys
-    share no cached prefix.
+    share no cached prefix. strict: what has no effect is refused, not noted; strict_model: so is another model's name.
     """
-    endpoints = _Endpoints(service, frozenset(model_ids), scope_by_key=scope_by_key)
+    names = Names(service, frozenset(model_ids), strict=strict_model)
+    endpoints = _Endpoints(service, names, strict=strict, scope_by_key=scope_by_key)
     app = Starlette(
-        routes=[
-            *(
-                Route(surface.path, _guarded(functools.partial(endpoints.generate, surface)), methods=["POST"])
-                for surface in surfaces
-            ),
-            Route("/v1/explain", _guarded(endpoints.explain), methods=["POST"]),
-            Route("/v1/conversations/{conversation}", _guarded(endpoints.forget), methods=["DELETE"]),
-            Route("/v1/cluster/mend", _guarded(endpoints.mend), methods=["POST"]),
-            Route("/v1/cluster/figures", _guarded(endpoints.figures), methods=["POST"]),
-            Route("/v1/cluster/models", _guarded(endpoints.models_elsewhere), methods=["GET"]),
-            Route("/v1/models", _guarded(endpoints.models), methods=["GET"]),
-            Route("/v1/models/{model_id:path}", _guarded(endpoints.model), methods=["GET"]),
-            Route("/health", _guarded(endpoints.health), methods=["GET"]),
-            Route("/status", _guarded(endpoints.status), methods=["GET"]),
-        ],
+        routes=_routes(endpoints, surfaces),
         middleware=[
             Middleware(Origins, any_name=api_key is not None),
             *([Middleware(_BearerAuth, api_key=api_key)] if api_key is not None else []),
@@ -75,21 +66,45 @@ def build_app(
     return app
 
 
+def _routes(endpoints: "_Endpoints", surfaces: Collection[Surface]) -> list[Route]:
+    return [
+        *(
+            Route(surface.path, _guarded(functools.partial(endpoints.generate, surface)), methods=["POST"])
+            for surface in surfaces
+        ),
+        Route("/v1/explain", _guarded(endpoints.explain), methods=["POST"]),
+        Route("/v1/conversations/{conversation}", _guarded(endpoints.forget), methods=["DELETE"]),
+        Route("/v1/cluster/mend", _guarded(endpoints.mend), methods=["POST"]),
+        Route("/v1/cluster/figures", _guarded(endpoints.figures), methods=["POST"]),
+        Route("/v1/cluster/models", _guarded(endpoints.models_elsewhere), methods=["GET"]),
+        Route("/v1/models", _guarded(endpoints.models), methods=["GET"]),
+        Route("/v1/models/{model_id:path}", _guarded(endpoints.model), methods=["GET"]),
+        Route("/health", _guarded(endpoints.health), methods=["GET"]),
+        Route("/status", _guarded(endpoints.status), methods=["GET"]),
+    ]
+
+
 class _Endpoints:
     """The endpoints, each a plain function of its request."""
 
-    def __init__(self, service: Service, model_ids: frozenset[str], *, scope_by_key: bool) -> None:
+    def __init__(self, service: Service, names: Names, *, strict: bool, scope_by_key: bool) -> None:
         self._service = service
-        self._model_ids = model_ids | {"default"}
+        self._names = names
+        self._strict = strict
         self._scope_by_key = scope_by_key
 
     async def generate(self, surface: Surface, request: Request) -> Response:
-        parsed = self._asked_by(await parsed_body(request, surface.parse), request)
-        return GenerationResponse(self._service, parsed, surface, self._model(parsed).id)
+        parsed = self._asked_by(await self._parsed(request, surface.parse), request)
+        parsed, model_id = self._names.served(parsed)
+        return GenerationResponse(self._service, parsed, surface, model_id)
+
+    async def _parsed(self, request: Request, parse: Callable[[dict[str, Any], Notes], ApiRequest]) -> ApiRequest:
+        notes = Notes(strict=self._strict)
+        return await parsed_body(request, lambda body: parse(body, notes))
 
     def _asked_by(self, parsed: ApiRequest, request: Request) -> ApiRequest:
         """With who asks: those with one key from one address are one client."""
-        key = hashlib.blake2b(request.headers.get("authorization", "").encode(), digest_size=16).hexdigest()
+        key = hashlib.blake2b(_key_in(dict(request.scope["headers"])), digest_size=16).hexdigest()
         client = f"{key} {request.client.host if request.client else ''}"
         scope = key if self._scope_by_key else ""
         generation = msgspec.structs.replace(parsed.generation, scope=scope, client=client)
@@ -110,15 +125,15 @@ class _Endpoints:
         return _json({"workers": await self._service.figures()})
 
     async def explain(self, request: Request) -> Response:
-        parsed = await parsed_body(request, parse_explain)
-        self._model(parsed)
+        parsed = await self._parsed(request, parse_explain)
+        self._names.find(parsed.model)
         return _json(await self._service.explain(parsed.generation))
 
     async def models(self, _request: Request) -> Response:
         return _json({"object": "list", "data": [_model_object(model) for model in self._service.models()]})
 
     async def model(self, request: Request) -> Response:
-        return _json(_model_object(self._find(request.path_params["model_id"])))
+        return _json(_model_object(self._names.find_exactly(request.path_params["model_id"])))
 
     async def health(self, _request: Request) -> Response:
         report = self._service.health()
@@ -126,22 +141,6 @@ class _Endpoints:
 
     async def status(self, _request: Request) -> Response:
         return _json(self._service.status())
-
-    def _model(self, parsed: ApiRequest) -> ModelInfo:
-        return self._find("default" if parsed.model is None else parsed.model)
-
-    def _find(self, name: str) -> ModelInfo:
-        models = self._service.models()
-        if not models:
-            raise Unavailable("no model is loaded yet; try again when /health says ready")
-        for model in models:
-            if name == model.id:
-                return model
-        if name in self._model_ids:
-            return models[0]
-        error = NotFound(f"the model {name[:200]!r} is not loaded; this cluster serves {models[0].id!r}", param="model")
-        error.code = "model_not_found"
-        raise error
 
 
 def _json(data: Any, status: int = 200) -> Response:
@@ -182,17 +181,26 @@ async def _routing_error(request: Request, error: Exception) -> Response:
 
 
 class _BearerAuth:
-    """Lets through what carries `Authorization: Bearer <api_key>`, and the open paths."""
+    """Lets through what carries `Authorization: Bearer <api_key>` or `x-api-key: <api_key>`, and the open paths."""
 
     def __init__(self, app: ASGIApp, api_key: str) -> None:
         self._app = app
-        self._expected = b"Bearer " + api_key.encode()
+        self._expected = api_key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
-            given = dict(scope["headers"]).get(b"authorization", b"")
-            if not hmac.compare_digest(given, self._expected):
-                error = Unauthorized("this cluster asks for an API key; send it as 'Authorization: Bearer KEY'")
-                await error_response(error)(scope, receive, send)
-                return
+        if not self._is_open(scope):
+            error = Unauthorized("this cluster asks for an API key; send it as 'Authorization: Bearer KEY'")
+            await error_response(error)(scope, receive, send)
+            return
         await self._app(scope, receive, send)
+
+    def _is_open(self, scope: Scope) -> bool:
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+            return True
+        return hmac.compare_digest(_key_in(dict(scope["headers"])), self._expected)
+
+
+def _key_in(headers: dict[bytes, bytes]) -> bytes:
+    """As OpenAI's clients send it, in any case of the word, or as Anthropic's do."""
+    kind, _, key = headers.get(b"authorization", b"").partition(b" ")
+    return key.strip() if kind.lower() == b"bearer" else headers.get(b"x-api-key", b"")

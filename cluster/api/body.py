@@ -109,6 +109,4 @@ def _declared_length(request: Request) -> int:
 
 
 def _body_too_large() -> ApiError:
-    error = TooLarge(f"the body is larger than {BODY_LIMIT_BYTES // 2**20} MB; send a shorter prompt")
-    error.code = "request_too_large"
-    return error
+    return TooLarge(f"the body is larger than {BODY_LIMIT_BYTES // 2**20} MB; send a shorter prompt")

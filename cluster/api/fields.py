@@ -1,15 +1,45 @@
 """Checks of single JSON values. Each takes the field's name and value, returns the value or raises BadRequest.
 
-They know JSON's types and ranges and nothing of OpenAI. A boolean is never a number, and a number never text.
+They know JSON's types and ranges and nothing of OpenAI. A boolean is never a number, and a number never text; but text that is
+a number is taken as one, and so is 4.0 as an integer. What has no effect is said, in `Notes`.
 """
 
+import contextlib
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Final
 
 from protocol.errors import BadRequest
 
 Check = Callable[[str, Any], Any]
+NO_EFFECT: Final = object()
+"""What a check gives for a value that is accepted and changes nothing, though it asks for something."""
+# Of the fields of one body that have no effect, so many are named.
+_MOST_NOTES = 20
+
+
+class Notes:
+    """What of one body has no effect. strict: raise BadRequest for it instead."""
+
+    def __init__(self, *, strict: bool = False):
+        self._strict = strict
+        self._names: dict[str, None] = {}
+
+    def __repr__(self) -> str:
+        return f"Notes({list(self._names)})"
+
+    def without_effect(self, name: str, known: Iterable[str], prefix: str = "") -> None:
+        """A field that is accepted all the same."""
+        if self._strict:
+            raise unknown(name, known, prefix)
+        self._names[prefix + _shown(name)] = None
+
+    @property
+    def clauses(self) -> tuple[str, ...]:
+        """For the client."""
+        said = [f"the field {name} has no effect here" for name in list(self._names)[:_MOST_NOTES]]
+        more = len(self._names) - len(said)
+        return (*said, *((f"{more} further fields have no effect here",) if more > 0 else ()))
 
 
 def refuse(name: str, must: str, value: Any) -> BadRequest:
@@ -22,9 +52,11 @@ def integer(low: int, high: int) -> Check:
     """An integer from `low` to `high`, both included."""
 
     def check(name: str, value: Any) -> int:
-        if type(value) is not int or not low <= value <= high:
+        given = _as_number(value)
+        whole = int(given) if type(given) is float and given.is_integer() else given
+        if type(whole) is not int or not low <= whole <= high:
             raise refuse(name, f"an integer from {low} to {high}", value)
-        return value
+        return whole
 
     return check
 
@@ -34,11 +66,22 @@ def number(low: float, high: float, *, above_low: bool = False) -> Check:
     bounds = f"above {low:g} and at most {high:g}" if above_low else f"from {low:g} to {high:g}"
 
     def check(name: str, value: Any) -> float:
-        if type(value) not in (int, float) or not low <= value <= high or (above_low and value == low):
+        given = _as_number(value)
+        if type(given) not in (int, float) or not low <= given <= high or (above_low and given == low):
             raise refuse(name, f"a number {bounds}", value)
-        return float(value)
+        return float(given)
 
     return check
+
+
+def _as_number(value: Any) -> Any:
+    """What text says, where it is a short number."""
+    if type(value) is not str or not 0 < len(value) <= 40:
+        return value
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(value)
+    return value
 
 
 def flag(name: str, value: Any) -> bool:
@@ -105,13 +148,13 @@ def token_biases(name: str, value: Any) -> dict[int, float] | None:
     return biases or None
 
 
-def ignored(check: Check) -> Check:
-    """A field that is accepted for its callers' bookkeeping and changes nothing here; it must still be well formed."""
+def hint(*neutral: Any) -> Check:
+    """A field that is accepted and changes nothing, whatever it says; `neutral` values and null ask for nothing."""
 
-    def checked(name: str, value: Any) -> None:
-        check(name, value)
+    def check(_name: str, value: Any) -> Any:
+        return None if any(type(value) is type(item) and value == item for item in neutral) else NO_EFFECT
 
-    return checked
+    return check
 
 
 def mapping(name: str, value: Any) -> dict[str, Any]:
@@ -121,21 +164,27 @@ def mapping(name: str, value: Any) -> dict[str, Any]:
 
 
 def unknown(name: str, known: Iterable[str], prefix: str = "") -> BadRequest:
-    """The error for a field that nobody knows, with the nearest known one."""
+    """The error for a field without effect, with the nearest one that has some."""
     near = get_close_matches(name[:100], list(known), n=1)
-    shown = name if len(name) <= 60 else name[:57] + "..."
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return BadRequest(f"unknown field {prefix}{shown}{hint}", param=f"{prefix}{shown}")
+    asks = f"; did you mean {near[0]}?" if near and near[0] != name else ""
+    return BadRequest(f"{prefix}{_shown(name)} has no effect here{asks}", param=f"{prefix}{_shown(name)}")
 
 
-def check_all(fields: dict[str, Any], checks: dict[str, Check], prefix: str = "") -> dict[str, Any]:
-    """Every field through its check. A null is an absent field. Raises BadRequest for a field without a check."""
+def _shown(name: str) -> str:
+    return name if len(name) <= 60 else name[:57] + "..."
+
+
+def check_all(fields: dict[str, Any], checks: dict[str, Check], notes: Notes, prefix: str = "") -> dict[str, Any]:
+    """Every field through its check. A null is an absent field; one without a check, or for which there is nothing to do, is noted."""
     checked = {}
     for name, value in fields.items():
-        if name not in checks:
-            raise unknown(name, checks, prefix)
-        if value is not None:
-            checked[name] = checks[name](prefix + name, value)
+        if value is None:
+            continue
+        found = checks[name](prefix + name, value) if name in checks else NO_EFFECT
+        if found is NO_EFFECT:
+            notes.without_effect(name, checks, prefix)
+        else:
+            checked[name] = found
     return checked
 
 

@@ -79,9 +79,26 @@ class GenerationResponse(Response):
                 first = await anext(events)
             answer = self._format(_routed(first))
             await write(answer.opening())
-            await _stream_events(events, answer, write)
+            await self._stream_events(events, answer, write)
         except Exception as error:  # noqa: BLE001 - the request's boundary: every error becomes an event
             await write(self._surface.failure(as_api_error(error)), more=False)
+
+    async def _stream_events(self, events: AsyncIterator[Event], answer: AnswerFormat, write: Write) -> None:
+        num_tokens = 0
+        async for item in events:
+            if isinstance(item, Delta):
+                num_tokens += len(item.token_ids)
+                if item.text:
+                    counts = self._request.counts_each
+                    await write(answer.counted(item.text, num_tokens) if counts else answer.text(item.text))
+            elif isinstance(item, Progress):
+                await write(comment(f"prefill {item.processed}/{item.total}"))
+            elif isinstance(item, Waiting):
+                await write(_waiting(item))
+            elif isinstance(item, Finished):
+                await write(answer.closing(item), more=False)
+                return
+        raise EOFError("the service ended a request without Finished")
 
     def _format(self, routed: Routed) -> AnswerFormat:
         return self._surface.answer(self._request, routed, model=self._model, created=int(time.time()))
@@ -105,21 +122,6 @@ async def _collect(events: AsyncIterator[Event], answer: AnswerFormat) -> bytes:
             texts.append(item.text)
         elif isinstance(item, Finished):
             return answer.whole("".join(texts), item)
-    raise EOFError("the service ended a request without Finished")
-
-
-async def _stream_events(events: AsyncIterator[Event], answer: AnswerFormat, write: Write) -> None:
-    async for item in events:
-        if isinstance(item, Delta):
-            if item.text:
-                await write(answer.text(item.text))
-        elif isinstance(item, Progress):
-            await write(comment(f"prefill {item.processed}/{item.total}"))
-        elif isinstance(item, Waiting):
-            await write(_waiting(item))
-        elif isinstance(item, Finished):
-            await write(answer.closing(item), more=False)
-            return
     raise EOFError("the service ended a request without Finished")
 
 

@@ -1,21 +1,24 @@
-"""The parameters that OpenAI's generating surfaces share: every field is known, checked and either used or refused.
+"""The parameters that OpenAI's generating surfaces share, and what other servers' clients send in their place.
 
-Fields that ask for something Tandem does not do are refused unless their value asks for nothing (n=1, tools=[]); a
-field that no table names is refused with the nearest known name. Nothing that changes an answer is silently ignored.
+A field that would change an answer is used, or refused unless its value asks for nothing (n=1, tools=[]). One that is a hint
+(billing, caching, storage, tracing, the sizes of another server) is accepted, as is one that nobody knows; both are named in
+the answer's notes. Nothing is silently ignored.
 """
 
 from typing import Any
 
 from cluster.api.fields import (
     Check,
+    Notes,
     check_all,
     flag,
-    ignored,
+    hint,
     integer,
     mapping,
     number,
     one_of,
     only,
+    refuse,
     strings,
     text,
     token_biases,
@@ -31,26 +34,81 @@ MAX_TOKEN_ID = 2**31 - 1
 LEAST_TEMPERATURE = 1e-3
 
 
-def stream_options(name: str, value: Any) -> dict[str, Any]:
-    checks = {"include_usage": flag, "include_obfuscation": only("padding of the stream", False)}
-    return check_all(mapping(name, value), checks, f"{name}.")
+def token_limit(name: str, value: Any) -> int | None:
+    """How many tokens to generate at most; None for -1 and -2, which say "as many as you like" elsewhere."""
+    given = integer(-2, MAX_TOKEN_ID)(name, value)
+    if given == 0:
+        raise refuse(name, f"an integer from 1 to {MAX_TOKEN_ID}, or -1", value)
+    return given if given > 0 else None
 
 
-_BOOKKEEPING: dict[str, Check] = {
-    "user": ignored(text(0, 1024)),
-    "metadata": ignored(mapping),
-    "store": only("storing the answer", False),
-    "service_tier": only("another service tier", "auto", "default"),
-    "safety_identifier": ignored(text(0, 1024)),
-    "prompt_cache_key": ignored(text(0, 1024)),
+def top_k(name: str, value: Any) -> int:
+    """0 and -1 leave all tokens."""
+    return max(integer(-1, MAX_TOKEN_ID)(name, value), 0)
+
+
+STREAM_OPTIONS: dict[str, Check] = {
+    "include_usage": flag,
+    "continuous_usage_stats": flag,
+    "include_obfuscation": hint(False),
+}
+
+# How other servers call what is known here.
+SYNONYMS = {
+    "repeat_penalty": "repetition_penalty",
+    "num_predict": "max_tokens",
+    "n_predict": "max_tokens",
+    "max_new_tokens": "max_tokens",
+}
+
+_HINTS: dict[str, Check] = {
+    "user": hint(""),
+    "metadata": hint({}),
+    "store": hint(False),
+    "service_tier": hint("auto", "default"),
+    "safety_identifier": hint(""),
+    "prompt_cache_key": hint(""),
+    "prompt_cache_retention": hint(),
+    "prediction": hint(),
+    "verbosity": hint("medium"),
+    "usage": hint(),
+    "ttl": hint(),
+    "keep_alive": hint(),
+    "num_ctx": hint(),
+    "cache_prompt": hint(True),
+    "draft_model": hint(),
+    "num_draft_tokens": hint(),
+    "repetition_context_size": hint(),
+    "repeat_last_n": hint(),
+    "xtc_threshold": hint(),
+}
+
+_OF_OTHER_SAMPLERS: dict[str, Check] = {
+    "xtc_probability": only("leaving out the likeliest tokens", 0, 0.0),
+    "typical_p": only("typical sampling", 1, 1.0),
+    "tfs_z": only("tail-free sampling", 1, 1.0),
+    "mirostat": only("mirostat sampling", 0),
+    "dynatemp_range": only("a temperature that changes", 0, 0.0),
+    "dry_multiplier": only("the DRY penalty", 0, 0.0),
+    "min_tokens": only("a least number of tokens", 0),
+    "length_penalty": only("beam search", 1, 1.0),
+    "use_beam_search": only("beam search", False),
+    "guided_json": only("structured output"),
+    "guided_regex": only("structured output"),
+    "guided_choice": only("structured output"),
+    "guided_grammar": only("structured output"),
+    "structured_outputs": only("structured output"),
+    "grammar": only("structured output", ""),
+    "json_schema": only("structured output", {}),
+    "adapters": only("adapters"),
 }
 
 COMMON: dict[str, Check] = {
-    "model": text(1, 4096),
-    "max_tokens": integer(1, MAX_TOKEN_ID),
+    "model": text(0, 4096),
+    "max_tokens": token_limit,
     "temperature": number(0, 2),
-    "top_p": number(0, 1, above_low=True),
-    "top_k": integer(0, MAX_TOKEN_ID),
+    "top_p": number(0, 1),
+    "top_k": top_k,
     "min_p": number(0, 1),
     "seed": integer(-(2**63), 2**64 - 1),
     "stop": strings(16, 1024),
@@ -58,22 +116,44 @@ COMMON: dict[str, Check] = {
     "presence_penalty": number(-2, 2),
     "frequency_penalty": number(-2, 2),
     "logit_bias": token_biases,
+    "ignore_eos": flag,
     "stream": flag,
-    "stream_options": stream_options,
+    "stream_options": mapping,
     "strategy": one_of(*(item.value for item in Strategy)),
     "use_distributed_inference": one_of(*(item.value for item in Mode)),
     "conversation": text(1, 128),
     "request_timeout_s": number(0, 86400, above_low=True),
     "n": only("several answers", 1),
-    **_BOOKKEEPING,
+    **_OF_OTHER_SAMPLERS,
+    **_HINTS,
 }
 
 
-def api_request(fields: dict[str, Any], prompt: Prompt, prompt_field: str) -> ApiRequest:
+def understood(body: dict[str, Any]) -> dict[str, Any]:
+    """A body in the words that are known here: synonyms replaced where they do not contradict, Ollama's `options` beside the rest.
+
+    Raises BadRequest where two words for one thing say different things.
+    """
+    options = body.get("options")
+    fields = {name: value for name, value in body.items() if name != "options" or type(options) is not dict}
+    if type(options) is dict:
+        fields = {**{name: value for name, value in options.items() if name not in body}, **fields}
+    for synonym, name in SYNONYMS.items():
+        value = fields.pop(synonym, None)
+        if value is None:
+            continue
+        if fields.get(name) not in (None, value):
+            raise BadRequest(f"{name} and {synonym} differ; send one of them", param=name)
+        fields[name] = value
+    return fields
+
+
+def api_request(fields: dict[str, Any], prompt: Prompt, prompt_field: str, notes: Notes) -> ApiRequest:
     """The request of checked common `fields`. Raises BadRequest where they contradict each other."""
     stream = fields.get("stream", False)
     if "stream_options" in fields and not stream:
         raise BadRequest("stream_options is only allowed when stream is true", param="stream_options")
+    streamed = check_all(fields.get("stream_options", {}), STREAM_OPTIONS, notes, "stream_options.")
     return ApiRequest(
         generation=GenerationRequest(
             prompt=prompt,
@@ -85,10 +165,13 @@ def api_request(fields: dict[str, Any], prompt: Prompt, prompt_field: str) -> Ap
             strategy=fields.get("strategy"),
             conversation=fields.get("conversation"),
             timeout_s=fields.get("request_timeout_s"),
+            ignores_end_tokens=fields.get("ignore_eos", False),
         ),
-        model=fields.get("model"),
+        model=fields.get("model") or None,
         stream=stream,
-        include_usage=fields.get("stream_options", {}).get("include_usage", False),
+        include_usage=streamed.get("include_usage", False),
+        counts_each=streamed.get("continuous_usage_stats", False),
+        notes=notes.clauses,
     )
 
 
@@ -96,6 +179,7 @@ def _sampling(fields: dict[str, Any]) -> Sampling:
     chosen = {name: fields[name] for name in Sampling.__struct_fields__ if name in fields}
     if "seed" in chosen:
         chosen["seed"] %= 2**64  # a negative seed by its 64 bits: random keys are made of unsigned integers
-    if chosen.get("temperature", 1.0) < LEAST_TEMPERATURE:
-        chosen["temperature"] = 0.0  # it divides logits: what is left of the numbers otherwise is noise
+    # It divides logits: what is left of the numbers otherwise is noise. And no share of the likeliest tokens is the likeliest one.
+    if chosen.get("temperature", 1.0) < LEAST_TEMPERATURE or chosen.get("top_p", 1.0) == 0:
+        chosen |= {"temperature": 0.0, "top_p": 1.0}
     return Sampling(**chosen)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from cluster.api.fields import Notes
 from cluster.serving.requests import Finished, GenerationRequest, Routed
 from protocol.errors import ApiError
 
@@ -15,24 +16,29 @@ from protocol.errors import ApiError
 class ApiRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A validated body. model: the name asked for, None for the one that is loaded.
 
-    include_usage: a stream ends with what was used.
+    include_usage: a stream ends with what was used; counts_each: each of its pieces says what was used so far. notes: what of the
+    body had no effect, as clauses.
     """
 
     generation: GenerationRequest
     model: str | None
     stream: bool
     include_usage: bool
+    counts_each: bool = False
+    notes: tuple[str, ...] = ()
 
 
 class AnswerFormat(Protocol):
     """The wire format of one answer: as a stream of server-sent events, or whole as one JSON object.
 
-    A stream is `opening`, `text` for each piece, and `closing`.
+    A stream is `opening`, `text` for each piece (`counted` where the tokens so far are to be said), and `closing`.
     """
 
     def opening(self) -> bytes: ...
 
     def text(self, text: str) -> bytes: ...
+
+    def counted(self, text: str, num_tokens: int) -> bytes: ...
 
     def closing(self, finished: Finished) -> bytes: ...
 
@@ -44,8 +50,8 @@ class Surface(Protocol):
 
     path: str
 
-    def parse(self, body: dict[str, Any]) -> ApiRequest:
-        """The request that a JSON body asks for. Raises BadRequest naming the field."""
+    def parse(self, body: dict[str, Any], notes: Notes) -> ApiRequest:
+        """The request that a JSON body asks for; what of it has no effect goes to `notes`. Raises BadRequest naming the field."""
         ...
 
     def answer(self, request: ApiRequest, routed: Routed, *, model: str, created: int) -> AnswerFormat:

@@ -14,6 +14,7 @@ from cluster.planning.plan import ModelFacts
 from cluster.planning.route_costs import hop_between
 from cluster.settings import Settings
 from protocol.messages import Inspected, InspectModel, Loaded, PrepareStage
+from protocol.model_search import model_name
 from protocol.values import LayerRange, Peer
 from strategy.layer_speeds import LayerSpeeds
 from strategy.measured_partition import Pace
@@ -37,7 +38,7 @@ class KnownModel:
     def inspected(self, found: Inspected) -> ModelFacts:
         """A worker inspected it. Raises ModelError for damaged files."""
         sizes = read_sizes(self.path, found.num_layers)
-        self.facts = ModelFacts(id=self.path.name, digest=self.digest, sizes=sizes, inspected=found)
+        self.facts = ModelFacts(id=model_name(self.path), digest=self.digest, sizes=sizes, inspected=found)
         return self.facts
 
     def to_inspect(self, reply_to: Peer, sources: tuple[Peer, ...]) -> InspectModel:

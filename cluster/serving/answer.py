@@ -44,6 +44,10 @@ class Answer:
         """What was generated so far, without an end token."""
         return tuple(self._token_ids)
 
+    def note(self, clause: str) -> None:
+        """What else the client should know."""
+        self._notes.append(clause)
+
     def go_on(self, note: str | None, *, was_lost: bool) -> None:
         """Further reports come from another sequence, which began with the prompt and `token_ids`. note: for the client."""
         self.resumed += was_lost

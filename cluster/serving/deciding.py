@@ -4,6 +4,7 @@ Owns the memory of where conversations and shared beginnings of prompts went, so
 knows them, and what is known for predictions. Decides nothing itself.
 """
 
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -19,7 +20,7 @@ from cluster.serving.live_request import LiveRequest
 from cluster.serving.requests import Finished
 from cluster.serving.status import Outlook, StrategyOutlook
 from cluster.settings import StrategySettings
-from protocol.errors import BadRequest, TooLarge
+from protocol.errors import BadRequest, ContextTooLong
 from strategy.cache_use import MeasuredUse
 from strategy.cost import RouteLoad
 from strategy.decision import Decision, Verdict, decide
@@ -81,7 +82,7 @@ class Decider:
 
         Raises:
             NotNow: it cannot, but could once the workers that are missing are back.
-            BadRequest, TooLarge: it cannot.
+            BadRequest, ContextTooLong: it cannot.
         """
         try:
             return decide(asked, self._snapshot(plan), self._policy)
@@ -89,9 +90,21 @@ class Decider:
             if self._cluster.missing and not error.lasting:
                 raise NotNow(str(error)) from None
             if error.too_large:
-                raise TooLarge(str(error), param="max_tokens") from None
+                raise ContextTooLong(str(error), param="max_tokens") from None
             param = "use_distributed_inference" if asked.strategy is None else "strategy"
             raise BadRequest(str(error), param=param) from None
+
+    def most_tokens(self, asked: Asked, plan: Plan) -> int:
+        """For how many tokens to generate, fewer than asked, there can be memory on `plan`; 0 where there is none for the prompt."""
+
+        def is_too_many(max_tokens: int) -> bool:
+            try:
+                self.decide(msgspec.structs.replace(asked, max_tokens=max_tokens, expected_tokens=None), plan)
+            except (NotNow, BadRequest):
+                return True
+            return False
+
+        return bisect_left(range(1, asked.max_tokens + 1), x=True, key=is_too_many)
 
     def _snapshot(self, plan: Plan) -> Snapshot:
         return Snapshot(

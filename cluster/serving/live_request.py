@@ -15,7 +15,7 @@ from cluster.serving.counts import Counts
 from cluster.serving.deadline import Deadline
 from cluster.serving.lifecycle import RequestEvent, RequestState, following
 from cluster.serving.requests import GenerationRequest, Predicted, Routed
-from protocol.errors import ApiError, BadRequest, TooLarge
+from protocol.errors import ApiError, ContextTooLong
 from protocol.messages import Generate
 from strategy.decision import Decision
 from strategy.prefix import BLOCK_TOKENS, Key, block_keys
@@ -91,13 +91,14 @@ class LiveRequest:
         """What is decided by.
 
         Raises:
-            BadRequest: max_tokens is more than the context leaves, or a token id is outside the loaded vocabulary.
-            TooLarge: the prompt leaves nothing.
+            BadRequest: a token id is outside the loaded vocabulary.
+            ContextTooLong: the prompt leaves nothing.
         """
         if self._max_tokens is None:
             self.request.require_known(self.tokens, plan.vocabulary_size)
             context_tokens = plan.model.inspected.context_tokens  # None for a model without a limit
-            self._max_tokens = self._limit(context_tokens or UNBOUNDED_CONTEXT_TOKENS)
+            self._limit(context_tokens or UNBOUNDED_CONTEXT_TOKENS)
+        assert self._max_tokens is not None
         request = self.request
         return Asked(
             prompt_tokens=len(self.tokens),
@@ -108,21 +109,24 @@ class LiveRequest:
             beginnings=self.beginnings,
         )
 
-    def _limit(self, context: int) -> int:
+    def _limit(self, context: int) -> None:
         request, prompt_tokens = self.request, len(self.tokens)
         if prompt_tokens >= context:
-            raise TooLarge(
+            raise ContextTooLong(
                 f"the prompt has {prompt_tokens} tokens but the model's context is {context} tokens; shorten it",
                 param=request.prompt_field,
             )
         room = context - prompt_tokens
-        if request.max_tokens is not None and request.max_tokens > room:
-            raise BadRequest(
-                f"max_tokens is {request.max_tokens}, but the model's context of {context} tokens leaves {room} "
-                f"after {prompt_tokens} prompt tokens",
-                param="max_tokens",
+        self._max_tokens = request.max_tokens or min(DEFAULT_MAX_TOKENS, room)
+        if self._max_tokens > room:
+            self.cut(
+                room, f"the model's context of {context} tokens leaves no more after {prompt_tokens} prompt tokens"
             )
-        return request.max_tokens or min(DEFAULT_MAX_TOKENS, room)
+
+    def cut(self, max_tokens: int, why: str) -> None:
+        """Generate no more than that, and say why, as a clause. Not once it runs."""
+        self.answer.note(f"max_tokens was cut from {self._max_tokens} to {max_tokens}: {why}")
+        self._max_tokens = max_tokens
 
     def admitted(self, decision: Decision) -> None:
         """The request runs by `decision` from now on, for the first time or again."""
@@ -145,7 +149,7 @@ class LiveRequest:
             route=decision.route,
             cached=decision.cached,
             max_tokens=self._max_tokens - len(emitted),
-            end_tokens=tuple(sorted(end_tokens)),
+            end_tokens=() if self.request.ignores_end_tokens else tuple(sorted(end_tokens)),
             sampling=self.request.sampling,
             seed=self._seed,
             scope=self.request.scope,

@@ -18,7 +18,7 @@ from mlx_lm.utils import load_config, load_tokenizer
 from cluster.serving.long_prompts import longest_token
 from cluster.serving.requests import ChatPrompt, GenerationRequest, TextPrompt, TokensPrompt
 from cluster.serving.templates import TemplateFailed
-from protocol.errors import BadRequest, ModelError, TooLarge
+from protocol.errors import BadRequest, ContextTooLong, ModelError
 from protocol.heap import give_back_memory
 
 TOKENIZER_FILES = (
@@ -109,9 +109,9 @@ class Prompts:
         """The token ids of a request's prompt, at least one. context_tokens: the model's, None where it is not known.
 
         Raises:
-            BadRequest: an empty prompt, a model without chat template, a template that refuses the messages, token ids (in
+            BadRequest: no prompt where the model has no token to begin with, a model without chat template, a template that refuses the messages, token ids (in
                 the prompt or in logit_bias) outside the vocabulary.
-            TooLarge: a long text that could not fit the context, whatever its tokens; others are not looked at here.
+            ContextTooLong: a long text that could not fit the context, whatever its tokens; others are not looked at here.
         """
         if request.is_long and context_tokens is not None:
             self._require_room(request, context_tokens)
@@ -126,7 +126,7 @@ class Prompts:
             longest = longest_token(tokenizer)
         least = 0 if longest is None else request.num_characters // longest
         if least > context_tokens:
-            raise TooLarge(
+            raise ContextTooLong(
                 f"the prompt has more than {least} tokens but the model's context is {context_tokens} tokens; shorten it",
                 param=request.prompt_field,
             )
@@ -154,8 +154,6 @@ class Prompts:
             raise BadRequest(
                 "this model has no chat template; use /v1/completions, or --raw on the command line", param=field
             )
-        if not any(message["content"].strip() for message in prompt.messages):
-            return ()
         with self._encoders[request.is_long] as tokenizer:
             render = self._render or partial(render_here, tokenizer)
             try:
@@ -167,15 +165,21 @@ class Prompts:
             return _encoded(tokenizer, text, field, add_special_tokens=False)
 
     def _encode_text(self, request: GenerationRequest, text: str) -> tuple[int, ...]:
-        if not text:
-            return ()
         with self._encoders[request.is_long] as tokenizer:
+            if not text:
+                return _beginning(tokenizer)
             bos = tokenizer.bos_token
             with_special = bos is None or not text.startswith(bos)
             return _encoded(tokenizer, text, request.prompt_field, add_special_tokens=with_special)
 
     def __repr__(self) -> str:
         return f"<Prompts vocabulary={self.vocabulary_size} chat_template={self.has_chat_template}>"
+
+
+def _beginning(tokenizer: TokenizerWrapper) -> tuple[int, ...]:
+    """What an empty prompt stands for: the token that begins a text or, where there is none, the one that ended the last."""
+    known = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    return next(((token,) for token in known if token is not None), ())
 
 
 class TextStream:

@@ -44,7 +44,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     prompt_field: what the caller called the prompt, for errors about it. max_tokens: None lets the coordinator take its
     default, cut to the context. scope: requests of different scopes share no cached prefix. mode: an override of
     USE_DISTRIBUTED_INFERENCE ("auto" | "always" | "never"); strategy: a strategy name. client: who asks, for taking
-    turns; timeout_s: how long it may take, None for what the settings say.
+    turns; timeout_s: how long it may take, None for what the settings say. ignores_end_tokens: it goes on to max_tokens.
     """
 
     prompt: Prompt
@@ -58,6 +58,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     scope: str = ""
     client: str = ""
     timeout_s: float | None = None
+    ignores_end_tokens: bool = False
 
     @property
     def num_characters(self) -> int:

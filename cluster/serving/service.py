@@ -29,7 +29,7 @@ from cluster.serving.runs import Paused, RouteLost, Run, Runs
 from cluster.serving.status import HealthReport, HostModels, Status, WorkerFigures, health_report
 from cluster.serving.waiting import until_placed
 from cluster.settings import Settings
-from protocol.errors import ApiError, Unavailable, UsageError
+from protocol.errors import ApiError, ContextTooLong, Unavailable, UsageError
 from protocol.messages import ForgetConversation, PrefillProgress, Reused, SequenceFailed, Tokens
 from strategy.cache_use import MeasuredUse
 from strategy.decision import Decision
@@ -140,6 +140,14 @@ class GenerationService:
         plan = self._cluster.plan
         if plan is None:
             raise NotNow("no plan is in force")
+        asked = self._decider.asked(live, plan)
+        try:
+            return asked, self._decider.decide(asked, plan)
+        except ContextTooLong:
+            most = self._decider.most_tokens(asked, plan)
+            if not most:
+                raise
+        live.cut(most, "there is memory for no longer an answer's caches")
         asked = self._decider.asked(live, plan)
         return asked, self._decider.decide(asked, plan)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cluster.api.body import decode_object
 from cluster.api.explain import parse_explain
+from cluster.api.fields import Notes
 from cluster.api.surfaces import SURFACES
 from cluster.membership.checks import can_be_reached, check_member, check_stranger
 from cluster.planning.model_files import read_config, read_header, read_sizes
@@ -63,7 +64,7 @@ def request(data: bytes) -> None:
     """A request's body, for every path that takes one."""
     for parse in (parse_explain, *(surface.parse for surface in SURFACES)):
         try:
-            parse(decode_object(data))
+            parse(decode_object(data), Notes())
         except ApiError as error:
             error.body()
             if error.status >= 500:

@@ -7,7 +7,7 @@ import pytest
 
 from protocol import model_search
 from protocol.model_digest import model_digest
-from protocol.model_search import find_model, model_folders
+from protocol.model_search import find_model, model_folders, model_name
 
 
 def make(folder, **config):
@@ -69,3 +69,16 @@ def test_folders_are_the_checkouts_and_the_hubs(tmp_path):
     assert model_folders(tmp_path, {"HF_HOME": "/hf"})[1].as_posix() == "/hf/hub"
     assert model_folders(tmp_path, {"HF_HUB_CACHE": "/hub", "HF_HOME": "/hf"})[1].as_posix() == "/hub"
     assert model_folders(tmp_path, {})[0] == tmp_path / "models"
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/models/tandem-demo", "tandem-demo"),
+        ("/hub/models--acme--tiny-chat/snapshots/0123abcd", "acme/tiny-chat"),
+        ("/hub/models--gpt2/snapshots/0123abcd", "gpt2"),
+        ("/mine/snapshots/first", "first"),
+    ],
+)
+def test_model_has_its_name_on_the_hub_or_that_of_its_directory(path, name):
+    assert model_name(Path(path)) == name

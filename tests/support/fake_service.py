@@ -110,12 +110,15 @@ def ask(
     return asyncio.run(run())
 
 
-def chat(service: FakeService, **fields: Any) -> httpx.Response:
-    return ask(service, "POST", "/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}]} | fields)
+def chat(service: FakeService, *, app: dict[str, Any] | None = None, **fields: Any) -> httpx.Response:
+    """app: what the app is built with."""
+    body = {"messages": [{"role": "user", "content": "hi"}]} | fields
+    return ask(service, "POST", "/v1/chat/completions", body, **(app or {}))
 
 
-def completion(service: FakeService, **fields: Any) -> httpx.Response:
-    return ask(service, "POST", "/v1/completions", {"prompt": "hi"} | fields)
+def completion(service: FakeService, *, app: dict[str, Any] | None = None, **fields: Any) -> httpx.Response:
+    """app: what the app is built with."""
+    return ask(service, "POST", "/v1/completions", {"prompt": "hi"} | fields, **(app or {}))
 
 
 def sse_events(text: str) -> list[dict[str, Any]]:

@@ -2,23 +2,27 @@
 
 from typing import Any
 
-from cluster.api.accounts import accounts
+from cluster.api.accounts import accounts, usage
 from cluster.api.events import DONE, TextEvent, as_json, event
-from cluster.api.fields import Check, check_all, integer, only, refuse
-from cluster.api.parameters import COMMON, MAX_TOKEN_ID, api_request
+from cluster.api.fields import Check, Notes, check_all, integer, only, refuse
+from cluster.api.parameters import COMMON, MAX_TOKEN_ID, api_request, understood
 from cluster.api.surface import AnswerFormat, ApiRequest
 from cluster.serving.requests import Finished, Prompt, Routed, TextPrompt, TokensPrompt
 from protocol.errors import ApiError, BadRequest
 
 
 def raw_prompt(name: str, value: Any) -> Prompt:
-    """One prompt: a string, a list of token ids, or a list that holds exactly one of these."""
+    """One prompt: a string, a list of token ids, or a list that holds exactly one of these. An empty one, or none, stands for the
+    beginning of any text.
+    """
     if type(value) is list and len(value) == 1 and type(value[0]) in (str, list):
         value = value[0]
-    if type(value) is str and value:
+    if type(value) is str:
         return TextPrompt(value)
-    if type(value) is not list or not value:
-        raise refuse(name, "a string that is not empty or a list of token ids", value)
+    if type(value) is not list:
+        raise refuse(name, "a string or a list of token ids", value)
+    if not value:
+        return TextPrompt("")
     if type(value[0]) in (str, list):
         raise BadRequest(f"{name} holds {len(value)} prompts; send one prompt in each request", param=name)
     if all(type(item) is int and 0 <= item <= MAX_TOKEN_ID for item in value):
@@ -42,12 +46,10 @@ class Completions:
 
     path = "/v1/completions"
 
-    def parse(self, body: dict[str, Any]) -> ApiRequest:
+    def parse(self, body: dict[str, Any], notes: Notes) -> ApiRequest:
         """See `Surface`."""
-        fields = check_all(body, FIELDS)
-        if "prompt" not in fields:
-            raise BadRequest("prompt is missing; send a string or a list of token ids", param="prompt")
-        return api_request(fields, fields["prompt"], "prompt")
+        fields = check_all(understood(body), FIELDS, notes)
+        return api_request(fields, fields.get("prompt", TextPrompt("")), "prompt", notes)
 
     def answer(self, request: ApiRequest, routed: Routed, *, model: str, created: int) -> AnswerFormat:
         """See `Surface`."""
@@ -62,7 +64,7 @@ class _TextCompletion:
     """One answer; whole and in pieces it is the same object."""
 
     def __init__(self, request: ApiRequest, routed: Routed, *, model: str, created: int) -> None:
-        self._routed = routed
+        self._request, self._routed = request, routed
         self._usage: dict[str, None] = {"usage": None} if request.include_usage else {}
         self._head = {
             "id": f"cmpl-{routed.request_id}",
@@ -75,15 +77,23 @@ class _TextCompletion:
     def opening(self) -> bytes:
         return b""
 
+    def counted(self, text: str, num_tokens: int) -> bytes:
+        """See `AnswerFormat`."""
+        return event(self._chunk(text, None) | {"usage": usage(self._routed.prompt_tokens, num_tokens)})
+
     def closing(self, finished: Finished) -> bytes:
         """The finish reason, usage where it was asked for, and the end mark."""
         last = event(self._chunk("", finished.finish_reason))
-        usage = event(self._head | {"choices": []} | accounts(self._routed, finished)) if self._usage else b""
+        usage = (
+            event(self._head | {"choices": []} | accounts(self._request, self._routed, finished))
+            if self._usage
+            else b""
+        )
         return last + usage + DONE
 
     def whole(self, text: str, finished: Finished) -> bytes:
         choices = {"choices": [_choice(text, finished.finish_reason)]}
-        return as_json(self._head | choices | accounts(self._routed, finished))
+        return as_json(self._head | choices | accounts(self._request, self._routed, finished))
 
     def _chunk(self, text: str, finish_reason: str | None) -> dict[str, Any]:
         return self._head | {"choices": [_choice(text, finish_reason)]} | self._usage

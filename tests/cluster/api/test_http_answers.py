@@ -7,7 +7,7 @@ import pytest
 from cluster.api.surfaces import SURFACES
 from cluster.api.surfaces.completions import Completions
 from cluster.serving.requests import Delta, Waiting
-from protocol.errors import BadRequest, QueueFull, TandemError, TooLarge, Unavailable, as_sentence
+from protocol.errors import BadRequest, ContextTooLong, QueueFull, TandemError, TooLarge, Unavailable, as_sentence
 from tests.support.fake_service import ANSWER, FINISHED, ROUTED, FakeService, ask, chat, completion, sse_events
 
 USAGE = {
@@ -146,7 +146,8 @@ def test_further_surface_needs_only_to_be_named():
     ("error", "status", "code"),
     [
         (BadRequest("no", param="messages"), 400, "invalid_value"),
-        (TooLarge("too long"), 413, "context_length_exceeded"),
+        (ContextTooLong("too long"), 400, "context_length_exceeded"),
+        (TooLarge("too much"), 413, "request_too_large"),
         (QueueFull("full", retry_after_s=3), 429, "queue_full"),
         (Unavailable("lost"), 503, "unavailable"),
         (TandemError("odd"), 500, "internal_error"),
@@ -221,8 +222,8 @@ def test_model_answers_to_its_id_default_directory_and_basename(name):
     assert (response.status_code, response.json()["model"]) == (200, "tiny")
 
 
-def test_other_models_are_not_found():
-    response = chat(FakeService(), model="gpt-4")
+def test_other_models_are_not_found_where_that_is_wished():
+    response = chat(FakeService(), app={"strict_model": True}, model="gpt-4")
     assert response.status_code == 404
     assert response.json()["error"]["code"] == "model_not_found"
     assert response.json()["error"]["param"] == "model"

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from cluster.api import body as body_module
 from cluster.api.body import decode_object
+from cluster.api.fields import Notes
 from cluster.api.surfaces import chat as chat_surface
 from cluster.api.surfaces import completions as completions_surface
 from cluster.api.surfaces.chat import Chat
@@ -18,8 +19,14 @@ from protocol.values import Sampling
 from tests.support.fake_service import FakeService, ask, chat, completion
 
 USER = [{"role": "user", "content": "hi"}]
-parse_chat = Chat().parse
-parse_completion = Completions().parse
+
+
+def parse_chat(body, notes=None):
+    return Chat().parse(body, notes or Notes())
+
+
+def parse_completion(body, notes=None):
+    return Completions().parse(body, notes or Notes())
 
 
 def refused(response, param):
@@ -92,12 +99,20 @@ NEUTRAL = {
     "modalities": ["text"],
     "logit_bias": {},
     "stop": [],
-    "user": "me",
-    "metadata": {"k": "v"},
+    "metadata": {},
     "store": False,
     "service_tier": "auto",
-    "safety_identifier": "x",
-    "prompt_cache_key": "x",
+    "verbosity": "medium",
+    "reasoning_effort": "none",
+    "typical_p": 1,
+    "xtc_probability": 0.0,
+    "min_tokens": 0,
+    "ignore_eos": False,
+    "cache_prompt": True,
+    "max_tokens": -1,
+    "top_k": -1,
+    "model": "",
+    "options": {},
 }
 
 
@@ -112,13 +127,13 @@ def test_completion_values_that_ask_for_nothing_are_accepted():
 
 
 BAD_VALUES = [
-    *[("max_tokens", value) for value in (0, -1, 2**31, 10**30, 1.5, "10", True, [])],
+    *[("max_tokens", value) for value in (0, -3, 2**31, 10**30, 1.5, "ten", "", "nan", True, [])],
     *[("max_completion_tokens", value) for value in (0, "a")],
     *[("temperature", value) for value in ("warm", -0.1, 2.1, True, [], {}, 10**400)],
-    *[("top_p", value) for value in (0, 1.01, "a")],
-    *[("top_k", value) for value in (-1, 0.5)],
+    *[("top_p", value) for value in (-0.1, 1.01, "a", "inf")],
+    *[("top_k", value) for value in (-2, 0.5)],
     *[("min_p", value) for value in (-0.1, 1.1)],
-    *[("seed", value) for value in (2**64, -(2**63) - 1, 1.5, "1")],
+    *[("seed", value) for value in (2**64, -(2**63) - 1, 1.5, "x")],
     *[("stop", value) for value in ("", [""], [1], ["a"] * 17, {}, 5, "a" * 1025)],
     *[("repetition_penalty", value) for value in (0, -1, "a")],
     *[("presence_penalty", value) for value in (-2.1, "a")],
@@ -129,12 +144,13 @@ BAD_VALUES = [
     *[("strategy", value) for value in ("fast", "", 1)],
     *[("use_distributed_inference", value) for value in ("sometimes", True)],
     *[("conversation", value) for value in ("", "x" * 129, 1)],
-    *[("model", value) for value in (1, "", [])],
+    *[("model", value) for value in (1, [])],
     *[("n", value) for value in (2, 0, True)],
-    *[("store", value) for value in (True, 0)],
-    ("service_tier", "flex"),
-    ("user", 1),
-    ("metadata", "x"),
+    *[("typical_p", value) for value in (0.5, True)],
+    *[("ignore_eos", value) for value in (1, "yes")],
+    ("xtc_probability", 0.5),
+    ("guided_json", {}),
+    ("min_tokens", 4),
 ]
 
 
@@ -153,15 +169,12 @@ UNSUPPORTED = {
     "logprobs": True,
     "top_logprobs": 3,
     "tools": [{"type": "function"}],
-    "tool_choice": "auto",
+    "tool_choice": "required",
     "functions": [{}],
-    "function_call": "auto",
+    "function_call": {"name": "x"},
     "response_format": {"type": "json_object"},
     "modalities": ["text", "audio"],
     "audio": {"voice": "x"},
-    "prediction": {},
-    "reasoning_effort": "high",
-    "verbosity": "low",
     "web_search_options": {},
 }
 
@@ -177,10 +190,103 @@ def test_unsupported_completion_parameters_are_refused(name, value):
     refused(completion(FakeService(), **{name: value}), name)
 
 
-def test_a_misspelt_field_is_refused_with_the_nearest_known_one():
-    assert "did you mean max_tokens?" in refused(chat(FakeService(), max_token=5), "max_token")
-    assert "did you mean" not in refused(chat(FakeService(), zzzz=5), "zzzz")
-    refused(completion(FakeService(), messages=USER), "messages")
+# What clients send in passing, by whom, and what of it is named as having no effect.
+SHAPES = {
+    "Open WebUI": ({"num_ctx": 4096, "keep_alive": "5m"}, ["num_ctx", "keep_alive"]),
+    "Open WebUI's options": (
+        {"options": {"num_ctx": 4096, "temperature": 0.5, "mirostat_eta": 1}},
+        ["num_ctx", "mirostat_eta"],
+    ),
+    "llama.cpp": ({"repeat_penalty": 1.1, "typical_p": 1, "cache_prompt": True, "n_predict": 5}, []),
+    "SillyTavern": (
+        {"typical_p": 1.0, "tfs_z": 1, "min_p": 0, "dry_multiplier": 0, "rep_pen_slope": 1},
+        ["rep_pen_slope"],
+    ),
+    "LM Studio": ({"ttl": 300, "max_tokens": -1}, ["ttl"]),
+    "vLLM": ({"ignore_eos": True, "min_tokens": 0, "priority": 3}, ["priority"]),
+    "mlx_lm": (
+        {"xtc_probability": 0, "xtc_threshold": 0.1, "repetition_context_size": 20, "num_draft_tokens": 3},
+        ["xtc_threshold", "repetition_context_size", "num_draft_tokens"],
+    ),
+    "OpenRouter": ({"usage": {"include": True}, "reasoning": {"effort": "low"}}, ["usage", "reasoning"]),
+    "OpenAI": (
+        {"verbosity": "low", "store": True, "service_tier": "flex", "prompt_cache_retention": "24h", "user": "me"},
+        ["verbosity", "store", "service_tier", "prompt_cache_retention", "user"],
+    ),
+    "OpenAI without tools": ({"tool_choice": "auto", "parallel_tool_calls": True}, []),
+    "greedy by another name": ({"top_p": 0, "temperature": 0.9}, []),
+    "nulls": ({"n": None, "top_logprobs": None, "max_tokens": None}, []),
+    "text": ({"temperature": "0.5", "max_tokens": "7", "seed": "1"}, []),
+    "whole numbers": ({"max_tokens": 4.0, "top_k": 3.0}, []),
+    "another model": ({"model": "gpt-3.5-turbo"}, ["'gpt-3.5-turbo' is not served here, 'tiny' answered."]),
+    "no model": ({"model": ""}, []),
+}
+
+
+@pytest.mark.parametrize("client", SHAPES)
+def test_what_clients_send_in_passing_is_answered_and_what_has_no_effect_named(client):
+    fields, named = SHAPES[client]
+    response = chat(FakeService(), **fields)
+    assert response.status_code == 200, response.text
+    answer = response.json()
+    assert answer["model"] == FakeService().models()[0].id
+    notes = [note for note in answer["tandem"]["notes"] if note not in chat(FakeService()).json()["tandem"]["notes"]]
+    assert notes == [name if name.startswith("'") else f"The field {name} has no effect here." for name in named]
+
+
+def test_hints_are_named_in_streams_too():
+    response = chat(FakeService(), stream=True, stream_options={"include_usage": True}, ttl=5)
+    assert '"The field ttl has no effect here."' in response.text
+
+
+def test_synonyms_are_understood():
+    request = parse_chat({"messages": USER, "repeat_penalty": 1.3, "num_predict": 12})
+    assert (request.generation.sampling.repetition_penalty, request.generation.max_tokens) == (1.3, 12)
+    assert parse_chat({"messages": USER, "options": {"num_predict": 7}}).generation.max_tokens == 7
+    assert parse_chat({"messages": USER, "options": {"seed": 7}, "seed": 8}).generation.sampling.seed == 8
+    assert parse_chat({"messages": USER, "n_predict": 9, "max_tokens": 9}).generation.max_tokens == 9
+    with pytest.raises(BadRequest, match="max_tokens and n_predict differ"):
+        parse_chat({"messages": USER, "n_predict": 9, "max_tokens": 8})
+
+
+def test_no_share_of_the_likeliest_tokens_is_greedy():
+    assert parse_chat({"messages": USER, "top_p": 0, "temperature": 1}).generation.sampling == Sampling()
+
+
+def test_end_tokens_can_be_ignored():
+    assert parse_completion({"prompt": "x", "ignore_eos": True}).generation.ignores_end_tokens
+
+
+def test_strictly_what_has_no_effect_is_refused_with_the_nearest_known_name():
+    assert "did you mean max_tokens?" in refused(chat(FakeService(), app={"strict": True}, max_token=5), "max_token")
+    assert "did you mean" not in refused(chat(FakeService(), app={"strict": True}, zzzz=5), "zzzz")
+    refused(chat(FakeService(), app={"strict": True}, keep_alive=5), "keep_alive")
+    refused(completion(FakeService(), app={"strict": True}, messages=USER), "messages")
+    assert chat(FakeService(), app={"strict": True}, store=False).status_code == 200
+
+
+def test_ever_so_many_unknown_fields_make_few_notes():
+    notes = Notes()
+    parse_chat({"messages": USER} | {f"{number:03}" + "x" * 500: 1 for number in range(500)}, notes)
+    assert len(notes.clauses) == 21
+    assert notes.clauses[-1] == "480 further fields have no effect here"
+    assert max(map(len, notes.clauses)) < 100
+
+
+def test_tokens_so_far_are_in_each_piece_where_they_are_asked_for():
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    for response in (
+        chat(FakeService(), stream=True, stream_options=options),
+        completion(FakeService(), stream=True, stream_options=options),
+    ):
+        pieces = [
+            decode_object(line.encode())
+            for line in response.text.replace("data: ", "").split("\n\n")
+            if line.startswith("{")
+        ]
+        counted = [piece["usage"]["completion_tokens"] for piece in pieces if piece["usage"]]
+        assert len(counted) > 2
+        assert counted == sorted(counted)
 
 
 BAD_MESSAGES = [
@@ -192,21 +298,44 @@ BAD_MESSAGES = [
     ([{"role": "user"}], "messages[0].content"),
     ([{"role": "user", "content": None}], "messages[0].content"),
     ([{"role": "user", "content": 5}], "messages[0].content"),
-    ([{"role": "tool", "content": "x", "tool_call_id": "1"}], "messages[0].role"),
-    ([{"role": "tool", "content": "x"}], "messages[0].role"),
     ([{"role": "robot", "content": "x"}], "messages[0].role"),
     ([*USER, {"role": "assistant", "content": "x", "tool_calls": [{}]}], "messages[1].tool_calls"),
     ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}], "messages[0].content[0].type"),
     ([{"role": "user", "content": ["x"]}], "messages[0].content[0]"),
     ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0].text"),
-    ([{"role": "user", "content": [{"type": "text", "text": "x", "size": 1}]}], "messages[0].content[0].size"),
-    ([{"role": "user", "content": "x", "nmae": "y"}], "messages[0].nmae"),
 ]
 
 
 @pytest.mark.parametrize(("messages", "param"), BAD_MESSAGES)
 def test_bad_messages_are_refused_by_place(messages, param):
     refused(chat(FakeService(), messages=messages), param)
+
+
+def test_messages_carry_what_other_clients_keep_in_them():
+    notes = Notes()
+    messages = [
+        {"role": "user", "content": "", "id": "m1", "cache_control": {"type": "ephemeral"}},
+        {"role": "assistant", "content": "4", "reasoning_content": "2 and 2", "size": 1},
+        {"role": "tool", "content": "x", "tool_call_id": "1"},
+        {
+            "role": "user",
+            "content": [{"type": "input_text", "text": "a", "cache_control": {}}, {"type": "text", "text": "b"}],
+        },
+    ]
+    request = parse_chat({"messages": messages}, notes)
+    assert request.generation.prompt.messages == (
+        {"role": "user", "content": ""},
+        {"role": "assistant", "content": "4"},
+        {"role": "tool", "content": "x", "tool_call_id": "1"},
+        {"role": "user", "content": "ab"},
+    )
+    assert [clause.split()[2] for clause in notes.clauses] == [
+        "messages[0].id",
+        "messages[0].cache_control",
+        "messages[1].reasoning_content",
+        "messages[1].size",
+        "messages[3].content[0].cache_control",
+    ]
 
 
 def test_messages_are_flattened_and_developer_is_system():
@@ -223,9 +352,11 @@ def test_prompts_are_text_or_token_ids_and_one_at_a_time():
     assert parse_completion({"prompt": ["x"]}).generation.prompt == TextPrompt("x")
     assert parse_completion({"prompt": [1, 2]}).generation.prompt == TokensPrompt((1, 2))
     assert parse_completion({"prompt": [[1, 2]]}).generation.prompt == TokensPrompt((1, 2))
+    for empty in ({"prompt": ""}, {"prompt": []}, {"prompt": [""]}, {"prompt": None}, {}):
+        assert parse_completion(empty).generation.prompt == TextPrompt("")
 
 
-@pytest.mark.parametrize("prompt", ["", [], [""], [[]], ["a", "b"], [[1], [2]], 5, {}, True])
+@pytest.mark.parametrize("prompt", [["a", "b"], [[1], [2]], 5, {}, True])
 def test_bad_prompts_are_refused(prompt):
     refused(completion(FakeService(), prompt=prompt), "prompt")
 
@@ -237,7 +368,6 @@ def test_bad_token_ids_are_refused_by_place(prompt):
 
 def test_missing_prompts_are_refused():
     refused(ask(FakeService(), "POST", "/v1/chat/completions", {}), "messages")
-    refused(ask(FakeService(), "POST", "/v1/completions", {}), "prompt")
 
 
 def test_two_token_limits_must_agree():

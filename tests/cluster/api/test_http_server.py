@@ -9,6 +9,7 @@ import openai
 import pytest
 
 from cluster.api import bind, build_app, serve
+from cluster.api.fields import Notes
 from cluster.api.generation import GenerationResponse
 from cluster.api.surfaces.chat import Chat
 from cluster.serving.requests import Delta
@@ -90,7 +91,7 @@ def test_openai_client_raises_its_own_errors():
 
     async def wrong_model(client):
         with pytest.raises(openai.NotFoundError) as caught:
-            await client.chat.completions.create(model="gpt-4", messages=USER)
+            await client.models.retrieve("gpt-4")
         return caught.value.code
 
     async def wrong_key(client):
@@ -139,7 +140,7 @@ def test_client_that_leaves_while_its_answer_is_being_written_cancels_its_reques
             await asyncio.Event().wait()
 
         chat = Chat()
-        response = GenerationResponse(service, chat.parse({"messages": USER, "stream": True}), chat, "tiny")
+        response = GenerationResponse(service, chat.parse({"messages": USER, "stream": True}, Notes()), chat, "tiny")
         await asyncio.wait_for(response({"type": "http"}, receive, send), PATIENCE_S)
         assert service.closed.is_set()
 

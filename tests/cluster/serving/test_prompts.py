@@ -11,7 +11,7 @@ from mlx_lm.utils import load_tokenizer
 from cluster.serving.long_prompts import longest_token
 from cluster.serving.prompts import Prompts
 from cluster.serving.requests import LONG_CHARACTERS, ChatPrompt, GenerationRequest, Prompt, TextPrompt, TokensPrompt
-from protocol.errors import BadRequest, ModelError, TooLarge
+from protocol.errors import BadRequest, ContextTooLong, ModelError
 from protocol.values import Sampling
 from tests.support.tiny_tokenizer import write_tokenizer
 
@@ -66,11 +66,19 @@ def test_facts_of_the_model_are_known(prompts, mlx_lm_tokenizer):
     assert prompts.eos_token_ids == {mlx_lm_tokenizer.eos_token_id, 3}
 
 
-@pytest.mark.parametrize(
-    "prompt", [TextPrompt(""), TokensPrompt(()), ChatPrompt(({"role": "user", "content": " \n"},))], ids=repr
-)
-def test_empty_prompts_are_refused_by_the_name_that_the_caller_gave_them(prompts, prompt):
-    error = refusal(prompts, prompt)
+def test_empty_text_is_the_beginning_of_any(prompts, mlx_lm_tokenizer):
+    beginning = mlx_lm_tokenizer.bos_token_id
+    assert encode(prompts, TextPrompt("")) == (beginning,)
+
+
+def test_empty_message_is_one_to_the_template(prompts, mlx_lm_tokenizer):
+    message = {"role": "user", "content": ""}
+    expected = mlx_lm_tokenizer.apply_chat_template([message], add_generation_prompt=True)
+    assert list(encode(prompts, ChatPrompt((message,)))) == expected
+
+
+def test_no_tokens_at_all_are_refused_by_the_name_that_the_caller_gave_them(prompts):
+    error = refusal(prompts, TokensPrompt(()))
     assert (error.param, "empty" in str(error)) == ("input", True)
 
 
@@ -212,7 +220,7 @@ def test_long_prompt_gives_the_ids_of_mlx_lm_though_another_tokenizer_makes_them
 def test_text_that_cannot_fit_the_context_is_refused_before_it_is_encoded(prompts, monkeypatch):
     monkeypatch.setattr(Prompts, "_ids", lambda *_: pytest.fail("it was encoded"))
     request = GenerationRequest(prompt=TextPrompt("the cat " * LONG_CHARACTERS), prompt_field="input")
-    with pytest.raises(TooLarge, match="the model's context is 100 tokens") as refused:
+    with pytest.raises(ContextTooLong, match="the model's context is 100 tokens") as refused:
         prompts.encode(request, 100)
     assert refused.value.param == "input"
 

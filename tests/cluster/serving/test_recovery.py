@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cluster.serving.requests import GenerationRequest, Routed, TextPrompt
-from protocol.errors import ApiError, BadRequest, Unavailable
+from protocol.errors import ApiError, BadRequest, ContextTooLong, Unavailable
 from protocol.messages import Reused
 from protocol.values import Route, Sampling
 from tests.support.fake_cluster import (
@@ -293,19 +293,17 @@ def test_request_that_comes_while_nothing_serves_waits_for_the_first_plan(prompt
         assert service.models()[0].context_tokens == 2000
         cluster.report(1, (21,), "length")
         await client.task
-        with pytest.raises(BadRequest, match="leaves 1995"):
-            await Client(service, tokens_request(max_tokens=5000)).task
 
     run(scenario())
 
 
-def test_request_that_asks_for_too_much_before_the_first_plan_is_refused_with_it(prompts):
+def test_prompt_that_is_too_long_before_the_first_plan_is_refused_with_it(prompts):
     async def scenario():
         cluster = FakeCluster(None)
-        client = Client(service_of(prompts, cluster), tokens_request(max_tokens=5000))
+        client = Client(service_of(prompts, cluster), tokens_request(2000))
         await settle()
         cluster.begin(plan_of())
-        with pytest.raises(BadRequest, match="leaves 1995"):
+        with pytest.raises(ContextTooLong, match="context is 2000 tokens"):
             await client.task
 
     run(scenario())

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cluster.membership.member import Whereabouts
 from cluster.serving.live_request import DEFAULT_MAX_TOKENS
 from cluster.serving.requests import GenerationRequest, Progress, TextPrompt, TokensPrompt
-from protocol.errors import ApiError, BadRequest, QueueFull, TooLarge, Unavailable, UsageError
+from protocol.errors import ApiError, BadRequest, ContextTooLong, QueueFull, Unavailable, UsageError
 from protocol.messages import ForgetConversation, PrefillProgress, Reused, SequenceFailed
 from protocol.values import Sampling
 from strategy.cache_use import MeasuredUse, PayingRange
@@ -191,11 +191,16 @@ def test_prompt_and_max_tokens_may_fill_the_context_exactly(prompts):
     run(scenario())
 
 
-def test_max_tokens_beyond_the_context_is_a_bad_request_that_says_how_many_are_left(prompts):
+def test_max_tokens_beyond_the_context_are_cut_to_what_is_left_and_the_answer_says_so(prompts):
     async def scenario():
-        with pytest.raises(BadRequest, match="leaves 10 after 1990 prompt tokens") as refused:
-            await answered(prompts, tokens_request(CONTEXT_TOKENS - 10, max_tokens=11))
-        assert refused.value.param == "max_tokens"
+        cluster = FakeCluster(plan_of())
+        client = Client(service_of(prompts, cluster), tokens_request(CONTEXT_TOKENS - 10, max_tokens=32_000))
+        await client.routed()
+        assert cluster.generates()[0][1].max_tokens == 10
+        cluster.report(1, (20,), "length")
+        await client.task
+        (note,) = client.finished.notes
+        assert note.startswith("max_tokens was cut from 32000 to 10: the model's context of 2000 tokens")
 
     run(scenario())
 
@@ -210,9 +215,9 @@ def test_token_ids_beyond_the_loaded_weights_are_a_bad_request_whatever_the_conf
     run(scenario())
 
 
-def test_prompt_that_fills_the_context_is_too_large(prompts):
+def test_prompt_that_fills_the_context_is_too_long(prompts):
     async def scenario():
-        with pytest.raises(TooLarge, match="2000 tokens") as refused:
+        with pytest.raises(ContextTooLong, match="2000 tokens") as refused:
             await answered(prompts, tokens_request(CONTEXT_TOKENS, prompt_field="input"))
         assert refused.value.param == "input"
 
@@ -498,11 +503,26 @@ def test_workers_of_the_plan_say_what_they_compute_and_without_one_there_is_noth
 def test_request_whose_cache_can_never_fit_is_refused_with_the_figures(prompts):
     async def play():
         service = service_of(prompts, FakeCluster(plan_of(room=10 * 256)), use_distributed_inference="never")
-        request = tokens_request(200, max_tokens=100)
-        with pytest.raises(TooLarge, match=r"300 tokens needs 0.0 MB on alpha"):
+        request = tokens_request(300, max_tokens=100)
+        with pytest.raises(ContextTooLong, match=r"400 tokens needs 0.0 MB on alpha"):
             await anext(service.generate(request))
 
     run(play())
+
+
+def test_answer_whose_cache_can_never_fit_is_cut_to_what_does(prompts):
+    async def scenario():
+        cluster = FakeCluster(plan_of(room=10 * 256))
+        client = Client(
+            service_of(prompts, cluster, use_distributed_inference="never"), tokens_request(200, max_tokens=32_000)
+        )
+        await client.routed()
+        assert cluster.generates()[0][1].max_tokens == 56
+        cluster.report(1, (20,), "length")
+        await client.task
+        assert client.finished.notes[-1].startswith("max_tokens was cut from 1800 to 56: there is memory for no longer")
+
+    run(scenario())
 
 
 def test_request_whose_cache_does_not_fit_now_waits_for_room(prompts):

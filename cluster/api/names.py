@@ -1,0 +1,46 @@
+"""By which names clients ask for the model: its own, its further ones, and whatever they were set up with before."""
+
+import msgspec
+
+from cluster.api.surface import ApiRequest
+from cluster.serving.requests import ModelInfo, Service
+from protocol.errors import NotFound, Unavailable
+
+
+class Names:
+    """Of the loaded model. ids: further ones than its own and "default"; strict: no others."""
+
+    def __init__(self, service: Service, ids: frozenset[str], *, strict: bool) -> None:
+        self._service = service
+        self._ids = ids | {"default"}
+        self._strict = strict
+
+    def served(self, request: ApiRequest) -> tuple[ApiRequest, str]:
+        """What runs, and the name of the model that answers; a note where another one was asked for."""
+        model, is_another = self.find(request.model)
+        if is_another:
+            note = f"{(request.model or '')[:200]!r} is not served here, {model.id!r} answered"
+            request = msgspec.structs.replace(request, notes=(*request.notes, note))
+        return request, model.id
+
+    def find(self, name: str | None) -> tuple[ModelInfo, bool]:
+        """The model for a name, and whether that is another one's. Raises NotFound where that will not do."""
+        if name is None or not self._strict:
+            model = self._loaded()
+            return model, not (name is None or name == model.id or name in self._ids)
+        return self.find_exactly(name), False
+
+    def find_exactly(self, name: str) -> ModelInfo:
+        """Raises NotFound for another model's name."""
+        model = self._loaded()
+        if name == model.id or name in self._ids:
+            return model
+        error = NotFound(f"the model {name[:200]!r} is not loaded; this cluster serves {model.id!r}", param="model")
+        error.code = "model_not_found"
+        raise error
+
+    def _loaded(self) -> ModelInfo:
+        models = self._service.models()
+        if not models:
+            raise Unavailable("no model is loaded yet; try again when /health says ready")
+        return models[0]
