@@ -160,10 +160,10 @@ async def run(arguments: argparse.Namespace) -> Report:
         lines = _log_lines(home)
         # What is kept of strangers is there before memory is counted.
         await attack(ways, arguments.joins // 10, generator)
-        before = sample(running.home, 0)
+        before = sample(running.places, 0)
         async with served.meanwhile():
             said = await attack(ways, arguments.joins, generator)
-        after, lines = sample(running.home, 1), _log_lines(home) - lines
+        after, lines = sample(running.places, 1), _log_lines(home) - lines
         guests, stands = _book(home).read().guests, await _standing(running) == standing
         invited = await asyncio.to_thread(come, Knock(door_of(home), lets_in))
         await until_ready(running, arguments.workers)

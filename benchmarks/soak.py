@@ -145,10 +145,10 @@ async def soak(running: Cluster, load: Load, generator: random.Random, arguments
 
 async def _at_rest(running: Cluster, requests: int) -> Sample:
     """A count once the memory of no process falls any more."""
-    found = sample(running.home, requests)
+    found = sample(running.places, requests)
     while True:
         await asyncio.sleep(REST_S)
-        earlier, found = found, sample(running.home, requests)
+        earlier, found = found, sample(running.places, requests)
         before = {process.pid: process.resident_bytes for process in earlier.processes}
         if all(process.resident_bytes >= before.get(process.pid, 0) * STILL for process in found.processes):
             return found

@@ -20,6 +20,8 @@ COORDINATOR = 0xFFFF
 TO_COORDINATOR = ""
 Count = Annotated[int, Meta(ge=1, description="a whole number of at least 1")]
 Natural = Annotated[int, Meta(ge=0, description="a whole number of at least 0")]
+# A worker answers by it: beyond what the coordinator counts with, the answer would be refused and missing on the worker's link.
+SequenceNumber = Annotated[int, Meta(ge=0, le=1 << 60)]
 KvKind = Literal["dynamic", "static", "rotating", "quantized", "keys-only", "paged"]
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "Peer",
     "Route",
     "Sampling",
+    "SequenceNumber",
     "pack_ids",
     "pack_keys",
     "unpack_ids",

@@ -55,7 +55,7 @@ from protocol.transport import LOOPBACK, Admits, KeyPair, Sender, ZmqDataLinks, 
 from protocol.transport.addressing import Network, host_of, own_networks, permitted_here, seen_from
 from protocol.transport.asking import ZmqAnswerer
 from protocol.transport.echo import measure
-from protocol.values import TO_COORDINATOR, Peer
+from protocol.values import COORDINATOR, TO_COORDINATOR, Peer
 from workers.attachment import (
     Attachment,
     BeatArrived,
@@ -189,6 +189,10 @@ class Worker:
                 if why:
                     log.info("ends: %s", why)
                 self._end()
+            case _ if (
+                envelope.number and envelope.sender != COORDINATOR
+            ):  # would count among those of another worker's link
+                log.warning("dropped a %s of the coordinator from another's place", type(envelope.message).__name__)
             case _:
                 self._engine.post(envelope)
 

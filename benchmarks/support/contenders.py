@@ -20,6 +20,7 @@ import psutil
 
 from benchmarks.support.client import Target, get_json
 from benchmarks.support.machine import CHECKOUT, blas_of, free_port, pin_each
+from benchmarks.support.resources import Place
 from cluster.membership.local import worker_environment
 
 START_LIMIT_S = 180.0
@@ -35,13 +36,20 @@ class WorkerLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Cluster(msgspec.Struct, frozen=True, kw_only=True):
-    """A running Tandem cluster. home: its TANDEM_HOME; model: what it calls its model; pids: its workers as it started."""
+    """A running Tandem cluster. home: its TANDEM_HOME; model: what it calls its model; pids: its workers as it started; hosts:
+    where its processes are, that of its coordinator first; none where all are on this machine.
+    """
 
     url: str
     home: Path
     model: str
     pids: tuple[int, ...]
     front_pid: int
+    hosts: tuple[Place, ...] = ()
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        return self.hosts or (Place.here(self.home),)
 
 
 class Contender(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,7 +1,11 @@
-"""Somebody inside a cluster who means it harm: what may be known there, and what is said to every port with something wrong in it."""
+"""Somebody inside a cluster who means it harm: what may be known there, and what is said to every port with something wrong in it.
+
+All is sent by the threads of ZeroMQ that this process shares, from the network in which they were begun.
+"""
 
 import asyncio
 import contextlib
+import itertools
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +18,7 @@ from benchmarks.support import machine
 from benchmarks.support.client import get_json
 from benchmarks.support.contenders import Cluster
 from benchmarks.support.mutation import mutated_frames, mutated_question
+from benchmarks.support.resources import COORDINATOR_NAME, Place, processes_of
 from cluster.config import BUNDLED_MODEL
 from protocol.codec import PROTOCOL
 from protocol.home import Home
@@ -56,16 +61,18 @@ from protocol.messages import (
 )
 from protocol.model_digest import model_digest
 from protocol.transport import KeyPair, ZmqOutbox
-from protocol.transport.asking import IN_FLIGHT, ZmqAskers
+from protocol.transport.addressing import endpoint_of
+from protocol.transport.asking import IN_FLIGHT
 from protocol.transport.securing import secure
 from protocol.values import COORDINATOR, LayerRange, Peer, Route, Sampling, pack_ids
 from protocol.weight_pieces import AskHashes, AskManifest, AskPiece
 from strategy.layer_speeds import LayerSpeeds, PartSpeed
+from tests.hosts.tools import network_of
 
 # Of sequences that nobody has: what a message says of a real one is its sender's to say.
 _NOBODYS = 1 << 40
 _BATCH, _PER_S = 200, 5000
-_ANSWER_WITHIN_S = 5.0
+_ANSWER_WITHIN_S, _LOOK_EVERY_S = 5.0, 0.1
 _MOST_UNREAD = 64
 
 _Messages = list[tuple[Message, tuple[bytes, ...]]]
@@ -74,10 +81,13 @@ Draw = Callable[[], list[bytes]]
 
 
 class Inside(msgspec.Struct, frozen=True, kw_only=True):
-    """What an attacker inside a cluster may know: its ports with the key of who listens, its plan, and keys."""
+    """What an attacker inside a cluster may know: where it listens and who does, its plan, and keys. names: of the workers, in the
+    plan's order; speakers: those whose keys are spoken with, of other hosts than the coordinator's where there are others.
+    """
 
-    ports: list[tuple[int, str]]
+    peers: tuple[Peer, ...]
     names: tuple[str, ...]
+    speakers: tuple[str, ...]
     epoch: int
     coordinator: KeyPair
     workers: dict[str, KeyPair]
@@ -106,30 +116,55 @@ class Questions(Frames):
     def send_frames(self, peer: Peer, frames: Sequence[bytes]) -> None:
         """Queue them, and take what came."""
         super().send_frames(peer, frames)
+        self.take(peer)
+
+    def take(self, peer: Peer) -> bool:
+        """Drop the answers that came; whether there were any."""
+        num_answers = 0
         with contextlib.suppress(zmq.Again):
             while True:
                 self._link(peer).recv_multipart(zmq.NOBLOCK)
+                num_answers += 1
+        return num_answers > 0
 
 
 async def inside(running: Cluster) -> Inside:
-    """Of a running cluster, by the files of its home and the ports that its processes listen on."""
-    home = Home(running.home)
-    desired = home.read_desired()
+    """Of a running cluster, by the files of its homes and the ports that its processes listen on."""
+    desired = Home(running.home).read_desired()
     assert desired is not None
     coordinator = KeyPair(desired.public_key, desired.secret_key)
     status = await get_json(running.url, "/status")
-    names = tuple(worker["name"] for worker in status["workers"])
-    workers = {name: KeyPair.kept(home, name) for name in names}
-    api = int(running.url.rpartition(":")[2])
-    ports = [(port, coordinator.public) for port in _listening(running.front_pid) if port != api]
-    for worker in status["workers"]:
-        ports += [(port, workers[worker["name"]].public) for port in _listening(worker["pid"])]
-    return Inside(ports=ports, names=names, epoch=status["epoch"], coordinator=coordinator, workers=workers)
+    in_order = sorted(status["workers"], key=lambda worker: worker["layers"] or [0])
+    names = tuple(worker["name"] for worker in in_order)
+    found = [(where, process) for where in running.places for process in processes_of(where)]
+    workers: dict[str, KeyPair] = {}
+    peers: list[Peer] = []
+    for place, process in found:
+        if process.name in names:
+            workers[process.name] = KeyPair.kept(Home(place.files), process.name)
+        keys = coordinator if process.name == COORDINATOR_NAME else workers.get(process.name)
+        if keys is not None:
+            ends = itertools.product(place.addresses, _listening(place, process.pid) - {_port_of(running.url)})
+            peers += [Peer(endpoint=endpoint_of(*end), public_key=keys.public) for end in ends]
+    near = {process.name for place, process in found if place == running.places[0]}
+    return Inside(
+        peers=tuple(peers),
+        names=names,
+        speakers=tuple(name for name in names if name not in near) or names,
+        epoch=status["epoch"],
+        coordinator=coordinator,
+        workers=workers,
+    )
 
 
-def _listening(pid: int) -> list[int]:
-    connections = psutil.Process(pid).net_connections(kind="tcp")
-    return [connection.laddr.port for connection in connections if connection.status == psutil.CONN_LISTEN]
+def _port_of(url: str) -> int:
+    return int(url.rpartition(":")[2])
+
+
+def _listening(place: Place, pid: int) -> set[int]:
+    with network_of(place.first_pid) if place.first_pid else contextlib.nullcontext():
+        connections = psutil.Process(pid).net_connections(kind="tcp")
+    return {connection.laddr.port for connection in connections if connection.status == psutil.CONN_LISTEN}
 
 
 def of_stages(names: tuple[str, ...]) -> _Messages:
@@ -259,24 +294,25 @@ def questions() -> list[bytes]:
 
 def _senders(known: Inside, generator: random.Random) -> list[tuple[Frames, Draw]]:
     """Who speaks, and what they say."""
-    names, stranger = known.names, KeyPair.generate()
-    first, last = (known.workers[name] for name in (names[0], names[-1]))
-    of_first = of_stages(names) + of_members(names[0], names, first.public)
-    of_last = of_stages(names) + of_members(names[-1], names, last.public)
-    of_stranger = of_stages(names) + of_members(names[0], names, stranger.public) + of_coordinators(names)
+    names, asked = known.names, questions()
+    stranger, workers = KeyPair.generate(), [known.workers[name] for name in known.speakers]
 
     def says(place: int, messages: _Messages) -> Draw:
         return lambda: mutated_frames(*generator.choice(messages), known.epoch, place, generator)
 
-    asked = questions()
+    def of_worker(name: str, keys: KeyPair) -> _Messages:
+        return of_stages(names) + of_members(name, names, keys.public)
+
     return [
-        (Frames(stranger, linger_ms=0), says(0, of_stranger)),
-        (Frames(first, linger_ms=0), says(0, of_first)),
-        (Frames(last, linger_ms=0), says(len(names) - 1, of_last)),
+        (Frames(stranger, linger_ms=0), says(0, of_worker(names[0], stranger) + of_coordinators(names))),
+        *(
+            (Frames(keys, linger_ms=0), says(names.index(name), of_worker(name, keys)))
+            for name, keys in zip(known.speakers, workers, strict=True)
+        ),
         (Frames(known.coordinator, linger_ms=0), says(COORDINATOR, of_coordinators(names))),
         *(
             (Questions(keys), lambda: mutated_question(generator.choice(asked), generator))
-            for keys in (stranger, first, last)
+            for keys in (stranger, *workers)
         ),
     ]
 
@@ -284,12 +320,11 @@ def _senders(known: Inside, generator: random.Random) -> list[tuple[Frames, Draw
 async def send_messages(known: Inside, count: int, generator: random.Random) -> int:
     """So many wrong messages and questions, in turn from everybody to every port; returns how many."""
     senders = _senders(known, generator)
-    peers = [Peer(endpoint=f"tcp://127.0.0.1:{port}", public_key=key) for port, key in known.ports]
     sent = 0
     try:
         while sent < count:
             outbox, draw = generator.choice(senders)
-            peer = generator.choice(peers)
+            peer = generator.choice(known.peers)
             if isinstance(outbox, Questions) or generator.random() < 0.05:
                 outbox.forget(peer)
             for _ in range(_BATCH // IN_FLIGHT):
@@ -303,23 +338,16 @@ async def send_messages(known: Inside, count: int, generator: random.Random) -> 
     return sent
 
 
-async def answering(known: Inside) -> set[int]:
-    """The ports that answer a member."""
-    return await asyncio.to_thread(_answering, known)
-
-
-def _answering(known: Inside) -> set[int]:
-    askers = ZmqAskers(known.workers[known.names[0]])
-    opened = {port: askers.open(f"tcp://127.0.0.1:{port}", key) for port, key in known.ports}
-    found: set[int] = set()
+async def answering(known: Inside) -> set[str]:
+    """The public keys of those of whom a port answers a member."""
+    asking, found = Questions(known.workers[known.speakers[0]]), set[str]()
     until = time.monotonic() + _ANSWER_WITHIN_S
     try:
-        for asker in opened.values():
-            asker.ask(1, questions()[0])
-        while (left_s := until - time.monotonic()) > 0 and len(found) < len(opened):
-            waits_s = min(left_s, 0.1)
-            found |= {port for port in opened.keys() - found if opened[port].receive(waits_s) is not None}
+        for peer in known.peers:
+            asking.send_frames(peer, [bytes(8), questions()[0]])
+        while time.monotonic() < until and len(found) < len(known.workers):
+            await asyncio.sleep(_LOOK_EVERY_S)
+            found |= {peer.public_key for peer in known.peers if asking.take(peer)}
     finally:
-        for asker in opened.values():
-            asker.close()
+        asking.close()
     return found

@@ -1,12 +1,34 @@
 """What the processes and the home of a cluster hold of the machine: memory, descriptors, threads, files."""
 
+import contextlib
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Self
 
 import msgspec
 import psutil
 
 from benchmarks.support.footprint import footprint_bytes
+from protocol.transport import LOOPBACK
+
+COORDINATOR_NAME = "cluster.coordinator"
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """A machine that a cluster has processes on, each with `home` in its command line. files: where that folder is found from here;
+    addresses: those of what listens there; first_pid: of the process from which all others there come, None for this machine.
+    """
+
+    home: Path
+    files: Path
+    addresses: tuple[str, ...]
+    first_pid: int | None = None
+
+    @classmethod
+    def here(cls, home: Path) -> Self:
+        """This machine."""
+        return cls(home=home, files=home, addresses=(LOOPBACK,))
 
 
 class ProcessUse(msgspec.Struct, frozen=True, kw_only=True):
@@ -20,7 +42,7 @@ class ProcessUse(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
-    """Of a cluster at one time. requests: answered so far; files: by folder under the home."""
+    """Of a cluster at one time. requests: answered so far; files: by folder under the homes."""
 
     requests: int
     processes: tuple[ProcessUse, ...]
@@ -31,16 +53,18 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
         return next((process for process in self.processes if process.pid == pid), None)
 
 
-def sample(home: Path, requests: int) -> Sample:
-    """Every process that has the home in its command line, and every file in the home."""
-    return Sample(requests=requests, processes=tuple(_processes(home)), files=_files(home))
+def sample(places: Sequence[Place], requests: int) -> Sample:
+    """Every process of a cluster, and every file in its homes."""
+    processes = tuple(process for place in places for process in processes_of(place))
+    return Sample(requests=requests, processes=processes, files=_files(places))
 
 
-def _processes(home: Path) -> list[ProcessUse]:
+def processes_of(place: Place) -> list[ProcessUse]:
+    """Those with the home in their command line, by name."""
     found = []
-    for process in psutil.process_iter(["cmdline", "status"]):
-        command = process.info["cmdline"] or []
-        if str(home) not in command or process.info["status"] == psutil.STATUS_ZOMBIE:
+    for process in _running(place):
+        command = _command(process)
+        if str(place.home) not in command:
             continue
         with process.oneshot():
             found.append(
@@ -55,6 +79,19 @@ def _processes(home: Path) -> list[ProcessUse]:
     return sorted(found, key=lambda use: (use.name, use.pid))
 
 
+def _running(place: Place) -> Iterable[psutil.Process]:
+    if place.first_pid is None:
+        return psutil.process_iter()
+    return psutil.Process(place.first_pid).children(recursive=True)
+
+
+def _command(process: psutil.Process) -> list[str]:
+    """None of one that has ended, or is not ours to look at."""
+    with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+        return process.cmdline()
+    return []
+
+
 def _name(command: list[str]) -> str:
     for option in ("--name", "-m"):
         if option in command:
@@ -62,8 +99,9 @@ def _name(command: list[str]) -> str:
     return Path(command[0]).name
 
 
-def _files(home: Path) -> dict[str, int]:
-    return dict(Counter(str(file.parent.relative_to(home)) for file in home.rglob("*") if file.is_file()))
+def _files(places: Sequence[Place]) -> dict[str, int]:
+    files = ((place.files, file) for place in places for file in place.files.rglob("*") if file.is_file())
+    return dict(Counter(str(file.parent.relative_to(home)) for home, file in files))
 
 
 class Growth(msgspec.Struct, frozen=True, kw_only=True):

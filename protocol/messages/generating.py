@@ -3,7 +3,7 @@
 import msgspec
 
 from protocol.messages.message import Message
-from protocol.values import Route, Sampling
+from protocol.values import Route, Sampling, SequenceNumber
 
 
 class Generate(Message, frozen=True, kw_only=True):
@@ -14,7 +14,7 @@ class Generate(Message, frozen=True, kw_only=True):
     stages that read the prompt for a route of one worker; None where that reads it alone.
     """
 
-    sequence: int
+    sequence: SequenceNumber
     route: Route
     cached: bool
     max_tokens: int
@@ -30,7 +30,7 @@ class Generate(Message, frozen=True, kw_only=True):
 class Cancel(Message, frozen=True, kw_only=True):
     """Stop computing for a sequence. Unknown sequences are ignored: it may just have ended."""
 
-    sequence: int
+    sequence: SequenceNumber
 
 
 class ForgetConversation(Message, frozen=True, kw_only=True):
@@ -42,7 +42,7 @@ class ForgetConversation(Message, frozen=True, kw_only=True):
 class Update(msgspec.Struct, frozen=True, array_like=True):
     """New token ids of one sequence; finish_reason "stop" or "length" ends it."""
 
-    sequence: int
+    sequence: SequenceNumber
     tokens: tuple[int, ...]
     finish_reason: str | None = None
 
@@ -56,7 +56,7 @@ class Tokens(Message, frozen=True, kw_only=True):
 class PrefillProgress(Message, frozen=True, kw_only=True):
     """Prompt tokens of a sequence that the pipeline has taken in."""
 
-    sequence: int
+    sequence: SequenceNumber
     processed: int
     total: int
 
@@ -64,12 +64,12 @@ class PrefillProgress(Message, frozen=True, kw_only=True):
 class Reused(Message, frozen=True, kw_only=True):
     """A sequence began with `num_tokens` of its prompt already in the caches."""
 
-    sequence: int
+    sequence: SequenceNumber
     num_tokens: int
 
 
 class SequenceFailed(Message, frozen=True, kw_only=True):
     """A sequence cannot go on; `message` is one sentence for the user."""
 
-    sequence: int
+    sequence: SequenceNumber
     message: str

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 from benchmarks.soak import DEATHS_WITHIN_S, MAX_DEATHS, Deaths
-from benchmarks.support.resources import ProcessUse, Sample, growth, sample
+from benchmarks.support.resources import Place, ProcessUse, Sample, growth, sample
 from tests.support.running_cluster import wait_until
 
 
@@ -46,7 +46,7 @@ def test_processes_are_found_by_the_home_in_their_command_and_files_by_folder(tm
     command = [sys.executable, "-c", "import time; time.sleep(60)", "--home", str(tmp_path), "--name", "worker-0"]
     process = subprocess.Popen(command)
     try:
-        found = wait_until(lambda: (one := sample(tmp_path, 7)).processes and one, "it is there")
+        found = wait_until(lambda: (one := sample([Place.here(tmp_path)], 7)).processes and one, "it is there")
     finally:
         process.kill()
         process.wait()

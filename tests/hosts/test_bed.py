@@ -1,8 +1,6 @@
 """The bed itself: hosts are apart, links differ, faults do what they say, and nothing stays behind."""
 
 import contextlib
-import ctypes
-import os
 import select
 import socket
 import subprocess
@@ -15,27 +13,14 @@ import pytest
 
 from tests.hosts.bed import Bed
 from tests.hosts.room import CABLE_BITS_PER_S, WIFI_BITS_PER_S, WIFI_DELAY_S
+from tests.hosts.tools import network_of
 from tests.support.running_cluster import CHECKOUT, wait_until
 
 pytestmark = pytest.mark.hosts
 
-CLONE_NEWNET = 0x40000000
 LIMIT_S = 10.0
 # How long nothing must arrive for silence.
 SILENCE_S = 0.3
-
-
-@contextlib.contextmanager
-def network_of(bed, host):
-    """Sockets that are made inside belong to the network of a host for as long as they live."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    theirs_at = Path(f"/proc/{bed.hosts[host].pid}/ns/net")
-    with Path("/proc/self/ns/net").open() as ours, theirs_at.open() as theirs:
-        assert libc.setns(theirs.fileno(), CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
-        try:
-            yield
-        finally:
-            assert libc.setns(ours.fileno(), CLONE_NEWNET) == 0
 
 
 @pytest.fixture
@@ -49,7 +34,7 @@ def udp(bed, sockets):
     """A function: a UDP socket of a host, bound to one of its interfaces."""
 
     def udp(host, interface):
-        with network_of(bed, host):
+        with network_of(bed.hosts[host].pid):
             made = sockets.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
         made.settimeout(LIMIT_S)
         made.bind((bed.address(host, interface), 0))
@@ -63,9 +48,9 @@ def tcp(bed, sockets):
     """A function: two ends of a connection from one host to another over their cable."""
 
     def tcp(client, server):
-        with network_of(bed, server):
+        with network_of(bed.hosts[server].pid):
             listener = sockets.enter_context(socket.create_server((bed.address(server, f"tb-{client}"), 0)))
-        with network_of(bed, client):
+        with network_of(bed.hosts[client].pid):
             connected = sockets.enter_context(socket.create_connection(listener.getsockname(), LIMIT_S))
         accepted = sockets.enter_context(listener.accept()[0])
         accepted.settimeout(LIMIT_S)
@@ -304,7 +289,7 @@ def test_slowed_cable_has_its_share(healed, tcp):
 def test_host_without_power_says_nothing_and_comes_back_as_a_new_one(bed, sockets, udp):
     bed.run("b", "sh", "-c", "echo kept >file; echo lost >/tmp/file")
     sleeping = bed.popen("b", "sleep", "60")
-    with network_of(bed, "a"):
+    with network_of(bed.hosts["a"].pid):
         on_a = sockets.enter_context(socket.create_connection((bed.address("b", "tb-a"), 22), LIMIT_S))
     assert on_a.recv(100).startswith(b"SSH-")
     old = {kind: Path(f"/proc/{bed.hosts['b'].pid}/ns/{kind}").readlink() for kind in ("pid", "net", "mnt", "uts")}

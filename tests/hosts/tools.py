@@ -1,9 +1,12 @@
-"""The system's tools that make a bed, with a limit on each call; and whether this machine can have a bed at all."""
+"""The system's tools that make a bed, with a limit on each call, and its call to enter one; and whether this machine can have a bed."""
 
+import contextlib
+import ctypes
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 SEARCHED = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -14,6 +17,7 @@ TOOL_LIMIT_S = 60.0
 # What starts a process that ends, with all that it started in its namespaces, when the thread that calls this does.
 ENDS_WITH_US = ("setpriv", "--pdeathsig", "KILL")
 
+_CLONE_NEWNET = 0x40000000
 _NEEDED = ("ip", "tc", "nft", "unshare", "nsenter", "setpriv", "pivot_root", "ssh", "ssh-keygen", "sshd")
 _TRIAL = """
 ip link add one type veth peer name other
@@ -37,6 +41,23 @@ def tool(*argv: object, text: str = "") -> str:
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(map(str, argv))} failed: {done.stderr.strip()}\n{text}")
     return done.stdout
+
+
+@contextlib.contextmanager
+def network_of(pid: int) -> Iterator[None]:
+    """Sockets that this thread makes meanwhile belong to the network of a host, by its first process, for as long as they live."""
+    with Path("/proc/thread-self/ns/net").open() as ours, Path(f"/proc/{pid}/ns/net").open() as theirs:
+        _enter(theirs.fileno())
+        try:
+            yield
+        finally:
+            _enter(ours.fileno())
+
+
+def _enter(network: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setns(network, _CLONE_NEWNET) != 0:
+        raise OSError(ctypes.get_errno(), "the network of a host cannot be entered")
 
 
 def why_no_bed() -> str | None:

@@ -218,6 +218,12 @@ def generate(**changes):
     return msgspec.structs.replace(EXAMPLES[24], **changes)
 
 
+@pytest.mark.parametrize("sequence", [-1, -(1 << 63), (1 << 60) + 1, (1 << 64) - 1])
+def test_sequence_whose_answer_would_be_refused_is_refused_itself(sequence):
+    with pytest.raises(WireError, match="does not decode"):
+        codec.decode([bytes(frame) for frame in codec.encode(1, generate(sequence=sequence))])
+
+
 def test_bias_for_every_id_of_a_large_vocabulary_survives_the_wire():
     message = generate(sampling=Sampling(logit_bias=dict.fromkeys(range(300_000), -1.5)))
     assert codec.decode([bytes(frame) for frame in codec.encode(1, message)]).message == message

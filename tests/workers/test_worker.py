@@ -28,7 +28,7 @@ from protocol.messages import (
     Welcome,
 )
 from protocol.transport import InProcessNetwork
-from protocol.values import KvSettings, LayerRange, Peer, Route, Sampling
+from protocol.values import COORDINATOR, KvSettings, LayerRange, Peer, Route, Sampling
 from workers.attachment import BEAT_LIMIT_S, JOIN_EVERY_S
 from workers.engine.arrivals import Adrift
 from workers.worker import HEARTBEAT_S, Worker, WorkerOptions
@@ -295,6 +295,12 @@ def test_it_says_nothing_of_itself_until_it_is_admitted_but_that_it_wants_to_be(
     assert set(kinds(played.pass_time(2.0))) == {Join}
     played.admit()
     assert Heartbeat in kinds(played.pass_time(1.0))
+
+
+def test_what_the_coordinator_says_from_a_worker_s_place_counts_on_no_link(played):
+    for sender, number in ((0, 7), (COORDINATOR, 1), (0, 0)):
+        played.worker._deliver(Envelope(3, CloseSequence(sequence=1, route=ROUTE), (), sender, number))
+    assert [(posted.sender, posted.number) for posted in played.engine.posted] == [(COORDINATOR, 1), (0, 0)]
 
 
 def test_envelopes_keep_sender_and_number(played):
