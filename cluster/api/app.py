@@ -26,12 +26,14 @@ from cluster.api.fields import Notes
 from cluster.api.generation import GenerationResponse
 from cluster.api.names import Names
 from cluster.api.origins import Origins
-from cluster.api.surface import ApiRequest, Surface
+from cluster.api.surface import ApiRequest, Dialect, Surface
 from cluster.api.surfaces import SURFACES
 from cluster.serving.requests import ModelInfo, Service
 from protocol.errors import ApiError, BadRequest, NotFound, Unauthorized
 
 OPEN_PATHS = frozenset({"/health"})
+
+_OURS = Dialect()
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -69,7 +71,7 @@ def build_app(
 def _routes(endpoints: "_Endpoints", surfaces: Collection[Surface]) -> list[Route]:
     return [
         *(
-            Route(surface.path, _guarded(functools.partial(endpoints.generate, surface)), methods=["POST"])
+            Route(surface.path, _guarded(functools.partial(endpoints.generate, surface), surface), methods=["POST"])
             for surface in surfaces
         ),
         Route("/v1/explain", _guarded(endpoints.explain), methods=["POST"]),
@@ -152,16 +154,17 @@ def _model_object(model: ModelInfo) -> dict[str, Any]:
     return {"id": model.id, "object": "model", "created": model.created, "owned_by": "tandem"}
 
 
-def _guarded(endpoint: Endpoint) -> Endpoint:
+def _guarded(endpoint: Endpoint, dialect: Surface | Dialect = _OURS) -> Endpoint:
     async def answer(request: Request) -> Response:
         try:
             return await endpoint(request)
         except ClientDisconnect:
             return Response(status_code=400)  # nobody is there to read it
         except RecursionError:
-            return error_response(BadRequest("the body is not usable JSON: it is nested too deeply"))
+            too_deep = BadRequest("the body is not usable JSON: it is nested too deeply")
+            return error_response(too_deep, dialect.refusal)
         except Exception as error:  # noqa: BLE001 - the request's boundary: every error becomes a response
-            return error_response(error)
+            return error_response(error, dialect.refusal)
 
     return answer
 

@@ -1,6 +1,8 @@
 """Errors on their way out: any exception becomes an OpenAI error object, and what is a bug is logged, not shown."""
 
 import logging
+from collections.abc import Callable
+from typing import Any
 
 from starlette.responses import JSONResponse
 
@@ -19,12 +21,12 @@ def as_api_error(error: Exception) -> ApiError:
     return ApiError("this request met an internal error; the log of the coordinator has the details")
 
 
-def error_response(error: Exception) -> JSONResponse:
-    """The response for an error that is met before anything else was sent."""
+def error_response(error: Exception, body: Callable[[ApiError], dict[str, Any]] = ApiError.body) -> JSONResponse:
+    """The response for an error that is met before anything else was sent. body: in whose words."""
     api_error = as_api_error(error)
     headers = {}
     if api_error.retry_after_s is not None:
         headers["Retry-After"] = str(api_error.retry_after_s)
     if api_error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse(api_error.body(), api_error.status, headers)
+    return JSONResponse(body(api_error), api_error.status, headers)

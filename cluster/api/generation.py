@@ -8,14 +8,13 @@ when it goes away, or reads nothing for long, the events are closed at once, whi
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from cluster.api.connection import ABORT
-from cluster.api.events import comment
 from cluster.api.failures import as_api_error, error_response
 from cluster.api.surface import AnswerFormat, ApiRequest, Surface
 from cluster.serving.requests import Delta, Event, Finished, Progress, Routed, Service, Waiting
@@ -25,6 +24,8 @@ logger = logging.getLogger(__name__)
 Write = Callable[..., Awaitable[None]]
 
 CLOSE_TIMEOUT_S = 5.0
+# Until the first text of a stream, a comment goes out this often: some clients and proxies end what is silent.
+KEEP_ALIVE_S = 5.0
 # How long an answer waits for a reader that takes nothing.
 STALL_S = 60.0
 # In a request's scope: the server's own `send`, without what the framework wraps around it.
@@ -52,7 +53,7 @@ class GenerationResponse(Response):
         try:
             response = await self._begin(events, send, writer)
         except Exception as error:  # noqa: BLE001 - the request's boundary: every error becomes a response
-            response = error_response(error)
+            response = error_response(error, self._surface.refusal)
         finally:
             await _close(events)
         if response is not None:
@@ -62,7 +63,7 @@ class GenerationResponse(Response):
         """The response to send, or None when it was streamed. Raises what the service raises before the first byte."""
         first = await anext(events)
         if self._request.stream:
-            await send({"type": "http.response.start", "status": 200, "headers": _stream_headers(first)})
+            await send({"type": "http.response.start", "status": 200, "headers": self._stream_headers(first)})
             await self._stream(first, events, writer.write)
             return None
         while isinstance(first, Waiting):
@@ -75,7 +76,7 @@ class GenerationResponse(Response):
         """A write for each event. An error goes out as an event, and the stream ends without its end mark."""
         try:
             while isinstance(first, Waiting):
-                await write(_waiting(first))
+                await write(self._waiting(first))
                 first = await anext(events)
             answer = self._format(_routed(first))
             await write(answer.opening())
@@ -85,20 +86,32 @@ class GenerationResponse(Response):
 
     async def _stream_events(self, events: AsyncIterator[Event], answer: AnswerFormat, write: Write) -> None:
         num_tokens = 0
-        async for item in events:
+        async for item in kept_alive(events, lambda: write(self._surface.comment("keep-alive"))):
             if isinstance(item, Delta):
                 num_tokens += len(item.token_ids)
                 if item.text:
                     counts = self._request.counts_each
                     await write(answer.counted(item.text, num_tokens) if counts else answer.text(item.text))
+                elif item.reasoning or item.calls:
+                    await write(answer.beside(item))
             elif isinstance(item, Progress):
-                await write(comment(f"prefill {item.processed}/{item.total}"))
+                await write(self._surface.comment(f"prefill {item.processed}/{item.total}"))
             elif isinstance(item, Waiting):
-                await write(_waiting(item))
+                await write(self._waiting(item))
             elif isinstance(item, Finished):
                 await write(answer.closing(item), more=False)
                 return
         raise EOFError("the service ended a request without Finished")
+
+    def _stream_headers(self, first: Event) -> list[tuple[bytes, bytes]]:
+        """With the strategy, where it is known before the request has to wait."""
+        headers = _STREAM_HEADERS | {"Content-Type": self._surface.media_type}
+        if isinstance(first, Routed):
+            headers[STRATEGY_HEADER] = first.strategy
+        return [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+
+    def _waiting(self, item: Waiting) -> bytes:
+        return self._surface.comment(f"waiting for {', '.join(item.workers) or 'a plan'}")
 
     def _format(self, routed: Routed) -> AnswerFormat:
         return self._surface.answer(self._request, routed, model=self._model, created=int(time.time()))
@@ -109,28 +122,45 @@ def _routed(event: Event) -> Routed:
     return event
 
 
-def _stream_headers(first: Event) -> list[tuple[bytes, bytes]]:
-    """With the strategy, where it is known before the request has to wait."""
-    known = {STRATEGY_HEADER: first.strategy} if isinstance(first, Routed) else {}
-    return [(name.lower().encode(), value.encode()) for name, value in (known | _STREAM_HEADERS).items()]
+async def kept_alive(events: AsyncIterator[Event], beat: Callable[[], Awaitable[None]]) -> AsyncIterator[Event]:
+    """The events; `beat` is awaited whenever none comes for a while, until the first text."""
+    has_begun = False
+    while not has_begun:
+        awaited = asyncio.ensure_future(anext(events, None))
+        try:
+            while not (await asyncio.wait({awaited}, timeout=KEEP_ALIVE_S))[0]:
+                await beat()
+        finally:
+            if awaited.cancel():
+                await asyncio.gather(awaited, return_exceptions=True)
+        if (item := awaited.result()) is None:
+            return
+        has_begun = isinstance(item, Delta)
+        yield item
+    async for item in events:
+        yield item
 
 
 async def _collect(events: AsyncIterator[Event], answer: AnswerFormat) -> bytes:
-    texts: list[str] = []
+    deltas: list[Delta] = []
     async for item in events:
         if isinstance(item, Delta):
-            texts.append(item.text)
+            deltas.append(item)
         elif isinstance(item, Finished):
-            return answer.whole("".join(texts), item)
+            return answer.whole(_joined(deltas), item)
     raise EOFError("the service ended a request without Finished")
 
 
-def _waiting(item: Waiting) -> bytes:
-    return comment(f"waiting for {', '.join(item.workers) or 'a plan'}")
+def _joined(deltas: Sequence[Delta]) -> Delta:
+    return Delta(
+        text="".join(delta.text for delta in deltas),
+        reasoning="".join(delta.reasoning for delta in deltas),
+        calls=tuple(call for delta in deltas for call in delta.calls),
+        token_ids=(),
+    )
 
 
 _STREAM_HEADERS = {
-    "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache",
     "X-Accel-Buffering": "no",  # a proxy in between must not collect the stream
 }

@@ -153,6 +153,7 @@ def api_request(fields: dict[str, Any], prompt: Prompt, prompt_field: str, notes
     stream = fields.get("stream", False)
     if "stream_options" in fields and not stream:
         raise BadRequest("stream_options is only allowed when stream is true", param="stream_options")
+    chosen = _sampling(fields)
     streamed = check_all(fields.get("stream_options", {}), STREAM_OPTIONS, notes, "stream_options.")
     return ApiRequest(
         generation=GenerationRequest(
@@ -160,12 +161,13 @@ def api_request(fields: dict[str, Any], prompt: Prompt, prompt_field: str, notes
             prompt_field=prompt_field,
             max_tokens=fields.get("max_tokens"),
             stop=fields.get("stop", ()),
-            sampling=_sampling(fields),
+            sampling=Sampling(**chosen),
             mode=fields.get("use_distributed_inference"),
             strategy=fields.get("strategy"),
             conversation=fields.get("conversation"),
             timeout_s=fields.get("request_timeout_s"),
             ignores_end_tokens=fields.get("ignore_eos", False),
+            given=frozenset(chosen),
         ),
         model=fields.get("model") or None,
         stream=stream,
@@ -175,11 +177,12 @@ def api_request(fields: dict[str, Any], prompt: Prompt, prompt_field: str, notes
     )
 
 
-def _sampling(fields: dict[str, Any]) -> Sampling:
+def _sampling(fields: dict[str, Any]) -> dict[str, Any]:
+    """What is said of sampling; for the rest the model's own defaults count."""
     chosen = {name: fields[name] for name in Sampling.__struct_fields__ if name in fields}
     if "seed" in chosen:
         chosen["seed"] %= 2**64  # a negative seed by its 64 bits: random keys are made of unsigned integers
     # It divides logits: what is left of the numbers otherwise is noise. And no share of the likeliest tokens is the likeliest one.
     if chosen.get("temperature", 1.0) < LEAST_TEMPERATURE or chosen.get("top_p", 1.0) == 0:
         chosen |= {"temperature": 0.0, "top_p": 1.0}
-    return Sampling(**chosen)
+    return chosen

@@ -8,8 +8,9 @@ from typing import Any, Protocol
 
 import msgspec
 
+from cluster.api.events import comment, event
 from cluster.api.fields import Notes
-from cluster.serving.requests import Finished, GenerationRequest, Routed
+from cluster.serving.requests import Delta, Finished, GenerationRequest, Routed
 from protocol.errors import ApiError
 
 
@@ -31,7 +32,8 @@ class ApiRequest(msgspec.Struct, frozen=True, kw_only=True):
 class AnswerFormat(Protocol):
     """The wire format of one answer: as a stream of server-sent events, or whole as one JSON object.
 
-    A stream is `opening`, `text` for each piece (`counted` where the tokens so far are to be said), and `closing`.
+    A stream is `opening`, `text` for each piece (`counted` where the tokens so far are to be said), `beside` for what is no text
+    of the answer, and `closing`. whole: of an answer as one Delta.
     """
 
     def opening(self) -> bytes: ...
@@ -40,15 +42,36 @@ class AnswerFormat(Protocol):
 
     def counted(self, text: str, num_tokens: int) -> bytes: ...
 
+    def beside(self, delta: Delta) -> bytes: ...
+
     def closing(self, finished: Finished) -> bytes: ...
 
-    def whole(self, text: str, finished: Finished) -> bytes: ...
+    def whole(self, answer: Delta, finished: Finished) -> bytes: ...
+
+
+class Dialect:
+    """What the surfaces of one API have in common; OpenAI's where a surface says nothing else. media_type: of a stream."""
+
+    media_type = "text/event-stream; charset=utf-8"
+
+    def comment(self, text: str) -> bytes:
+        """What goes out in a stream for people and to keep it alive; clients skip it."""
+        return comment(text)
+
+    def failure(self, error: ApiError) -> bytes:
+        """How a stream ends that has begun and cannot go on."""
+        return event(error.body())
+
+    def refusal(self, error: ApiError) -> dict[str, Any]:
+        """The body of an answer that is an error."""
+        return error.body()
 
 
 class Surface(Protocol):
-    """One way to ask. path: where it takes POST requests."""
+    """One way to ask; see Dialect for the rest. path: where it takes POST requests."""
 
     path: str
+    media_type: str
 
     def parse(self, body: dict[str, Any], notes: Notes) -> ApiRequest:
         """The request that a JSON body asks for; what of it has no effect goes to `notes`. Raises BadRequest naming the field."""
@@ -58,6 +81,8 @@ class Surface(Protocol):
         """The format of this request's answer. model: the id to answer with; created: Unix seconds."""
         ...
 
-    def failure(self, error: ApiError) -> bytes:
-        """How a stream ends that has begun and cannot go on, as events."""
-        ...
+    def comment(self, text: str) -> bytes: ...
+
+    def failure(self, error: ApiError) -> bytes: ...
+
+    def refusal(self, error: ApiError) -> dict[str, Any]: ...

@@ -32,9 +32,10 @@ _FURTHER = ("cached_tokens", "predicted", "total_s", "resumed", "draft", "notes"
 
 
 class ReceivedAnswer(msgspec.Struct):
-    """An answer as it comes in. tandem: how it was routed and how fast it was."""
+    """An answer as it comes in. reasoning: what was thought before it; tandem: how it was routed and how fast it was."""
 
     text: str = ""
+    reasoning: str = ""
     finish_reason: str | None = None
     usage: dict[str, Any] | None = None
     tandem: dict[str, Any] | None = None
@@ -46,6 +47,7 @@ class ReceivedAnswer(msgspec.Struct):
         for choice in chunk.get("choices", []):
             self.finish_reason = choice.get("finish_reason") or self.finish_reason
             new: str = (choice["delta"].get("content") if "delta" in choice else choice.get("text")) or ""
+            self.reasoning += choice.get("delta", {}).get("reasoning_content") or ""
             self.text += new
             return new
         return ""
@@ -65,6 +67,7 @@ class ReceivedAnswer(msgspec.Struct):
             "ttft_s": self.tandem["ttft_s"],
             "decode_tokens_per_s": self.tandem["decode_tokens_per_s"],
             "workers": self.tandem["workers"],
+            **({"reasoning_content": self.reasoning} if self.reasoning else {}),
             **{name: self.tandem[name] for name in _FURTHER if name in self.tandem},
         }
 
@@ -172,7 +175,10 @@ def _texts(session: Session, client: Client, path: str, body: dict[str, Any], an
             if "choices" not in chunk:
                 _show_progress(session, chunk, below=bool(answer.text) and not answer.text.endswith("\n"))
                 continue
+            num_thought = len(answer.reasoning)
             new = answer.take(chunk)
+            if len(answer.reasoning) > num_thought and not answer.text:
+                session.terminal.progress(f"thinks: {' '.join(answer.reasoning[-60:].split())}", at_once=True)
             if new:
                 session.terminal.done()
                 yield new

@@ -89,13 +89,28 @@ class Answer:
             reason = "stop" if self._stream.stopped else reason
         self._token_ids += tokens
         self._finish_reason = reason
-        events: list[Event] = [Delta(text=text, token_ids=tuple(tokens))] if text or tokens else []
+        events = self._told_apart(text, tuple(tokens), is_last=reason is not None)
         return events if reason is None else [*events, self._finished(reason)]
+
+    def _told_apart(self, text: str, tokens: tuple[int, ...], *, is_last: bool) -> list[Event]:
+        """As Deltas, of which the first has the tokens."""
+        parts = self._stream.parts
+        if parts is None:
+            return [Delta(text=text, token_ids=tokens)] if text or tokens else []
+        found = [*parts.push(text), *(parts.finish() if is_last else ())]
+        if not found:
+            return [Delta(text="", token_ids=tokens)] if tokens else []
+        return [
+            Delta(text=part.text, reasoning=part.reasoning, calls=part.calls, token_ids=() if place else tokens)
+            for place, part in enumerate(found)
+        ]
 
     def _finished(self, reason: str) -> Finished:
         assert self._first_at is not None
         decode_s = self._last_at - self._first_at
         several = self._num_generated > 1 and decode_s > 0
+        if reason == "stop" and self._stream.parts is not None and self._stream.parts.num_calls:
+            reason = "tool_calls"
         return Finished(
             finish_reason=reason,
             token_ids=tuple(self._token_ids),

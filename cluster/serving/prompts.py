@@ -10,17 +10,22 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 from mlx_lm.tokenizer_utils import StreamingDetokenizer, TokenizerWrapper
 from mlx_lm.utils import load_config, load_tokenizer
 
 from cluster.serving.long_prompts import longest_token
-from cluster.serving.requests import ChatPrompt, GenerationRequest, TextPrompt, TokensPrompt
+from cluster.serving.parts import Parts, parts_of
+from cluster.serving.requests import ChatPrompt, GenerationRequest, Prompt, TextPrompt, TokensPrompt
+from cluster.serving.sampling_defaults import sampling_defaults
 from cluster.serving.templates import TemplateFailed
 from protocol.errors import BadRequest, ContextTooLong, ModelError
 from protocol.heap import give_back_memory
+from protocol.values import Sampling
 
+GREEDY = Sampling()
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -31,8 +36,8 @@ TOKENIZER_FILES = (
 )
 
 
-# Makes text of chat messages, with the beginning of an answer. Raises TemplateFailed.
-Render = Callable[[Sequence[Mapping[str, Any]]], str]
+# Makes text of chat messages, with the beginning of an answer, by a template with further variables. Raises TemplateFailed.
+Render = Callable[[Sequence[Mapping[str, Any]], Mapping[str, Any]], str]
 
 
 def read_tokenizer(model_path: Path) -> TokenizerWrapper:
@@ -68,7 +73,7 @@ class Prompts:
     """The tokenizer of one model.
 
     vocabulary_size: rows of the model's embedding, every id that `encode` returns lies below it; make: gives another one
-    like `tokenizer`; render: runs its chat template, within this process where None.
+    like `tokenizer`; render: runs its chat template, within this process where None; sampling: the model's own defaults.
     """
 
     def __init__(
@@ -77,7 +82,9 @@ class Prompts:
         vocabulary_size: int,
         make: Callable[[], TokenizerWrapper],
         render: Render | None = None,
+        sampling: Sampling = GREEDY,
     ) -> None:
+        self.sampling = sampling
         self._tokenizer = tokenizer
         self._render = render
         self._encoders = {False: _Encoder(lambda: tokenizer), True: _Encoder(make)}  # by whether prompts are long
@@ -103,7 +110,7 @@ class Prompts:
             tokenizer = make()
         except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
             raise ModelError(f"the tokenizer in {model_path} cannot be read: {_in_one_line(error)}") from error
-        return cls(tokenizer, _vocabulary_size(config, tokenizer), make, render)
+        return cls(tokenizer, _vocabulary_size(config, tokenizer), make, render, sampling_defaults(model_path))
 
     def encode(self, request: GenerationRequest, context_tokens: int | None = None) -> tuple[int, ...]:
         """The token ids of a request's prompt, at least one. context_tokens: the model's, None where it is not known.
@@ -144,9 +151,29 @@ class Prompts:
         request.require_known(ids, self.vocabulary_size)
         return ids
 
-    def stream(self, stop: tuple[str, ...] = ()) -> "TextStream":
-        """A fresh detokenizer for one answer, which ends at the first of the `stop` strings."""
-        return TextStream(self._tokenizer.detokenizer, stop)
+    def stream(self, request: GenerationRequest, tokens: Sequence[int] = ()) -> "TextStream":
+        """A fresh detokenizer for one answer. tokens: of its prompt."""
+        parts = None
+        if isinstance(prompt := request.prompt, ChatPrompt):
+            parts = parts_of(self._tokenizer, tokens, prompt.tools, one_call=prompt.one_call)
+        return TextStream(self._tokenizer.detokenizer, request.stop, parts)
+
+    def unused(self, prompt: Prompt) -> tuple[str, ...]:
+        """What of a prompt this model's template makes nothing of, as clauses."""
+        if not isinstance(prompt, ChatPrompt):
+            return ()
+        template = str(getattr(self._tokenizer, "chat_template", None) or "")
+        known = (
+            {"enable_thinking"} if self._tokenizer.has_thinking or not prompt.options.get("enable_thinking") else set()
+        )
+        said = [
+            f"{name} has no effect, since this model's chat template does not know it"
+            for name in prompt.options
+            if name not in template and name not in known
+        ]
+        if prompt.tools and not self._tokenizer.has_tool_calling:
+            said.append("this model cannot call tools, so that it answers without them")
+        return tuple(said)
 
     def _encode_chat(self, request: GenerationRequest, prompt: ChatPrompt) -> tuple[int, ...]:
         field = request.prompt_field
@@ -157,7 +184,7 @@ class Prompts:
         with self._encoders[request.is_long] as tokenizer:
             render = self._render or partial(render_here, tokenizer)
             try:
-                text = render([dict(message) for message in prompt.messages])
+                text = render([dict(message) for message in prompt.messages], _variables(prompt))
             except TemplateFailed as error:
                 raise BadRequest(
                     f"the model's chat template refuses these messages: {_in_one_line(error)}", param=field
@@ -187,12 +214,15 @@ class TextStream:
 
     The text never contains a stop string: what may be the beginning of one is held back until that is decided. How the
     ids are cut into pushes makes no difference to the text. num_tokens counts the ids used, up to and including the one
-    that completed a stop string.
+    that completed a stop string. parts: what the text is then taken apart by, None where it is not.
     """
 
-    def __init__(self, detokenizer: StreamingDetokenizer, stop: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, detokenizer: StreamingDetokenizer, stop: tuple[str, ...] = (), parts: Parts | None = None
+    ) -> None:
         self._detokenizer = detokenizer
         self._stop = stop
+        self.parts = parts
         self._held = ""
         self.stopped = False
         self.num_tokens = 0
@@ -258,10 +288,21 @@ def _overlap(text: str, stop: str) -> int:
     return 0
 
 
-def render_here(tokenizer: TokenizerWrapper, messages: Sequence[Mapping[str, Any]]) -> str:
+def _variables(prompt: ChatPrompt) -> dict[str, Any]:
+    """What a template is given beside the messages."""
+    return prompt.options | ({"tools": list(prompt.tools)} if prompt.tools else {})
+
+
+def render_here(
+    tokenizer: TokenizerWrapper,
+    messages: Sequence[Mapping[str, Any]],
+    variables: Mapping[str, Any] = MappingProxyType({}),
+) -> str:
     """What a tokenizer's chat template makes of messages, with the beginning of an answer. Raises TemplateFailed."""
     try:
-        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text: str = tokenizer.apply_chat_template(
+            messages, **{**variables, "tokenize": False, "add_generation_prompt": True}
+        )
     except Exception as error:  # the template is a program that comes with the model
         raise TemplateFailed(str(error) or type(error).__name__) from error
     return text

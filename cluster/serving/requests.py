@@ -4,7 +4,7 @@ Owns the types between HTTP and coordinator and nothing else: no OpenAI field na
 """
 
 from collections.abc import AsyncIterator, Collection
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -18,9 +18,14 @@ LONG_CHARACTERS = 1 << 17
 
 
 class ChatPrompt(msgspec.Struct, frozen=True, tag=True):
-    """Messages (`role`, `content`, perhaps `name`) for the model's chat template."""
+    """Messages (`role`, `content`, perhaps more) for the model's chat template, as it takes them. tools: that may be called, in OpenAI's
+    form, at most once where `one_call`; options: further variables of the template.
+    """
 
-    messages: tuple[dict[str, str], ...]
+    messages: tuple[dict[str, Any], ...]
+    tools: tuple[dict[str, Any], ...] = ()
+    options: dict[str, Any] = {}
+    one_call: bool = False
 
 
 class TextPrompt(msgspec.Struct, frozen=True, tag=True):
@@ -45,6 +50,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     default, cut to the context. scope: requests of different scopes share no cached prefix. mode: an override of
     USE_DISTRIBUTED_INFERENCE ("auto" | "always" | "never"); strategy: a strategy name. client: who asks, for taking
     turns; timeout_s: how long it may take, None for what the settings say. ignores_end_tokens: it goes on to max_tokens.
+    given: which fields of `sampling` the caller named, for the others the model's own defaults count; None for all of them.
     """
 
     prompt: Prompt
@@ -59,6 +65,14 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     client: str = ""
     timeout_s: float | None = None
     ignores_end_tokens: bool = False
+    given: frozenset[str] | None = None
+
+    def with_defaults(self, sampling: Sampling) -> "GenerationRequest":
+        """With the model's own, where the caller says nothing."""
+        if self.given is None:
+            return self
+        named = {name: getattr(self.sampling, name) for name in self.given}
+        return msgspec.structs.replace(self, sampling=msgspec.structs.replace(sampling, **named), given=None)
 
     @property
     def num_characters(self) -> int:
@@ -120,17 +134,29 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True):
     workers: tuple[str, ...]
 
 
+class ToolCall(msgspec.Struct, frozen=True):
+    """A call that the model makes. arguments: a JSON object, as text."""
+
+    id: str
+    name: str
+    arguments: str
+
+
 class Delta(msgspec.Struct, frozen=True, kw_only=True):
-    """New text (may be empty while a stop string or a character is incomplete) and the token ids behind it."""
+    """New text (may be empty while a stop string or a character is incomplete) and the token ids behind it; or, of a chat, what the
+    model thinks before it answers, or calls of tools.
+    """
 
     text: str
     token_ids: tuple[int, ...]
+    reasoning: str = ""
+    calls: tuple[ToolCall, ...] = ()
 
 
 class Finished(msgspec.Struct, frozen=True, kw_only=True):
     """Last event of a request that ended well.
 
-    finish_reason: "stop" (end token or stop string) or "length". completion_tokens counts generated tokens, the end
+    finish_reason: "stop" (end token or stop string), "length", or "tool_calls" where it stopped after calls. completion_tokens counts generated tokens, the end
     token included as mlx-lm counts it; `token_ids` are the generated ids without the end token. ttft_s: seconds from
     arrival to the first token; total_s: to the last; decode_tokens_per_s: rate after the first token, None for fewer than two tokens.
     cached_tokens: prompt tokens whose KV was already there. resumed: how many times it went on after a loss. notes: what

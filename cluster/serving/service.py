@@ -121,13 +121,18 @@ class GenerationService:
     async def _taken_in(self, request: GenerationRequest) -> LiveRequest:
         """Raises RequestTimeout where already this takes too long, and what `Prompts.encode` raises."""
         arrival = self._now()
+        request = request.with_defaults(self._prompts.sampling)
         deadline = Deadline(arrival, request.timeout_s or self._timeout_s)
         try:
             async with asyncio.timeout(deadline.left_s(arrival)):
                 tokens = await self._encoding.encode(request, self._overview.model().context_tokens)
         except TimeoutError:
             raise deadline.error() from None
-        return LiveRequest(request, tokens, self._prompts.stream(request.stop), self._counts, deadline, arrival)
+        stream = self._prompts.stream(request, tokens)
+        live = LiveRequest(request, tokens, stream, self._counts, deadline, arrival)
+        for clause in self._prompts.unused(request.prompt):
+            live.answer.note(clause)
+        return live
 
     def _enter(self, live: LiveRequest) -> Place:
         has_run = live.state is not RequestState.WAITING

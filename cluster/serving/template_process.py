@@ -1,13 +1,13 @@
 """The process in which a model's chat template runs: `python -m cluster.serving.template_process MODEL`.
 
-A template is a program of whoever made the model. It reads a line of JSON, the messages, and writes one, the text or an error,
+A template is a program of whoever made the model. It reads a line of JSON, the messages and further variables, and writes one, the text or an error,
 as often as it is asked. One that takes too long ends the process, and so does the end of its input; on Linux it has a
 limit of memory, too.
 """
 
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,10 @@ def _limit_memory() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def _render(tokenizer: Any, messages: Sequence[dict[str, Any]]) -> Rendered:
+def _render(tokenizer: Any, messages: Sequence[dict[str, Any]], variables: Mapping[str, Any]) -> Rendered:
     signal.setitimer(signal.ITIMER_REAL, LIMIT_S)  # whose signal ends the process, whatever it is at
     try:
-        text = render_here(tokenizer, messages)
+        text = render_here(tokenizer, messages, variables)
     except TemplateFailed as error:
         return Rendered(error=str(error))
     finally:
@@ -50,9 +50,9 @@ def main(model_path: Path) -> None:
     """Answer until nobody asks any more."""
     tokenizer = read_tokenizer(model_path)
     _limit_memory()
-    decode = msgspec.json.Decoder(list[dict[str, Any]]).decode
+    decode = msgspec.json.Decoder(tuple[list[dict[str, Any]], dict[str, Any]]).decode
     for line in sys.stdin.buffer:
-        sys.stdout.buffer.write(msgspec.json.encode(_render(tokenizer, decode(line))) + b"\n")
+        sys.stdout.buffer.write(msgspec.json.encode(_render(tokenizer, *decode(line))) + b"\n")
         sys.stdout.buffer.flush()
 
 

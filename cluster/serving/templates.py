@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -48,14 +49,14 @@ class Templates:
     def __repr__(self) -> str:
         return f"Templates({self._command[-1]})"
 
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The text that the template makes of messages, with the beginning of an answer.
+    def render(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any] = MappingProxyType({})) -> str:
+        """The text that the template makes of messages and further variables, with the beginning of an answer.
 
         Raises:
             TemplateFailed: it refuses them, or takes too long or too much memory for them.
         """
         with self._lock:
-            answer = self._ask(msgspec.json.encode(messages) + b"\n")
+            answer = self._ask(msgspec.json.encode((messages, dict(variables))) + b"\n")
         if answer.text is None:
             raise TemplateFailed(answer.error or "")
         return answer.text

@@ -1,9 +1,10 @@
 """A byte-level BPE tokenizer in the Hugging Face layout, trained on a few sentences in milliseconds."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}"
@@ -20,8 +21,12 @@ TEXT = (
 )
 
 
-def write_tokenizer(directory: Path, *, template: str | None = CHAT_TEMPLATE, vocabulary: int = 400) -> Path:
-    """config.json and tokenizer files; text gets <s> in front. The model's vocabulary is padded to `vocabulary`."""
+def write_tokenizer(
+    directory: Path, *, template: str | None = CHAT_TEMPLATE, vocabulary: int = 400, marks: Sequence[str] = ()
+) -> Path:
+    """config.json and tokenizer files; text gets <s> in front. The model's vocabulary is padded to `vocabulary`. marks: tokens that
+    are part of the text, as those around thoughts.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -34,6 +39,7 @@ def write_tokenizer(directory: Path, *, template: str | None = CHAT_TEMPLATE, vo
         single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
     )
     directory.mkdir(parents=True, exist_ok=True)
+    tokenizer.add_tokens([AddedToken(mark, special=False) for mark in marks])
     tokenizer.save(str(directory / "tokenizer.json"))
     end = tokenizer.token_to_id("<|end|>")
     settings = {

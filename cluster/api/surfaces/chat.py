@@ -1,16 +1,26 @@
 """OpenAI's chat completions: POST /v1/chat/completions, messages in, an assistant's message out."""
 
+import contextlib
 from typing import Any
+
+import msgspec
 
 from cluster.api.accounts import accounts, usage
 from cluster.api.events import DONE, TextEvent, as_json, event
 from cluster.api.fields import Check, Notes, check_all, flag, hint, mapping, one_of, only, refuse, text
 from cluster.api.parameters import COMMON, api_request, token_limit, understood
-from cluster.api.surface import AnswerFormat, ApiRequest
-from cluster.serving.requests import ChatPrompt, Finished, Routed
-from protocol.errors import ApiError, BadRequest
+from cluster.api.surface import AnswerFormat, ApiRequest, Dialect
+from cluster.serving.requests import ChatPrompt, Delta, Finished, Routed, ToolCall
+from protocol.errors import BadRequest
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
+_MOST_TOOLS = 256
+# Variables that say how a template is run, not what it makes.
+_NOT_THE_TEMPLATE_S = frozenset({
+    "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "documents", "max_length", "messages",
+    "padding", "return_assistant_tokens_mask", "return_dict", "return_tensors", "sanitize_control_tokens", "tokenize",
+    "tokenizer_kwargs", "tools", "truncation",
+})  # fmt: skip
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
@@ -20,14 +30,63 @@ def messages_list(name: str, value: Any) -> list[Any]:
     return value
 
 
-def chat_messages(messages: list[Any], notes: Notes) -> tuple[dict[str, str], ...]:
+def chat_messages(messages: list[Any], notes: Notes) -> tuple[dict[str, Any], ...]:
     """Messages, their content flattened to text and "developer" called "system"."""
     return tuple(_message(f"messages[{index}]", item, notes) for index, item in enumerate(messages))
+
+
+def earlier_calls(name: str, value: Any) -> list[dict[str, Any]]:
+    """Calls that the model made, as its template takes them: with their arguments as an object, where they are one."""
+    if type(value) is not list:
+        raise refuse(name, "a list of calls", value)
+    return [_earlier_call(f"{name}[{index}]", call) for index, call in enumerate(value)]
+
+
+def _earlier_call(name: str, value: Any) -> dict[str, Any]:
+    function = mapping(f"{name}.function", mapping(name, value).get("function"))
+    text(1, 256)(f"{name}.function.name", function.get("name"))
+    arguments = function.get("arguments") or {}
+    if type(arguments) is str:
+        with contextlib.suppress(msgspec.DecodeError):  # what a model made up stays as it was
+            arguments = msgspec.json.decode(arguments)
+    called = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+    return called | ({"id": value["id"]} if type(value.get("id")) is str else {})
 
 
 def response_format(name: str, value: Any) -> None:
     if value != {"type": "text"}:
         raise BadRequest(f'{name} must be {{"type": "text"}}: other formats are not supported', param=name)
+
+
+def tools_list(name: str, value: Any) -> tuple[dict[str, Any], ...]:
+    """Functions that may be called, each {"type": "function", "function": {"name": ...}}."""
+    if type(value) is not list or len(value) > _MOST_TOOLS:
+        raise refuse(name, f"a list of at most {_MOST_TOOLS} tools", value)
+    for index, tool in enumerate(value):
+        function = mapping(f"{name}[{index}]", tool).get("function")
+        if tool.get("type", "function") != "function":
+            raise refuse(f"{name}[{index}].type", '"function"', tool.get("type"))
+        text(1, 256)(f"{name}[{index}].function.name", mapping(f"{name}[{index}].function", function).get("name"))
+    return tuple(value)
+
+
+def tool_choice(name: str, value: Any) -> str:
+    if type(value) is not str or value not in ("none", "auto"):
+        raise BadRequest(
+            f"{name} asks for a call, which is not supported; leave it out or send auto or none", param=name
+        )
+    return value
+
+
+def template_options(name: str, value: Any) -> dict[str, Any]:
+    """Variables for the chat template: plain values, none of them one that says how it is run."""
+    options = mapping(name, value)
+    for key, item in options.items():
+        if not key.isidentifier() or len(key) > 64 or key in _NOT_THE_TEMPLATE_S:
+            raise refuse(f"{name}.{key[:64]}", "a variable of the model's chat template", key)
+        if type(item) not in (str, int, float, bool, type(None)):
+            raise refuse(f"{name}.{key}", "a plain value", item)
+    return options
 
 
 FIELDS: dict[str, Check] = {
@@ -36,21 +95,24 @@ FIELDS: dict[str, Check] = {
     "max_completion_tokens": token_limit,
     "logprobs": only("log probabilities", False),
     "top_logprobs": only("log probabilities", 0),
-    "tools": only("tool calls", []),
-    "tool_choice": only("tool calls", "none", "auto"),
+    "tools": tools_list,
+    "tool_choice": tool_choice,
     "parallel_tool_calls": flag,
-    "functions": only("function calls", []),
-    "function_call": only("function calls", "none", "auto"),
+    "functions": only("function calls in their old form; send tools", []),
+    "function_call": only("function calls in their old form; send tool_choice", "none", "auto"),
     "response_format": response_format,
     "modalities": only("other modalities than text", ["text"], []),
     "audio": only("audio"),
-    "reasoning_effort": hint("none"),
-    "reasoning": hint({}),
     "web_search_options": only("web search"),
+    "chat_template_kwargs": template_options,
+    "enable_thinking": flag,
+    "reasoning_effort": text(1, 32),
+    "reasoning": mapping,
 }
+_REASONING: dict[str, Check] = {"effort": text(1, 32), "enabled": flag, "summary": hint(), "exclude": hint(False)}
 
 
-class Chat:
+class Chat(Dialect):
     """See the module."""
 
     path = "/v1/chat/completions"
@@ -64,15 +126,28 @@ class Chat:
         if older is not None and newer is not None and older != newer:
             raise BadRequest("max_tokens and max_completion_tokens differ; send one of them", param="max_tokens")
         limit = {"max_tokens": older if newer is None else newer}
-        return api_request(fields | limit, ChatPrompt(chat_messages(fields["messages"], notes)), "messages", notes)
+        prompt = ChatPrompt(
+            chat_messages(fields["messages"], notes),
+            () if fields.get("tool_choice") == "none" else fields.get("tools", ()),
+            options=_options(fields, notes),
+            one_call=not fields.get("parallel_tool_calls", True),
+        )
+        return api_request(fields | limit, prompt, "messages", notes)
 
     def answer(self, request: ApiRequest, routed: Routed, *, model: str, created: int) -> AnswerFormat:
         """See `Surface`."""
         return _ChatCompletion(request, routed, model=model, created=created)
 
-    def failure(self, error: ApiError) -> bytes:
-        """See `Surface`."""
-        return event(error.body())
+
+def _options(fields: dict[str, Any], notes: Notes) -> dict[str, Any]:
+    """What the chat template is told of thinking, by whichever of their names, and whatever else is for it."""
+    reasoning = check_all(fields.get("reasoning", {}), _REASONING, notes, "reasoning.")
+    effort = fields.get("reasoning_effort", reasoning.get("effort"))
+    thinks = fields.get("enable_thinking", reasoning.get("enabled"))
+    if effort == "none":
+        effort, thinks = None, False
+    said = {"reasoning_effort": effort, "enable_thinking": thinks}
+    return {name: value for name, value in said.items() if value is not None} | fields.get("chat_template_kwargs", {})
 
 
 class _ChatCompletion:
@@ -88,6 +163,7 @@ class _ChatCompletion:
             "model": model,
         }
         self._head = self._whole_head | {"object": "chat.completion.chunk"}
+        self._num_calls = 0
         self.text = TextEvent(lambda text: self._chunk({"content": text}, None)).of
 
     def opening(self) -> bytes:
@@ -97,24 +173,42 @@ class _ChatCompletion:
         """See `AnswerFormat`."""
         return event(self._chunk({"content": text}, None) | {"usage": usage(self._routed.prompt_tokens, num_tokens)})
 
+    def beside(self, delta: Delta) -> bytes:
+        """What is thought, and calls: first the name of each, then its arguments."""
+        if delta.reasoning:
+            return event(self._chunk({"reasoning_content": delta.reasoning}, None))
+        pieces = []
+        for call in delta.calls:
+            arguments = {"index": self._num_calls, "function": {"arguments": call.arguments}}
+            begun = {"index": self._num_calls} | _tool_call(msgspec.structs.replace(call, arguments=""))
+            pieces += [event(self._chunk({"tool_calls": [each]}, None)) for each in (begun, arguments)]
+            self._num_calls += 1
+        return b"".join(pieces)
+
     def closing(self, finished: Finished) -> bytes:
         """The finish reason, usage where it was asked for, and the end mark."""
         last = event(self._chunk({}, finished.finish_reason))
-        usage = (
-            event(self._head | {"choices": []} | accounts(self._request, self._routed, finished))
-            if self._usage
-            else b""
-        )
-        return last + usage + DONE
+        if not self._usage:
+            return last + DONE
+        return last + event(self._head | {"choices": []} | accounts(self._request, self._routed, finished)) + DONE
 
-    def whole(self, text: str, finished: Finished) -> bytes:
-        message = {"role": "assistant", "content": text, "refusal": None}
+    def whole(self, answer: Delta, finished: Finished) -> bytes:
+        content = answer.text or (None if answer.calls else "")
+        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        if answer.reasoning:
+            message["reasoning_content"] = answer.reasoning
+        if answer.calls:
+            message["tool_calls"] = [_tool_call(call) for call in answer.calls]
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finished.finish_reason}
         return as_json(self._whole_head | {"choices": [choice]} | accounts(self._request, self._routed, finished))
 
-    def _chunk(self, delta: dict[str, str], finish_reason: str | None) -> dict[str, Any]:
+    def _chunk(self, delta: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
         return self._head | {"choices": [choice]} | self._usage
+
+
+def _tool_call(call: ToolCall) -> dict[str, Any]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
 _MESSAGE: dict[str, Check] = {
@@ -125,7 +219,7 @@ _MESSAGE: dict[str, Check] = {
     "refusal": only("a refusal"),
     "audio": only("audio"),
     "function_call": only("function calls"),
-    "tool_calls": only("tool calls", []),
+    "tool_calls": earlier_calls,
     "tool_call_id": text(0, 256),
     "annotations": hint([]),
     "id": hint(),
@@ -142,14 +236,15 @@ _PART: dict[str, Check] = {
 }
 
 
-def _message(name: str, value: Any, notes: Notes) -> dict[str, str]:
+def _message(name: str, value: Any, notes: Notes) -> dict[str, Any]:
     fields = check_all(mapping(name, value), _MESSAGE, notes, f"{name}.")
     if "role" not in fields:
         raise BadRequest(f"{name}.role is missing", param=f"{name}.role")
     if "content" not in fields and fields["role"] != "assistant":
         raise BadRequest(f"{name}.content is missing", param=f"{name}.content")
-    message = {"role": ROLES[fields["role"]], "content": _content(f"{name}.content", fields.get("content", ""), notes)}
-    return message | {key: fields[key] for key in ("name", "tool_call_id") if key in fields}
+    content = _content(f"{name}.content", fields.get("content", ""), notes)
+    message: dict[str, Any] = {"role": ROLES[fields["role"]], "content": content}
+    return message | {key: fields[key] for key in ("name", "tool_call_id", "tool_calls") if fields.get(key)}
 
 
 def _content(name: str, value: Any, notes: Notes) -> str:

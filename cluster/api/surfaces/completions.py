@@ -6,9 +6,9 @@ from cluster.api.accounts import accounts, usage
 from cluster.api.events import DONE, TextEvent, as_json, event
 from cluster.api.fields import Check, Notes, check_all, integer, only, refuse
 from cluster.api.parameters import COMMON, MAX_TOKEN_ID, api_request, understood
-from cluster.api.surface import AnswerFormat, ApiRequest
-from cluster.serving.requests import Finished, Prompt, Routed, TextPrompt, TokensPrompt
-from protocol.errors import ApiError, BadRequest
+from cluster.api.surface import AnswerFormat, ApiRequest, Dialect
+from cluster.serving.requests import Delta, Finished, Prompt, Routed, TextPrompt, TokensPrompt
+from protocol.errors import BadRequest
 
 
 def raw_prompt(name: str, value: Any) -> Prompt:
@@ -41,7 +41,7 @@ FIELDS: dict[str, Check] = {
 }
 
 
-class Completions:
+class Completions(Dialect):
     """See the module."""
 
     path = "/v1/completions"
@@ -54,10 +54,6 @@ class Completions:
     def answer(self, request: ApiRequest, routed: Routed, *, model: str, created: int) -> AnswerFormat:
         """See `Surface`."""
         return _TextCompletion(request, routed, model=model, created=created)
-
-    def failure(self, error: ApiError) -> bytes:
-        """See `Surface`."""
-        return event(error.body())
 
 
 class _TextCompletion:
@@ -84,15 +80,15 @@ class _TextCompletion:
     def closing(self, finished: Finished) -> bytes:
         """The finish reason, usage where it was asked for, and the end mark."""
         last = event(self._chunk("", finished.finish_reason))
-        usage = (
-            event(self._head | {"choices": []} | accounts(self._request, self._routed, finished))
-            if self._usage
-            else b""
-        )
-        return last + usage + DONE
+        if not self._usage:
+            return last + DONE
+        return last + event(self._head | {"choices": []} | accounts(self._request, self._routed, finished)) + DONE
 
-    def whole(self, text: str, finished: Finished) -> bytes:
-        choices = {"choices": [_choice(text, finished.finish_reason)]}
+    def beside(self, delta: Delta) -> bytes:  # noqa: ARG002  there is nothing beside the text of a raw prompt
+        return b""
+
+    def whole(self, answer: Delta, finished: Finished) -> bytes:
+        choices = {"choices": [_choice(answer.text, finished.finish_reason)]}
         return as_json(self._head | choices | accounts(self._request, self._routed, finished))
 
     def _chunk(self, text: str, finish_reason: str | None) -> dict[str, Any]:

@@ -2,11 +2,12 @@
 
 import re
 
+import msgspec
 import pytest
 
 from cluster.api.surfaces import SURFACES
 from cluster.api.surfaces.completions import Completions
-from cluster.serving.requests import Delta, Waiting
+from cluster.serving.requests import Delta, ToolCall, Waiting
 from protocol.errors import BadRequest, ContextTooLong, QueueFull, TandemError, TooLarge, Unavailable, as_sentence
 from tests.support.fake_service import ANSWER, FINISHED, ROUTED, FakeService, ask, chat, completion, sse_events
 
@@ -97,6 +98,50 @@ def test_stream_with_usage_ends_with_a_chunk_that_says_usage_and_route():
     events = sse_events(chat(FakeService(), stream=True, stream_options={"include_usage": True}).text)
     assert all(item["usage"] is None for item in events[:-1])
     assert (events[-1]["choices"], events[-1]["usage"], events[-1]["tandem"]) == ([], USAGE, TANDEM)
+
+
+THOUGHT_AND_CALLED = (
+    ROUTED,
+    Delta(text="", reasoning="hm", token_ids=(5,)),
+    Delta(text="", reasoning=", yes", token_ids=(5,)),
+    Delta(text="Let me see.", token_ids=(6,)),
+    Delta(
+        text="", calls=(ToolCall("c1", "weather", '{"city": "Bonn"}'), ToolCall("c2", "clock", "{}")), token_ids=(7,)
+    ),
+    msgspec.structs.replace(FINISHED, finish_reason="tool_calls"),
+)
+
+
+def test_thoughts_and_calls_stand_beside_the_content():
+    (choice,) = chat(FakeService(*THOUGHT_AND_CALLED)).json()["choices"]
+    message = choice["message"]
+    assert (message["content"], message["reasoning_content"]) == ("Let me see.", "hm, yes")
+    assert [(call["id"], call["type"], call["function"]["name"]) for call in message["tool_calls"]] == [
+        ("c1", "function", "weather"),
+        ("c2", "function", "clock"),
+    ]
+    assert message["tool_calls"][0]["function"]["arguments"] == '{"city": "Bonn"}'
+    assert choice["finish_reason"] == "tool_calls"
+    (only_called,) = chat(FakeService(ROUTED, *THOUGHT_AND_CALLED[4:])).json()["choices"]
+    assert only_called["message"]["content"] is None
+
+
+def test_thoughts_and_calls_are_streamed_in_pieces_of_their_own():
+    events = sse_events(chat(FakeService(*THOUGHT_AND_CALLED), stream=True).text)
+    deltas = [event["choices"][0]["delta"] for event in events]
+    assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "hm, yes"
+    assert "".join(delta.get("content") or "" for delta in deltas) == "Let me see."
+    called = {}
+    for (piece,) in (delta["tool_calls"] for delta in deltas if "tool_calls" in delta):
+        call = called.setdefault(piece["index"], {"arguments": ""})
+        call |= {name: piece[name] for name in ("id", "type") if name in piece}
+        call |= {"name": piece["function"]["name"]} if "name" in piece["function"] else {}
+        call["arguments"] += piece["function"]["arguments"]
+    assert called == {
+        0: {"id": "c1", "type": "function", "name": "weather", "arguments": '{"city": "Bonn"}'},
+        1: {"id": "c2", "type": "function", "name": "clock", "arguments": "{}"},
+    }
+    assert events[-1]["choices"][0]["finish_reason"] == "tool_calls"
 
 
 def test_prefill_progress_goes_out_as_a_comment():

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -103,7 +104,8 @@ NEUTRAL = {
     "store": False,
     "service_tier": "auto",
     "verbosity": "medium",
-    "reasoning_effort": "none",
+    "chat_template_kwargs": {},
+    "reasoning": {},
     "typical_p": 1,
     "xtc_probability": 0.0,
     "min_tokens": 0,
@@ -118,7 +120,9 @@ NEUTRAL = {
 
 @pytest.mark.parametrize("name", NEUTRAL)
 def test_values_that_ask_for_nothing_are_accepted(name):
-    assert parse_chat({"messages": USER, name: NEUTRAL[name]}) == parse_chat({"messages": USER})
+    asked = parse_chat({"messages": USER, name: NEUTRAL[name]})
+    named = msgspec.structs.replace(asked.generation, given=frozenset())
+    assert msgspec.structs.replace(asked, generation=named) == parse_chat({"messages": USER})
 
 
 def test_completion_values_that_ask_for_nothing_are_accepted():
@@ -168,7 +172,6 @@ def test_wrong_values_are_refused_by_name(name, value):
 UNSUPPORTED = {
     "logprobs": True,
     "top_logprobs": 3,
-    "tools": [{"type": "function"}],
     "tool_choice": "required",
     "functions": [{}],
     "function_call": {"name": "x"},
@@ -208,7 +211,10 @@ SHAPES = {
         {"xtc_probability": 0, "xtc_threshold": 0.1, "repetition_context_size": 20, "num_draft_tokens": 3},
         ["xtc_threshold", "repetition_context_size", "num_draft_tokens"],
     ),
-    "OpenRouter": ({"usage": {"include": True}, "reasoning": {"effort": "low"}}, ["usage", "reasoning"]),
+    "OpenRouter": (
+        {"usage": {"include": True}, "reasoning": {"effort": "low", "summary": "auto"}},
+        ["usage", "reasoning.summary"],
+    ),
     "OpenAI": (
         {"verbosity": "low", "store": True, "service_tier": "flex", "prompt_cache_retention": "24h", "user": "me"},
         ["verbosity", "store", "service_tier", "prompt_cache_retention", "user"],
@@ -237,6 +243,65 @@ def test_what_clients_send_in_passing_is_answered_and_what_has_no_effect_named(c
 def test_hints_are_named_in_streams_too():
     response = chat(FakeService(), stream=True, stream_options={"include_usage": True}, ttl=5)
     assert '"The field ttl has no effect here."' in response.text
+
+
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+
+
+def test_tools_and_what_is_said_of_thinking_reach_the_chat_template():
+    asked = {"messages": USER, "tools": [WEATHER]}
+    assert parse_chat(asked).generation.prompt == ChatPrompt(tuple(USER), (WEATHER,))
+    assert parse_chat(asked | {"tool_choice": "none"}).generation.prompt.tools == ()
+    assert parse_chat(asked | {"parallel_tool_calls": False}).generation.prompt.one_call
+    for said, options in (
+        ({"reasoning_effort": "high"}, {"reasoning_effort": "high"}),
+        ({"reasoning_effort": "none"}, {"enable_thinking": False}),
+        ({"reasoning": {"effort": "low"}}, {"reasoning_effort": "low"}),
+        ({"reasoning": {"enabled": True}}, {"enable_thinking": True}),
+        ({"enable_thinking": False}, {"enable_thinking": False}),
+        ({"chat_template_kwargs": {"enable_thinking": True, "tone": "dry"}}, {"enable_thinking": True, "tone": "dry"}),
+    ):
+        assert parse_chat({"messages": USER} | said).generation.prompt.options == options
+
+
+def test_calls_that_were_made_come_to_the_template_with_arguments_as_objects():
+    calls = [{"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Bonn"}'}}]
+    calls += [{"function": {"name": "clock", "arguments": "half an obj"}}]
+    messages = [
+        *USER,
+        {"role": "assistant", "content": None, "tool_calls": calls},
+        {"role": "tool", "content": "rain", "tool_call_id": "c1"},
+    ]
+    assistant = parse_chat({"messages": messages}).generation.prompt.messages[1]
+    assert assistant == {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [
+            {"type": "function", "function": {"name": "weather", "arguments": {"city": "Bonn"}}, "id": "c1"},
+            {"type": "function", "function": {"name": "clock", "arguments": "half an obj"}},
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tools": {}}, "tools"),
+        ({"tools": [5]}, "tools[0]"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function"),
+        ({"tools": [{"type": "function", "function": {}}]}, "tools[0].function.name"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"tools": [WEATHER] * 300}, "tools"),
+        ({"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "weather"}}}, "tool_choice"),
+        ({"chat_template_kwargs": {"chat_template": "{{ 1 }}"}}, "chat_template_kwargs.chat_template"),
+        ({"chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs.tokenize"),
+        ({"chat_template_kwargs": {"a b": 1}}, "chat_template_kwargs.a b"),
+        ({"chat_template_kwargs": {"a": {}}}, "chat_template_kwargs.a"),
+        ({"reasoning": {"effort": 5}}, "reasoning.effort"),
+    ],
+)
+def test_wrong_tools_and_variables_are_refused_by_place(fields, param):
+    refused(chat(FakeService(), **fields), param)
 
 
 def test_synonyms_are_understood():
@@ -299,7 +364,10 @@ BAD_MESSAGES = [
     ([{"role": "user", "content": None}], "messages[0].content"),
     ([{"role": "user", "content": 5}], "messages[0].content"),
     ([{"role": "robot", "content": "x"}], "messages[0].role"),
-    ([*USER, {"role": "assistant", "content": "x", "tool_calls": [{}]}], "messages[1].tool_calls"),
+    ([*USER, {"role": "assistant", "content": "x", "tool_calls": {}}], "messages[1].tool_calls"),
+    ([*USER, {"role": "assistant", "content": "x", "tool_calls": [5]}], "messages[1].tool_calls[0]"),
+    ([*USER, {"role": "assistant", "tool_calls": [{}]}], "messages[1].tool_calls[0].function"),
+    ([*USER, {"role": "assistant", "tool_calls": [{"function": {}}]}], "messages[1].tool_calls[0].function.name"),
     ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}], "messages[0].content[0].type"),
     ([{"role": "user", "content": ["x"]}], "messages[0].content[0]"),
     ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0].text"),

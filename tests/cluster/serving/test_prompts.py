@@ -37,6 +37,10 @@ def encode(prompts, prompt: Prompt, **fields):
     return prompts.encode(GenerationRequest(prompt=prompt, **fields))
 
 
+def stream_of(prompts, stop=()):
+    return prompts.stream(GenerationRequest(prompt=TextPrompt(""), stop=stop))
+
+
 def refusal(prompts, prompt: Prompt, **fields):
     with pytest.raises(BadRequest) as caught:
         encode(prompts, prompt, prompt_field="input", **fields)
@@ -140,7 +144,7 @@ def test_missing_and_broken_tokenizers_are_model_errors(tmp_path):
 
 
 def streamed(prompts, pushes, stop=()):
-    stream = prompts.stream(stop)
+    stream = stream_of(prompts, stop)
     text = "".join(stream.push(tuple(ids))[0] for ids in pushes)
     return text + stream.finish(), stream
 
@@ -167,14 +171,14 @@ def test_stop_string_ends_the_answer_and_is_not_shown(prompts, mlx_lm_tokenizer)
 
 
 def test_beginning_of_a_stop_string_is_held_back_until_decided(prompts, mlx_lm_tokenizer):
-    stream = prompts.stream(("abX",))
+    stream = stream_of(prompts, ("abX",))
     ids = mlx_lm_tokenizer.encode("zabY", add_special_tokens=False)
     shown = [stream.push((token,))[0] for token in ids]
     assert shown == ["z", "", "", "abY"]
 
 
 def test_streams_of_two_requests_do_not_mix(prompts, mlx_lm_tokenizer):
-    one, two = prompts.stream(), prompts.stream()
+    one, two = stream_of(prompts), stream_of(prompts)
     ids = mlx_lm_tokenizer.encode("the cat", add_special_tokens=False)
     for token in ids:
         assert one.push((token,)) == two.push((token,))

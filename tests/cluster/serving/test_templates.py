@@ -72,7 +72,7 @@ def test_template_without_end_is_ended_and_the_next_messages_are_rendered(evil):
 
 
 def test_failure_is_a_refusal_that_names_the_template(tmp_path):
-    def render(_):
+    def render(*_):
         raise TemplateFailed("it takes longer than 5 s")
 
     prompts = Prompts.load(write_tokenizer(tmp_path), render)

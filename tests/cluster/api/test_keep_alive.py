@@ -1,0 +1,68 @@
+"""Streams that say nothing for long are kept alive until their first text, and only until then."""
+
+import asyncio
+
+import pytest
+
+from cluster.api import generation
+from cluster.serving.requests import Delta, Progress
+from tests.support.fake_service import FINISHED, ROUTED, FakeService, chat
+
+
+class SlowService(FakeService):
+    """Numbers in the script are seconds to wait."""
+
+    async def generate(self, request):
+        for item in self.script:
+            if isinstance(item, float):
+                await asyncio.sleep(item)
+            else:
+                yield item
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(generation, "KEEP_ALIVE_S", 0.02)
+
+
+def comments(*script):
+    text = chat(SlowService(*script), stream=True).text
+    assert text.endswith("data: [DONE]\n\n")
+    return [block for block in text.split("\n\n") if block.startswith(":")]
+
+
+TEXT = Delta(text="x", token_ids=(1,))
+
+
+def test_silence_before_the_first_text_is_filled_with_comments():
+    assert set(comments(ROUTED, 0.2, TEXT, FINISHED)) == {": keep-alive"}
+    assert len(comments(ROUTED, 0.1, Progress(processed=1, total=2), 0.1, TEXT, FINISHED)) >= 3
+
+
+def test_nothing_is_added_where_text_comes_at_once_or_has_begun():
+    assert comments(ROUTED, TEXT, FINISHED) == []
+    assert comments(ROUTED, TEXT, 0.1, TEXT, FINISHED) == []
+
+
+def test_client_that_leaves_meanwhile_ends_its_request():
+    service = FakeService(ROUTED, ...)
+
+    async def scenario():
+        events = service.generate(None)
+        written = asyncio.Event()
+
+        async def beat():
+            written.set()
+
+        async def read():
+            async for _ in generation.kept_alive(events, beat):
+                pass
+
+        reading = asyncio.create_task(read())
+        await written.wait()
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+        await events.aclose()
+        await asyncio.wait_for(service.closed.wait(), 5)
+
+    asyncio.run(scenario())
