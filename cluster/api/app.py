@@ -1,11 +1,13 @@
 """The routes of the HTTP API and who may call them.
 
-Endpoints validate, ask the service, and give a response; every error, expected or not, leaves as an OpenAI error object.
+Endpoints validate, ask the service, and give a response; every error, expected or not, leaves as an error object in the words of its path:
+OpenAI's where no surface has others.
 """
 
 import functools
 import hashlib
 import hmac
+import time
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
@@ -18,24 +20,32 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from cluster.api.answered import Answered
 from cluster.api.body import parsed_body
 from cluster.api.events import as_json
 from cluster.api.explain import parse_explain
 from cluster.api.failures import error_response
 from cluster.api.fields import Notes
 from cluster.api.generation import GenerationResponse
+from cluster.api.kept_responses import KeptResponses
 from cluster.api.names import Names
+from cluster.api.ollama_routes import ollama_routes
 from cluster.api.origins import Origins
 from cluster.api.surface import ApiRequest, Dialect, Surface
 from cluster.api.surfaces import SURFACES
-from cluster.serving.requests import ModelInfo, Service
+from cluster.api.surfaces.messages import Messages
+from cluster.api.token_routes import token_routes
+from cluster.serving.requests import Explanation, ModelInfo, Service
 from protocol.errors import ApiError, BadRequest, NotFound, Unauthorized
 
 OPEN_PATHS = frozenset({"/health"})
 
 _OURS = Dialect()
+_MESSAGES = Messages()
 
 Endpoint = Callable[[Request], Awaitable[Response]]
+Parse = Callable[[dict[str, Any], Notes], ApiRequest]
+Dialects = Callable[[str], Surface | Dialect]
 
 
 def build_app(
@@ -55,14 +65,21 @@ def build_app(
     share no cached prefix. strict: what has no effect is refused, not noted; strict_model: so is another model's name.
     """
     names = Names(service, frozenset(model_ids), strict=strict_model)
-    endpoints = _Endpoints(service, names, strict=strict, scope_by_key=scope_by_key)
+    answered = Answered()
+    dialect = functools.partial(_dialect, surfaces)
+    endpoints = _Endpoints(service, names, answered, strict=strict, scope_by_key=scope_by_key)
     app = Starlette(
-        routes=_routes(endpoints, surfaces),
+        routes=[
+            *_routes(endpoints, surfaces),
+            *_kept_routes(answered),
+            *token_routes(service, names, _guarded),
+            *ollama_routes(service, names, _guarded),
+        ],
         middleware=[
             Middleware(Origins, any_name=api_key is not None),
-            *([Middleware(_BearerAuth, api_key=api_key)] if api_key is not None else []),
+            *([Middleware(_BearerAuth, api_key=api_key, dialect=dialect)] if api_key is not None else []),
         ],
-        exception_handlers={HTTPException: _routing_error},
+        exception_handlers={HTTPException: functools.partial(_routing_error, dialect)},
     )
     app.router.redirect_slashes = False
     return app
@@ -74,6 +91,7 @@ def _routes(endpoints: "_Endpoints", surfaces: Collection[Surface]) -> list[Rout
             Route(surface.path, _guarded(functools.partial(endpoints.generate, surface), surface), methods=["POST"])
             for surface in surfaces
         ),
+        Route(_MESSAGES.counting_path, _guarded(endpoints.count_tokens, _MESSAGES), methods=["POST"]),
         Route("/v1/explain", _guarded(endpoints.explain), methods=["POST"]),
         Route("/v1/conversations/{conversation}", _guarded(endpoints.forget), methods=["DELETE"]),
         Route("/v1/cluster/mend", _guarded(endpoints.mend), methods=["POST"]),
@@ -86,27 +104,41 @@ def _routes(endpoints: "_Endpoints", surfaces: Collection[Surface]) -> list[Rout
     ]
 
 
+def _kept_routes(answered: Answered) -> list[Route]:
+    kept = KeptResponses(lambda request: answered.shelf(_caller(request)))
+    path = "/v1/responses/{response_id}"
+    return [
+        Route(path, _guarded(kept.get), methods=["GET"]),
+        Route(path, _guarded(kept.forget), methods=["DELETE"]),
+        Route(f"{path}/input_items", _guarded(kept.input_items), methods=["GET"]),
+    ]
+
+
 class _Endpoints:
     """The endpoints, each a plain function of its request."""
 
-    def __init__(self, service: Service, names: Names, *, strict: bool, scope_by_key: bool) -> None:
+    def __init__(self, service: Service, names: Names, answered: Answered, *, strict: bool, scope_by_key: bool) -> None:
         self._service = service
         self._names = names
+        self._answered = answered
         self._strict = strict
         self._scope_by_key = scope_by_key
 
     async def generate(self, surface: Surface, request: Request) -> Response:
+        surface = surface.asked_by(self._answered.shelf(_caller(request)))
         parsed = self._asked_by(await self._parsed(request, surface.parse), request)
         parsed, model_id = self._names.served(parsed)
+        if (answer := surface.at_once(parsed, model=model_id, created=int(time.time()))) is not None:
+            return _json(answer)
         return GenerationResponse(self._service, parsed, surface, model_id)
 
-    async def _parsed(self, request: Request, parse: Callable[[dict[str, Any], Notes], ApiRequest]) -> ApiRequest:
+    async def _parsed(self, request: Request, parse: Parse) -> ApiRequest:
         notes = Notes(strict=self._strict)
         return await parsed_body(request, lambda body: parse(body, notes))
 
     def _asked_by(self, parsed: ApiRequest, request: Request) -> ApiRequest:
         """With who asks: those with one key from one address are one client."""
-        key = hashlib.blake2b(_key_in(dict(request.scope["headers"])), digest_size=16).hexdigest()
+        key = _caller(request)
         client = f"{key} {request.client.host if request.client else ''}"
         scope = key if self._scope_by_key else ""
         generation = msgspec.structs.replace(parsed.generation, scope=scope, client=client)
@@ -127,9 +159,16 @@ class _Endpoints:
         return _json({"workers": await self._service.figures()})
 
     async def explain(self, request: Request) -> Response:
-        parsed = await self._parsed(request, parse_explain)
+        return _json(await self._explained(request, parse_explain))
+
+    async def count_tokens(self, request: Request) -> Response:
+        explained = await self._explained(request, _MESSAGES.parse)
+        return _json({"input_tokens": explained.prompt_tokens})
+
+    async def _explained(self, request: Request, parse: Parse) -> Explanation:
+        parsed = await self._parsed(request, parse)
         self._names.find(parsed.model)
-        return _json(await self._service.explain(parsed.generation))
+        return await self._service.explain(parsed.generation)
 
     async def models(self, _request: Request) -> Response:
         return _json({"object": "list", "data": [_model_object(model) for model in self._service.models()]})
@@ -145,13 +184,24 @@ class _Endpoints:
         return _json(self._service.status())
 
 
+def _caller(request: Request) -> str:
+    """Who asks, by the key."""
+    return hashlib.blake2b(_key_in(dict(request.scope["headers"])), digest_size=16).hexdigest()
+
+
 def _json(data: Any, status: int = 200) -> Response:
     """Structs and what JSON has of itself."""
     return Response(as_json(data), status, media_type="application/json")
 
 
 def _model_object(model: ModelInfo) -> dict[str, Any]:
-    return {"id": model.id, "object": "model", "created": model.created, "owned_by": "tandem"}
+    about = {"id": model.id, "object": "model", "created": model.created, "owned_by": "tandem"}
+    return about | {"max_model_len": model.context_tokens}
+
+
+def _dialect(surfaces: Collection[Surface], path: str) -> Surface | Dialect:
+    """In whose words errors of a path are told: those of the surface there, or above it."""
+    return next((surface for surface in surfaces if f"{path}/".startswith(f"{surface.path}/")), _OURS)
 
 
 def _guarded(endpoint: Endpoint, dialect: Surface | Dialect = _OURS) -> Endpoint:
@@ -169,7 +219,7 @@ def _guarded(endpoint: Endpoint, dialect: Surface | Dialect = _OURS) -> Endpoint
     return answer
 
 
-async def _routing_error(request: Request, error: Exception) -> Response:
+async def _routing_error(dialect: Dialects, request: Request, error: Exception) -> Response:
     """Starlette's own errors: no such path, or a path that does not take this method."""
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
@@ -178,7 +228,7 @@ async def _routing_error(request: Request, error: Exception) -> Response:
     else:
         api_error = NotFound(f"there is no {request.url.path[:200]}")
     api_error.status = error.status_code
-    response = error_response(api_error)
+    response = error_response(api_error, dialect(request.url.path).refusal)
     response.headers.update(error.headers or {})
     return response
 
@@ -186,14 +236,15 @@ async def _routing_error(request: Request, error: Exception) -> Response:
 class _BearerAuth:
     """Lets through what carries `Authorization: Bearer <api_key>` or `x-api-key: <api_key>`, and the open paths."""
 
-    def __init__(self, app: ASGIApp, api_key: str) -> None:
+    def __init__(self, app: ASGIApp, api_key: str, dialect: Dialects) -> None:
         self._app = app
+        self._dialect = dialect
         self._expected = api_key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not self._is_open(scope):
             error = Unauthorized("this cluster asks for an API key; send it as 'Authorization: Bearer KEY'")
-            await error_response(error)(scope, receive, send)
+            await error_response(error, self._dialect(scope["path"]).refusal)(scope, receive, send)
             return
         await self._app(scope, receive, send)
 

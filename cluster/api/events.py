@@ -1,4 +1,4 @@
-"""Server-sent events as bytes: one event, a comment, the end mark, and the event that thousands are sent of.
+"""Streams as bytes: a server-sent event, a comment, the end mark, a line of JSON, and the event that thousands are sent of.
 
 Knows JSON and the event stream format; nothing of what the events say.
 """
@@ -10,16 +10,36 @@ import msgspec
 
 DONE = b"data: [DONE]\n\n"
 _MARK = "\ue000text\ue000"
-# Lines to many clients (Python's str.splitlines), though not to the event stream format: so they go out escaped.
+# Lines to many clients (Python's str.splitlines), though not to these formats: so they go out escaped.
 _LINE_SEPARATORS = tuple((mark.encode(), b"\\u%04x" % ord(mark)) for mark in "\x85\u2028\u2029")
 _json = msgspec.json.Encoder()
 
 as_json = _json.encode
 
 
-def event(data: dict[str, Any]) -> bytes:
-    """One event that carries `data`."""
-    return b"data: " + _json.encode(data) + b"\n\n"
+def event(data: dict[str, Any], name: str = "") -> bytes:
+    """One event that carries `data`, with a name of its own where its API has one."""
+    named = f"event: {name}\n".encode() if name else b""
+    return named + b"data: " + _in_one_line(data) + b"\n\n"
+
+
+def line(data: dict[str, Any]) -> bytes:
+    """One line that carries `data`, of a stream of nothing else."""
+    return _in_one_line(data) + b"\n"
+
+
+def _in_one_line(data: Any) -> bytes:
+    """As JSON, without what ends a line to some client."""
+    encoded = _json.encode(data)
+    if not encoded.isascii():
+        for separator, escaped in _LINE_SEPARATORS:
+            encoded = encoded.replace(separator, escaped)
+    return encoded
+
+
+def named_event(data: dict[str, Any]) -> bytes:
+    """One event that carries `data`, under the name that is its `type`."""
+    return event(data, data["type"])
 
 
 def comment(text: str) -> bytes:
@@ -30,19 +50,17 @@ def comment(text: str) -> bytes:
 class TextEvent:
     """An event in which only a text changes: everything around it is encoded once for each answer.
 
-    make: the event's data for a text, which it holds exactly once.
+    make: the event's data for a text, which it holds exactly once; framed: such data as bytes.
     """
 
-    def __init__(self, make: Callable[[str], dict[str, Any]]) -> None:
-        self._before, self._after = event(make(_MARK)).split(_json.encode(_MARK))
+    def __init__(
+        self, make: Callable[[str], dict[str, Any]], framed: Callable[[dict[str, Any]], bytes] = event
+    ) -> None:
+        self._before, self._after = framed(make(_MARK)).split(_json.encode(_MARK))
 
     def __repr__(self) -> str:
         return f"<TextEvent of {len(self._before) + len(self._after)} bytes around a text>"
 
     def of(self, text: str) -> bytes:
         """The event that carries `text`."""
-        encoded = _json.encode(text)
-        if not text.isascii():
-            for separator, escaped in _LINE_SEPARATORS:
-                encoded = encoded.replace(separator, escaped)
-        return self._before + encoded + self._after
+        return self._before + _in_one_line(text) + self._after

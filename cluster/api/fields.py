@@ -111,13 +111,14 @@ def one_of(*allowed: str) -> Check:
 
 
 def only(what: str, *neutral: Any) -> Check:
-    """A parameter that is understood but not supported: accepted only with a value that asks for nothing."""
+    """A parameter that is understood but not supported: accepted only with a value that asks for nothing, which it returns."""
 
-    def check(name: str, value: Any) -> None:
+    def check(name: str, value: Any) -> Any:
         # True == 1 in Python, in JSON it is another value.
         if not any(type(value) is type(item) and value == item for item in neutral):
             allowed = f"; leave it out or send {' or '.join(map(_as_json, neutral))}" if neutral else "; leave it out"
             raise BadRequest(f"{name} asks for {what}, which is not supported{allowed}", param=name)
+        return value
 
     return check
 
@@ -155,6 +156,11 @@ def hint(*neutral: Any) -> Check:
         return None if any(type(value) is type(item) and value == item for item in neutral) else NO_EFFECT
 
     return check
+
+
+def anything(_name: str, value: Any) -> Any:
+    """For a field that is looked at elsewhere."""
+    return value
 
 
 def mapping(name: str, value: Any) -> dict[str, Any]:

@@ -6,6 +6,9 @@ from cluster.api.surface import ApiRequest
 from cluster.serving.requests import ModelInfo, Service
 from protocol.errors import NotFound, Unavailable
 
+# What Ollama's clients put behind a name that has no other tag.
+_TAG = ":latest"
+
 
 class Names:
     """Of the loaded model. ids: further ones than its own and "default"; strict: no others."""
@@ -27,17 +30,20 @@ class Names:
         """The model for a name, and whether that is another one's. Raises NotFound where that will not do."""
         if name is None or not self._strict:
             model = self._loaded()
-            return model, not (name is None or name == model.id or name in self._ids)
+            return model, not (name is None or self._is_of(model, name))
         return self.find_exactly(name), False
 
     def find_exactly(self, name: str) -> ModelInfo:
         """Raises NotFound for another model's name."""
         model = self._loaded()
-        if name == model.id or name in self._ids:
+        if self._is_of(model, name):
             return model
         error = NotFound(f"the model {name[:200]!r} is not loaded; this cluster serves {model.id!r}", param="model")
         error.code = "model_not_found"
         raise error
+
+    def _is_of(self, model: ModelInfo, name: str) -> bool:
+        return any(asked == model.id or asked in self._ids for asked in (name, name.removesuffix(_TAG)))
 
     def _loaded(self) -> ModelInfo:
         models = self._service.models()

@@ -4,10 +4,11 @@ A surface is a file in `surfaces/` and an entry in its tuple. Nothing else knows
 of each, `generation` runs any.
 """
 
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import msgspec
 
+from cluster.api.answered import Shelf
 from cluster.api.events import comment, event
 from cluster.api.fields import Notes
 from cluster.serving.requests import Delta, Finished, GenerationRequest, Routed
@@ -54,9 +55,17 @@ class Dialect:
 
     media_type = "text/event-stream; charset=utf-8"
 
+    def asked_by(self, shelf: Shelf) -> Self:  # noqa: ARG002  few surfaces keep anything
+        """The surface for one request of whoever has this shelf of kept answers."""
+        return self
+
     def comment(self, text: str) -> bytes:
         """What goes out in a stream for people and to keep it alive; clients skip it."""
         return comment(text)
+
+    def at_once(self, request: ApiRequest, *, model: str, created: int) -> dict[str, Any] | None:  # noqa: ARG002
+        """See `Surface`."""
+        return None
 
     def failure(self, error: ApiError) -> bytes:
         """How a stream ends that has begun and cannot go on."""
@@ -73,12 +82,18 @@ class Surface(Protocol):
     path: str
     media_type: str
 
+    def asked_by(self, shelf: Shelf) -> "Surface": ...
+
     def parse(self, body: dict[str, Any], notes: Notes) -> ApiRequest:
         """The request that a JSON body asks for; what of it has no effect goes to `notes`. Raises BadRequest naming the field."""
         ...
 
     def answer(self, request: ApiRequest, routed: Routed, *, model: str, created: int) -> AnswerFormat:
         """The format of this request's answer. model: the id to answer with; created: Unix seconds."""
+        ...
+
+    def at_once(self, request: ApiRequest, *, model: str, created: int) -> dict[str, Any] | None:
+        """The answer to a request for which nothing is generated; None where something is."""
         ...
 
     def comment(self, text: str) -> bytes: ...

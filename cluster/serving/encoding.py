@@ -1,4 +1,4 @@
-"""Prompts become token ids off the event loop, and a long one holds up no short one.
+"""Prompts become token ids off the event loop, and token ids text; a long one holds up no short one.
 
 Each kind has a lane of its own, in which one is encoded at a time: a tokenizer is no use to two threads at once. Who leaves
 while others of its lane are before it costs nothing.
@@ -6,9 +6,10 @@ while others of its lane are before it costs nothing.
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from cluster.serving.requests import GenerationRequest
+from cluster.serving.requests import LONG_CHARACTERS, GenerationRequest
 
 if TYPE_CHECKING:  # see `answer`
     from cluster.serving.prompts import Prompts
@@ -32,3 +33,10 @@ class Encoding:
         async with self._lanes[request.is_long]:
             tokens: tuple[int, ...] = await self._run_in_thread(self._prompts.encode, request, context_tokens)
             return tokens
+
+    async def decode(self, tokens: tuple[int, ...]) -> str:
+        """The text of token ids. Raises what `Prompts.decode` raises."""
+        are_many = len(tokens) > LONG_CHARACTERS
+        async with self._lanes[are_many]:
+            text: str = await self._run_in_thread(partial(self._prompts.decode, tokens, are_many=are_many))
+            return text

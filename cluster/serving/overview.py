@@ -78,6 +78,7 @@ class Overview:
             context_tokens=(facts.inspected.context_tokens or UNBOUNDED_CONTEXT_TOKENS) if facts is not None else None,
             has_chat_template=self._identity.has_chat_template,
             created=self._created,
+            architecture=facts.inspected.architecture if facts is not None else None,
         )
 
     def state(self, *, stopping: bool) -> str:

@@ -103,10 +103,15 @@ def _as_list(parsed: Any) -> list[Any]:
 def _call(parsed: Mapping[str, Any]) -> ToolCall:
     arguments = parsed["arguments"]
     return ToolCall(
-        id=str(parsed.get("id") or f"call_{secrets.token_hex(12)}"),
-        name=str(parsed["name"]),
-        arguments=arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False),
+        id=_sendable(parsed.get("id") or f"call_{secrets.token_hex(12)}"),
+        name=_sendable(parsed["name"]),
+        arguments=_sendable(arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)),
     )
+
+
+def _sendable(text: Any) -> str:
+    """Without the halves of characters that JSON can name and UTF-8 cannot hold."""
+    return str(text).encode("utf-8", "replace").decode()
 
 
 def parts_of(

@@ -91,6 +91,8 @@ class Prompts:
         self.vocabulary_size = vocabulary_size
         self.has_chat_template: bool = tokenizer.has_chat_template
         self.eos_token_ids: frozenset[int] = frozenset(tokenizer.eos_token_ids)
+        known = {"tools": tokenizer.has_tool_calling, "thinking": tokenizer.has_thinking}
+        self.abilities = tuple(name for name, has in known.items() if has)
 
     @classmethod
     def load(cls, model_path: Path, render: Render | None = None) -> Self:
@@ -142,14 +144,31 @@ class Prompts:
         match request.prompt:
             case ChatPrompt():
                 ids = self._encode_chat(request, request.prompt)
-            case TextPrompt(text=text):
-                ids = self._encode_text(request, text)
+            case TextPrompt():
+                ids = self._encode_text(request, request.prompt)
             case TokensPrompt(tokens=ids):
                 pass
         if not ids:
             raise BadRequest("the prompt is empty; send some text", param=request.prompt_field)
         request.require_known(ids, self.vocabulary_size)
         return ids
+
+    def decode(self, tokens: Sequence[int], *, are_many: bool = False) -> str:
+        """The text of token ids, with that of the marks among them.
+
+        Raises:
+            BadRequest: some are outside the vocabulary.
+        """
+        asked = GenerationRequest(prompt=TokensPrompt(tuple(tokens)), prompt_field="tokens")
+        asked.require_known(tokens, self.vocabulary_size)
+        with self._encoders[are_many] as tokenizer:
+            try:
+                text: str = tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False)
+            except Exception as error:  # as in `_encoded`
+                raise BadRequest(
+                    f"the model's tokenizer cannot decode these tokens: {_in_one_line(error)}", param="tokens"
+                ) from error
+            return text
 
     def stream(self, request: GenerationRequest, tokens: Sequence[int] = ()) -> "TextStream":
         """A fresh detokenizer for one answer. tokens: of its prompt."""
@@ -191,12 +210,13 @@ class Prompts:
                 ) from error
             return _encoded(tokenizer, text, field, add_special_tokens=False)
 
-    def _encode_text(self, request: GenerationRequest, text: str) -> tuple[int, ...]:
+    def _encode_text(self, request: GenerationRequest, prompt: TextPrompt) -> tuple[int, ...]:
+        text = prompt.text
         with self._encoders[request.is_long] as tokenizer:
-            if not text:
+            if not text and not prompt.bare:
                 return _beginning(tokenizer)
             bos = tokenizer.bos_token
-            with_special = bos is None or not text.startswith(bos)
+            with_special = not prompt.bare and (bos is None or not text.startswith(bos))
             return _encoded(tokenizer, text, request.prompt_field, add_special_tokens=with_special)
 
     def __repr__(self) -> str:

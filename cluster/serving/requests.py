@@ -29,9 +29,10 @@ class ChatPrompt(msgspec.Struct, frozen=True, tag=True):
 
 
 class TextPrompt(msgspec.Struct, frozen=True, tag=True):
-    """Text that is taken as it is, without a template."""
+    """Text that is taken as it is, without a template. bare: also without the tokens that the model wants around a text."""
 
     text: str
+    bare: bool = False
 
 
 class TokensPrompt(msgspec.Struct, frozen=True, tag=True):
@@ -179,7 +180,8 @@ Event = Routed | Progress | Waiting | Delta | Finished
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What the API says of the model. context_tokens: prompt and answer together; created: Unix seconds.
+    """What the API says of the model. context_tokens: prompt and answer together; created: Unix seconds; abilities: "tools" where it
+    calls them, "thinking" where it thinks before it answers; architecture: as its config.json calls it.
 
     None stands for what is not known before the first plan.
     """
@@ -190,6 +192,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     context_tokens: int | None
     has_chat_template: bool
     created: int
+    abilities: tuple[str, ...] = ()
+    architecture: str | None = None
 
 
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
@@ -209,12 +213,17 @@ class Service(Protocol):
     before Routed, every few seconds while no plan can serve the request. An error ends it as a raised ApiError at any point.
     Errors of the request itself (400, 404, 413, 429) are raised before Routed. Closing the iterator early (`aclose`) cancels
     the request on the workers. `mend` brings back workers that are missing; it gives their names. `models_elsewhere`: what
-    lies on the disks of other hosts. `figures`: what the workers' layers make of a fixed input.
+    lies on the disks of other hosts. `figures`: what the workers' layers make of a fixed input. `encode`: the token ids of a request's
+    prompt, of which nothing is generated; `decode`: the text of token ids, BadRequest for those outside the vocabulary.
     """
 
     def generate(self, request: GenerationRequest) -> AsyncIterator[Event]: ...
 
     async def explain(self, request: GenerationRequest) -> Explanation: ...
+
+    async def encode(self, request: GenerationRequest) -> tuple[int, ...]: ...
+
+    async def decode(self, tokens: tuple[int, ...]) -> str: ...
 
     def forget_conversation(self, conversation: str) -> None: ...
 

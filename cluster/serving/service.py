@@ -12,6 +12,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from cluster.planning.interface import Cluster
 from cluster.planning.plan import Loss, Plan
 from cluster.serving.admission import Admission, NotNow, Place
@@ -123,16 +125,19 @@ class GenerationService:
         arrival = self._now()
         request = request.with_defaults(self._prompts.sampling)
         deadline = Deadline(arrival, request.timeout_s or self._timeout_s)
-        try:
-            async with asyncio.timeout(deadline.left_s(arrival)):
-                tokens = await self._encoding.encode(request, self._overview.model().context_tokens)
-        except TimeoutError:
-            raise deadline.error() from None
+        tokens = await self._encoded(request, deadline, arrival)
         stream = self._prompts.stream(request, tokens)
         live = LiveRequest(request, tokens, stream, self._counts, deadline, arrival)
         for clause in self._prompts.unused(request.prompt):
             live.answer.note(clause)
         return live
+
+    async def _encoded(self, request: GenerationRequest, deadline: Deadline, arrival: float) -> tuple[int, ...]:
+        try:
+            async with asyncio.timeout(deadline.left_s(arrival)):
+                return await self._encoding.encode(request, self._overview.model().context_tokens)
+        except TimeoutError:
+            raise deadline.error() from None
 
     def _enter(self, live: LiveRequest) -> Place:
         has_run = live.state is not RequestState.WAITING
@@ -225,8 +230,17 @@ class GenerationService:
             candidates=decision.candidates,
         )
 
+    async def encode(self, request: GenerationRequest) -> tuple[int, ...]:
+        """See `requests.Service`."""
+        arrival = self._now()
+        return await self._encoded(request, Deadline(arrival, request.timeout_s or self._timeout_s), arrival)
+
+    async def decode(self, tokens: tuple[int, ...]) -> str:
+        """See `requests.Service`."""
+        return await self._encoding.decode(tokens)
+
     def models(self) -> tuple[ModelInfo, ...]:
-        return (self._overview.model(),)
+        return (msgspec.structs.replace(self._overview.model(), abilities=self._prompts.abilities),)
 
     def status(self) -> Status:
         return self._overview.status(stopping=self._admission.closed, predicted=self._decider.outlook())

@@ -11,6 +11,7 @@ from cluster.api.body import decode_object
 from cluster.api.explain import parse_explain
 from cluster.api.fields import Notes
 from cluster.api.surfaces import SURFACES
+from cluster.api.token_routes import parse_tokenize
 from cluster.membership.checks import can_be_reached, check_member, check_stranger
 from cluster.planning.model_files import read_config, read_header, read_sizes
 from protocol.codec import decode
@@ -62,7 +63,7 @@ def wire(data: bytes) -> None:
 
 def request(data: bytes) -> None:
     """A request's body, for every path that takes one."""
-    for parse in (parse_explain, *(surface.parse for surface in SURFACES)):
+    for parse in (parse_explain, parse_tokenize, *(surface.parse for surface in SURFACES)):
         try:
             parse(decode_object(data), Notes())
         except ApiError as error:

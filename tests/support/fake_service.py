@@ -8,8 +8,21 @@ from typing import Any
 import httpx
 
 from cluster.api import build_app
-from cluster.serving.requests import Delta, Event, Finished, GenerationRequest, ModelInfo, Progress, Routed
+from cluster.serving.requests import (
+    ChatPrompt,
+    Delta,
+    Event,
+    Explanation,
+    Finished,
+    GenerationRequest,
+    ModelInfo,
+    Progress,
+    Routed,
+    TextPrompt,
+    TokensPrompt,
+)
 from cluster.serving.status import HealthReport, HostModels, WorkerFigures
+from protocol.errors import BadRequest
 
 MODEL = ModelInfo(id="tiny", layers=8, bytes=1000, context_tokens=512, has_chat_template=True, created=1_700_000_000)
 ROUTED = Routed(
@@ -27,6 +40,7 @@ FINISHED = Finished(
     total_s=0.75,
     decode_tokens_per_s=40.0,
 )
+EXPLANATION = Explanation(strategy="single-device-cached", reason="long", prompt_tokens=7, max_tokens=5, candidates=())
 ANSWER: tuple[Event | Exception, ...] = (
     ROUTED,
     Progress(processed=4, total=7),
@@ -62,9 +76,25 @@ class FakeService:
         finally:
             self.closed.set()
 
-    async def explain(self, request: GenerationRequest) -> dict:
+    async def explain(self, request: GenerationRequest) -> Explanation:
         self.requests.append(request)
-        return {"strategy": "single-device-cached", "candidates": []}
+        return EXPLANATION
+
+    async def encode(self, request: GenerationRequest) -> tuple[int, ...]:
+        """The text's bytes, the messages' without what is between them; a 1 comes before what is not bare."""
+        self.requests.append(request)
+        match request.prompt:
+            case TextPrompt(text=text, bare=bare):
+                return (*(() if bare else (1,)), *text.encode())
+            case ChatPrompt(messages=messages):
+                return (1, *"".join(message["content"] for message in messages).encode())
+            case TokensPrompt(tokens=tokens):
+                return tokens
+
+    async def decode(self, tokens: tuple[int, ...]) -> str:
+        if max(tokens, default=0) > 255:
+            raise BadRequest("there are 256 bytes", param="tokens")
+        return bytes(tokens).decode()
 
     def forget_conversation(self, conversation: str) -> None:
         self.forgotten.append(conversation)

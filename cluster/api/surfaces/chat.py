@@ -10,17 +10,12 @@ from cluster.api.events import DONE, TextEvent, as_json, event
 from cluster.api.fields import Check, Notes, check_all, flag, hint, mapping, one_of, only, refuse, text
 from cluster.api.parameters import COMMON, api_request, token_limit, understood
 from cluster.api.surface import AnswerFormat, ApiRequest, Dialect
+from cluster.api.template_options import TEMPLATE_FIELDS, template_options
 from cluster.serving.requests import ChatPrompt, Delta, Finished, Routed, ToolCall
 from protocol.errors import BadRequest
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
-_MOST_TOOLS = 256
-# Variables that say how a template is run, not what it makes.
-_NOT_THE_TEMPLATE_S = frozenset({
-    "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "documents", "max_length", "messages",
-    "padding", "return_assistant_tokens_mask", "return_dict", "return_tensors", "sanitize_control_tokens", "tokenize",
-    "tokenizer_kwargs", "tools", "truncation",
-})  # fmt: skip
+MOST_TOOLS = 256
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
@@ -60,33 +55,14 @@ def response_format(name: str, value: Any) -> None:
 
 def tools_list(name: str, value: Any) -> tuple[dict[str, Any], ...]:
     """Functions that may be called, each {"type": "function", "function": {"name": ...}}."""
-    if type(value) is not list or len(value) > _MOST_TOOLS:
-        raise refuse(name, f"a list of at most {_MOST_TOOLS} tools", value)
+    if type(value) is not list or len(value) > MOST_TOOLS:
+        raise refuse(name, f"a list of at most {MOST_TOOLS} tools", value)
     for index, tool in enumerate(value):
         function = mapping(f"{name}[{index}]", tool).get("function")
         if tool.get("type", "function") != "function":
             raise refuse(f"{name}[{index}].type", '"function"', tool.get("type"))
         text(1, 256)(f"{name}[{index}].function.name", mapping(f"{name}[{index}].function", function).get("name"))
     return tuple(value)
-
-
-def tool_choice(name: str, value: Any) -> str:
-    if type(value) is not str or value not in ("none", "auto"):
-        raise BadRequest(
-            f"{name} asks for a call, which is not supported; leave it out or send auto or none", param=name
-        )
-    return value
-
-
-def template_options(name: str, value: Any) -> dict[str, Any]:
-    """Variables for the chat template: plain values, none of them one that says how it is run."""
-    options = mapping(name, value)
-    for key, item in options.items():
-        if not key.isidentifier() or len(key) > 64 or key in _NOT_THE_TEMPLATE_S:
-            raise refuse(f"{name}.{key[:64]}", "a variable of the model's chat template", key)
-        if type(item) not in (str, int, float, bool, type(None)):
-            raise refuse(f"{name}.{key}", "a plain value", item)
-    return options
 
 
 FIELDS: dict[str, Check] = {
@@ -96,7 +72,7 @@ FIELDS: dict[str, Check] = {
     "logprobs": only("log probabilities", False),
     "top_logprobs": only("log probabilities", 0),
     "tools": tools_list,
-    "tool_choice": tool_choice,
+    "tool_choice": only("a call of a certain tool, or of any", "none", "auto"),
     "parallel_tool_calls": flag,
     "functions": only("function calls in their old form; send tools", []),
     "function_call": only("function calls in their old form; send tool_choice", "none", "auto"),
@@ -104,12 +80,8 @@ FIELDS: dict[str, Check] = {
     "modalities": only("other modalities than text", ["text"], []),
     "audio": only("audio"),
     "web_search_options": only("web search"),
-    "chat_template_kwargs": template_options,
-    "enable_thinking": flag,
-    "reasoning_effort": text(1, 32),
-    "reasoning": mapping,
+    **TEMPLATE_FIELDS,
 }
-_REASONING: dict[str, Check] = {"effort": text(1, 32), "enabled": flag, "summary": hint(), "exclude": hint(False)}
 
 
 class Chat(Dialect):
@@ -129,7 +101,7 @@ class Chat(Dialect):
         prompt = ChatPrompt(
             chat_messages(fields["messages"], notes),
             () if fields.get("tool_choice") == "none" else fields.get("tools", ()),
-            options=_options(fields, notes),
+            options=template_options(fields, notes),
             one_call=not fields.get("parallel_tool_calls", True),
         )
         return api_request(fields | limit, prompt, "messages", notes)
@@ -137,17 +109,6 @@ class Chat(Dialect):
     def answer(self, request: ApiRequest, routed: Routed, *, model: str, created: int) -> AnswerFormat:
         """See `Surface`."""
         return _ChatCompletion(request, routed, model=model, created=created)
-
-
-def _options(fields: dict[str, Any], notes: Notes) -> dict[str, Any]:
-    """What the chat template is told of thinking, by whichever of their names, and whatever else is for it."""
-    reasoning = check_all(fields.get("reasoning", {}), _REASONING, notes, "reasoning.")
-    effort = fields.get("reasoning_effort", reasoning.get("effort"))
-    thinks = fields.get("enable_thinking", reasoning.get("enabled"))
-    if effort == "none":
-        effort, thinks = None, False
-    said = {"reasoning_effort": effort, "enable_thinking": thinks}
-    return {name: value for name, value in said.items() if value is not None} | fields.get("chat_template_kwargs", {})
 
 
 class _ChatCompletion:
@@ -233,6 +194,7 @@ _PART: dict[str, Check] = {
     "id": hint(),
     "cache_control": hint(),
     "annotations": hint([]),
+    "logprobs": hint([]),
 }
 
 
@@ -242,12 +204,13 @@ def _message(name: str, value: Any, notes: Notes) -> dict[str, Any]:
         raise BadRequest(f"{name}.role is missing", param=f"{name}.role")
     if "content" not in fields and fields["role"] != "assistant":
         raise BadRequest(f"{name}.content is missing", param=f"{name}.content")
-    content = _content(f"{name}.content", fields.get("content", ""), notes)
+    content = content_text(f"{name}.content", fields.get("content", ""), notes)
     message: dict[str, Any] = {"role": ROLES[fields["role"]], "content": content}
     return message | {key: fields[key] for key in ("name", "tool_call_id", "tool_calls") if fields.get(key)}
 
 
-def _content(name: str, value: Any, notes: Notes) -> str:
+def content_text(name: str, value: Any, notes: Notes) -> str:
+    """A string, or the parts of a list as one. Raises BadRequest for what is no text."""
     if type(value) is str:
         return value
     if type(value) is not list:
@@ -258,7 +221,9 @@ def _content(name: str, value: Any, notes: Notes) -> str:
 def _text_part(name: str, part: Any, notes: Notes) -> str:
     kind = mapping(name, part).get("type", "text")
     if kind not in _TEXT_PARTS:
-        raise BadRequest(f'{name}.type must be "text": images, audio and files are not supported', param=f"{name}.type")
+        raise BadRequest(
+            f"{name}.type must be that of text: images, audio and files are not supported", param=f"{name}.type"
+        )
     fields = check_all(part, _PART, notes, f"{name}.")
     if type(fields.get("text")) is not str:
         raise refuse(f"{name}.text", "a string", fields.get("text"))

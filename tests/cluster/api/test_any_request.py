@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from cluster.api.surfaces import chat as chat_surface
 from cluster.api.surfaces import completions as completions_surface
+from cluster.api.surfaces import ollama as ollama_surfaces
 from strategy.situation import Mode, Strategy
 from tests.support.fake_service import FakeService, ask, sse_events
 
@@ -55,6 +56,12 @@ PATHS = [
     "/v1/conversations/c",
     "/v1/cluster/models",
     "/v1/cluster/figures",
+    "/tokenize",
+    "/detokenize",
+    "/api/chat",
+    "/api/generate",
+    "/api/show",
+    "/api/tags",
     "/health",
     "/status",
     "/",
@@ -72,13 +79,18 @@ def check_form(response):
     assert response.status_code in STATUSES, response.text
     if response.status_code >= 400:
         error = response.json()["error"]
+        if type(error) is str:  # as Ollama says it
+            assert error
+            return
         assert set(error) == {"message", "type", "param", "code"}
         assert error["message"]
         assert error["type"] != "server_error"
     elif response.headers["content-type"].startswith("text/event-stream"):
         assert response.text.endswith("data: [DONE]\n\n")
         assert sse_events(response.text)
-    elif response.content:
+    elif response.headers["content-type"].startswith("application/x-ndjson"):
+        assert json.loads(response.text.splitlines()[-1])["done"]
+    elif response.content and not response.headers["content-type"].startswith("text/plain"):
         assert type(response.json()) is dict
 
 
@@ -97,6 +109,21 @@ def test_what_is_right_is_answered(asked):
 def test_fields_of_any_value_are_taken_or_refused(asked, others):
     path, body = asked
     check_form(ask(FakeService(), "POST", path, body | others))
+
+
+@given(
+    st.sampled_from(["/api/chat", "/api/generate"]),
+    st.dictionaries(
+        st.sampled_from(sorted({*ollama_surfaces.CHAT_FIELDS, *ollama_surfaces.GENERATE_FIELDS, "options"})) | ANY_TEXT,
+        ANY_JSON,
+        max_size=3,
+    ),
+    st.booleans(),
+)
+@settings(max_examples=200)
+def test_fields_of_any_value_are_taken_or_refused_in_the_words_of_ollama(path, fields, says_something):
+    said = {"messages": [{"role": "user", "content": "hi"}], "prompt": "hi"} if says_something else {}
+    check_form(ask(FakeService(), "POST", path, said | fields))
 
 
 @given(

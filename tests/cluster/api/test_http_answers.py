@@ -9,7 +9,17 @@ from cluster.api.surfaces import SURFACES
 from cluster.api.surfaces.completions import Completions
 from cluster.serving.requests import Delta, ToolCall, Waiting
 from protocol.errors import BadRequest, ContextTooLong, QueueFull, TandemError, TooLarge, Unavailable, as_sentence
-from tests.support.fake_service import ANSWER, FINISHED, ROUTED, FakeService, ask, chat, completion, sse_events
+from tests.support.fake_service import (
+    ANSWER,
+    EXPLANATION,
+    FINISHED,
+    ROUTED,
+    FakeService,
+    ask,
+    chat,
+    completion,
+    sse_events,
+)
 
 USAGE = {
     "prompt_tokens": 7,
@@ -253,7 +263,7 @@ def test_events_are_closed_after_every_answer():
 
 def test_models_are_listed_and_found():
     service = FakeService()
-    tiny = {"id": "tiny", "object": "model", "created": 1_700_000_000, "owned_by": "tandem"}
+    tiny = {"id": "tiny", "object": "model", "created": 1_700_000_000, "owned_by": "tandem", "max_model_len": 512}
     assert ask(service, "GET", "/v1/models").json() == {"object": "list", "data": [tiny]}
     assert ask(service, "GET", "/v1/models/tiny").json() == tiny
     assert ask(service, "GET", "/v1/models/none").json()["error"]["code"] == "model_not_found"
@@ -307,7 +317,7 @@ def test_explain_takes_chat_and_raw_prompts_and_generates_nothing():
     for body in ({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}, {"prompt": "hi", "max_tokens": 5}):
         service = FakeService()
         response = ask(service, "POST", "/v1/explain", body)
-        assert response.json() == {"strategy": "single-device-cached", "candidates": []}
+        assert response.json() == msgspec.to_builtins(EXPLANATION) | {"candidates": []}
         assert service.requests[0].max_tokens == 5
     both = {"messages": [{"role": "user", "content": "hi"}], "prompt": "hi"}
     assert ask(FakeService(), "POST", "/v1/explain", both).status_code == 400
@@ -338,3 +348,10 @@ def test_stream_carries_odd_text_exactly_and_on_one_line():
     text = completion(FakeService(ROUTED, Delta(text=odd, token_ids=(1,)), FINISHED), stream=True).text
     first = text.splitlines()[0]
     assert sse_events(first + "\n\n")[0]["choices"][0]["text"] == odd
+
+
+def test_stream_carries_odd_thoughts_on_one_line():
+    odd = "a\x85\u2028\u2029é"
+    text = chat(FakeService(ROUTED, Delta(text="", reasoning=odd, token_ids=(1,)), FINISHED), stream=True).text
+    (thought,) = [line for line in text.splitlines() if "reasoning_content" in line]
+    assert sse_events(thought + "\n\n")[0]["choices"][0]["delta"]["reasoning_content"] == odd

@@ -18,15 +18,18 @@ class Threads:
         self.began = []
         self._ends = []
 
-    async def __call__(self, _, request, context_tokens):
-        self.began.append(request)
+    async def __call__(self, function, *arguments):
+        self.began.append(arguments[0] if arguments else function.args[0])
         self._ends.append(asyncio.get_running_loop().create_future())
         return await self._ends[-1]
 
     def end(self, index):
         self._ends[index].set_result((1, 2))
 
-    def encode(self, request):
+    def encode(self, request, context_tokens):
+        raise NotImplementedError
+
+    def decode(self, tokens, *, are_many):
         raise NotImplementedError
 
 
@@ -63,5 +66,26 @@ def test_who_leaves_while_others_are_before_it_is_never_encoded():
         assert len(threads.began) == 2
         threads.end(1)
         await asyncio.gather(first, third)
+
+    run(scenario())
+
+
+def test_few_tokens_become_text_while_a_long_prompt_is_encoded_and_many_wait_for_it():
+    async def scenario():
+        threads = Threads()
+        encoding = Encoding(threads, threads)
+        few, many = (5, 6), (5,) * (LONG_CHARACTERS + 1)
+        tasks = [
+            asyncio.create_task(work)
+            for work in (encoding.encode(LONG, 100), encoding.decode(many), encoding.decode(few))
+        ]
+        await settle()
+        assert threads.began == [LONG, few]
+        threads.end(0)
+        await settle()
+        assert threads.began == [LONG, few, many]
+        threads.end(1)
+        threads.end(2)
+        await asyncio.gather(*tasks)
 
     run(scenario())

@@ -85,6 +85,11 @@ def test_what_is_no_call_stays_the_text_that_it_is(prompts, broken):
     assert taken_apart(prompts, text, asked()) == (text, "", [], "stop")
 
 
+def test_half_a_character_in_a_call_can_be_sent(prompts):
+    text = '<tool_call>{"name": "weather", "arguments": {"city": "\\ud800"}}</tool_call>'
+    assert taken_apart(prompts, text, asked())[2] == [("weather", {"city": "?"})]
+
+
 def test_call_that_is_cut_is_text_unless_it_is_whole(prompts):
     assert taken_apart(prompts, '<tool_call>{"na', asked(), reason="length") == ('<tool_call>{"na', "", [], "length")
     assert taken_apart(prompts, f"<tool_call>{CLOCK}", asked(), reason="length") == ("", "", [("clock", {})], "length")

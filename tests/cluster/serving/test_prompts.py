@@ -244,3 +244,37 @@ def test_text_that_the_tokenizer_cannot_take_is_a_refusal(prompts, monkeypatch):
     error = refusal(prompts, TextPrompt("the cat"))
     assert error.param == "input"
     assert "the model's tokenizer cannot encode this text: a rule of it takes too long" in str(error)
+
+
+def test_bare_text_has_no_token_around_it(prompts, mlx_lm_tokenizer):
+    bare = encode(prompts, TextPrompt("the mat", bare=True))
+    assert bare == tuple(mlx_lm_tokenizer.encode("the mat", add_special_tokens=False))
+    assert encode(prompts, TextPrompt("the mat")) == (mlx_lm_tokenizer.bos_token_id, *bare)
+    assert "empty" in str(refusal(prompts, TextPrompt("", bare=True)))
+
+
+@pytest.mark.parametrize("are_many", [False, True])
+def test_tokens_become_the_text_that_they_were(prompts, are_many):
+    text = "the cat, naïve 日本語 😀\n  <|end|> ."
+    tokens = encode(prompts, TextPrompt(text))
+    assert prompts.decode(tokens, are_many=are_many) == f"<s>{text}"
+    assert prompts.decode(tokens[1:], are_many=are_many) == text
+    assert prompts.decode((), are_many=are_many) == ""
+
+
+@pytest.mark.parametrize("token", [-1, 400, 2**31 - 1])
+def test_tokens_outside_the_vocabulary_have_no_text(prompts, token):
+    with pytest.raises(BadRequest) as caught:
+        prompts.decode((5, token))
+    assert caught.value.param == "tokens"
+
+
+def test_token_of_the_padded_vocabulary_has_no_text(prompts):
+    assert prompts.decode((399,)) == ""
+
+
+def test_abilities_are_those_of_the_template(prompts, tmp_path):
+    assert prompts.abilities == ()
+    marks = ("<think>", "</think>")
+    template = "{% for message in messages %}{{ message.content }}{% endfor %}<think>"
+    assert Prompts.load(write_tokenizer(tmp_path, template=template, marks=marks)).abilities == ("thinking",)

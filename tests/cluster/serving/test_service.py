@@ -50,6 +50,31 @@ def words(prompts, text):
     return prompts.encode(GenerationRequest(prompt=TextPrompt(text)))[1:]
 
 
+# --- tokens
+
+
+def test_tokens_of_a_prompt_and_its_text_need_no_worker(prompts):
+    async def scenario():
+        service = service_of(prompts, FakeCluster())
+        tokens = await service.encode(GenerationRequest(prompt=TextPrompt("the cat")))
+        assert tokens == prompts.encode(GenerationRequest(prompt=TextPrompt("the cat")))
+        assert await service.decode(tokens) == "<s>the cat"
+        with pytest.raises(BadRequest):
+            await service.decode((400,))
+
+    run(scenario())
+
+
+def test_model_is_said_to_be_what_the_plan_and_the_tokenizer_know(prompts):
+    async def scenario():
+        (model,) = service_of(prompts, FakeCluster(plan_of())).models()
+        assert (model.architecture, model.context_tokens, model.abilities) == ("llama", CONTEXT_TOKENS, ())
+        (unknown,) = service_of(prompts, FakeCluster()).models()
+        assert unknown.architecture is None
+
+    run(scenario())
+
+
 # --- routing
 
 

@@ -1,0 +1,68 @@
+"""The endpoints of responses that were answered before: read one, list what it was asked with, forget it."""
+
+from collections.abc import Callable
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from cluster.api.answered import KeptAnswer, Shelf
+from cluster.api.events import as_json
+from cluster.api.fields import integer, one_of, only
+from protocol.errors import BadRequest, NotFound
+
+
+class KeptResponses:
+    """Each endpoint a plain function of its request. shelf: what is kept for who asks."""
+
+    def __init__(self, shelf: Callable[[Request], Shelf]) -> None:
+        self._shelf = shelf
+
+    async def get(self, request: Request) -> Response:
+        """The response object. Raises BadRequest for its events, which are not kept."""
+        only("the events of a response that was answered", "false")(
+            "stream", request.query_params.get("stream", "false")
+        )
+        return _json(self._found(request).answer)
+
+    async def forget(self, request: Request) -> Response:
+        response_id = request.path_params["response_id"]
+        if not self._shelf(request).forget(response_id):
+            raise _missing(response_id)
+        return _json(as_json({"id": response_id, "object": "response", "deleted": True}))
+
+    async def input_items(self, request: Request) -> Response:
+        """The newest first, in pages: `limit`, `order` and `after` say which."""
+        asked = request.query_params
+        limit = integer(1, 100)("limit", asked.get("limit", "20"))
+        order = one_of("asc", "desc")("order", asked.get("order", "desc"))
+        items = self._found(request).inputs
+        ids = list(items) if order == "asc" else list(items)[::-1]
+        after = asked.get("after")
+        if after is not None and after not in items:
+            raise BadRequest("after is the id of no item of this response", param="after")
+        rest = ids if after is None else ids[ids.index(after) + 1 :]
+        page = rest[:limit]
+        head = as_json(
+            {
+                "object": "list",
+                "first_id": page[0] if page else None,
+                "last_id": page[-1] if page else None,
+                "has_more": len(rest) > limit,
+            }
+        )
+        return _json(head[:-1] + b',"data":[' + b",".join(items[item_id] for item_id in page) + b"]}")
+
+    def _found(self, request: Request) -> KeptAnswer:
+        response_id = request.path_params["response_id"]
+        kept = self._shelf(request).find(response_id)
+        if kept is None:
+            raise _missing(response_id)
+        return kept
+
+
+def _missing(response_id: str) -> NotFound:
+    return NotFound(f"the response {response_id[:200]!r} is not kept here; it is unknown, or was forgotten", param="id")
+
+
+def _json(body: bytes) -> Response:
+    return Response(body, media_type="application/json")

@@ -1,0 +1,127 @@
+"""What Ollama's clients ask for beside answers: which models there are, what is known of them, and whether the server is there.
+
+What would fetch, make or delete models there is not served.
+"""
+
+import hashlib
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from cluster.api.body import parsed_body
+from cluster.api.events import as_json
+from cluster.api.fields import Check, Notes, check_all, hint, text
+from cluster.api.names import Names
+from cluster.api.surface import Dialect
+from cluster.api.surfaces.ollama import OllamaDialect, rfc3339
+from cluster.serving.requests import ModelInfo, Service
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+Guard = Callable[[Endpoint, Dialect], Endpoint]
+
+# Tandem runs from its checkout, which has no number.
+VERSION = "0.0.0"
+# When a model is unloaded that stays: so far away that clients show it as never.
+_NEVER = 9_999_999_999
+
+_SHOW_FIELDS: dict[str, Check] = {
+    "model": text(0, 4096),
+    "name": text(0, 4096),
+    "verbose": hint(False),
+    "system": hint(""),
+    "template": hint(""),
+    "options": hint({}),
+}
+
+
+def ollama_routes(service: Service, names: Names, guarded: Guard) -> list[Route]:
+    """guarded: an endpoint whose errors leave in the words of a dialect."""
+    endpoints, dialect = _OllamaEndpoints(service, names), OllamaDialect()
+    return [
+        Route("/api/tags", guarded(endpoints.tags, dialect), methods=["GET"]),
+        Route("/api/ps", guarded(endpoints.ps, dialect), methods=["GET"]),
+        Route("/api/version", guarded(endpoints.version, dialect), methods=["GET"]),
+        Route("/api/show", guarded(endpoints.show, dialect), methods=["POST"]),
+        Route("/", guarded(endpoints.root, dialect), methods=["GET"]),
+    ]
+
+
+class _OllamaEndpoints:
+    """The endpoints, each a plain function of its request."""
+
+    def __init__(self, service: Service, names: Names) -> None:
+        self._service = service
+        self._names = names
+
+    async def tags(self, _request: Request) -> Response:
+        return _answer({"models": [_listed(model) for model in self._service.models()]})
+
+    async def ps(self, _request: Request) -> Response:
+        return _answer({"models": [_running(model) for model in self._service.models()]})
+
+    async def version(self, _request: Request) -> Response:
+        return _answer({"version": VERSION})
+
+    async def show(self, request: Request) -> Response:
+        fields = await parsed_body(request, lambda body: check_all(body, _SHOW_FIELDS, Notes()))
+        model, _ = self._names.find(fields.get("model") or fields.get("name") or None)
+        return _answer(_shown(model))
+
+    async def root(self, _request: Request) -> Response:
+        return Response("Ollama is running", media_type="text/plain")
+
+
+def _answer(data: dict[str, Any]) -> Response:
+    return Response(as_json(data), media_type="application/json")
+
+
+def _named(model: ModelInfo) -> dict[str, Any]:
+    """What every list says of a model. Its digest is one of its name: clients show it and ask for nothing by it."""
+    return {
+        "name": model.id,
+        "model": model.id,
+        "size": model.bytes or 0,
+        "digest": hashlib.sha256(model.id.encode()).hexdigest(),
+        "details": _details(model),
+    }
+
+
+def _details(model: ModelInfo) -> dict[str, Any]:
+    """The text of what is not known is empty there."""
+    family = model.architecture or ""
+    return {
+        "parent_model": "",
+        "format": "safetensors",
+        "family": family,
+        "families": [family] if family else [],
+        "parameter_size": "",
+        "quantization_level": "",
+    }
+
+
+def _listed(model: ModelInfo) -> dict[str, Any]:
+    return _named(model) | {"modified_at": rfc3339(model.created)}
+
+
+def _running(model: ModelInfo) -> dict[str, Any]:
+    context = {} if model.context_tokens is None else {"context_length": model.context_tokens}
+    return _named(model) | {"expires_at": rfc3339(_NEVER), "size_vram": model.bytes or 0} | context
+
+
+def _shown(model: ModelInfo) -> dict[str, Any]:
+    known: dict[str, Any] = {}
+    if (family := model.architecture) is not None:
+        known = {
+            "general.architecture": family,
+            f"{family}.block_count": model.layers,
+            f"{family}.context_length": model.context_tokens,
+        }
+    return {
+        "details": _details(model),
+        "model_info": known,
+        "capabilities": ["completion", *model.abilities],
+        "modified_at": rfc3339(model.created),
+    }

@@ -1,0 +1,138 @@
+"""Anthropic's messages: POST /v1/messages, messages of blocks in, a message of blocks out.
+
+A model thinks only where `thinking` asks for it, as there: clients that ask for nothing read the first block as text.
+"""
+
+from typing import Any
+
+import msgspec
+
+from cluster.api.fields import (
+    Check,
+    Notes,
+    anything,
+    check_all,
+    flag,
+    hint,
+    mapping,
+    one_of,
+    only,
+    refuse,
+    strings,
+    text,
+)
+from cluster.api.parameters import COMMON, api_request, understood
+from cluster.api.surface import AnswerFormat, ApiRequest
+from cluster.api.surfaces.chat import MOST_TOOLS, messages_list
+from cluster.api.surfaces.message_answer import Anthropic, MessageAnswer
+from cluster.api.surfaces.message_blocks import plain_text, template_messages
+from cluster.serving.requests import ChatPrompt, Routed
+from protocol.errors import BadRequest
+
+
+def _tools_list(name: str, value: Any) -> list[Any]:
+    if type(value) is not list or len(value) > MOST_TOOLS:
+        raise refuse(name, f"a list of at most {MOST_TOOLS} tools", value)
+    return value
+
+
+FIELDS: dict[str, Check] = {
+    **{name: check for name, check in COMMON.items() if name != "stream_options"},
+    "messages": messages_list,
+    "system": anything,
+    "stop_sequences": strings(16, 1024),
+    "tools": _tools_list,
+    "tool_choice": mapping,
+    "thinking": mapping,
+    "output_config": mapping,
+    "output_format": only("structured output"),
+    "mcp_servers": only("tools of other servers", []),
+    "service_tier": hint("auto", "standard_only"),
+    "cache_control": hint(),
+    "container": hint(),
+    "context_management": hint(),
+    "betas": hint([]),
+    "speed": hint("standard"),
+}
+_TOOL: dict[str, Check] = {
+    "type": one_of("custom"),
+    "name": text(1, 256),
+    "description": text(0, 1 << 20),
+    "input_schema": mapping,
+    "strict": hint(False),
+    "defer_loading": hint(False),
+    "eager_input_streaming": hint(False),
+    "cache_control": hint(),
+}
+_CHOICE: dict[str, Check] = {
+    "type": only("a call of a certain tool, or of any", "none", "auto"),
+    "disable_parallel_tool_use": flag,
+}
+_THINKING: dict[str, Check] = {
+    "type": one_of("enabled", "disabled", "adaptive", "between_tools"),
+    "budget_tokens": hint(),
+    "display": hint("summarized"),
+}
+_OUTPUT: dict[str, Check] = {"effort": text(1, 32), "format": only("structured output")}
+
+
+class Messages(Anthropic):
+    """See the module. counting_path: where the same body is only counted."""
+
+    path = "/v1/messages"
+    counting_path = "/v1/messages/count_tokens"
+
+    def parse(self, body: dict[str, Any], notes: Notes) -> ApiRequest:
+        """See `Surface`."""
+        fields = check_all(understood(body), FIELDS, notes)
+        if "messages" not in fields:
+            raise BadRequest("messages is missing; send a list of messages", param="messages")
+        choice = fields.get("tool_choice", {})
+        chosen = check_all(choice, _CHOICE, notes, "tool_choice.")
+        tools = _tools(fields.get("tools", []), notes)
+        messages = _system(fields, notes) + template_messages(fields["messages"], notes)
+        prompt = ChatPrompt(
+            messages,
+            () if choice.get("type") == "none" else tools,
+            options=_options(fields, notes),
+            one_call=chosen.get("disable_parallel_tool_use", False),
+        )
+        stop = (*fields.get("stop", ()), *fields.get("stop_sequences", ()))
+        request = api_request(fields | {"stop": stop}, prompt, "messages", notes)
+        if messages[-1]["role"] != "assistant":
+            return request
+        begun = "the assistant's last message is not continued: the answer is a new one"
+        return msgspec.structs.replace(request, notes=(*request.notes, begun))
+
+    def answer(self, request: ApiRequest, routed: Routed, *, model: str, created: int) -> AnswerFormat:  # noqa: ARG002
+        """See `Surface`."""
+        return MessageAnswer(request, routed, model=model)
+
+
+def _system(fields: dict[str, Any], notes: Notes) -> tuple[dict[str, Any], ...]:
+    said = plain_text("system", fields.get("system", ""), notes)
+    return ({"role": "system", "content": said},) if said else ()
+
+
+def _tools(tools: list[Any], notes: Notes) -> tuple[dict[str, Any], ...]:
+    """Tools in OpenAI's form, in which chat templates take them."""
+    return tuple(_tool(f"tools[{index}]", tool, notes) for index, tool in enumerate(tools))
+
+
+def _tool(name: str, value: Any, notes: Notes) -> dict[str, Any]:
+    fields = check_all(mapping(name, value), _TOOL, notes, f"{name}.")
+    if "name" not in fields:
+        raise BadRequest(f"{name}.name is missing", param=f"{name}.name")
+    schema = fields.get("input_schema", {"type": "object", "properties": {}})
+    described = {"description": fields["description"]} if "description" in fields else {}
+    return {"type": "function", "function": {"name": fields["name"], **described, "parameters": schema}}
+
+
+def _options(fields: dict[str, Any], notes: Notes) -> dict[str, Any]:
+    """What the chat template is told of thinking."""
+    thinking = check_all(fields.get("thinking", {"type": "disabled"}), _THINKING, notes, "thinking.")
+    if "type" not in thinking:
+        raise BadRequest("thinking.type is missing", param="thinking.type")
+    wished = check_all(fields.get("output_config", {}), _OUTPUT, notes, "output_config.")
+    effort = {"reasoning_effort": wished["effort"]} if "effort" in wished else {}
+    return {"enable_thinking": thinking["type"] != "disabled"} | effort

@@ -1,0 +1,146 @@
+"""OpenAI's responses: POST /v1/responses, items in, items out, and each answer kept so that the next request can go on from it.
+
+Nothing is done here that a response could ask a server to do: no tool runs, no file is read.
+"""
+
+import time
+from typing import Any
+
+import msgspec
+
+from cluster.api.answered import Shelf
+from cluster.api.fields import Check, Notes, check_all, flag, hint, mapping, only, text
+from cluster.api.parameters import COMMON, api_request, token_limit, understood
+from cluster.api.surface import AnswerFormat, ApiRequest, Dialect
+from cluster.api.surfaces.chat import response_format
+from cluster.api.surfaces.response_answer import ResponseAnswer, ResponseRequest, failed_early
+from cluster.api.surfaces.response_items import any_value, by_id, decoded, functions_of, items_of, messages_of
+from cluster.api.template_options import TEMPLATE_FIELDS, template_options
+from cluster.serving.requests import ChatPrompt, Routed
+from protocol.errors import ApiError, BadRequest, NotFound
+
+FIELDS: dict[str, Check] = {
+    **COMMON,
+    **TEMPLATE_FIELDS,
+    "input": any_value,
+    "instructions": text(0, 2**24),
+    "max_output_tokens": token_limit,
+    "tools": any_value,
+    "tool_choice": only("a call of a certain tool, or of any", "none", "auto"),
+    "parallel_tool_calls": flag,
+    "text": mapping,
+    "previous_response_id": text(1, 256),
+    "store": flag,
+    "metadata": mapping,
+    "top_logprobs": only("log probabilities", 0),
+    "background": only("an answer in the background", False),
+    "prompt": only("a prompt that is kept elsewhere"),
+    "include": hint([]),
+    "truncation": hint("disabled"),
+    "max_tool_calls": hint(),
+    "client_metadata": hint({}),
+}
+_TEXT: dict[str, Check] = {"format": response_format, "verbosity": hint("medium")}
+
+
+class Responses(Dialect):
+    """See the module. shelf: the answers of whoever asks, None where none are kept.
+
+    One is made for each request (`asked_by`), and knows the answer that it gave: an error that ends its stream is part of it.
+    """
+
+    path = "/v1/responses"
+
+    def __init__(self, shelf: Shelf | None = None) -> None:
+        self._shelf = shelf
+        self._answer: ResponseAnswer | None = None
+
+    def __repr__(self) -> str:
+        return f"Responses({self._shelf!r})"
+
+    def asked_by(self, shelf: Shelf) -> "Responses":
+        """See `Dialect`."""
+        return Responses(shelf)
+
+    def parse(self, body: dict[str, Any], notes: Notes) -> ApiRequest:
+        """See `Surface`. Raises NotFound, too, for what was to go on and is not kept."""
+        fields = check_all(understood(body), FIELDS, notes)
+        check_all(fields.get("text", {}), _TEXT, notes, "text.")
+        if "input" not in fields:
+            raise BadRequest("input is missing; send a text or a list of items", param="input")
+        before = self._kept_items(fields.get("previous_response_id"))
+        items = items_of("input", fields["input"], notes, self._kept_item)
+        messages = messages_of(fields.get("instructions"), [*map(decoded, before.values()), *items])
+        if not messages:
+            raise BadRequest("input holds nothing to answer; send a message", param="input")
+        functions = functions_of("tools", fields.get("tools", []), notes)
+        prompt = ChatPrompt(
+            messages,
+            () if fields.get("tool_choice") == "none" else functions,
+            options=template_options(fields, notes),
+            one_call=not fields.get("parallel_tool_calls", True),
+        )
+        asked = api_request(fields | {"max_tokens": _limit(fields)}, prompt, "input", notes)
+        keeps = fields.get("store", True)
+        return ResponseRequest(
+            **msgspec.structs.asdict(asked),
+            echoed=_echoed(fields, asked),
+            inputs=by_id(before, items) if keeps else {},
+            shelf=self._shelf if keeps else None,
+        )
+
+    def answer(self, request: ApiRequest, routed: Routed, *, model: str, created: int) -> AnswerFormat:
+        """See `Surface`."""
+        assert isinstance(request, ResponseRequest), request
+        self._answer = ResponseAnswer(request, routed, model=model, created=created)
+        return self._answer
+
+    def failure(self, error: ApiError) -> bytes:
+        """See `Dialect`."""
+        return failed_early(error, int(time.time())) if self._answer is None else self._answer.failed(error)
+
+    def _kept_items(self, answer_id: str | None) -> dict[str, bytes]:
+        """What an answer goes on from."""
+        if answer_id is None:
+            return {}
+        kept = None if self._shelf is None else self._shelf.find(answer_id)
+        if kept is None:
+            error = NotFound(
+                f"previous_response_id {answer_id!r} is no response that is kept here; send its items as input",
+                param="previous_response_id",
+            )
+            error.code = "previous_response_not_found"
+            raise error
+        return kept.items
+
+    def _kept_item(self, item_id: str) -> bytes | None:
+        return None if self._shelf is None else self._shelf.item(item_id)
+
+
+def _limit(fields: dict[str, Any]) -> int | None:
+    """How many tokens to generate at most, by whichever name it is said."""
+    ours, other = fields.get("max_output_tokens"), fields.get("max_tokens")
+    if None not in (ours, other) and ours != other:
+        raise BadRequest("max_output_tokens and max_tokens differ; send one of them", param="max_output_tokens")
+    limit: int | None = other if ours is None else ours
+    return limit
+
+
+def _echoed(fields: dict[str, Any], asked: ApiRequest) -> dict[str, Any]:
+    """What a response says of its request."""
+    sampling = asked.generation.sampling
+    return {
+        "instructions": fields.get("instructions"),
+        "max_output_tokens": asked.generation.max_tokens,
+        "metadata": fields.get("metadata", {}),
+        "parallel_tool_calls": fields.get("parallel_tool_calls", True),
+        "previous_response_id": fields.get("previous_response_id"),
+        "reasoning": {"effort": fields.get("reasoning", {}).get("effort"), "summary": None},
+        "store": fields.get("store", True),
+        "temperature": sampling.temperature,
+        "text": {"format": {"type": "text"}},
+        "tool_choice": fields.get("tool_choice", "auto"),
+        "tools": fields.get("tools", []),
+        "top_p": sampling.top_p,
+        "truncation": "disabled",
+    }

@@ -1,0 +1,91 @@
+"""Text to token ids and back, as vLLM's clients ask for it: POST /tokenize and POST /detokenize."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from cluster.api.body import parsed_body
+from cluster.api.events import as_json
+from cluster.api.explain import parse_explain
+from cluster.api.fields import Check, Notes, check_all, flag, only, refuse, text
+from cluster.api.names import Names
+from cluster.api.parameters import MAX_TOKEN_ID
+from cluster.api.surface import ApiRequest
+from cluster.serving.requests import ChatPrompt, Service, TextPrompt
+from protocol.errors import BadRequest
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+_NOTHING = TextPrompt("", bare=True)
+
+
+def token_ids(name: str, value: Any) -> tuple[int, ...]:
+    if type(value) is not list or not all(type(item) is int and 0 <= item <= MAX_TOKEN_ID for item in value):
+        raise refuse(name, "a list of token ids", value)
+    return tuple(value)
+
+
+_TOKENIZE_FIELDS: dict[str, Check] = {
+    "add_special_tokens": flag,
+    "add_generation_prompt": only("messages without the beginning of an answer", True),
+    "continue_final_message": only("a last message that goes on", False),
+    "return_token_strs": only("the text of each token", False),
+}
+_DETOKENIZE_FIELDS: dict[str, Check] = {"model": text(0, 4096), "tokens": token_ids}
+
+
+def token_routes(service: Service, names: Names, guarded: Callable[[Endpoint], Endpoint]) -> list[Route]:
+    """guarded: an endpoint whose errors leave as OpenAI's error objects."""
+    endpoints = _TokenEndpoints(service, names)
+    return [
+        Route("/tokenize", guarded(endpoints.tokenize), methods=["POST"]),
+        Route("/detokenize", guarded(endpoints.detokenize), methods=["POST"]),
+    ]
+
+
+class _TokenEndpoints:
+    """The endpoints, each a plain function of its request."""
+
+    def __init__(self, service: Service, names: Names) -> None:
+        self._service = service
+        self._names = names
+
+    async def tokenize(self, request: Request) -> Response:
+        parsed = await parsed_body(request, lambda body: parse_tokenize(body, Notes()))
+        model, _ = self._names.find(parsed.model)
+        prompt = parsed.generation.prompt
+        tokens = () if prompt == _NOTHING else await self._service.encode(parsed.generation)
+        return _answer({"tokens": tokens, "count": len(tokens), "max_model_len": model.context_tokens})
+
+    async def detokenize(self, request: Request) -> Response:
+        fields = await parsed_body(request, lambda body: check_all(body, _DETOKENIZE_FIELDS, Notes()))
+        if "tokens" not in fields:
+            raise BadRequest("tokens is missing; send a list of token ids", param="tokens")
+        self._names.find(fields.get("model") or None)
+        return _answer({"prompt": await self._service.decode(fields["tokens"])})
+
+
+def parse_tokenize(body: dict[str, Any], notes: Notes) -> ApiRequest:
+    """The request whose prompt is asked about. Raises BadRequest naming the field."""
+    own = check_all({name: value for name, value in body.items() if name in _TOKENIZE_FIELDS}, _TOKENIZE_FIELDS, notes)
+    if body.get("prompt") is None and body.get("messages") is None:
+        raise BadRequest("prompt is missing; send a text, or messages", param="prompt")
+    parsed = parse_explain({name: value for name, value in body.items() if name not in _TOKENIZE_FIELDS}, notes)
+    prompt = parsed.generation.prompt
+    if isinstance(prompt, ChatPrompt) and own.get("add_special_tokens", False):
+        raise BadRequest(
+            "add_special_tokens has no place beside messages: the chat template puts its own; leave it out",
+            param="add_special_tokens",
+        )
+    if isinstance(prompt, TextPrompt) and not own.get("add_special_tokens", True):
+        bare = msgspec.structs.replace(parsed.generation, prompt=TextPrompt(prompt.text, bare=True))
+        return msgspec.structs.replace(parsed, generation=bare)
+    return parsed
+
+
+def _answer(data: dict[str, Any]) -> Response:
+    return Response(as_json(data), media_type="application/json")
