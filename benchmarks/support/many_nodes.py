@@ -1,6 +1,8 @@
 """A cluster of many unlike nodes as a decision sees it: a pipeline through all, and each with the full model, all of them busy."""
 
 import random
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from strategy.chunking import ChunkCost
 from strategy.cost import Hop, RouteCosts, RouteLoad, StageSpeed
@@ -29,17 +31,29 @@ def many_nodes(num_nodes: int, *, busy: bool) -> Snapshot:
         )
         for route in routes
     }
-    occupation = Occupation(costs)
     loads = {route: RouteLoad(decoding=draw.randrange(1, 5), context=200.0) for route in routes}
-    occupation.changed(loads if busy else {})
+    handed = {(pipeline, name): Hop(1e-4, 1e6) for name in scales}
+    return snapshot(costs, loads if busy else {}, pipeline, tuple(scales), handed)
+
+
+def snapshot(
+    costs: Mapping[Route, RouteCosts],
+    loads: Mapping[Route, RouteLoad],
+    pipeline: Route,
+    holders: Sequence[str],
+    handed: Mapping[tuple[Route, str], Hop] = MappingProxyType({}),
+) -> Snapshot:
+    """Of a cluster with room for everything, of which everything was measured. handed: as of `Conditions`."""
+    occupation = Occupation(costs)
+    occupation.changed(loads)
     return Snapshot(
         pipeline=pipeline,
         why_not=None,
         splittable=True,
-        holders={name: occupation.load(Route((name,))).decoding for name in scales},
+        holders={name: occupation.load(Route((name,))).decoding for name in holders},
         shortage=None,
-        needs={route: dict.fromkeys(route, _NEEDS) for route in routes},
-        budgets={name: WorkerBudget(prefix_bytes=0, sequence_bytes=10**9) for name in scales},
+        needs={route: dict.fromkeys(route, _NEEDS) for route in costs},
+        budgets={name: WorkerBudget(prefix_bytes=0, sequence_bytes=10**9) for route in costs for name in route},
         measured=None,
         visited={},
         thresholds=Thresholds(),
@@ -50,7 +64,7 @@ def many_nodes(num_nodes: int, *, busy: bool) -> Snapshot:
             learning=Learning(),
             objective=Objective.TOTAL,
             num_decided=0,
-            handed={(pipeline, name): Hop(1e-4, 1e6) for name in scales},
+            handed=handed,
         ),
     )
 

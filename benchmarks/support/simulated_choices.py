@@ -9,22 +9,18 @@ from collections.abc import Iterator
 
 import msgspec
 
+from benchmarks.support.many_nodes import snapshot
 from benchmarks.support.random_clusters import random_cluster
 from benchmarks.support.simulated_loads import ENDLESS, LAYERS, NODES, planned_route, whole_model
 from benchmarks.support.simulated_route import Request, SimulatedRoute
 from strategy.cost import RouteCosts, RouteLoad
 from strategy.decision import decide
-from strategy.learning import Learning
-from strategy.memory import KvGrowth, KvNeeds, WorkerBudget
-from strategy.occupation import Occupation
-from strategy.prediction import Conditions, Objective
-from strategy.situation import Asked, Mode, Snapshot, Thresholds
+from strategy.situation import Asked
 from strategy.vocabulary import Route
 
 STREAMS = (0, 1, 4)
 _HOLDERS = ("holder-0", "holder-1")
 _PROMPTS, _ANSWERS = (128, 1024, 4096), (16, 64, 256)
-_NEEDS = KvNeeds(fixed_bytes=0, growth=(KvGrowth(1, None),), snapshots=False)
 
 
 class Chosen(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,7 +65,7 @@ def _choose(
 ) -> Chosen:
     asked = Asked(prompt_tokens=prompt_tokens, max_tokens=generated_tokens)
     loads = {Route(_HOLDERS[:1]): RouteLoad(decoding=streams, context=prompt_tokens)} if streams else {}
-    decision = decide(asked, _snapshot(costs, loads), "measured")
+    decision = decide(asked, snapshot(costs, loads, next(iter(costs)), _HOLDERS), "measured")
     assert decision.cached
     seconds = {route: _seconds(costs[route], asked, loads.get(route, RouteLoad()).decoding) for route in costs}
     return Chosen(
@@ -93,29 +89,3 @@ def _seconds(costs: RouteCosts, asked: Asked, streams: int) -> float:
         cached_tokens=asked.prompt_tokens - 1,
     )
     return SimulatedRoute(costs, [own, *[other] * streams]).tokens_at(0)[-1] - own.arrives_s
-
-
-def _snapshot(costs: dict[Route, RouteCosts], loads: dict[Route, RouteLoad]) -> Snapshot:
-    occupation = Occupation(costs)
-    occupation.changed(loads)
-    pipeline = next(iter(costs))
-    return Snapshot(
-        pipeline=pipeline,
-        why_not=None,
-        splittable=True,
-        holders={name: occupation.load(Route((name,))).decoding for name in _HOLDERS},
-        shortage=None,
-        needs={route: dict.fromkeys(route, _NEEDS) for route in costs},
-        budgets={name: WorkerBudget(prefix_bytes=0, sequence_bytes=10**9) for name in (*pipeline, *_HOLDERS)},
-        measured=None,
-        visited={},
-        thresholds=Thresholds(),
-        mode=Mode.AUTO,
-        conditions=Conditions(
-            costs=costs,
-            occupation=occupation,
-            learning=Learning(),
-            objective=Objective.TOTAL,
-            num_decided=0,
-        ),
-    )

@@ -217,8 +217,14 @@ def _summary(answer: ReceivedAnswer) -> str:
     speed = "" if rate is None else f", then {rate:.0f} tokens/s"
     return (
         f"[{report['strategy']}: {report['reason']}; first token after {report['ttft_s']:.2f} s{speed}"
-        f"{_resumed_text(report.get('resumed', 0))}]"
+        f"{_resumed_text(report.get('resumed', 0))}{_cut_text(report)}]"
     )
+
+
+def _cut_text(report: dict[str, Any]) -> str:
+    if report["finish_reason"] != "length":
+        return ""
+    return f"; cut after {report['completion_tokens']} tokens, --max-tokens says how many there may be"
 
 
 def _resumed_text(times: int) -> str:

@@ -10,7 +10,6 @@ from benchmarks.simulate import run
 from benchmarks.support.model_shapes import SHAPES
 from benchmarks.support.published import SUM_S, TABLE, asked_sum_s, fit_machine, predictions
 from benchmarks.support.random_clusters import RULES, WORKLOADS, random_cluster, ratios
-from benchmarks.support.simulated_choices import chosen
 from benchmarks.support.simulated_loads import compare, planned_route
 from benchmarks.support.simulated_macs import MACS, fits
 from benchmarks.support.simulated_route import Request, SimulatedRoute
@@ -133,13 +132,6 @@ def test_predicted_times_are_near_what_the_schedule_does():
     assert statistics.median(each.itl_error for each in found) < 0.02
 
 
-def test_what_is_chosen_is_the_best_of_what_can_run_there():
-    found = list(chosen(5, 1))
-    assert {each.strategy for each in found} == {"single-device-cached", "distributed-cached"}
-    assert statistics.mean(each.regret for each in found) < 0.05
-    assert all(each.chosen_s >= each.best_s for each in found)
-
-
 # --- the report and the page
 
 
@@ -147,6 +139,9 @@ def test_report_has_its_targets_met():
     report = run(Namespace(page=False, clusters=5, routes=1, seed=0))
     assert {item.what for item in report.checked if not item.met} == set()
     assert len(report.checked) == 9
+    chosen = report.data["choices"]
+    assert {each["strategy"] for each in chosen} == {"single-device-cached", "distributed-cached"}
+    assert all(each["chosen_s"] >= each["best_s"] for each in chosen)
 
 
 def test_page_names_every_mac_and_model():

@@ -7,7 +7,7 @@ import msgspec
 
 from cluster.api.accounts import accounts, usage
 from cluster.api.events import DONE, TextEvent, as_json, event
-from cluster.api.fields import Check, Notes, check_all, flag, hint, mapping, one_of, only, refuse, text
+from cluster.api.fields import Check, Notes, anything, check_all, flag, hint, mapping, one_of, only, refuse, text
 from cluster.api.parameters import COMMON, api_request, token_limit, understood
 from cluster.api.surface import AnswerFormat, ApiRequest, Dialect
 from cluster.api.template_options import TEMPLATE_FIELDS, template_options
@@ -174,7 +174,7 @@ def _tool_call(call: ToolCall) -> dict[str, Any]:
 
 _MESSAGE: dict[str, Check] = {
     "role": one_of(*ROLES),
-    "content": lambda _name, value: value,
+    "content": anything,
     "name": text(1, 64),
     # What the official client puts into an assistant message that is sent back.
     "refusal": only("a refusal"),
@@ -189,8 +189,8 @@ _MESSAGE: dict[str, Check] = {
     "cache_control": hint(),
 }
 _PART: dict[str, Check] = {
-    "type": lambda _name, value: value,
-    "text": lambda _name, value: value,
+    "type": anything,
+    "text": anything,
     "id": hint(),
     "cache_control": hint(),
     "annotations": hint([]),

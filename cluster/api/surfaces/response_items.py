@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from cluster.api.fields import Check, Notes, check_all, hint, mapping, one_of, refuse, text
+from cluster.api.fields import Check, Notes, anything, check_all, hint, mapping, one_of, refuse, text
 from cluster.api.surfaces.chat import MOST_TOOLS, ROLES, content_text, earlier_calls
 from protocol.errors import BadRequest
 
@@ -23,16 +23,11 @@ _MOST_CHARACTERS = 2**24
 _MOST_ID_CHARACTERS = 256
 
 
-def any_value(_name: str, value: Any) -> Any:
-    """A check for what is looked at elsewhere."""
-    return value
-
-
-_COMMON: dict[str, Check] = {"type": any_value, "id": any_value, "status": hint("completed")}
+_COMMON: dict[str, Check] = {"type": anything, "id": anything, "status": hint("completed")}
 _MESSAGE: dict[str, Check] = {
     **_COMMON,
     "role": one_of("user", "assistant", "system", "developer"),
-    "content": any_value,
+    "content": anything,
     "phase": hint(),
 }
 _CALL: dict[str, Check] = {
@@ -41,9 +36,9 @@ _CALL: dict[str, Check] = {
     "name": text(1, 256),
     "arguments": text(0, _MOST_CHARACTERS),
 }
-_OUTPUT: dict[str, Check] = {**_COMMON, "call_id": text(1, _MOST_ID_CHARACTERS), "output": any_value}
+_OUTPUT: dict[str, Check] = {**_COMMON, "call_id": text(1, _MOST_ID_CHARACTERS), "output": anything}
 _TOOL: dict[str, Check] = {
-    "type": any_value,
+    "type": anything,
     "name": text(1, 256),
     "description": text(0, _MOST_CHARACTERS),
     "parameters": mapping,

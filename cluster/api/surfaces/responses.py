@@ -9,12 +9,12 @@ from typing import Any
 import msgspec
 
 from cluster.api.answered import Shelf
-from cluster.api.fields import Check, Notes, check_all, flag, hint, mapping, only, text
+from cluster.api.fields import Check, Notes, anything, check_all, flag, hint, mapping, only, text
 from cluster.api.parameters import COMMON, api_request, token_limit, understood
 from cluster.api.surface import AnswerFormat, ApiRequest, Dialect
 from cluster.api.surfaces.chat import response_format
 from cluster.api.surfaces.response_answer import ResponseAnswer, ResponseRequest, failed_early
-from cluster.api.surfaces.response_items import any_value, by_id, decoded, functions_of, items_of, messages_of
+from cluster.api.surfaces.response_items import by_id, decoded, functions_of, items_of, messages_of
 from cluster.api.template_options import TEMPLATE_FIELDS, template_options
 from cluster.serving.requests import ChatPrompt, Routed
 from protocol.errors import ApiError, BadRequest, NotFound
@@ -22,10 +22,10 @@ from protocol.errors import ApiError, BadRequest, NotFound
 FIELDS: dict[str, Check] = {
     **COMMON,
     **TEMPLATE_FIELDS,
-    "input": any_value,
+    "input": anything,
     "instructions": text(0, 2**24),
     "max_output_tokens": token_limit,
-    "tools": any_value,
+    "tools": anything,
     "tool_choice": only("a call of a certain tool, or of any", "none", "auto"),
     "parallel_tool_calls": flag,
     "text": mapping,

@@ -551,7 +551,7 @@ BODIES = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(BODIES | JSON, st.sampled_from([PATH, COUNTING]))
 def test_no_json_makes_the_server_fail(body, path):
     response = ask(FakeService(), "POST", path, body)

@@ -739,7 +739,7 @@ BODIES = st.dictionaries(KNOWN | st.text(max_size=8), JSON, max_size=4) | st.fix
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(BODIES | JSON)
 def test_no_json_makes_the_server_fail(body):
     response = ask(FakeService(), "POST", PATH, body)
