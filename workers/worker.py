@@ -189,9 +189,8 @@ class Worker:
                 if why:
                     log.info("ends: %s", why)
                 self._end()
-            case _ if (
-                envelope.number and envelope.sender != COORDINATOR
-            ):  # would count among those of another worker's link
+            case _ if envelope.number and envelope.sender != COORDINATOR:
+                # It would count among those of another worker's link.
                 log.warning("dropped a %s of the coordinator from another's place", type(envelope.message).__name__)
             case _:
                 self._engine.post(envelope)

@@ -8,7 +8,7 @@ import functools
 import hashlib
 import hmac
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import msgspec
@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cluster.api.answered import Answered
 from cluster.api.body import parsed_body
-from cluster.api.events import as_json
+from cluster.api.endpoints import Endpoint, json_answer
 from cluster.api.explain import parse_explain
 from cluster.api.failures import error_response
 from cluster.api.fields import Notes
@@ -43,7 +43,6 @@ OPEN_PATHS = frozenset({"/health"})
 _OURS = Dialect()
 _MESSAGES = Messages()
 
-Endpoint = Callable[[Request], Awaitable[Response]]
 Parse = Callable[[dict[str, Any], Notes], ApiRequest]
 Dialects = Callable[[str], Surface | Dialect]
 
@@ -129,7 +128,7 @@ class _Endpoints:
         parsed = self._asked_by(await self._parsed(request, surface.parse), request)
         parsed, model_id = self._names.served(parsed)
         if (answer := surface.at_once(parsed, model=model_id, created=int(time.time()))) is not None:
-            return _json(answer)
+            return json_answer(answer)
         return GenerationResponse(self._service, parsed, surface, model_id)
 
     async def _parsed(self, request: Request, parse: Parse) -> ApiRequest:
@@ -147,23 +146,23 @@ class _Endpoints:
     async def forget(self, request: Request) -> Response:
         conversation = request.path_params["conversation"]
         self._service.forget_conversation(conversation)
-        return _json({"id": conversation, "object": "conversation", "deleted": True})
+        return json_answer({"id": conversation, "object": "conversation", "deleted": True})
 
     async def mend(self, _request: Request) -> Response:
-        return _json({"mending": list(self._service.mend())}, 202)
+        return json_answer({"mending": list(self._service.mend())}, 202)
 
     async def models_elsewhere(self, _request: Request) -> Response:
-        return _json({"hosts": await self._service.models_elsewhere()})
+        return json_answer({"hosts": await self._service.models_elsewhere()})
 
     async def figures(self, _request: Request) -> Response:
-        return _json({"workers": await self._service.figures()})
+        return json_answer({"workers": await self._service.figures()})
 
     async def explain(self, request: Request) -> Response:
-        return _json(await self._explained(request, parse_explain))
+        return json_answer(await self._explained(request, parse_explain))
 
     async def count_tokens(self, request: Request) -> Response:
         explained = await self._explained(request, _MESSAGES.parse)
-        return _json({"input_tokens": explained.prompt_tokens})
+        return json_answer({"input_tokens": explained.prompt_tokens})
 
     async def _explained(self, request: Request, parse: Parse) -> Explanation:
         parsed = await self._parsed(request, parse)
@@ -171,27 +170,22 @@ class _Endpoints:
         return await self._service.explain(parsed.generation)
 
     async def models(self, _request: Request) -> Response:
-        return _json({"object": "list", "data": [_model_object(model) for model in self._service.models()]})
+        return json_answer({"object": "list", "data": [_model_object(model) for model in self._service.models()]})
 
     async def model(self, request: Request) -> Response:
-        return _json(_model_object(self._names.find_exactly(request.path_params["model_id"])))
+        return json_answer(_model_object(self._names.find_exactly(request.path_params["model_id"])))
 
     async def health(self, _request: Request) -> Response:
         report = self._service.health()
-        return _json(report, 200 if report.serves else 503)
+        return json_answer(report, 200 if report.serves else 503)
 
     async def status(self, _request: Request) -> Response:
-        return _json(self._service.status())
+        return json_answer(self._service.status())
 
 
 def _caller(request: Request) -> str:
     """Who asks, by the key."""
     return hashlib.blake2b(_key_in(dict(request.scope["headers"])), digest_size=16).hexdigest()
-
-
-def _json(data: Any, status: int = 200) -> Response:
-    """Structs and what JSON has of itself."""
-    return Response(as_json(data), status, media_type="application/json")
 
 
 def _model_object(model: ModelInfo) -> dict[str, Any]:

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from cluster.api.answered import KeptAnswer, Shelf
-from cluster.api.events import as_json
+from cluster.api.endpoints import json_answer
 from cluster.api.fields import integer, one_of, only
 from protocol.errors import BadRequest, NotFound
 
@@ -22,13 +23,13 @@ class KeptResponses:
         only("the events of a response that was answered", "false")(
             "stream", request.query_params.get("stream", "false")
         )
-        return _json(self._found(request).answer)
+        return json_answer(msgspec.Raw(self._found(request).answer))
 
     async def forget(self, request: Request) -> Response:
         response_id = request.path_params["response_id"]
         if not self._shelf(request).forget(response_id):
             raise _missing(response_id)
-        return _json(as_json({"id": response_id, "object": "response", "deleted": True}))
+        return json_answer({"id": response_id, "object": "response", "deleted": True})
 
     async def input_items(self, request: Request) -> Response:
         """The newest first, in pages: `limit`, `order` and `after` say which."""
@@ -42,15 +43,15 @@ class KeptResponses:
             raise BadRequest("after is the id of no item of this response", param="after")
         rest = ids if after is None else ids[ids.index(after) + 1 :]
         page = rest[:limit]
-        head = as_json(
+        return json_answer(
             {
                 "object": "list",
                 "first_id": page[0] if page else None,
                 "last_id": page[-1] if page else None,
                 "has_more": len(rest) > limit,
+                "data": [msgspec.Raw(items[item_id]) for item_id in page],
             }
         )
-        return _json(head[:-1] + b',"data":[' + b",".join(items[item_id] for item_id in page) + b"]}")
 
     def _found(self, request: Request) -> KeptAnswer:
         response_id = request.path_params["response_id"]
@@ -62,7 +63,3 @@ class KeptResponses:
 
 def _missing(response_id: str) -> NotFound:
     return NotFound(f"the response {response_id[:200]!r} is not kept here; it is unknown, or was forgotten", param="id")
-
-
-def _json(body: bytes) -> Response:
-    return Response(body, media_type="application/json")

@@ -4,7 +4,7 @@ What would fetch, make or delete models there is not served.
 """
 
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 from starlette.requests import Request
@@ -12,14 +12,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from cluster.api.body import parsed_body
-from cluster.api.events import as_json
+from cluster.api.endpoints import Endpoint, json_answer
 from cluster.api.fields import Check, Notes, check_all, hint, text
 from cluster.api.names import Names
 from cluster.api.surface import Dialect
 from cluster.api.surfaces.ollama import OllamaDialect, rfc3339
 from cluster.serving.requests import ModelInfo, Service
 
-Endpoint = Callable[[Request], Awaitable[Response]]
 Guard = Callable[[Endpoint, Dialect], Endpoint]
 
 # Tandem runs from its checkout, which has no number.
@@ -57,25 +56,21 @@ class _OllamaEndpoints:
         self._names = names
 
     async def tags(self, _request: Request) -> Response:
-        return _answer({"models": [_listed(model) for model in self._service.models()]})
+        return json_answer({"models": [_listed(model) for model in self._service.models()]})
 
     async def ps(self, _request: Request) -> Response:
-        return _answer({"models": [_running(model) for model in self._service.models()]})
+        return json_answer({"models": [_running(model) for model in self._service.models()]})
 
     async def version(self, _request: Request) -> Response:
-        return _answer({"version": VERSION})
+        return json_answer({"version": VERSION})
 
     async def show(self, request: Request) -> Response:
         fields = await parsed_body(request, lambda body: check_all(body, _SHOW_FIELDS, Notes()))
         model, _ = self._names.find(fields.get("model") or fields.get("name") or None)
-        return _answer(_shown(model))
+        return json_answer(_shown(model))
 
     async def root(self, _request: Request) -> Response:
         return Response("Ollama is running", media_type="text/plain")
-
-
-def _answer(data: dict[str, Any]) -> Response:
-    return Response(as_json(data), media_type="application/json")
 
 
 def _named(model: ModelInfo) -> dict[str, Any]:

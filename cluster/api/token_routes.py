@@ -1,6 +1,6 @@
 """Text to token ids and back, as vLLM's clients ask for it: POST /tokenize and POST /detokenize."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from cluster.api.body import parsed_body
-from cluster.api.events import as_json
+from cluster.api.endpoints import Endpoint, json_answer
 from cluster.api.explain import parse_explain
 from cluster.api.fields import Check, Notes, check_all, flag, only, refuse, text
 from cluster.api.names import Names
@@ -17,8 +17,6 @@ from cluster.api.parameters import MAX_TOKEN_ID
 from cluster.api.surface import ApiRequest
 from cluster.serving.requests import ChatPrompt, Service, TextPrompt
 from protocol.errors import BadRequest
-
-Endpoint = Callable[[Request], Awaitable[Response]]
 
 _NOTHING = TextPrompt("", bare=True)
 
@@ -59,14 +57,14 @@ class _TokenEndpoints:
         model, _ = self._names.find(parsed.model)
         prompt = parsed.generation.prompt
         tokens = () if prompt == _NOTHING else await self._service.encode(parsed.generation)
-        return _answer({"tokens": tokens, "count": len(tokens), "max_model_len": model.context_tokens})
+        return json_answer({"tokens": tokens, "count": len(tokens), "max_model_len": model.context_tokens})
 
     async def detokenize(self, request: Request) -> Response:
         fields = await parsed_body(request, lambda body: check_all(body, _DETOKENIZE_FIELDS, Notes()))
         if "tokens" not in fields:
             raise BadRequest("tokens is missing; send a list of token ids", param="tokens")
         self._names.find(fields.get("model") or None)
-        return _answer({"prompt": await self._service.decode(fields["tokens"])})
+        return json_answer({"prompt": await self._service.decode(fields["tokens"])})
 
 
 def parse_tokenize(body: dict[str, Any], notes: Notes) -> ApiRequest:
@@ -85,7 +83,3 @@ def parse_tokenize(body: dict[str, Any], notes: Notes) -> ApiRequest:
         bare = msgspec.structs.replace(parsed.generation, prompt=TextPrompt(prompt.text, bare=True))
         return msgspec.structs.replace(parsed, generation=bare)
     return parsed
-
-
-def _answer(data: dict[str, Any]) -> Response:
-    return Response(as_json(data), media_type="application/json")

@@ -139,7 +139,8 @@ def _begins(tokenizer: TokenizerWrapper, prompt: Sequence[int]) -> str:
     """Thinking where the prompt ends with the beginning of a thought."""
     if tokenizer.response_initial_state:
         return str(tokenizer.response_initial_state)
-    if not tokenizer.has_thinking:
+    # Most prompts hold no such mark; mlx-lm's search would look at each token of a long one, on the event loop.
+    if not tokenizer.has_thinking or tokenizer.think_start_tokens[0] not in prompt:
         return SAID
-    opened, closed = tokenizer.rfind_think_start(prompt), tokenizer.rfind_think_end(prompt)
-    return THOUGHT if opened > closed else SAID
+    opened = tokenizer.rfind_think_start(prompt)
+    return THOUGHT if opened >= 0 and tokenizer.rfind_think_end(prompt, start=opened) < 0 else SAID

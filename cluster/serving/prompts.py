@@ -118,8 +118,8 @@ class Prompts:
         """The token ids of a request's prompt, at least one. context_tokens: the model's, None where it is not known.
 
         Raises:
-            BadRequest: no prompt where the model has no token to begin with, a model without chat template, a template that refuses the messages, token ids (in
-                the prompt or in logit_bias) outside the vocabulary.
+            BadRequest: no prompt where the model has no token to begin with, a model without chat template, a template that
+                refuses the messages, token ids (in the prompt or in logit_bias) outside the vocabulary.
             ContextTooLong: a long text that could not fit the context, whatever its tokens; others are not looked at here.
         """
         if request.is_long and context_tokens is not None:

@@ -15,7 +15,7 @@ from cluster.serving.requests import ChatPrompt, Delta, Finished, Routed, ToolCa
 from protocol.errors import BadRequest
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
-MOST_TOOLS = 256
+_MOST_TOOLS = 256
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
@@ -53,11 +53,16 @@ def response_format(name: str, value: Any) -> None:
         raise BadRequest(f'{name} must be {{"type": "text"}}: other formats are not supported', param=name)
 
 
+def any_tools(name: str, value: Any) -> list[Any]:
+    """A list of tools, whatever their form."""
+    if type(value) is not list or len(value) > _MOST_TOOLS:
+        raise refuse(name, f"a list of at most {_MOST_TOOLS} tools", value)
+    return value
+
+
 def tools_list(name: str, value: Any) -> tuple[dict[str, Any], ...]:
     """Functions that may be called, each {"type": "function", "function": {"name": ...}}."""
-    if type(value) is not list or len(value) > MOST_TOOLS:
-        raise refuse(name, f"a list of at most {MOST_TOOLS} tools", value)
-    for index, tool in enumerate(value):
+    for index, tool in enumerate(any_tools(name, value)):
         function = mapping(f"{name}[{index}]", tool).get("function")
         if tool.get("type", "function") != "function":
             raise refuse(f"{name}[{index}].type", '"function"', tool.get("type"))

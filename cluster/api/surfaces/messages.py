@@ -17,31 +17,23 @@ from cluster.api.fields import (
     mapping,
     one_of,
     only,
-    refuse,
     strings,
     text,
 )
 from cluster.api.parameters import COMMON, api_request, understood
 from cluster.api.surface import AnswerFormat, ApiRequest
-from cluster.api.surfaces.chat import MOST_TOOLS, messages_list
+from cluster.api.surfaces.chat import any_tools, messages_list
 from cluster.api.surfaces.message_answer import Anthropic, MessageAnswer
 from cluster.api.surfaces.message_blocks import plain_text, template_messages
 from cluster.serving.requests import ChatPrompt, Routed
 from protocol.errors import BadRequest
-
-
-def _tools_list(name: str, value: Any) -> list[Any]:
-    if type(value) is not list or len(value) > MOST_TOOLS:
-        raise refuse(name, f"a list of at most {MOST_TOOLS} tools", value)
-    return value
-
 
 FIELDS: dict[str, Check] = {
     **{name: check for name, check in COMMON.items() if name != "stream_options"},
     "messages": messages_list,
     "system": anything,
     "stop_sequences": strings(16, 1024),
-    "tools": _tools_list,
+    "tools": any_tools,
     "tool_choice": mapping,
     "thinking": mapping,
     "output_config": mapping,

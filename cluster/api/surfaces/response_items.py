@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from cluster.api.fields import Check, Notes, anything, check_all, hint, mapping, one_of, refuse, text
-from cluster.api.surfaces.chat import MOST_TOOLS, ROLES, content_text, earlier_calls
+from cluster.api.surfaces.chat import ROLES, any_tools, content_text, earlier_calls
 from protocol.errors import BadRequest
 
 Item = dict[str, Any]
@@ -172,10 +172,8 @@ def _add_call(messages: list[Message], item: Item) -> None:
 
 def functions_of(name: str, tools: Any, notes: Notes) -> tuple[dict[str, Any], ...]:
     """The tools that are functions, in the form that chat templates take. Others have no effect: nobody would run them."""
-    if type(tools) is not list or len(tools) > MOST_TOOLS:
-        raise refuse(name, f"a list of at most {MOST_TOOLS} tools", tools)
     functions = []
-    for index, tool in enumerate(tools):
+    for index, tool in enumerate(any_tools(name, tools)):
         place = f"{name}[{index}]"
         kind = mapping(place, tool).get("type", "function")
         if type(kind) is not str:
