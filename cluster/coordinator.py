@@ -168,8 +168,7 @@ class Coordinator:
         self._tasks.append(
             asyncio.create_task(serve(self._app(service), listener, stopping=self._served, draining=self._draining))
         )
-        await control.starting.ended()
-        service.check_mode()
+        service.check_mode(await control.starting.ended())
         if self._announcer is not None:
             self._announcer.start()
         return service

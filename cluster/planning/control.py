@@ -391,7 +391,7 @@ class ControlPlane:
         self.plan = plan
         if self.listener is not None:
             self.listener.plan_began(plan)
-        self.starting.succeed()
+        self.starting.succeed(plan)
 
     def _end(self, loss: Loss) -> None:
         self.plan = None

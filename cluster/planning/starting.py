@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
+from cluster.planning.plan import Plan
 from protocol.errors import TandemError
 
 
@@ -10,20 +11,20 @@ class Starting:
     """Whoever starts the cluster waits on `ended`. After the first end nothing here has a meaning."""
 
     def __init__(self) -> None:
-        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._ended: asyncio.Future[Plan] = asyncio.get_running_loop().create_future()
         self.tell: Callable[[str], None] = lambda _: None
         self._tasks: set[asyncio.Future[None]] = set()
 
     def __repr__(self) -> str:
         return f"Starting({'ended' if self._ended.done() else 'under way'})"
 
-    async def ended(self) -> None:
-        """Returns when the first plan is in force. Raises TandemError when there will be none."""
-        await asyncio.shield(self._ended)
+    async def ended(self) -> Plan:
+        """The first plan that was in force; another may be by now, or none. Raises TandemError when there will be none."""
+        return await asyncio.shield(self._ended)
 
-    def succeed(self) -> None:
+    def succeed(self, plan: Plan) -> None:
         if not self._ended.done():
-            self._ended.set_result(None)
+            self._ended.set_result(plan)
 
     def fail(self, error: TandemError) -> None:
         if not self._ended.done():

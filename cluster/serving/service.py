@@ -79,10 +79,8 @@ class GenerationService:
     def __repr__(self) -> str:
         return f"GenerationService({self._runs}, {self._admission})"
 
-    def check_mode(self) -> None:
-        """Raises UsageError when the mode can never be served by the plan in force."""
-        plan = self._cluster.plan
-        assert plan is not None
+    def check_mode(self, plan: Plan) -> None:
+        """Raises UsageError when the mode can never be served by that plan."""
         mode = self._overview.mode
         if mode is Mode.NEVER and plan.shortage is not None:
             raise UsageError(

@@ -464,6 +464,15 @@ async def test_newcomer_that_cannot_read_in_advance_is_started_anew_and_says_why
 
 
 @scenario()
+async def test_start_ends_with_its_plan_also_when_that_was_lost_before_anybody_looked(subject):
+    await subject.ready()
+    subject.mute = {"alpha", "beta"}
+    subject.receive(LinkLost(worker="alpha", peer="beta", why="closed"))
+    await subject.until(lambda: subject.control.plan is None)
+    assert (await subject.control.starting.ended()).workers == ("alpha", "beta")
+
+
+@scenario()
 async def test_worker_that_ends_during_the_start_ends_it(subject):
     subject.join("alpha")
     subject.launcher.die("beta", 1)

@@ -155,11 +155,11 @@ def test_mode_that_the_plan_can_never_serve_is_refused_at_the_start_with_the_rea
     async def scenario():
         nowhere, uncut = FakeCluster(plan_of(full=())), FakeCluster(plan_of(why_not="a loop"))
         with pytest.raises(UsageError, match=r"9 GB .* 5 GB"):
-            service_of(prompts, nowhere, use_distributed_inference="never").check_mode()
+            service_of(prompts, nowhere, use_distributed_inference="never").check_mode(nowhere.plan)
         with pytest.raises(UsageError, match="cannot be split: a loop"):
-            service_of(prompts, uncut, use_distributed_inference="always").check_mode()
+            service_of(prompts, uncut, use_distributed_inference="always").check_mode(uncut.plan)
         for cluster in (nowhere, uncut):
-            service_of(prompts, cluster, use_distributed_inference="auto").check_mode()
+            service_of(prompts, cluster, use_distributed_inference="auto").check_mode(cluster.plan)
 
     run(scenario())
 
