@@ -37,6 +37,7 @@ __all__ = [
     "Route",
     "Sampling",
     "SequenceNumber",
+    "TokenLogprobs",
     "pack_ids",
     "pack_keys",
     "unpack_ids",
@@ -99,6 +100,13 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: dict[int, float] | None = None
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """The natural logarithm of a token's probability where it stands, and the likeliest ids there with theirs, best first."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 def pack_ids(ids: Iterable[int]) -> bytes:

@@ -143,13 +143,35 @@ class ToolCall(msgspec.Struct, frozen=True):
     arguments: str
 
 
+class Likelihood(msgspec.Struct, frozen=True):
+    """A token, its own text as bytes, and the natural logarithm of its probability; None for the first of a prompt."""
+
+    token: int
+    text: bytes
+    logprob: float | None
+
+
+class Scored(msgspec.Struct, frozen=True):
+    """A token where it stands, and the likeliest there, best first."""
+
+    chosen: Likelihood
+    top: tuple[Likelihood, ...] = ()
+
+
+class PromptScored(msgspec.Struct, frozen=True, kw_only=True):
+    """How likely each token of the prompt was, in order and once, before the first Delta; where that was asked for."""
+
+    scores: tuple[Scored, ...]
+
+
 class Delta(msgspec.Struct, frozen=True, kw_only=True):
     """New text (may be empty while a stop string or a character is incomplete) and the token ids behind it; or, of a chat, what the
-    model thinks before it answers, or calls of tools.
+    model thinks before it answers, or calls of tools. scores: of each of the ids, where log probabilities were asked for.
     """
 
     text: str
     token_ids: tuple[int, ...]
+    scores: tuple[Scored, ...] = ()
     reasoning: str = ""
     calls: tuple[ToolCall, ...] = ()
 
@@ -176,7 +198,7 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
     decode_tokens_per_s: float | None
 
 
-Event = Routed | Progress | Waiting | Delta | Finished
+Event = Routed | Progress | Waiting | PromptScored | Delta | Finished
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
