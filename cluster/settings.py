@@ -49,6 +49,10 @@ LinkNaming = Annotated[
 Switch = Annotated[bool, Meta(description="true or false")]
 
 
+# Of a request, where only the number of them is asked for.
+DEFAULT_CONTEXT_TOKENS = 4096
+
+
 class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
     """path: an absolute directory in the Hugging Face layout, or a hub id."""
 
@@ -80,6 +84,24 @@ class StrategySettings(msgspec.Struct, frozen=True, kw_only=True):
     objective: Objective = Objective.TOTAL
     prompt_threshold: Natural = 100
     generation_threshold: Natural = 50
+
+
+class PlanSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a plan must have memory for, beside the weights: so many requests at once, prompt and answer of so many tokens each, or of
+    the model's context where that is less. Neither: for caches of a tenth of the weights. More run where there is more.
+    """
+
+    context_tokens: Count | None = None
+    requests: Count | None = None
+
+    @property
+    def is_asked(self) -> bool:
+        return self != PlanSettings()
+
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """The requests, and the tokens of each."""
+        return self.requests or 1, self.context_tokens or DEFAULT_CONTEXT_TOKENS
 
 
 class KvCacheSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -184,6 +206,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     model: ModelSettings
     api: ApiSettings = ApiSettings()
     strategy: StrategySettings = StrategySettings()
+    plan: PlanSettings = PlanSettings()
     kv_cache: KvCacheSettings = KvCacheSettings()
     cache: CacheSettings = CacheSettings()
     recovery: RecoverySettings = RecoverySettings()

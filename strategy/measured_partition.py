@@ -5,6 +5,7 @@ prompts; where none does, for both. A worker that would only hold the others up 
 room for the full model. Pure.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -45,8 +46,7 @@ def measured_partition(
     if speeds is None or len(nodes) < 2 or any(node.layers is not None for node in nodes):
         return None
     hops = _hop_costs(paces)
-    none_kept = [0] * len(sizes.layers)
-    found = optimal_split(sizes, none_kept, speeds, hops, _workload(sizes, nodes), legal_cuts)
+    found = optimal_split(sizes, _beyond_headroom(sizes), speeds, hops, _workload(sizes, nodes), legal_cuts)
     if found is None:
         return None
     by_name = {node.name: node for node in nodes}
@@ -63,6 +63,13 @@ def measured_partition(
         if node.name not in dict(found.stages) and fits(sizes, node)
     ]
     return Partition(stages=(*stages, *beside), pipeline=Route(tuple(name for name, _ in found.stages)))
+
+
+def _beyond_headroom(sizes: ModelSizes) -> list[int]:
+    """What the caches of each layer take beyond the share of its weights that is left free anyway, in terms of weights."""
+    caches = sizes.caches or (0,) * len(sizes.layers)
+    over = (free - (HEADROOM - 1) * weights for free, weights in zip(caches, sizes.layers, strict=True))
+    return [math.ceil(max(each, 0) / HEADROOM) for each in over]
 
 
 def is_worth_it(
@@ -131,7 +138,9 @@ def _speeds_of(sizes: ModelSizes, node: Node, pace: Pace | None, width: float) -
         embed_chunk_s=pace.speeds.embedding.chunk_s * slowness,
         head_decode_s=pace.speeds.head.decode_s * slowness,
         head_chunk_s=pace.speeds.head.chunk_s * slowness,
-        room_bytes=min(int(node.memory_limit_bytes / HEADROOM), sizes.total - 1),  # all on one is no pipeline
+        room_bytes=min(  # all on one is no pipeline
+            int(node.memory_limit_bytes / HEADROOM), sizes.total + sum(_beyond_headroom(sizes)) - 1
+        ),
     )
 
 

@@ -4,6 +4,7 @@ Pure arithmetic over what the workers reported after loading. Everything that a 
 running sequences and kept prefixes together never exceed a worker's limit.
 """
 
+import math
 from collections.abc import Iterable
 
 import msgspec
@@ -55,6 +56,12 @@ def worker_budget(*, limit_bytes: int, weights_bytes: int, prefix_limit: int | N
         prefix_bytes=prefix_bytes,
         sequence_bytes=max(int((free * (1 - ACTIVATION_SHARE) - prefix_bytes) / (1 + PADDING_SHARE)), 0),
     )
+
+
+def room_for(needed_bytes: int, *, prefix_limit: int | None, prefix: bool) -> int:
+    """How much weights have to leave of a limit, so that by `worker_budget` running sequences get so many bytes."""
+    for_prefixes = (0.5 if prefix_limit is not None else PREFIX_SHARE) if prefix else 0.0
+    return math.ceil(needed_bytes * (1 + PADDING_SHARE) / (1 - ACTIVATION_SHARE - for_prefixes))
 
 
 def sequence_bytes(needs: KvNeeds, num_tokens: int) -> int:

@@ -12,7 +12,7 @@ import msgspec
 
 from strategy.vocabulary import LayerRange, Route
 
-# What a worker needs beside weights, as a share of them: activations and the KV of its layers.
+# What a worker needs with its weights, as a share of them, where the caches do not need more: activations and some caches.
 HEADROOM = 1.1
 
 
@@ -28,12 +28,18 @@ class NoPlan(Exception):
 
 
 class ModelSizes(msgspec.Struct, frozen=True, kw_only=True):
-    """Bytes of weights: per decoder layer, of the embedding, and of all else (norms, head); `tied`: no own head."""
+    """Bytes of weights: per decoder layer, of the embedding, and of all else (norms, head); `tied`: no own head.
+
+    caches: what each layer's weights have to leave free, for the caches of what is to run; () where that is not known; caches_of: for
+    what, in words.
+    """
 
     layers: tuple[int, ...]
     embedding: int
     head: int
     tied: bool
+    caches: tuple[int, ...] = ()
+    caches_of: str = ""
 
     @property
     def total(self) -> int:
@@ -47,6 +53,18 @@ class ModelSizes(msgspec.Struct, frozen=True, kw_only=True):
         if end == len(self.layers):
             size += self.head + (self.embedding if self.tied and start > 0 else 0)
         return size
+
+    def needed(self, start: int, end: int) -> int:
+        """The memory limit that a stage of layers [start, end) takes: its weights, and what they have to leave free."""
+        weights = self.stage(start, end)
+        return max(math.ceil(weights * HEADROOM), weights + sum(self.caches[start:end]))
+
+    def told(self, start: int, end: int) -> str:
+        """The same sum in words."""
+        weights, needed = self.stage(start, end), self.needed(start, end)
+        caches = sum(self.caches[start:end])
+        rest = f"{_gb(needed - weights)} for caches and activations" + (f" ({self.caches_of})" if caches else "")
+        return f"{_gb(needed)}, {_gb(weights)} of weights and {rest}"
 
     def missing(self, start: int, end: int, held: Sequence[LayerRange]) -> int:
         """Bytes that a stage of layers [start, end) has to read where the ranges `held` are in memory already."""
@@ -126,14 +144,14 @@ def partition_of_survivors(
 
 def fits(sizes: ModelSizes, node: Node) -> bool:
     """Whether the full model fits within the node's limit."""
-    return sizes.total * HEADROOM <= node.memory_limit_bytes
+    return sizes.needed(0, len(sizes.layers)) <= node.memory_limit_bytes
 
 
 def full_model_shortage(sizes: ModelSizes, nodes: Sequence[Node]) -> str:
     """How much one worker needs for the full model and how much the largest has, in words."""
     largest = max(nodes, key=lambda node: node.memory_limit_bytes)
     return (
-        f"the full model needs {_gb(math.ceil(sizes.total * HEADROOM))} on one worker, and the largest, "
+        f"the full model needs {sizes.told(0, len(sizes.layers))}, on one worker, and the largest, "
         f"{largest.name}, has {_gb(largest.memory_limit_bytes)}"
     )
 
@@ -141,10 +159,10 @@ def full_model_shortage(sizes: ModelSizes, nodes: Sequence[Node]) -> str:
 def _of(sizes: ModelSizes, nodes: Sequence[Node], bounds: Sequence[LayerRange]) -> Partition:
     stages = tuple(_stage(sizes, node, layers) for node, layers in zip(nodes, bounds, strict=True))
     for node, stage in zip(nodes, stages, strict=True):
-        if stage.weights_bytes * HEADROOM > node.memory_limit_bytes:
+        if sizes.needed(*stage.layers) > node.memory_limit_bytes:
             raise NoPlan(
-                f"{node.name} is given {_gb(stage.weights_bytes)} of weights but has room for "
-                f"{_gb(int(node.memory_limit_bytes / HEADROOM))}; raise its memory_limit or add a worker"
+                f"what {node.name} is given needs {sizes.told(*stage.layers)}, but it has "
+                f"{_gb(node.memory_limit_bytes)}; raise its memory_limit, plan for less or add a worker"
             )
     return Partition(stages=stages, pipeline=Route(tuple(node.name for node in nodes)))
 
@@ -227,7 +245,7 @@ def _best_bounds(
         for start, before in best.items():
             for end in (cut for cut in cuts if cut > start):
                 size = sizes.stage(start, end)
-                if size > int(node.memory_limit_bytes / HEADROOM):
+                if sizes.needed(start, end) > node.memory_limit_bytes:
                     break
                 read_bytes = sizes.missing(start, end, node.held) if least_read else 0
                 split = before.and_then(size, read_bytes, _without_kv(node, start, end), LayerRange(start, end))
@@ -235,10 +253,10 @@ def _best_bounds(
                     following[end] = split
         best = following
     if num_layers not in best:
-        total = sum(int(node.memory_limit_bytes / HEADROOM) for node in nodes)
+        total = sum(node.memory_limit_bytes for node in nodes)
         raise NoPlan(
-            f"the model's {_gb(sizes.total)} of weights do not fit the {len(nodes)} workers, which have room for "
-            f"{_gb(total)} together; raise memory_limit or add a worker"
+            f"the model's weights and caches do not fit the {len(nodes)} workers: it needs {sizes.told(0, num_layers)}, "
+            f"and they have {_gb(total)} together; raise memory_limit, plan for less or add a worker"
         )
     return best[num_layers].bounds
 

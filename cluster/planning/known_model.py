@@ -5,6 +5,8 @@ that.
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import msgspec
+
 from cluster.membership.member import Member
 from cluster.membership.roster import Roster
 from cluster.planning.assembly import Assembly, Part
@@ -18,7 +20,8 @@ from protocol.model_search import model_name
 from protocol.values import LayerRange, Peer
 from strategy.layer_speeds import LayerSpeeds
 from strategy.measured_partition import Pace
-from strategy.partition import Partition
+from strategy.memory import room_for, sequence_bytes
+from strategy.partition import ModelSizes, Partition
 
 
 class KnownModel:
@@ -37,13 +40,27 @@ class KnownModel:
 
     def inspected(self, found: Inspected) -> ModelFacts:
         """A worker inspected it. Raises ModelError for damaged files."""
-        sizes = read_sizes(self.path, found.num_layers)
+        sizes = self._with_caches(read_sizes(self.path, found.num_layers), found)
         self.facts = ModelFacts(id=model_name(self.path), digest=self.digest, sizes=sizes, inspected=found)
         return self.facts
 
+    def _with_caches(self, sizes: ModelSizes, found: Inspected) -> ModelSizes:
+        """With what the weights have to leave free for caches, where that was asked for and is known."""
+        plan, cache = self._settings.plan, self._settings.cache
+        if not plan.is_asked or len(found.caches) != found.num_layers:
+            return sizes
+        requests, asked = plan.tokens
+        tokens = min(asked, found.context_tokens or asked)
+        caches = [
+            room_for(sequence_bytes(needs, tokens) * requests, prefix_limit=cache.memory_limit, prefix=cache.prefix)
+            for needs in found.caches
+        ]
+        several = f"{requests} requests of {tokens} tokens each" if requests > 1 else f"a request of {tokens} tokens"
+        return msgspec.structs.replace(sizes, caches=tuple(caches), caches_of=several)
+
     def to_inspect(self, reply_to: Peer, sources: tuple[Peer, ...]) -> InspectModel:
         """What asks a worker to inspect it. reply_to, sources: as in the message."""
-        return InspectModel(model=self.digest, reply_to=reply_to, sources=sources)
+        return InspectModel(model=self.digest, reply_to=reply_to, sources=sources, kv=self._settings.kv_cache.kv)
 
     def to_prepare(self, layers: LayerRange, reply_to: Peer, sources: tuple[Peer, ...]) -> PrepareStage:
         """What asks a worker to read layers of it in advance. reply_to, sources: as in the message."""

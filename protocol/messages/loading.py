@@ -11,16 +11,19 @@ from strategy.memory import KvNeeds
 
 class InspectModel(Message, frozen=True, kw_only=True):
     """Find out how the model's architecture can be cut. reply_to: where the coordinator hears its workers; sources: who may
-    have the model, the likeliest first, for who has not.
+    have the model, the likeliest first, for who has not; kv: the caches that it will run with.
     """
 
     model: str
     reply_to: Peer
+    kv: KvSettings = KvSettings()
     sources: tuple[Peer, ...] = ()
 
 
 class Inspected(Message, frozen=True, kw_only=True):
-    """What a dry run of the model's architecture found; see `workers.model.inspection`."""
+    """What a dry run of the model's architecture found; see `workers.model.inspection`. caches: what each layer's take for one
+    sequence, () where that is not known before it is loaded.
+    """
 
     worker: str
     architecture: str
@@ -32,6 +35,7 @@ class Inspected(Message, frozen=True, kw_only=True):
     context_tokens: int | None
     uncached_in_caches: bool = False
     whole_prompts: bool = False
+    caches: tuple[KvNeeds, ...] = ()
 
 
 class StagePlan(msgspec.Struct, frozen=True, kw_only=True):

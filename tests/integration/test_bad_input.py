@@ -146,6 +146,13 @@ def test_model_that_fits_nowhere_is_distributed_with_caches_beyond_the_threshold
     assert "needs 1.3 MB" in refused.json()["error"]["message"]
 
 
+def test_caches_that_were_asked_for_are_part_of_the_sum_before_anything_is_loaded(cluster, small_workers):
+    small_workers.write_text(small_workers.read_text() + "[plan]\ncontext_tokens = 512\nrequests = 16\n")
+    done = cluster.command("start", "--config", str(small_workers), "--port", str(cluster.port))
+    assert_one_sentence(done, 2, "1.2 MB of weights", "16 requests of 512 tokens", "memory_limit")
+    cluster.assert_no_process_left()
+
+
 # --- command lines, environment, configuration
 
 

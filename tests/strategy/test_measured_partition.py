@@ -4,6 +4,8 @@ import random
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from strategy.cost import Hop
 from strategy.layer_speeds import LayerSpeeds, PartSpeed
@@ -85,6 +87,21 @@ def test_memory_limits_are_kept():
         limit = next(node.memory_limit_bytes for node in limits if node.name == stage.worker)
         assert stage.weights_bytes * 1.1 <= limit + 1
         assert not stage.holds_full_model
+
+
+@given(
+    frees=st.lists(st.integers(0, 120), min_size=LAYERS, max_size=LAYERS),
+    limits=st.tuples(*[st.integers(150, 1200)] * 3),
+)
+def test_room_for_caches_is_kept(frees, limits):
+    model = msgspec.structs.replace(SIZES, caches=tuple(frees))
+    there = [
+        msgspec.structs.replace(node, memory_limit_bytes=limit) for node, limit in zip(nodes(), limits, strict=True)
+    ]
+    found = measured_partition(model, there, paces(0.5, 1.0, 1.0), CUTS)
+    for stage in found.stages if found else ():
+        assert model.needed(*stage.layers) <= dict(zip("abc", limits, strict=True))[stage.worker]
+        assert stage.worker not in found.pipeline or stage.layers != LayerRange(0, LAYERS)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import itertools
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -67,8 +68,48 @@ def test_more_workers_than_layers_says_both_numbers():
 
 def test_model_that_fits_nowhere_says_how_much_is_there():
     model = sizes([GB] * 4)
-    with pytest.raises(NoPlan, match=r"4.00 GB of weights do not fit the 2 workers, which have room for 1.82 GB"):
+    with pytest.raises(
+        NoPlan,
+        match=r"needs 4.40 GB, 4.00 GB of weights and 0.40 GB for caches and activations, and they have 2.00 GB",
+    ):
         partition(model, nodes(GB, GB), cut_anywhere(model), why_not=None)
+
+
+def with_caches(size, free, num_layers=4):
+    return msgspec.structs.replace(sizes([size] * num_layers), caches=(free,) * num_layers, caches_of="two requests")
+
+
+def test_what_has_no_room_for_its_caches_is_refused_with_the_sum():
+    model = with_caches(100_000_000, 50_000_000)
+    assert bounds(partition(model, nodes(300_000_000, 300_000_000), cut_anywhere(model), why_not=None)) == [
+        (0, 2),
+        (2, 4),
+    ]
+    told = r"0.60 GB, 0.40 GB of weights and 0.20 GB for caches and activations \(two requests\)"
+    with pytest.raises(NoPlan, match=rf"needs {told}, and they have 0.60 GB together"):
+        partition(model, nodes(299_000_000, 299_000_000), cut_anywhere(model), why_not=None)
+    with pytest.raises(NoPlan, match=rf"the full model needs {told}, on one worker"):
+        partition(model, nodes(599_000_000), [], why_not="it loops")
+
+
+def test_small_caches_are_part_of_the_headroom():
+    model = with_caches(100_000_000, 9_000_000)
+    assert model.needed(0, 4) == sizes([100_000_000] * 4).needed(0, 4)
+
+
+def test_worker_with_less_room_for_caches_gets_fewer_layers():
+    model = with_caches(10, 90, num_layers=8)
+    assert bounds(partition(model, nodes(600, 200), cut_anywhere(model), why_not=None)) == [(0, 6), (6, 8)]
+
+
+def test_manual_split_without_room_for_its_caches_says_what_it_needs():
+    model = with_caches(100_000_000, 50_000_000)
+    split = [
+        Node(name=name, memory_limit_bytes=400_000_000, layers=LayerRange(*layers))
+        for name, layers in (("a", (0, 1)), ("b", (1, 4)))
+    ]
+    with pytest.raises(NoPlan, match=r"what b is given needs 0.45 GB, 0.30 GB of weights and 0.15 GB"):
+        partition(model, split, cut_anywhere(model), why_not=None)
 
 
 def test_model_that_cannot_be_cut_is_held_whole_by_each_worker_with_room_and_the_reason_is_kept():

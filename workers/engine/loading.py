@@ -10,6 +10,8 @@ from protocol.values import LayerRange, pack_ids, pack_keys
 from strategy.prefix import Key
 from workers.engine.actions import Report
 from workers.model.inspection import inspect
+from workers.model.loading import read_config
+from workers.model.planned_caches import planned_caches
 from workers.model.shelf import ModelShelf
 from workers.model.stage_loading import LoadedStages, StageLoader
 
@@ -55,6 +57,7 @@ class Loading:
                 context_tokens=found.context_tokens,
                 uncached_in_caches=found.uncached_in_caches,
                 whole_prompts=found.whole_prompts,
+                caches=planned_caches(read_config(path), message.kv),
             )
         )
 

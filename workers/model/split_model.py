@@ -84,6 +84,17 @@ class SplitModel:
         cache.renew = partial(self.make_cache, layers, kv)
         return cache
 
+    def caches_by_layer(self, kv: KvSettings | None = None) -> list[StageCache]:
+        """The caches of one sequence after one token, for each layer alone; nothing is evaluated, by us at least."""
+        layers = LayerRange(0, self.num_layers)
+        entries = self.make_cache(layers, kv).entries
+        owners = self._find_owners(make_prompt_cache(self.model))
+        self.model(mx.zeros((1, 1), mx.int32), cache=entries)
+        return [
+            StageCache(entries, tuple(index for index, owner in enumerate(owners) if owner == layer))
+            for layer in range(self.num_layers)
+        ]
+
     def kv_kind(self, name: str) -> Kind:
         """A kind of cache for this model. Raises ModelError for a name that is none."""
         if name not in KINDS:

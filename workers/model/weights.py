@@ -7,13 +7,15 @@ place, so that the module tree, and whoever refers to it, stays.
 
 import io
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 _MADE = re.compile(r'^\d+ -> "w(\d+)"$', re.MULTILINE)
+# MLX takes no more than 1,024 names in a call.
+_MOST_NAMES = 1000
 _USED = re.compile(r'^"w(\d+)" -> \d+$', re.MULTILINE)
 
 
@@ -55,7 +57,7 @@ class Weights:
         """Names of the weights outside the layers that an unevaluated computation needs."""
         in_layers = {id(array) for layer in self._layers for array in _distinct(layer)}
         named = [(name, array) for name, array in tree_flatten(self._model.parameters()) if id(array) not in in_layers]
-        used = _marked(_USED, [array for _, array in named], outputs)
+        used = _marked(_USED, [array for _, array in named], list(outputs))
         return frozenset(name for name, array in named if id(array) in used)
 
     @property
@@ -71,7 +73,7 @@ class Weights:
     @staticmethod
     def made_from(tensors: Mapping[str, mx.array], weights: Sequence[mx.array]) -> frozenset[str]:
         """Which of these tensors some weights that were not read yet are made from."""
-        found = {id(array) for array in weights} | _marked(_USED, tensors.values(), weights)
+        found = {id(array) for array in weights} | _marked(_USED, list(tensors.values()), weights)
         return frozenset(name for name, array in tensors.items() if id(array) in found)
 
     def release(self, fresh: nn.Module, *, layers: Collection[int], names: Collection[str]) -> None:
@@ -107,11 +109,18 @@ def _read(arrays: list[mx.array]) -> int:
 
 def _unread(arrays: list[mx.array]) -> set[int]:
     """`id` of the arrays that are not in memory."""
-    return _marked(_MADE, arrays, arrays)
+    return set().union(*(_marked(_MADE, some, some) for some in _in_calls(arrays)))
 
 
-def _marked(pattern: re.Pattern[str], arrays: Iterable[mx.array], outputs: Iterable[mx.array]) -> set[int]:
+def _marked(pattern: re.Pattern[str], arrays: Sequence[mx.array], outputs: Sequence[mx.array]) -> set[int]:
     """`id` of the arrays that stand so in the graph which the outputs still have to run."""
-    graph = io.StringIO()
-    mx.export_to_dot(graph, *outputs, **{f"w{id(array)}": array for array in arrays})
-    return {int(found) for found in pattern.findall(graph.getvalue())}
+    found: set[int] = set()
+    for some in _in_calls(arrays):
+        graph = io.StringIO()
+        mx.export_to_dot(graph, *outputs, **{f"w{id(array)}": array for array in some})
+        found.update(int(name) for name in pattern.findall(graph.getvalue()))
+    return found
+
+
+def _in_calls(arrays: Sequence[mx.array]) -> Iterator[Sequence[mx.array]]:
+    return (arrays[start : start + _MOST_NAMES] for start in range(0, len(arrays), _MOST_NAMES))

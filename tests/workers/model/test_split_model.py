@@ -12,6 +12,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model
 
 from protocol.errors import ModelError
+from protocol.values import LayerRange
 from workers.cache.stage_cache import StageCache, can_batch
 from workers.model.split_model import CannotSplit, SplitModel, without
 from workers.zoo import make_tiny_model
@@ -112,6 +113,15 @@ def test_warming_up_reads_the_weights_of_the_range_and_no_others(tmp_path):
 def load_layer_bytes(directory):
     model, _ = load_model(directory, lazy=True)
     return sum(weight.nbytes for _, weight in tree_flatten(model.layers[0].parameters()))
+
+
+def test_a_model_of_more_than_a_thousand_weights_is_read_layer_by_layer(tmp_path):
+    path = make_tiny_model("llama", tmp_path, num_hidden_layers=120)
+    split = SplitModel.load(path)
+    split.warm_up(LayerRange(118, 120))
+    assert split.weights.held_layers() == [118, 119]
+    split.warm_up(LayerRange(0, 120))
+    assert split.weights.held_layers() == list(range(120))
 
 
 def test_parts_left_out_become_none_and_the_rest_stays():
