@@ -19,14 +19,23 @@ from protocol.errors import TandemError, UsageError, as_sentence
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """What a generation may be asked for; None leaves it to the API."""
 
+    system: str | None = None
     max_tokens: int | None = None
     temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
     seed: int | None = None
+    stop: tuple[str, ...] = ()
+    model: str | None = None
     raw: bool = False
     strategy: str | None = None
     conversation: str | None = None
 
 
+_SENT_AS_THEY_ARE = (
+    "max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "model", "strategy", "conversation",
+)  # fmt: skip
 # What an answer may say of itself besides what it always says.
 _FURTHER = ("cached_tokens", "predicted", "total_s", "resumed", "draft", "notes")
 
@@ -70,22 +79,6 @@ class ReceivedAnswer(msgspec.Struct):
             **({"reasoning_content": self.reasoning} if self.reasoning else {}),
             **{name: self.tandem[name] for name in _FURTHER if name in self.tandem},
         }
-
-
-def read_text(argument: str, stdin: Any) -> str:
-    """The prompt of the command line; "-" reads it from `stdin` (bytes).
-
-    Raises:
-        UsageError: it is empty or not UTF-8.
-    """
-    try:
-        text: str = stdin.read().decode("utf-8") if argument == "-" else argument
-        text.encode("utf-8")  # an argument that is not UTF-8 arrives with lone surrogates
-    except UnicodeError:
-        raise UsageError("the prompt is not valid UTF-8 text; convert it to UTF-8 first") from None
-    if not text.strip():
-        raise UsageError('the prompt is empty; give some text, as in ./launch.sh prompt "What is a KV cache?"')
-    return text
 
 
 def prompt(session: Session, text: str, options: Options, *, as_json: bool) -> None:
@@ -198,14 +191,13 @@ def _generation(
 ) -> tuple[str, dict[str, Any]]:
     """Path and body of a request; the last message alone, without a template, for raw prompts."""
     raw = options.raw or not status["model"].get("has_chat_template", True)
-    body: dict[str, Any] = {"prompt": messages[-1]["content"]} if raw else {"messages": messages}
-    wanted = {
-        "max_tokens": options.max_tokens,
-        "temperature": options.temperature,
-        "seed": options.seed,
-        "strategy": options.strategy,
-        "conversation": options.conversation,
-        "use_distributed_inference": mode,
+    if raw and options.system is not None:
+        raise UsageError("--system needs the model's chat template; put it into the prompt instead")
+    told = [{"role": "system", "content": options.system}] if options.system is not None else []
+    body: dict[str, Any] = {"prompt": messages[-1]["content"]} if raw else {"messages": [*told, *messages]}
+    asked = msgspec.to_builtins(options)
+    wanted = {name: asked[name] for name in _SENT_AS_THEY_ARE if asked[name] not in ((), [])} | {
+        "use_distributed_inference": mode
     }
     body |= {name: value for name, value in wanted.items() if value is not None}
     return ("/v1/completions" if raw else "/v1/chat/completions"), body

@@ -5,10 +5,10 @@ that is not ready. 130: interrupted. The commands import what they need when the
 the time of its answer.
 """
 
+import ast
 import contextlib
 import difflib
 import errno
-import math
 import os
 import signal
 import sys
@@ -19,23 +19,16 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from cluster.cli.becoming import become
+from cluster.cli.generation_commands import chat, explain, prompt
 from cluster.cli.model_commands import models
+from cluster.cli.status_commands import status, wait
 from cluster.cli.token_commands import token
 from cluster.cli.worker_command import worker
 from protocol.errors import TandemError, UsageError, as_sentence
 
 if TYPE_CHECKING:
-    from cluster.cli.generating import Options
     from cluster.cli.session import Session
 
-STRATEGIES = (
-    "single-device-cached",
-    "distributed-no-cache",
-    "distributed-cached",
-    "distributed-prefill",
-    "tensor-parallel",
-)
-_NOT_READY = 3
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _FOREGROUND_POLL_S = 0.5
 _PLAIN = {"ignore_unknown_options": True, "help_option_names": [], "allow_interspersed_args": False}
@@ -111,10 +104,9 @@ class _Commands(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and not args[0].startswith("-") and args[0] not in self.commands:
-            nearest = difflib.get_close_matches(args[0], self.commands, n=1, cutoff=0.0)[0]
-            raise UsageError(
-                f"there is no command {args[0]!r}; did you mean {nearest!r}? `./launch.sh --help` lists them"
-            )
+            nearest = difflib.get_close_matches(args[0], self.commands, n=1)
+            asks = f"; did you mean {nearest[0]!r}?" if nearest else ";"
+            raise UsageError(f"there is no command {args[0]!r}{asks} `./launch.sh --help` lists them")
         return super().resolve_command(ctx, args)
 
 
@@ -147,33 +139,6 @@ def _start_options(command: Callable[..., None]) -> Callable[..., None]:
     ):
         command = option(command)
     return command
-
-
-def _finite(_ctx: click.Context, _parameter: click.Parameter, value: float | None) -> float | None:
-    if value is not None and not math.isfinite(value):
-        raise click.BadParameter(f"{value} is not a finite number")
-    return value
-
-
-def _generation_options(command: Callable[..., None]) -> Callable[..., None]:
-    for option in (
-        click.option("--conversation", metavar="ID", help="Requests with one ID may share a cache."),
-        click.option("--strategy", type=click.Choice(STRATEGIES), help="Ask for one strategy."),
-        click.option("--raw", is_flag=True, help="No chat template."),
-        click.option("--seed", type=click.IntRange(0), help="Make sampling repeatable."),
-        click.option(
-            "--temperature", type=click.FloatRange(0.0), callback=_finite, help="0 takes the likeliest token."
-        ),
-        click.option("--max-tokens", type=click.IntRange(1), help="How many tokens to generate at most."),
-    ):
-        command = option(command)
-    return command
-
-
-def _options(**given: Any) -> "Options":
-    from cluster.cli.generating import Options
-
-    return Options(**given)
 
 
 @commands.command()
@@ -242,57 +207,8 @@ def stop() -> None:
         print(f"Worker {name} is a service and begins again; `./launch.sh worker --uninstall-service` ends that.")
 
 
-@commands.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def status(*, as_json: bool) -> None:
-    """The cluster as it is now; exit code 3 when it is not ready."""
-    import json
-
-    from cluster.cli.showing import print_status
-
-    report = _session().status()
-    if as_json:
-        print(json.dumps(report, ensure_ascii=False))
-    else:
-        print_status(report)
-    if report["state"] != "ready":
-        click.get_current_context().exit(_NOT_READY)
-
-
-@commands.command()
-@click.argument("text")
-@_generation_options
-@click.option("--json", "as_json", is_flag=True, help="One JSON object at the end and nothing else.")
-def prompt(text: str, *, as_json: bool, **options: Any) -> None:
-    """Answer one prompt; - reads it from standard input. Starts the default cluster when none runs."""
-    from cluster.cli import generating
-
-    words = generating.read_text(text, sys.stdin.buffer)
-    generating.prompt(_session(), words, _options(**options), as_json=as_json)
-
-
-@commands.command()
-@_generation_options
-def chat(**options: Any) -> None:
-    """A conversation in the terminal."""
-    from cluster.cli import generating
-
-    generating.chat(_session(), _options(**options))
-
-
-@commands.command()
-@click.argument("text")
-@_generation_options
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def explain(text: str, *, as_json: bool, **options: Any) -> None:
-    """Which strategy a prompt would take and why; generates nothing."""
-    from cluster.cli import generating
-
-    words = generating.read_text(text, sys.stdin.buffer)
-    generating.explain(_session(), words, _options(**options), as_json=as_json)
-
-
-commands.add_command(worker)
+for command in (status, wait, prompt, chat, explain, worker):
+    commands.add_command(command)
 
 
 @commands.command(hidden=True)
@@ -379,14 +295,49 @@ def bench(arguments: tuple[str, ...]) -> None:
     from cluster.cli.session import CHECKOUT
 
     known = sorted(file.stem for file in (CHECKOUT / "benchmarks").glob("[a-z]*.py"))
-    names = ", ".join(known).replace("_", "-") or "none yet"
+    names = ", ".join(known).replace("_", "-")
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"Usage: launch.sh bench NAME [OPTIONS]\n\nBenchmarks: {names}")
+        print("Usage: launch.sh bench NAME [OPTIONS]\n\nBenchmarks:")
+        print(
+            "\n".join(f"  {name.replace('_', '-'):<18}{_first_line(CHECKOUT / 'benchmarks' / name)}" for name in known)
+        )
         return
     module = arguments[0].replace("-", "_")
     if module not in known:
         raise UsageError(f"there is no benchmark {arguments[0]!r}; there are: {names}")
     become(f"benchmarks.{module}", list(arguments[1:]), dict(os.environ))
+
+
+def _first_line(module: Path) -> str:
+    """What a benchmark says of itself, without running it."""
+    said = ast.get_docstring(ast.parse(module.with_suffix(".py").read_text(encoding="utf-8"))) or ""
+    return said.partition("\n")[0]
+
+
+@commands.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """What lets a shell complete commands, as in: eval "$(./launch.sh completion bash)"."""
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None, shell
+    print(kind(commands, {}, "launch.sh", "_LAUNCH_SH_COMPLETE").source())
+
+
+@commands.command("help")
+@click.argument("names", metavar="[COMMAND]", nargs=-1)
+@click.pass_context
+def help_(context: click.Context, names: tuple[str, ...]) -> None:
+    """What a command does and takes."""
+    assert context.parent is not None
+    found, scope = context.parent.command, context.parent
+    for name in names:
+        inner = found.get_command(scope, name) if isinstance(found, click.Group) else None
+        if inner is None:
+            raise UsageError(f"there is no command {' '.join(names)!r}; `./launch.sh --help` lists them")
+        found, scope = inner, click.Context(inner, info_name=name, parent=scope)
+    print(found.get_help(scope))
 
 
 @commands.command(context_settings=_PLAIN)

@@ -1,12 +1,20 @@
 """How a cluster, a choice and a configuration look to people. Text in, text out; nothing here asks anybody."""
 
+import contextlib
+import json
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from cluster.config import Resolved
 
 _EVENTS_SHOWN = 5
+# Columns of the table of workers, and from what width on each is shown.
+_COLUMNS = {
+    "worker": 0, "host": 70, "pid": 120, "state": 0, "layers": 0, "full model": 100, "weights": 50, "KV": 60, "limit": 90,
+    "step": 110,
+}  # fmt: skip
 _BYTES_PER_UNIT = (("GB", 10**9), ("MB", 10**6), ("KB", 10**3))
 
 
@@ -87,26 +95,64 @@ def print_status(status: dict[str, Any]) -> None:
         print("\n".join(status_lines(status)))
         return
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(title=f"{status['model']['id']}: {status['state']}", title_justify="left")
-    for heading in ("worker", "host", "pid", "state", "layers", "full model", "weights", "KV", "limit", "step"):
-        table.add_column(heading)
-    for worker in status["workers"]:
-        memory = worker["memory"]
-        table.add_row(
-            worker["name"],
-            worker["host"],
-            str(worker["pid"]),
-            worker["state"],
-            layers_text(worker["layers"]),
-            "yes" if worker["holds_full_model"] else "no",
-            *(size_text(memory[key]) for key in ("weights_bytes", "kv_bytes", "limit_bytes")),
-            "-" if worker.get("oldest_step_s") is None else f"{worker['oldest_step_s']:.1f} s",
-        )
     console = Console()
-    console.print(table)
-    console.print("\n".join(line for line in status_lines(status) if not line.startswith("worker")), highlight=False)
+    console.print(_picture(status, console.width))
+
+
+def watched(look: Callable[[], dict[str, Any]], every_s: float, *, as_json: bool) -> None:
+    """The status again and again, in place on a terminal, until Ctrl-C."""
+    with contextlib.suppress(KeyboardInterrupt):
+        if as_json or not sys.stdout.isatty():
+            while True:
+                status = look()
+                print(
+                    json.dumps(status, ensure_ascii=False) if as_json else "\n".join([*status_lines(status), ""]),
+                    flush=True,
+                )
+                time.sleep(every_s)
+        from rich.live import Live
+
+        with Live(auto_refresh=False) as live:
+            while True:
+                live.update(_picture(look(), live.console.width), refresh=True)
+                time.sleep(every_s)
+
+
+def _picture(status: dict[str, Any], width: int) -> Any:
+    """Workers as a table, of as many columns as there is room for, and the rest as lines."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    lines = [line for line in status_lines(status) if not status["workers"] or not line.startswith("worker")]
+    rest = Text("\n".join(lines))
+    if not status["workers"]:
+        return rest
+    table = Table(title=f"{status['model']['id']}: {status['state']}", title_justify="left")
+    columns = [name for name, least in _COLUMNS.items() if width >= least]
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    for worker in status["workers"]:
+        cells = _cells(worker)
+        table.add_row(*(cells[name] for name in columns))
+    return Group(table, rest)
+
+
+def _cells(worker: dict[str, Any]) -> dict[str, str]:
+    memory, oldest_s = worker["memory"], worker.get("oldest_step_s")
+    return {
+        "worker": worker["name"],
+        "host": worker["host"],
+        "pid": str(worker["pid"]),
+        "state": worker["state"],
+        "layers": layers_text(worker["layers"]),
+        "full model": "yes" if worker["holds_full_model"] else "no",
+        "weights": size_text(memory["weights_bytes"]),
+        "KV": size_text(memory["kv_bytes"]),
+        "limit": size_text(memory["limit_bytes"]),
+        "step": "-" if oldest_s is None else f"{oldest_s:.1f} s",
+    }
 
 
 def explain_lines(choice: dict[str, Any]) -> list[str]:

@@ -12,6 +12,7 @@ import pytest
 
 from cluster.cli.main import main
 from cluster.cli.mending import differences
+from cluster.cli.showing import _picture
 from cluster.config import Flags, load_settings
 from protocol.home import ClusterState, Home, ProcessIdentity
 from tests.support.fake_api import TANDEM, USAGE, FakeApi, chat_piece, event
@@ -111,6 +112,99 @@ def test_prompt_streams_the_text_and_nothing_else_to_stdout(api, capsys):
         "stream": True,
         "stream_options": {"include_usage": True},
     }
+
+
+def test_several_words_are_one_prompt_behind_what_the_model_is_told_first(api):
+    assert main(["prompt", "hello", "world", "--system", "Be brief."]) == 0
+    assert api.asked[0][1]["messages"] == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "hello world"},
+    ]
+
+
+def test_system_prompt_needs_a_template(api, capsys):
+    assert failure(capsys, "prompt", "x", "--raw", "--system", "Be brief.")[0] == 2
+    assert api.asked == []
+
+
+def test_all_of_sampling_can_be_chosen(api):
+    options = ["--top-p", "0.9", "--top-k", "40", "--min-p", "0.05", "--stop", "###", "--stop", "END", "--model", "m"]
+    assert main(["prompt", "x", *options]) == 0
+    body = api.asked[0][1]
+    chosen = {name: body[name] for name in ("top_p", "top_k", "min_p", "stop", "model")}
+    assert chosen == {"top_p": 0.9, "top_k": 40, "min_p": 0.05, "stop": ["###", "END"], "model": "m"}
+
+
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        ("promt", "did you mean 'prompt'?"),
+        ("statsu", "did you mean 'status'?"),
+        ("pull", "'pull'; `./launch.sh --help`"),
+    ],
+)
+def test_only_what_is_near_is_suggested(capsys, typed, says):
+    code, sentence = failure(capsys, typed)
+    assert code == 2
+    assert says in sentence
+    assert ("did you mean" in says) == ("did you mean" in sentence)
+
+
+def test_help_names_what_a_command_takes(capsys):
+    assert main(["help", "models", "pull"]) == 0
+    assert "Usage: launch.sh models pull" in capsys.readouterr().out
+    assert main(["help"]) == 0
+    assert "Commands:" in capsys.readouterr().out
+    code, sentence = failure(capsys, "help", "dance")
+    assert code == 2
+    assert "'dance'" in sentence
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_of_each_shell_asks_launch_sh(capsys, shell):
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert f"_LAUNCH_SH_COMPLETE={shell}_complete" in script
+    assert "launch.sh" in script
+
+
+def test_each_benchmark_is_listed_with_what_it_measures(capsys):
+    assert main(["bench"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert len(lines) == len(list((CHECKOUT / "benchmarks").glob("[a-z]*.py")))
+    assert all(len(line.split(maxsplit=1)[1]) > 10 for line in lines)
+
+
+def test_waiting_ends_when_the_cluster_is_ready_or_when_it_took_too_long(api, capsys):
+    assert main(["wait", "--for", "ready"]) == 0
+    assert main(["wait", "--for", "stopped", "--timeout", "0"]) == 3
+    assert "ready, not stopped" in capsys.readouterr().err
+
+
+def test_watching_shows_the_status_until_it_is_interrupted(api, capsys, monkeypatch):
+    naps = []
+
+    def nap(seconds):
+        naps.append(seconds)
+        if len(naps) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("cluster.cli.showing.time.sleep", nap)
+    assert main(["status", "--watch", "--json"]) == 0
+    shown = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [each["state"] for each in shown] == ["ready", "ready"]
+
+
+@pytest.mark.parametrize(("width", "columns"), [(60, 5), (80, 6), (160, 10)])
+def test_names_are_whole_however_narrow_the_terminal_is(width, columns):
+    from rich.console import Console
+
+    console = Console(width=width, file=io.StringIO(), force_terminal=True, color_system=None)
+    console.print(_picture(STATUS, width))
+    table = [line for line in console.file.getvalue().splitlines() if line.startswith(("┃", "│"))]
+    assert "worker-0" in table[1]
+    assert "…" not in "".join(table)
+    assert table[0].count("┃") == columns + 1
 
 
 def test_prompt_options_go_into_the_request(api, monkeypatch):
