@@ -1,37 +1,23 @@
 """`prompt`, `chat` and `explain`: text in, the API's answer out."""
 
 import json
-import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any, TextIO
 
 import msgspec
 
 from cluster.cli.client import ApiRequestFailed, Client
+from cluster.cli.conversing import COMMANDS, Conversation, Reply, is_command
+from cluster.cli.generation_commands import STRATEGIES
+from cluster.cli.options import Options
+from cluster.cli.rendering import renderer, written
 from cluster.cli.session import Session
 from cluster.cli.showing import explain_lines
+from cluster.cli.typing_lines import typed_lines
 from cluster.config import mode_from_environment
 from protocol.errors import TandemError, UsageError, as_sentence
-
-
-class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """What a generation may be asked for; None leaves it to the API."""
-
-    system: str | None = None
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    model: str | None = None
-    raw: bool = False
-    strategy: str | None = None
-    conversation: str | None = None
-
 
 _SENT_AS_THEY_ARE = (
     "max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "model", "strategy", "conversation",
@@ -114,58 +100,65 @@ def chat(session: Session, options: Options) -> None:
     if not status["model"].get("has_chat_template", True):
         raise UsageError("this model has no chat template; use `./launch.sh prompt --raw` instead")
     if session.terminal.interactive:
-        session.terminal.note(f"{status['model']['id']}: /clear forgets the conversation, /exit or Ctrl-D ends it.")
-        import readline  # noqa: F401 - gives input() its line editing
-    messages: list[dict[str, str]] = []
-    conversation = f"chat-{secrets.token_hex(8)}"
-    for line in _lines_typed():
-        if line == "/exit":
-            return
-        if line == "/clear":
-            messages, conversation = [], f"chat-{secrets.token_hex(8)}"
-            continue
-        asked = [*messages, {"role": "user", "content": line}]
-        body = _generation(status, asked, msgspec.structs.replace(options, conversation=conversation), mode)[1]
-        reply = _chat_turn(session, client, body)
-        if reply is not None:
-            messages = [*asked, {"role": "assistant", "content": reply}]
+        session.terminal.note(f"{status['model']['id']}: /help lists the commands, /exit or Ctrl-D ends it.")
+    conversation = Conversation(options, lambda: [model["id"] for model in client.get("/v1/models")["data"]])
+    arguments = {"/strategy": ("auto", *STRATEGIES)}
+    for line in typed_lines(session.home.root / "chat_history", tuple(COMMANDS), arguments):
+        question: str | None = line
+        if is_command(line):
+            reply = _performed(session, conversation, line)
+            if reply is not None and reply.ends:
+                return
+            question = None if reply is None else reply.question
+        if question is not None:
+            body = _generation(status, conversation.asked(question), conversation.options, mode)[1]
+            if (report := _chat_turn(session, client, body)) is not None:
+                conversation.answered(question, report)
 
 
-def _chat_turn(session: Session, client: Client, body: dict[str, Any]) -> str | None:
-    """Print one answer; None when it was refused or interrupted, which leaves the conversation as it was."""
-    answer = ReceivedAnswer()
+def _performed(session: Session, conversation: Conversation, line: str) -> Reply | None:
+    """What a command gave, told where there is something to tell; None where it failed, which is told too."""
     try:
-        for new in _texts(session, client, "/v1/chat/completions", body, answer):
-            _write(sys.stdout, new)
+        reply = conversation.command(line)
+    except TandemError as error:
+        session.terminal.note(f"tandem: {as_sentence(str(error), error.param)}")
+        return None
+    if reply.text is not None:
+        session.terminal.note(reply.text)
+    return reply
+
+
+def _chat_turn(session: Session, client: Client, body: dict[str, Any]) -> dict[str, Any] | None:
+    """Print one answer; None when it was refused or interrupted, which leaves the conversation as it was."""
+    answer, out = ReceivedAnswer(), renderer()
+    try:
+        written(_texts(session, client, "/v1/chat/completions", body, answer, out.pause), out)
     except KeyboardInterrupt:
-        print("\n(interrupted)")
+        session.terminal.note("(interrupted)")
         return None
     except ApiRequestFailed as error:
         session.terminal.note(f"tandem: {as_sentence(str(error), error.param)}")
         return None
-    print()
     session.terminal.aside(_summary(answer))
-    return answer.text
+    return answer.report()
 
 
-def _lines_typed() -> Iterator[str]:
-    while True:
-        try:
-            line = input("> " if sys.stdin.isatty() else "").strip()
-        except EOFError:
-            return
-        except UnicodeDecodeError:
-            raise UsageError("the input is not valid UTF-8 text") from None
-        if line:
-            yield line
-
-
-def _texts(session: Session, client: Client, path: str, body: dict[str, Any], answer: ReceivedAnswer) -> Iterator[str]:
-    """New pieces of text as they come; closes the connection, which cancels the request, however it ends."""
+def _texts(
+    session: Session,
+    client: Client,
+    path: str,
+    body: dict[str, Any],
+    answer: ReceivedAnswer,
+    pause: Callable[[], None] = lambda: None,
+) -> Iterator[str]:
+    """New pieces of text as they come; closes the connection, which cancels the request, however it ends. pause: called before
+    anything else is said.
+    """
     streaming = {"stream": True, "stream_options": {"include_usage": True}}
     with closing(client.stream(path, body | streaming)) as chunks:
         for chunk in chunks:
             if "choices" not in chunk:
+                pause()
                 _show_progress(session, chunk, below=bool(answer.text) and not answer.text.endswith("\n"))
                 continue
             num_thought = len(answer.reasoning)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from cluster.cli.generating import Options
+    from cluster.cli.options import Options
 
 STRATEGIES = (
     "single-device-cached",
@@ -51,7 +51,7 @@ def _generation_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _options(**given: Any) -> "Options":
-    from cluster.cli.generating import Options
+    from cluster.cli.options import Options
 
     return Options(**given)
 

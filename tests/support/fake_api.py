@@ -31,7 +31,9 @@ ENDING = event({"choices": [], "usage": USAGE, "tandem": TANDEM}) + b"data: [DON
 
 
 class FakeApi:
-    """Answers each path with what `answers` holds for it, (status, bytes), and keeps what it was asked."""
+    """Answers each path with what `answers` holds for it, (status, bytes or a function that gives parts of them), and keeps what
+    it was asked.
+    """
 
     def __init__(self, status):
         self.asked = []
@@ -61,7 +63,8 @@ class FakeApi:
                 self.send_response(code)
                 self.send_header("Connection", "close")
                 self.end_headers()
-                self.wfile.write(content)
+                for part in content() if callable(content) else (content,):
+                    self.wfile.write(part)
                 self.close_connection = True
 
             do_GET = do_POST = answer  # noqa: N815 - http.server's names

@@ -1,0 +1,91 @@
+"""An answer as it comes: Markdown on a terminal, the text itself elsewhere."""
+
+import re
+import sys
+from collections.abc import Iterable
+from typing import Any, TextIO
+
+_FENCE = re.compile(r"^ {0,3}(```|~~~)", re.MULTILINE)
+
+
+def complete_blocks(text: str) -> tuple[str, str]:
+    """The paragraphs and other blocks that nothing can change any more, and the rest."""
+    at = len(text)
+    while (at := text.rfind("\n\n", 0, at)) >= 0:
+        if len(_FENCE.findall(text, 0, at + 1)) % 2 == 0:  # not within code
+            return text[: at + 2], text[at + 2 :]
+    return "", text
+
+
+class PlainText:
+    """The text as it is."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        self._stream.write(text)
+        self._stream.flush()
+
+    def pause(self) -> None:
+        """Something else is written now."""
+
+    def finish(self) -> None:
+        """Nothing follows."""
+        self.write("\n")
+
+
+class RenderedMarkdown:
+    """Markdown. What may still change is written over as it grows; blocks that are complete stay."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self._console = Console()
+        self._open = ""
+        self._live: Any = None
+
+    def write(self, text: str) -> None:
+        """More of the answer."""
+        done, self._open = complete_blocks(self._open + text)
+        if self._live is None:
+            from rich.live import Live
+
+            self._live = Live(console=self._console, auto_refresh=False, transient=True)
+            self._live.start()
+        if done.strip():
+            self._console.print(_markdown(done))
+        self._live.update(_markdown(self._open), refresh=True)
+
+    def pause(self) -> None:
+        """Something else is written now; more of the answer may follow."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def finish(self) -> None:
+        """Nothing follows."""
+        self.pause()
+        if self._open.strip():
+            self._console.print(_markdown(self._open))
+        self._open = ""
+
+
+def renderer() -> "PlainText | RenderedMarkdown":
+    """What suits standard output."""
+    return RenderedMarkdown() if sys.stdout.isatty() else PlainText(sys.stdout)
+
+
+def _markdown(text: str) -> Any:
+    from rich.markdown import Markdown
+
+    return Markdown(text)
+
+
+def written(pieces: Iterable[str], out: "PlainText | RenderedMarkdown") -> None:
+    """Write all of an answer, to wherever it breaks off."""
+    try:
+        for piece in pieces:
+            out.write(piece)
+    finally:
+        out.finish()
