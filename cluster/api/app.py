@@ -100,6 +100,7 @@ def _routes(endpoints: "_Endpoints", surfaces: Collection[Surface]) -> list[Rout
         Route("/v1/models/{model_id:path}", _guarded(endpoints.model), methods=["GET"]),
         Route("/health", _guarded(endpoints.health), methods=["GET"]),
         Route("/status", _guarded(endpoints.status), methods=["GET"]),
+        Route("/metrics", _guarded(endpoints.metrics), methods=["GET"]),
     ]
 
 
@@ -181,6 +182,11 @@ class _Endpoints:
 
     async def status(self, _request: Request) -> Response:
         return json_answer(self._service.status())
+
+    async def metrics(self, _request: Request) -> Response:
+        from cluster.api.metrics import CONTENT_TYPE, exposition  # its library takes a while, and not everybody asks
+
+        return Response(exposition(self._service), headers={"Content-Type": CONTENT_TYPE})
 
 
 def _caller(request: Request) -> str:

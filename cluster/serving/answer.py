@@ -36,6 +36,10 @@ class Answer:
         return f"Answer({len(self._token_ids)} tokens, {self._finish_reason})"
 
     @property
+    def finish_reason(self) -> str | None:
+        return self._finish_reason
+
+    @property
     def is_finished(self) -> bool:
         return self._finish_reason is not None
 
@@ -43,6 +47,15 @@ class Answer:
     def token_ids(self) -> tuple[int, ...]:
         """What was generated so far, without an end token."""
         return tuple(self._token_ids)
+
+    @property
+    def num_generated(self) -> int:
+        return self._num_generated
+
+    @property
+    def last_at(self) -> float:
+        """When the newest token came; at first when the request did."""
+        return self._last_at
 
     def note(self, clause: str) -> None:
         """What else the client should know."""

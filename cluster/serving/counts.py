@@ -3,6 +3,7 @@
 import msgspec
 
 from cluster.serving.lifecycle import RequestState
+from cluster.serving.measures import Measures
 
 
 class RequestCounts(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,6 +32,7 @@ class Counts:
         self._num_resumed = 0
         self._num_prompt_tokens = 0
         self._num_cached_tokens = 0
+        self.measures = Measures()
 
     def __repr__(self) -> str:
         return f"Counts({self.requests})"

@@ -77,6 +77,24 @@ class LiveRequest:
         client = f"client {self.request.client}"
         return (f"conversation {self.request.conversation}", client) if self.request.conversation else (client,)
 
+    @property
+    def strategy(self) -> str | None:
+        """By which it began, None where it did not."""
+        return None if self._first is None else self._first.strategy
+
+    @property
+    def outcome(self) -> str:
+        """How it ended: why its answer did, that it failed, or that nobody waited for more."""
+        if self.state is RequestState.FINISHED and self.answer.finish_reason is not None:
+            return self.answer.finish_reason
+        return "failed" if self.state is RequestState.FAILED else "cancelled"
+
+    @property
+    def predicted_s(self) -> float | None:
+        """What its answer was to take when it began, where that was predicted."""
+        found = None if self._first is None else self._first.forecast
+        return None if found is None else found.total_s
+
     def is_first(self, decision: Decision) -> bool:
         """Whether it began by this decision and nothing befell it since."""
         return decision is self._first

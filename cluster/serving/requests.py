@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from cluster.serving.measures import Measures
 from cluster.serving.status import HealthReport, HostModels, Status, WorkerFigures
 from protocol.errors import BadRequest
 from protocol.values import Sampling
@@ -254,6 +255,8 @@ class Service(Protocol):
     def status(self) -> Status: ...
 
     def health(self) -> HealthReport: ...
+
+    def measures(self) -> Measures: ...
 
     def models(self) -> tuple[ModelInfo, ...]: ...
 

@@ -25,6 +25,7 @@ from cluster.serving.encoding import Encoding, RunInThread
 from cluster.serving.health import Health
 from cluster.serving.lifecycle import RequestEvent, RequestState
 from cluster.serving.live_request import LiveRequest
+from cluster.serving.measures import Measures
 from cluster.serving.overview import Identity, Overview
 from cluster.serving.requests import Event, Explanation, Finished, GenerationRequest, ModelInfo
 from cluster.serving.runs import Paused, RouteLost, Run, Runs
@@ -115,6 +116,7 @@ class GenerationService:
             live.apply(RequestEvent.FAIL)
             raise
         finally:
+            self._counts.measures.ended(live.strategy, live.outcome, len(live.tokens))
             self._counts.left(live.state)
             self._admission.leave(place, self._now())
 
@@ -193,10 +195,15 @@ class GenerationService:
                 expiry.cancel()
 
     def _grown(self, live: LiveRequest, place: Place, run: Run, reports: list[Report]) -> list[Event]:
-        events = live.answer.take(reports, self._now())
+        answer, now = live.answer, self._now()
+        num_before, last_at = answer.num_generated, answer.last_at
+        events = answer.take(reports, now)
+        num_new = answer.num_generated - num_before
+        self._counts.measures.grew(num_new, (now - last_at) / num_new if num_before and num_new else None)
         finished = events[-1] if events else None
         if isinstance(finished, Finished):  # before it is told: its reader may come for no more
             live.apply(RequestEvent.FINISH)
+            self._counts.measures.answered(finished.ttft_s, finished.total_s, live.predicted_s)
             if place.decision is not None:
                 self._decider.answered(live, place.decision, finished, run.began_at - place.entered_at)
         return events
@@ -250,6 +257,9 @@ class GenerationService:
     async def figures(self) -> tuple[WorkerFigures, ...]:
         """See Overview."""
         return await self._overview.figures()
+
+    def measures(self) -> Measures:
+        return self._counts.measures
 
     def health(self) -> HealthReport:
         owed = [since for since in (self._runs.owed_since, self._admission.lacking_since) if since is not None]

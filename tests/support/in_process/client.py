@@ -128,5 +128,8 @@ class Client:
     async def status(self):
         return (await self._http.get("/status")).json()
 
+    async def text(self, path):
+        return (await self._http.get(path)).raise_for_status().text
+
     async def health(self):
         return (await self._http.get("/health")).json()
