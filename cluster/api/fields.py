@@ -1,14 +1,18 @@
 """Checks of single JSON values. Each takes the field's name and value, returns the value or raises BadRequest.
 
 They know JSON's types and ranges and nothing of OpenAI. A boolean is never a number, and a number never text; but text that is
-a number is taken as one, and so is 4.0 as an integer. What has no effect is said, in `Notes`.
+a number is taken as one, and so is 4.0 as an integer. What has no effect is said, in `Notes`. Each says as a schema what it
+accepts, by which the API is described.
 """
 
-import contextlib
+import functools
+import re
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from typing import Any, Final
 
+from cluster.api.number_texts import integer_pattern, number_pattern
+from cluster.api.schemas import NOTHING, Described, any_of, described, list_of, object_schema
 from protocol.errors import BadRequest
 
 Check = Callable[[str, Any], Any]
@@ -48,12 +52,24 @@ def refuse(name: str, must: str, value: Any) -> BadRequest:
     return BadRequest(f"{name} must be {must}, not {shown if len(shown) <= 60 else shown[:57] + '...'}", param=name)
 
 
-def integer(low: int, high: int) -> Check:
+def integer(low: int, high: int) -> Described[int]:
     """An integer from `low` to `high`, both included."""
+    of_text = _TextAs(int, lambda: integer_pattern(low, high))
+    one = whole_number(low, high)
 
+    @described(lambda: any_of(one.schema, of_text.schema))
     def check(name: str, value: Any) -> int:
-        given = _as_number(value)
-        whole = int(given) if type(given) is float and given.is_integer() else given
+        return one(name, of_text.read(value))
+
+    return check
+
+
+def whole_number(low: int, high: int) -> Described[int]:
+    """An integer that is no text, where text is something else."""
+
+    @described({"type": "integer", "minimum": low, "maximum": high})
+    def check(name: str, value: Any) -> int:
+        whole = int(value) if type(value) is float and value.is_integer() else value
         if type(whole) is not int or not low <= whole <= high:
             raise refuse(name, f"an integer from {low} to {high}", value)
         return whole
@@ -61,12 +77,15 @@ def integer(low: int, high: int) -> Check:
     return check
 
 
-def number(low: float, high: float, *, above_low: bool = False) -> Check:
+def number(low: float, high: float, *, above_low: bool = False) -> Described[float]:
     """A finite number from `low` to `high`; `above_low` excludes `low` itself."""
     bounds = f"above {low:g} and at most {high:g}" if above_low else f"from {low:g} to {high:g}"
+    of_text = _TextAs(float, lambda: number_pattern(low, high, above_low=above_low))
+    least = {"exclusiveMinimum" if above_low else "minimum": low}
 
+    @described(lambda: any_of({"type": "number", **least, "maximum": high}, of_text.schema))
     def check(name: str, value: Any) -> float:
-        given = _as_number(value)
+        given = of_text.read(value)
         if type(given) not in (int, float) or not low <= given <= high or (above_low and given == low):
             raise refuse(name, f"a number {bounds}", value)
         return float(given)
@@ -74,25 +93,39 @@ def number(low: float, high: float, *, above_low: bool = False) -> Check:
     return check
 
 
-def _as_number(value: Any) -> Any:
-    """What text says, where it is a short number."""
-    if type(value) is not str or not 0 < len(value) <= 40:
-        return value
-    for kind in (int, float):
-        with contextlib.suppress(ValueError):
-            return kind(value)
-    return value
+class _TextAs:
+    """Text that stands for a number of a range. pattern: makes the expression that such text matches."""
+
+    def __init__(self, kind: type[int] | type[float], pattern: Callable[[], str]) -> None:
+        self._kind = kind
+        self._pattern = pattern
+
+    @functools.cached_property
+    def _expression(self) -> re.Pattern[str]:
+        return re.compile(self._pattern())
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        return {"type": "string", "pattern": self._expression.pattern}
+
+    def read(self, value: Any) -> Any:
+        """The number that text stands for; whatever else there is, as it is."""
+        if type(value) is not str or not self._expression.fullmatch(value):
+            return value
+        return self._kind(float(value) if "." in value else value)
 
 
+@described({"type": "boolean"})
 def flag(name: str, value: Any) -> bool:
     if type(value) is not bool:
         raise refuse(name, "true or false", value)
     return value
 
 
-def text(low: int, high: int) -> Check:
+def text(low: int, high: int) -> Described[str]:
     """A string of `low` to `high` characters."""
 
+    @described({"type": "string", **({"minLength": low} if low else {}), "maxLength": high})
     def check(name: str, value: Any) -> str:
         if type(value) is not str or not low <= len(value) <= high:
             raise refuse(name, f"a string of {low} to {high} characters", value)
@@ -101,7 +134,8 @@ def text(low: int, high: int) -> Check:
     return check
 
 
-def one_of(*allowed: str) -> Check:
+def one_of(*allowed: str) -> Described[str]:
+    @described({"enum": list(allowed)})
     def check(name: str, value: Any) -> str:
         if type(value) is not str or value not in allowed:
             raise refuse(name, " or ".join(f'"{item}"' for item in allowed), value)
@@ -110,12 +144,12 @@ def one_of(*allowed: str) -> Check:
     return check
 
 
-def only(what: str, *neutral: Any) -> Check:
+def only(what: str, *neutral: Any) -> Described[Any]:
     """A parameter that is understood but not supported: accepted only with a value that asks for nothing, which it returns."""
 
+    @described({"enum": list(neutral)} if neutral else NOTHING)
     def check(name: str, value: Any) -> Any:
-        # True == 1 in Python, in JSON it is another value.
-        if not any(type(value) is type(item) and value == item for item in neutral):
+        if not any(_is_same(value, item) for item in neutral):
             allowed = f"; leave it out or send {' or '.join(map(_as_json, neutral))}" if neutral else "; leave it out"
             raise BadRequest(f"{name} asks for {what}, which is not supported{allowed}", param=name)
         return value
@@ -123,10 +157,11 @@ def only(what: str, *neutral: Any) -> Check:
     return check
 
 
-def strings(high_count: int, high_length: int) -> Check:
+def strings(high_count: int, high_length: int) -> Described[tuple[str, ...]]:
     """A non-empty string, or a list of up to `high_count` of them; returns a tuple."""
     one = text(1, high_length)
 
+    @described(lambda: any_of(one.schema, list_of(one.schema, maxItems=high_count)))
     def check(name: str, value: Any) -> tuple[str, ...]:
         items = [value] if type(value) is str else value
         if type(items) is not list or len(items) > high_count:
@@ -136,36 +171,66 @@ def strings(high_count: int, high_length: int) -> Check:
     return check
 
 
+_BIAS = number(-100, 100)
+_TOKEN_ID = re.compile("^(?:0|[1-9][0-9]{0,8})$")
+
+
+@described(
+    lambda: {
+        "type": "object",
+        "propertyNames": {"pattern": _TOKEN_ID.pattern},
+        "additionalProperties": _BIAS.schema,
+    }
+)
 def token_biases(name: str, value: Any) -> dict[int, float] | None:
     """{"token id": bias from -100 to 100}; None when empty."""
     if type(value) is not dict:
         raise refuse(name, 'an object like {"42": -100}', value)
-    bias = number(-100, 100)
     biases = {}
     for key, item in value.items():
-        if not (key.isascii() and key.isdecimal() and len(key) <= 9):
+        if not _TOKEN_ID.fullmatch(key):
             raise refuse(name, "an object whose keys are token ids", key)
-        biases[int(key)] = bias(f"{name}.{key}", item)
+        biases[int(key)] = _BIAS(f"{name}.{key}", item)
     return biases or None
 
 
-def hint(*neutral: Any) -> Check:
+def hint(*neutral: Any) -> Described[Any]:
     """A field that is accepted and changes nothing, whatever it says; `neutral` values and null ask for nothing."""
 
+    @described({})
     def check(_name: str, value: Any) -> Any:
-        return None if any(type(value) is type(item) and value == item for item in neutral) else NO_EFFECT
+        return None if any(_is_same(value, item) for item in neutral) else NO_EFFECT
 
     return check
 
 
+def _is_same(value: Any, other: Any) -> bool:
+    """As JSON values: True == 1 in Python, there it is another one."""
+    return (type(value) is bool) is (type(other) is bool) and bool(value == other)
+
+
+@described({})
 def anything(_name: str, value: Any) -> Any:
     """For a field that is looked at elsewhere."""
     return value
 
 
+@described({"type": "object"})
 def mapping(name: str, value: Any) -> dict[str, Any]:
     if type(value) is not dict:
         raise refuse(name, "an object", value)
+    return value
+
+
+def mapping_of(checks: dict[str, Check], required: Iterable[str] = ()) -> Described[dict[str, Any]]:
+    """An object whose fields are checked elsewhere, by these."""
+    return described(lambda: object_schema(checks, required))(mapping)
+
+
+@described({"type": "string"})
+def any_text(name: str, value: Any) -> str:
+    if type(value) is not str:
+        raise refuse(name, "a string", value)
     return value
 
 

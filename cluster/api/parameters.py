@@ -14,7 +14,7 @@ from cluster.api.fields import (
     flag,
     hint,
     integer,
-    mapping,
+    mapping_of,
     number,
     one_of,
     only,
@@ -23,6 +23,7 @@ from cluster.api.fields import (
     text,
     token_biases,
 )
+from cluster.api.schemas import any_of, described
 from cluster.api.surface import ApiRequest
 from cluster.serving.requests import GenerationRequest, Prompt
 from protocol.errors import BadRequest
@@ -34,17 +35,27 @@ MAX_TOKEN_ID = 2**31 - 1
 LEAST_TEMPERATURE = 1e-3
 
 
+_LIMIT = integer(1, MAX_TOKEN_ID)
+# "As many as you like" elsewhere.
+_NO_LIMIT = (-1, -2, "-1", "-2")
+_TOP_K = integer(-1, MAX_TOKEN_ID)
+
+
+@described(lambda: any_of({"enum": list(_NO_LIMIT)}, _LIMIT.schema))
 def token_limit(name: str, value: Any) -> int | None:
-    """How many tokens to generate at most; None for -1 and -2, which say "as many as you like" elsewhere."""
-    given = integer(-2, MAX_TOKEN_ID)(name, value)
-    if given == 0:
-        raise refuse(name, f"an integer from 1 to {MAX_TOKEN_ID}, or -1", value)
-    return given if given > 0 else None
+    """How many tokens to generate at most; None for as many as there can be."""
+    if type(value) in (int, float, str) and value in _NO_LIMIT:
+        return None
+    try:
+        return _LIMIT(name, value)
+    except BadRequest:
+        raise refuse(name, f"an integer from 1 to {MAX_TOKEN_ID}, or -1", value) from None
 
 
+@described(lambda: _TOP_K.schema)
 def top_k(name: str, value: Any) -> int:
     """0 and -1 leave all tokens."""
-    return max(integer(-1, MAX_TOKEN_ID)(name, value), 0)
+    return max(_TOP_K(name, value), 0)
 
 
 STREAM_OPTIONS: dict[str, Check] = {
@@ -118,7 +129,7 @@ COMMON: dict[str, Check] = {
     "logit_bias": token_biases,
     "ignore_eos": flag,
     "stream": flag,
-    "stream_options": mapping,
+    "stream_options": mapping_of(STREAM_OPTIONS),
     "strategy": one_of(*(item.value for item in Strategy)),
     "use_distributed_inference": one_of(*(item.value for item in Mode)),
     "conversation": text(1, 128),
@@ -129,30 +140,39 @@ COMMON: dict[str, Check] = {
 }
 
 
-def understood(body: dict[str, Any]) -> dict[str, Any]:
-    """A body in the words that are known here: synonyms replaced where they do not contradict, Ollama's `options` beside the rest.
-
-    Raises BadRequest where two words for one thing say different things.
+def understood(body: dict[str, Any], notes: Notes) -> dict[str, Any]:
+    """A body in the words that are known here: Ollama's `options` beside the rest, and synonyms replaced. Where two words for one
+    thing say different things, the one that is known here counts, and the first of the others.
     """
     options = body.get("options")
     fields = {name: value for name, value in body.items() if name != "options" or type(options) is not dict}
     if type(options) is dict:
-        fields = {**{name: value for name, value in options.items() if name not in body}, **fields}
+        fields = {**{name: value for name, value in options.items() if body.get(name) is None}, **fields}
     for synonym, name in SYNONYMS.items():
         value = fields.pop(synonym, None)
         if value is None:
             continue
-        if fields.get(name) not in (None, value):
-            raise BadRequest(f"{name} and {synonym} differ; send one of them", param=name)
-        fields[name] = value
+        if fields.get(name) is None:
+            fields[name] = value
+        elif fields[name] != value:
+            notes.without_effect(synonym, ())
     return fields
 
 
+def same_by_other_name(fields: dict[str, Any], name: str, other: str, notes: Notes) -> Any:
+    """What is said by either of two names, None where by none; `name` counts where both are said."""
+    if fields.get(name) is None:
+        return fields.get(other)
+    if fields.get(other) not in (None, fields[name]):
+        notes.without_effect(other, ())
+    return fields[name]
+
+
 def api_request(fields: dict[str, Any], prompt: Prompt, prompt_field: str, notes: Notes) -> ApiRequest:
-    """The request of checked common `fields`. Raises BadRequest where they contradict each other."""
+    """The request of checked common `fields`."""
     stream = fields.get("stream", False)
-    if "stream_options" in fields and not stream:
-        raise BadRequest("stream_options is only allowed when stream is true", param="stream_options")
+    if fields.get("stream_options") and not stream:
+        notes.without_effect("stream_options", ())
     chosen = _sampling(fields)
     streamed = check_all(fields.get("stream_options", {}), STREAM_OPTIONS, notes, "stream_options.")
     return ApiRequest(

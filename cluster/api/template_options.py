@@ -1,9 +1,12 @@
 """What a request says to the model's chat template beside its messages: how it is to think, and variables of its own."""
 
+import re
 from typing import Any
 
-from cluster.api.fields import Check, Notes, check_all, flag, hint, mapping, refuse, text
+from cluster.api.fields import Check, Notes, check_all, flag, hint, mapping, mapping_of, refuse, text
+from cluster.api.schemas import described
 
+_NAME = re.compile("^[A-Za-z_][A-Za-z0-9_]{0,63}$")
 # Variables that say how a template is run, not what it makes.
 _NOT_THE_TEMPLATE_S = frozenset({
     "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "documents", "max_length", "messages",
@@ -12,24 +15,32 @@ _NOT_THE_TEMPLATE_S = frozenset({
 })  # fmt: skip
 
 
+@described(
+    {
+        "type": "object",
+        "propertyNames": {"pattern": _NAME.pattern, "not": {"enum": sorted(_NOT_THE_TEMPLATE_S)}},
+        "additionalProperties": {"type": ["string", "number", "boolean", "null"]},
+    }
+)
 def template_variables(name: str, value: Any) -> dict[str, Any]:
     """Variables for the chat template: plain values, none of them one that says how it is run."""
     options = mapping(name, value)
     for key, item in options.items():
-        if not key.isidentifier() or len(key) > 64 or key in _NOT_THE_TEMPLATE_S:
+        if not _NAME.fullmatch(key) or key in _NOT_THE_TEMPLATE_S:
             raise refuse(f"{name}.{key[:64]}", "a variable of the model's chat template", key)
         if type(item) not in (str, int, float, bool, type(None)):
             raise refuse(f"{name}.{key}", "a plain value", item)
     return options
 
 
+_REASONING: dict[str, Check] = {"effort": text(1, 32), "enabled": flag, "summary": hint(), "exclude": hint(False)}
+
 TEMPLATE_FIELDS: dict[str, Check] = {
     "chat_template_kwargs": template_variables,
     "enable_thinking": flag,
     "reasoning_effort": text(1, 32),
-    "reasoning": mapping,
+    "reasoning": mapping_of(_REASONING),
 }
-_REASONING: dict[str, Check] = {"effort": text(1, 32), "enabled": flag, "summary": hint(), "exclude": hint(False)}
 
 
 def template_options(fields: dict[str, Any], notes: Notes) -> dict[str, Any]:

@@ -13,18 +13,20 @@ from cluster.api.endpoints import Endpoint, json_answer
 from cluster.api.explain import parse_explain
 from cluster.api.fields import Check, Notes, check_all, flag, only, refuse, text
 from cluster.api.names import Names
-from cluster.api.parameters import MAX_TOKEN_ID
+from cluster.api.schemas import described, list_of
 from cluster.api.surface import ApiRequest
+from cluster.api.surfaces.completions import TOKEN, tokens_of
 from cluster.serving.requests import ChatPrompt, Service, TextPrompt
 from protocol.errors import BadRequest
 
 _NOTHING = TextPrompt("", bare=True)
 
 
+@described(lambda: list_of(TOKEN.schema))
 def token_ids(name: str, value: Any) -> tuple[int, ...]:
-    if type(value) is not list or not all(type(item) is int and 0 <= item <= MAX_TOKEN_ID for item in value):
+    if type(value) is not list:
         raise refuse(name, "a list of token ids", value)
-    return tuple(value)
+    return tokens_of(name, value)
 
 
 _TOKENIZE_FIELDS: dict[str, Check] = {

@@ -1,14 +1,29 @@
 """OpenAI's chat completions: POST /v1/chat/completions, messages in, an assistant's message out."""
 
 import contextlib
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
 from cluster.api.accounts import accounts, usage
 from cluster.api.events import DONE, TextEvent, as_json, event
-from cluster.api.fields import Check, Notes, anything, check_all, flag, hint, mapping, one_of, only, refuse, text
-from cluster.api.parameters import COMMON, api_request, token_limit, understood
+from cluster.api.fields import (
+    Check,
+    Notes,
+    any_text,
+    anything,
+    check_all,
+    flag,
+    hint,
+    mapping,
+    one_of,
+    only,
+    refuse,
+    text,
+)
+from cluster.api.parameters import COMMON, api_request, same_by_other_name, token_limit, understood
+from cluster.api.schemas import Schema, any_of, described, list_of, object_schema
 from cluster.api.surface import AnswerFormat, ApiRequest, Dialect
 from cluster.api.template_options import TEMPLATE_FIELDS, template_options
 from cluster.serving.requests import ChatPrompt, Delta, Finished, Routed, ToolCall
@@ -16,9 +31,11 @@ from protocol.errors import BadRequest
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 _MOST_TOOLS = 256
+_NAME = text(1, 256)
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
+@described(lambda: list_of(message_schema(MESSAGE), minItems=1))
 def messages_list(name: str, value: Any) -> list[Any]:
     if type(value) is not list or not value:
         raise refuse(name, "a list of at least one message", value)
@@ -30,6 +47,7 @@ def chat_messages(messages: list[Any], notes: Notes) -> tuple[dict[str, Any], ..
     return tuple(_message(f"messages[{index}]", item, notes) for index, item in enumerate(messages))
 
 
+@described(lambda: list_of({"type": "object", "properties": {"function": _called_schema()}, "required": ["function"]}))
 def earlier_calls(name: str, value: Any) -> list[dict[str, Any]]:
     """Calls that the model made, as its template takes them: with their arguments as an object, where they are one."""
     if type(value) is not list:
@@ -37,9 +55,13 @@ def earlier_calls(name: str, value: Any) -> list[dict[str, Any]]:
     return [_earlier_call(f"{name}[{index}]", call) for index, call in enumerate(value)]
 
 
+def _called_schema() -> Schema:
+    return {"type": "object", "properties": {"name": _NAME.schema}, "required": ["name"]}
+
+
 def _earlier_call(name: str, value: Any) -> dict[str, Any]:
     function = mapping(f"{name}.function", mapping(name, value).get("function"))
-    text(1, 256)(f"{name}.function.name", function.get("name"))
+    _NAME(f"{name}.function.name", function.get("name"))
     arguments = function.get("arguments") or {}
     if type(arguments) is str:
         with contextlib.suppress(msgspec.DecodeError):  # what a model made up stays as it was
@@ -48,11 +70,13 @@ def _earlier_call(name: str, value: Any) -> dict[str, Any]:
     return called | ({"id": value["id"]} if type(value.get("id")) is str else {})
 
 
+@described({"enum": [{"type": "text"}]})
 def response_format(name: str, value: Any) -> None:
     if value != {"type": "text"}:
         raise BadRequest(f'{name} must be {{"type": "text"}}: other formats are not supported', param=name)
 
 
+@described({"type": "array", "maxItems": _MOST_TOOLS})
 def any_tools(name: str, value: Any) -> list[Any]:
     """A list of tools, whatever their form."""
     if type(value) is not list or len(value) > _MOST_TOOLS:
@@ -60,13 +84,19 @@ def any_tools(name: str, value: Any) -> list[Any]:
     return value
 
 
+def _tool_schema() -> Schema:
+    properties = {"type": {"enum": ["function", None]}, "function": _called_schema()}
+    return {"type": "object", "properties": properties, "required": ["function"]}
+
+
+@described(lambda: any_tools.schema | {"items": _tool_schema()})
 def tools_list(name: str, value: Any) -> tuple[dict[str, Any], ...]:
     """Functions that may be called, each {"type": "function", "function": {"name": ...}}."""
     for index, tool in enumerate(any_tools(name, value)):
         function = mapping(f"{name}[{index}]", tool).get("function")
-        if tool.get("type", "function") != "function":
+        if tool.get("type") not in (None, "function"):
             raise refuse(f"{name}[{index}].type", '"function"', tool.get("type"))
-        text(1, 256)(f"{name}[{index}].function.name", mapping(f"{name}[{index}].function", function).get("name"))
+        _NAME(f"{name}[{index}].function.name", mapping(f"{name}[{index}].function", function).get("name"))
     return tuple(value)
 
 
@@ -89,6 +119,48 @@ FIELDS: dict[str, Check] = {
 }
 
 
+_PART: dict[str, Check] = {
+    "type": one_of(*_TEXT_PARTS),
+    "text": any_text,
+    "id": hint(),
+    "cache_control": hint(),
+    "annotations": hint([]),
+    "logprobs": hint([]),
+}
+
+
+def content_schema() -> Schema:
+    """A string, or a list of parts that are text."""
+    return any_of({"type": "string"}, list_of(object_schema(_PART, ["text"])))
+
+
+MESSAGE: dict[str, Check] = {
+    "role": one_of(*ROLES),
+    "content": described(content_schema)(anything),
+    "name": text(1, 64),
+    # What the official client puts into an assistant message that is sent back.
+    "refusal": only("a refusal"),
+    "audio": only("audio"),
+    "function_call": only("function calls"),
+    "tool_calls": earlier_calls,
+    "tool_call_id": text(0, 256),
+    "annotations": hint([]),
+    "id": hint(),
+    "reasoning_content": hint(""),
+    "reasoning": hint(""),
+    "cache_control": hint(),
+}
+
+
+def message_schema(checks: Mapping[str, Check]) -> Schema:
+    """A message of these fields; only the assistant's may be without content."""
+    others = [role for role in ROLES if role != "assistant"]
+    return any_of(
+        object_schema({**checks, "role": one_of(*others)}, ["role", "content"]),
+        object_schema({**checks, "role": one_of("assistant")}, ["role"]),
+    )
+
+
 class Chat(Dialect):
     """See the module."""
 
@@ -96,13 +168,10 @@ class Chat(Dialect):
 
     def parse(self, body: dict[str, Any], notes: Notes) -> ApiRequest:
         """See `Surface`."""
-        fields = check_all(understood(body), FIELDS, notes)
+        fields = check_all(understood(body, notes), FIELDS, notes)
         if "messages" not in fields:
             raise BadRequest("messages is missing; send a list of chat messages", param="messages")
-        older, newer = fields.get("max_tokens"), fields.get("max_completion_tokens")
-        if older is not None and newer is not None and older != newer:
-            raise BadRequest("max_tokens and max_completion_tokens differ; send one of them", param="max_tokens")
-        limit = {"max_tokens": older if newer is None else newer}
+        limit = {"max_tokens": same_by_other_name(fields, "max_completion_tokens", "max_tokens", notes)}
         prompt = ChatPrompt(
             chat_messages(fields["messages"], notes),
             () if fields.get("tool_choice") == "none" else fields.get("tools", ()),
@@ -177,34 +246,8 @@ def _tool_call(call: ToolCall) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
-_MESSAGE: dict[str, Check] = {
-    "role": one_of(*ROLES),
-    "content": anything,
-    "name": text(1, 64),
-    # What the official client puts into an assistant message that is sent back.
-    "refusal": only("a refusal"),
-    "audio": only("audio"),
-    "function_call": only("function calls"),
-    "tool_calls": earlier_calls,
-    "tool_call_id": text(0, 256),
-    "annotations": hint([]),
-    "id": hint(),
-    "reasoning_content": hint(""),
-    "reasoning": hint(""),
-    "cache_control": hint(),
-}
-_PART: dict[str, Check] = {
-    "type": anything,
-    "text": anything,
-    "id": hint(),
-    "cache_control": hint(),
-    "annotations": hint([]),
-    "logprobs": hint([]),
-}
-
-
 def _message(name: str, value: Any, notes: Notes) -> dict[str, Any]:
-    fields = check_all(mapping(name, value), _MESSAGE, notes, f"{name}.")
+    fields = check_all(mapping(name, value), MESSAGE, notes, f"{name}.")
     if "role" not in fields:
         raise BadRequest(f"{name}.role is missing", param=f"{name}.role")
     if "content" not in fields and fields["role"] != "assistant":
@@ -224,13 +267,10 @@ def content_text(name: str, value: Any, notes: Notes) -> str:
 
 
 def _text_part(name: str, part: Any, notes: Notes) -> str:
-    kind = mapping(name, part).get("type", "text")
-    if kind not in _TEXT_PARTS:
+    kind = mapping(name, part).get("type")
+    if kind is not None and kind not in _TEXT_PARTS:
         raise BadRequest(
             f"{name}.type must be that of text: images, audio and files are not supported", param=f"{name}.type"
         )
     fields = check_all(part, _PART, notes, f"{name}.")
-    if type(fields.get("text")) is not str:
-        raise refuse(f"{name}.text", "a string", fields.get("text"))
-    text: str = fields["text"]
-    return text
+    return any_text(f"{name}.text", fields.get("text"))

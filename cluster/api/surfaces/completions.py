@@ -4,13 +4,22 @@ from typing import Any
 
 from cluster.api.accounts import accounts, usage
 from cluster.api.events import DONE, TextEvent, as_json, event
-from cluster.api.fields import Check, Notes, check_all, integer, only, refuse
+from cluster.api.fields import Check, Notes, check_all, only, refuse, whole_number
 from cluster.api.parameters import COMMON, MAX_TOKEN_ID, api_request, understood
+from cluster.api.schemas import Schema, any_of, described, list_of
 from cluster.api.surface import AnswerFormat, ApiRequest, Dialect
 from cluster.serving.requests import Delta, Finished, Prompt, Routed, TextPrompt, TokensPrompt
 from protocol.errors import BadRequest
 
+TOKEN = whole_number(0, MAX_TOKEN_ID)
 
+
+def _prompt_schema() -> Schema:
+    one = any_of({"type": "string"}, list_of(TOKEN.schema))
+    return any_of(one, list_of(one, minItems=1, maxItems=1))
+
+
+@described(_prompt_schema)
 def raw_prompt(name: str, value: Any) -> Prompt:
     """One prompt: a string, a list of token ids, or a list that holds exactly one of these. An empty one, or none, stands for the
     beginning of any text.
@@ -25,10 +34,14 @@ def raw_prompt(name: str, value: Any) -> Prompt:
         return TextPrompt("")
     if type(value[0]) in (str, list):
         raise BadRequest(f"{name} holds {len(value)} prompts; send one prompt in each request", param=name)
-    if all(type(item) is int and 0 <= item <= MAX_TOKEN_ID for item in value):
-        return TokensPrompt(tuple(value))
-    token = integer(0, MAX_TOKEN_ID)  # which knows what else may stand for one, and says where there is none
-    return TokensPrompt(tuple(token(f"{name}[{index}]", item) for index, item in enumerate(value)))
+    return TokensPrompt(tokens_of(name, value))
+
+
+def tokens_of(name: str, values: list[Any]) -> tuple[int, ...]:
+    """Token ids. Raises BadRequest where there is none."""
+    if all(type(item) is int and 0 <= item <= MAX_TOKEN_ID for item in values):
+        return tuple(values)
+    return tuple(TOKEN(f"{name}[{index}]", item) for index, item in enumerate(values))
 
 
 FIELDS: dict[str, Check] = {
@@ -48,7 +61,7 @@ class Completions(Dialect):
 
     def parse(self, body: dict[str, Any], notes: Notes) -> ApiRequest:
         """See `Surface`."""
-        fields = check_all(understood(body), FIELDS, notes)
+        fields = check_all(understood(body, notes), FIELDS, notes)
         return api_request(fields, fields.get("prompt", TextPrompt("")), "prompt", notes)
 
     def answer(self, request: ApiRequest, routed: Routed, *, model: str, created: int) -> AnswerFormat:

@@ -3,10 +3,12 @@
 Text of one message stays together and in order; a call of a tool becomes one of the assistant's, a result a message of its own.
 """
 
+from collections.abc import Iterable
 from itertools import groupby
 from typing import Any, Final
 
-from cluster.api.fields import Check, Notes, anything, check_all, hint, mapping, one_of, refuse, text
+from cluster.api.fields import Check, Notes, any_text, anything, check_all, hint, mapping, one_of, refuse, text
+from cluster.api.schemas import Schema, any_of, described, list_of, object_schema
 from protocol.errors import BadRequest
 
 _KINDS: Final = {
@@ -18,12 +20,42 @@ _KINDS: Final = {
 Block = tuple[str, dict[str, Any]]
 
 
-_MESSAGE: dict[str, Check] = {"role": one_of(*_KINDS), "content": anything}
-_FIELDS: dict[str, dict[str, Check]] = {
-    "text": {"type": anything, "text": anything},
-    "tool_use": {"type": anything, "id": text(0, 256), "name": text(1, 256), "input": mapping},
-    "tool_result": {"type": anything, "tool_use_id": text(0, 256), "content": anything, "is_error": hint(False)},
+_MESSAGE: dict[str, Check] = {
+    "role": one_of(*_KINDS),
+    "content": described(lambda: blocks_schema(_KINDS["user"]))(anything),
 }
+_FIELDS: dict[str, dict[str, Check]] = {
+    "text": {"type": anything, "text": any_text},
+    "tool_use": {"type": anything, "id": text(0, 256), "name": text(1, 256), "input": mapping},
+    "tool_result": {
+        "type": anything,
+        "tool_use_id": text(0, 256),
+        "content": described(lambda: blocks_schema(("text",)))(anything),
+        "is_error": hint(False),
+    },
+}
+_NEEDED = {"text": ["text"], "tool_use": ["name"], "tool_result": []}
+
+
+def message_schema() -> Schema:
+    """A message of any of the roles, with the blocks that each may have."""
+    needed = list(_MESSAGE)
+    return any_of(
+        *(
+            object_schema({"role": one_of(role), "content": described(blocks_schema(kinds))(anything)}, needed)
+            for role, kinds in _KINDS.items()
+        )
+    )
+
+
+def blocks_schema(kinds: Iterable[str]) -> Schema:
+    """A string, or a list of blocks of these kinds."""
+    return any_of({"type": "string"}, list_of(any_of(*map(_block_schema, kinds))))
+
+
+def _block_schema(kind: str) -> Schema:
+    checks: dict[str, Check] = {**_FIELDS.get(kind, {}), "type": one_of(kind)}
+    return object_schema(checks, ["type", *_NEEDED.get(kind, [])])
 
 
 def template_messages(messages: list[Any], notes: Notes) -> tuple[dict[str, Any], ...]:
@@ -75,10 +107,9 @@ def _block(name: str, value: Any, kinds: tuple[str, ...], notes: Notes) -> Block
         notes.without_effect(kind, (), f"{name}.")
         return kind, {}
     fields = check_all(value, _FIELDS[kind], notes, f"{name}.")
-    if kind == "text" and type(fields.get("text")) is not str:
-        raise refuse(f"{name}.text", "a string", fields.get("text"))
-    if kind == "tool_use" and "name" not in fields:
-        raise BadRequest(f"{name}.name is missing", param=f"{name}.name")
+    for needed in _NEEDED[kind]:
+        if needed not in fields:
+            raise BadRequest(f"{name}.{needed} is missing", param=f"{name}.{needed}")
     if kind == "tool_result":
         fields["content"] = plain_text(f"{name}.content", fields.get("content", ""), notes)
     return kind, fields

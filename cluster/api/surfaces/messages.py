@@ -15,37 +15,21 @@ from cluster.api.fields import (
     flag,
     hint,
     mapping,
+    mapping_of,
     one_of,
     only,
     strings,
     text,
 )
 from cluster.api.parameters import COMMON, api_request, understood
+from cluster.api.schemas import described, list_of, object_schema
 from cluster.api.surface import AnswerFormat, ApiRequest
 from cluster.api.surfaces.chat import any_tools, messages_list
 from cluster.api.surfaces.message_answer import Anthropic, MessageAnswer
-from cluster.api.surfaces.message_blocks import plain_text, template_messages
+from cluster.api.surfaces.message_blocks import blocks_schema, message_schema, plain_text, template_messages
 from cluster.serving.requests import ChatPrompt, Routed
 from protocol.errors import BadRequest
 
-FIELDS: dict[str, Check] = {
-    **{name: check for name, check in COMMON.items() if name != "stream_options"},
-    "messages": messages_list,
-    "system": anything,
-    "stop_sequences": strings(16, 1024),
-    "tools": any_tools,
-    "tool_choice": mapping,
-    "thinking": mapping,
-    "output_config": mapping,
-    "output_format": only("structured output"),
-    "mcp_servers": only("tools of other servers", []),
-    "service_tier": hint("auto", "standard_only"),
-    "cache_control": hint(),
-    "container": hint(),
-    "context_management": hint(),
-    "betas": hint([]),
-    "speed": hint("standard"),
-}
 _TOOL: dict[str, Check] = {
     "type": one_of("custom"),
     "name": text(1, 256),
@@ -67,6 +51,25 @@ _THINKING: dict[str, Check] = {
 }
 _OUTPUT: dict[str, Check] = {"effort": text(1, 32), "format": only("structured output")}
 
+FIELDS: dict[str, Check] = {
+    **{name: check for name, check in COMMON.items() if name != "stream_options"},
+    "messages": described(lambda: list_of(message_schema(), minItems=1))(messages_list),
+    "system": described(lambda: blocks_schema(["text"]))(anything),
+    "stop_sequences": strings(16, 1024),
+    "tools": described(lambda: any_tools.schema | {"items": object_schema(_TOOL, ["name"])})(any_tools),
+    "tool_choice": mapping_of(_CHOICE),
+    "thinking": mapping_of(_THINKING, ["type"]),
+    "output_config": mapping_of(_OUTPUT),
+    "output_format": only("structured output"),
+    "mcp_servers": only("tools of other servers", []),
+    "service_tier": hint("auto", "standard_only"),
+    "cache_control": hint(),
+    "container": hint(),
+    "context_management": hint(),
+    "betas": hint([]),
+    "speed": hint("standard"),
+}
+
 
 class Messages(Anthropic):
     """See the module. counting_path: where the same body is only counted."""
@@ -76,7 +79,7 @@ class Messages(Anthropic):
 
     def parse(self, body: dict[str, Any], notes: Notes) -> ApiRequest:
         """See `Surface`."""
-        fields = check_all(understood(body), FIELDS, notes)
+        fields = check_all(understood(body, notes), FIELDS, notes)
         if "messages" not in fields:
             raise BadRequest("messages is missing; send a list of messages", param="messages")
         choice = fields.get("tool_choice", {})

@@ -12,10 +12,11 @@ import msgspec
 
 from cluster.api.accounts import accounts
 from cluster.api.events import TextEvent, as_json, line
-from cluster.api.fields import Check, Notes, check_all, flag, hint, mapping, only, refuse, text
+from cluster.api.fields import Check, Notes, any_text, check_all, flag, hint, mapping, only, refuse, text
 from cluster.api.parameters import COMMON, api_request, understood
+from cluster.api.schemas import Schema, described, list_of, object_schema
 from cluster.api.surface import AnswerFormat, ApiRequest, Dialect
-from cluster.api.surfaces.chat import chat_messages, tools_list
+from cluster.api.surfaces.chat import MESSAGE, chat_messages, tools_list
 from cluster.serving.requests import ChatPrompt, Delta, Finished, Prompt, Routed, TextPrompt, ToolCall
 from protocol.errors import ApiError, BadRequest, as_sentence
 
@@ -35,6 +36,7 @@ def rfc3339(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+@described({"enum": [True, False, *_EFFORTS]})
 def thinking(name: str, value: Any) -> dict[str, Any]:
     """What the chat template is told of thinking: whether, and how much where that is said."""
     if type(value) is bool:
@@ -44,12 +46,7 @@ def thinking(name: str, value: Any) -> dict[str, Any]:
     return {"enable_thinking": True, "reasoning_effort": value}
 
 
-def any_text(name: str, value: Any) -> str:
-    if type(value) is not str:
-        raise refuse(name, "a string", value)
-    return value
-
-
+@described(lambda: list_of(_message_schema()))
 def maybe_messages(name: str, value: Any) -> list[Any]:
     """Messages, or none, which asks for nothing but that the model is there."""
     if type(value) is not list:
@@ -86,6 +83,11 @@ _OWN_OF_MESSAGES: dict[str, Check] = {
 }
 
 
+def _message_schema() -> Schema:
+    """OpenAI's, and what such messages have of their own; none needs content."""
+    return object_schema({**MESSAGE, **_OWN_OF_MESSAGES}, ["role"])
+
+
 class OllamaDialect(Dialect):
     """What both have in common."""
 
@@ -108,7 +110,7 @@ class OllamaChat(OllamaDialect):
 
     def parse(self, body: dict[str, Any], notes: Notes) -> ApiRequest:
         """See `Surface`."""
-        fields = check_all(understood(body), CHAT_FIELDS, notes)
+        fields = check_all(understood(body, notes), CHAT_FIELDS, notes)
         given = [_as_openai(f"messages[{index}]", item, notes) for index, item in enumerate(fields.get("messages", []))]
         prompt = ChatPrompt(chat_messages(given, notes), fields.get("tools", ()), options=fields.get("think", {}))
         return _streamed(fields, prompt, "messages", notes)
@@ -129,7 +131,7 @@ class OllamaGenerate(OllamaDialect):
 
     def parse(self, body: dict[str, Any], notes: Notes) -> ApiRequest:
         """See `Surface`."""
-        fields = check_all(understood(body), GENERATE_FIELDS, notes)
+        fields = check_all(understood(body, notes), GENERATE_FIELDS, notes)
         return _streamed(fields, _prompt(fields, notes), "prompt", notes)
 
     def answer(self, request: ApiRequest, routed: Routed, *, model: str, created: int) -> AnswerFormat:

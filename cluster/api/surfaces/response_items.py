@@ -10,9 +10,22 @@ from typing import Any
 
 import msgspec
 
-from cluster.api.fields import Check, Notes, anything, check_all, hint, mapping, one_of, refuse, text
-from cluster.api.surfaces.chat import ROLES, any_tools, content_text, earlier_calls
-from protocol.errors import BadRequest
+from cluster.api.fields import (
+    Check,
+    Notes,
+    any_text,
+    anything,
+    check_all,
+    hint,
+    mapping,
+    one_of,
+    only,
+    refuse,
+    text,
+)
+from cluster.api.schemas import Schema, any_of, described, list_of, object_schema
+from cluster.api.surfaces.chat import ROLES, any_tools, content_schema, content_text, earlier_calls
+from protocol.errors import BadRequest, NotFound
 
 Item = dict[str, Any]
 Message = dict[str, Any]
@@ -27,7 +40,7 @@ _COMMON: dict[str, Check] = {"type": anything, "id": anything, "status": hint("c
 _MESSAGE: dict[str, Check] = {
     **_COMMON,
     "role": one_of("user", "assistant", "system", "developer"),
-    "content": anything,
+    "content": described(content_schema)(anything),
     "phase": hint(),
 }
 _CALL: dict[str, Check] = {
@@ -36,15 +49,55 @@ _CALL: dict[str, Check] = {
     "name": text(1, 256),
     "arguments": text(0, _MOST_CHARACTERS),
 }
-_OUTPUT: dict[str, Check] = {**_COMMON, "call_id": text(1, _MOST_ID_CHARACTERS), "output": anything}
+_OUTPUT: dict[str, Check] = {
+    **_COMMON,
+    "call_id": text(1, _MOST_ID_CHARACTERS),
+    "output": described(content_schema)(anything),
+}
+_NEEDED = {
+    "message": ("role", "content"),
+    "function_call": ("call_id", "name"),
+    "function_call_output": ("call_id", "output"),
+}
 _TOOL: dict[str, Check] = {
-    "type": anything,
+    "type": one_of("function"),
     "name": text(1, 256),
     "description": text(0, _MOST_CHARACTERS),
     "parameters": mapping,
     # It asks for arguments that the parameters' schema allows, whatever the model would say.
     "strict": hint(False),
 }
+
+
+def input_schema() -> Schema:
+    """A text, or items of which at least one is to be answered."""
+    items = list_of(any_of(*_item_schemas()), minItems=1, contains={"not": _of_kind("reasoning")})
+    return any_of({"type": "string"}, items)
+
+
+def _item_schemas() -> list[Schema]:
+    return [
+        object_schema({**_MESSAGE, "type": one_of("message")}, _NEEDED["message"]),
+        object_schema({**_CALL, "type": one_of("function_call")}, ["type", *_NEEDED["function_call"]]),
+        object_schema({**_OUTPUT, "type": one_of("function_call_output")}, ["type", *_NEEDED["function_call_output"]]),
+        object_schema({"type": one_of("item_reference"), "id": any_text, "role": only("a message")}, ["id"]),
+        _of_kind("reasoning"),
+    ]
+
+
+def _of_kind(kind: str) -> Schema:
+    return object_schema({"type": one_of(kind)}, ["type"])
+
+
+@described(lambda: any_tools.schema | {"items": any_of(object_schema(_TOOL, ["name"]), _other_tool_schema())})
+def tools_of_any_kind(name: str, value: Any) -> list[Any]:
+    """Functions are looked at elsewhere; other tools stand for nothing here."""
+    return any_tools(name, value)
+
+
+def _other_tool_schema() -> Schema:
+    kind = {"type": "string", "not": {"const": "function"}}
+    return {"type": "object", "properties": {"type": kind}, "required": ["type"]}
 
 
 def items_of(name: str, value: Any, notes: Notes, find: Find) -> list[Item]:
@@ -76,15 +129,17 @@ def new_id(kind: str) -> str:
 
 def _item(name: str, item: Item, notes: Notes, find: Find) -> Item | None:
     """None for what changes nothing."""
-    kind = item.get("type") or ("message" if "role" in item else "item_reference")
+    kind = item.get("type")
+    if kind is None:
+        kind = "message" if item.get("role") is not None else "item_reference"
     match kind:
         case "message":
             return _message(name, item, notes)
         case "function_call":
-            called = _checked(name, item, _CALL, notes, ("call_id", "name"))
+            called = _checked(name, item, _CALL, notes, _NEEDED[kind])
             return {"arguments": "", **called, "id": _id(item, "fc"), "type": kind, "status": "completed"}
         case "function_call_output":
-            given = _checked(name, item, _OUTPUT, notes, ("call_id", "output"))
+            given = _checked(name, item, _OUTPUT, notes, _NEEDED[kind])
             output = content_text(f"{name}.output", given["output"], notes)
             return {**given, "output": output, "id": _id(item, "fco"), "type": kind, "status": "completed"}
         case "item_reference":
@@ -97,7 +152,7 @@ def _item(name: str, item: Item, notes: Notes, find: Find) -> Item | None:
 
 
 def _message(name: str, item: Item, notes: Notes) -> Item:
-    role = _checked(name, item, _MESSAGE, notes, ("role", "content"))["role"]
+    role = _checked(name, item, _MESSAGE, notes, _NEEDED["message"])["role"]
     said = content_text(f"{name}.content", item["content"], notes)
     part = output_text(said) if role == "assistant" else {"type": "input_text", "text": said}
     return {"id": _id(item, "msg"), "type": "message", "status": "completed", "role": role, "content": [part]}
@@ -127,7 +182,7 @@ def _referred(name: str, item_id: Any, find: Find) -> Item | None:
         raise refuse(f"{name}.id", "the id of an item", item_id)
     kept = find(item_id)
     if kept is None:
-        raise BadRequest(f"{name}.id is the id of no item that is kept here; send the item itself", param=f"{name}.id")
+        raise NotFound(f"{name}.id is the id of no item that is kept here; send the item itself", param=f"{name}.id")
     return decoded(kept)
 
 
@@ -175,7 +230,8 @@ def functions_of(name: str, tools: Any, notes: Notes) -> tuple[dict[str, Any], .
     functions = []
     for index, tool in enumerate(any_tools(name, tools)):
         place = f"{name}[{index}]"
-        kind = mapping(place, tool).get("type", "function")
+        kind = mapping(place, tool).get("type")
+        kind = "function" if kind is None else kind
         if type(kind) is not str:
             raise refuse(f"{place}.type", "a string", kind)
         if kind != "function":

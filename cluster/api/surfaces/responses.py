@@ -9,26 +9,36 @@ from typing import Any
 import msgspec
 
 from cluster.api.answered import Shelf
-from cluster.api.fields import Check, Notes, anything, check_all, flag, hint, mapping, only, text
-from cluster.api.parameters import COMMON, api_request, token_limit, understood
+from cluster.api.fields import Check, Notes, anything, check_all, flag, hint, mapping, mapping_of, only, text
+from cluster.api.parameters import COMMON, api_request, same_by_other_name, token_limit, understood
+from cluster.api.schemas import described
 from cluster.api.surface import AnswerFormat, ApiRequest, Dialect
 from cluster.api.surfaces.chat import response_format
 from cluster.api.surfaces.response_answer import ResponseAnswer, ResponseRequest, failed_early
-from cluster.api.surfaces.response_items import by_id, decoded, functions_of, items_of, messages_of
+from cluster.api.surfaces.response_items import (
+    by_id,
+    decoded,
+    functions_of,
+    input_schema,
+    items_of,
+    messages_of,
+    tools_of_any_kind,
+)
 from cluster.api.template_options import TEMPLATE_FIELDS, template_options
 from cluster.serving.requests import ChatPrompt, Routed
 from protocol.errors import ApiError, BadRequest, NotFound
 
+_TEXT: dict[str, Check] = {"format": response_format, "verbosity": hint("medium")}
 FIELDS: dict[str, Check] = {
     **COMMON,
     **TEMPLATE_FIELDS,
-    "input": anything,
+    "input": described(input_schema)(anything),
     "instructions": text(0, 2**24),
     "max_output_tokens": token_limit,
-    "tools": anything,
+    "tools": tools_of_any_kind,
     "tool_choice": only("a call of a certain tool, or of any", "none", "auto"),
     "parallel_tool_calls": flag,
-    "text": mapping,
+    "text": mapping_of(_TEXT),
     "previous_response_id": text(1, 256),
     "store": flag,
     "metadata": mapping,
@@ -40,7 +50,6 @@ FIELDS: dict[str, Check] = {
     "max_tool_calls": hint(),
     "client_metadata": hint({}),
 }
-_TEXT: dict[str, Check] = {"format": response_format, "verbosity": hint("medium")}
 
 
 class Responses(Dialect):
@@ -64,7 +73,7 @@ class Responses(Dialect):
 
     def parse(self, body: dict[str, Any], notes: Notes) -> ApiRequest:
         """See `Surface`. Raises NotFound, too, for what was to go on and is not kept."""
-        fields = check_all(understood(body), FIELDS, notes)
+        fields = check_all(understood(body, notes), FIELDS, notes)
         check_all(fields.get("text", {}), _TEXT, notes, "text.")
         if "input" not in fields:
             raise BadRequest("input is missing; send a text or a list of items", param="input")
@@ -80,7 +89,8 @@ class Responses(Dialect):
             options=template_options(fields, notes),
             one_call=not fields.get("parallel_tool_calls", True),
         )
-        asked = api_request(fields | {"max_tokens": _limit(fields)}, prompt, "input", notes)
+        limit = {"max_tokens": same_by_other_name(fields, "max_output_tokens", "max_tokens", notes)}
+        asked = api_request(fields | limit, prompt, "input", notes)
         keeps = fields.get("store", True)
         return ResponseRequest(
             **msgspec.structs.asdict(asked),
@@ -115,15 +125,6 @@ class Responses(Dialect):
 
     def _kept_item(self, item_id: str) -> bytes | None:
         return None if self._shelf is None else self._shelf.item(item_id)
-
-
-def _limit(fields: dict[str, Any]) -> int | None:
-    """How many tokens to generate at most, by whichever name it is said."""
-    ours, other = fields.get("max_output_tokens"), fields.get("max_tokens")
-    if None not in (ours, other) and ours != other:
-        raise BadRequest("max_output_tokens and max_tokens differ; send one of them", param="max_output_tokens")
-    limit: int | None = other if ours is None else ours
-    return limit
 
 
 def _echoed(fields: dict[str, Any], asked: ApiRequest) -> dict[str, Any]:

@@ -144,7 +144,7 @@ BAD_VALUES = [
     *[("frequency_penalty", value) for value in (2.1, "a")],
     *[("logit_bias", value) for value in ([], {"a": 1}, {"-1": 1}, {"1" * 30: 1})],
     *[("stream", value) for value in (1, "true")],
-    *[("stream_options", value) for value in ([], {"include_usage": True})],
+    *[("stream_options", value) for value in ([], "x")],
     *[("strategy", value) for value in ("fast", "", 1)],
     *[("use_distributed_inference", value) for value in ("sometimes", True)],
     *[("conversation", value) for value in ("", "x" * 129, 1)],
@@ -310,8 +310,8 @@ def test_synonyms_are_understood():
     assert parse_chat({"messages": USER, "options": {"num_predict": 7}}).generation.max_tokens == 7
     assert parse_chat({"messages": USER, "options": {"seed": 7}, "seed": 8}).generation.sampling.seed == 8
     assert parse_chat({"messages": USER, "n_predict": 9, "max_tokens": 9}).generation.max_tokens == 9
-    with pytest.raises(BadRequest, match="max_tokens and n_predict differ"):
-        parse_chat({"messages": USER, "n_predict": 9, "max_tokens": 8})
+    both = parse_chat({"messages": USER, "n_predict": 9, "max_tokens": 8})
+    assert (both.generation.max_tokens, both.notes) == (8, ("the field n_predict has no effect here",))
 
 
 def test_no_share_of_the_likeliest_tokens_is_greedy():
@@ -438,11 +438,25 @@ def test_missing_prompts_are_refused():
     refused(ask(FakeService(), "POST", "/v1/chat/completions", {}), "messages")
 
 
-def test_two_token_limits_must_agree():
+def test_of_two_token_limits_the_newer_counts():
+    assert parse_chat({"messages": USER, "max_tokens": 5, "max_completion_tokens": 5}).notes == ()
+    both = parse_chat({"messages": USER, "max_tokens": 5, "max_completion_tokens": 6})
+    assert (both.generation.max_tokens, both.notes) == (6, ("the field max_tokens has no effect here",))
+
+
+def test_options_of_streams_have_no_effect_on_whole_answers():
+    asked = parse_chat({"messages": USER, "stream_options": {"include_usage": True}})
+    assert asked.notes == ("the field stream_options has no effect here",)
+
+
+@pytest.mark.parametrize(
+    "said", ["1e0", " 1", "1 ", "+1", "01", "1_0", "\u0661", "1.", ".5", "0x1", "1\n", "inf", "nan"]
+)
+def test_only_plain_decimal_text_is_a_number(said):
     with pytest.raises(BadRequest):
-        parse_chat({"messages": USER, "max_tokens": 5, "max_completion_tokens": 6})
-    agreeing = parse_chat({"messages": USER, "max_tokens": 5, "max_completion_tokens": 5})
-    assert agreeing.generation.max_tokens == 5
+        parse_chat({"messages": USER, "temperature": said})
+    with pytest.raises(BadRequest):
+        parse_chat({"messages": USER, "top_k": said})
 
 
 BAD_BODIES = [
