@@ -17,11 +17,12 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cluster.api.answered import Answered
 from cluster.api.body import parsed_body
+from cluster.api.document import document_routes
 from cluster.api.endpoints import Endpoint, json_answer
 from cluster.api.explain import parse_explain
 from cluster.api.failures import error_response
@@ -34,14 +35,17 @@ from cluster.api.origins import Origins
 from cluster.api.surface import ApiRequest, Dialect, Surface
 from cluster.api.surfaces import SURFACES
 from cluster.api.surfaces.messages import Messages
+from cluster.api.surfaces.ollama import OllamaDialect
 from cluster.api.token_routes import token_routes
 from cluster.serving.requests import Explanation, ModelInfo, Service
 from protocol.errors import ApiError, BadRequest, NotFound, Unauthorized
 
-OPEN_PATHS = frozenset({"/health"})
+# What is described holds for every Tandem, and a browser that opens a page sends no key.
+OPEN_PATHS = frozenset({"/health", "/openapi.json", "/docs"})
 
 _OURS = Dialect()
 _MESSAGES = Messages()
+_OLLAMA = OllamaDialect()
 
 Parse = Callable[[dict[str, Any], Notes], ApiRequest]
 Dialects = Callable[[str], Surface | Dialect]
@@ -59,7 +63,7 @@ def build_app(
 ) -> Starlette:
     """The ASGI application over `service`, with a path for each of the `surfaces`.
 
-    api_key: every path but /health then asks for it as a bearer token. model_ids: further names of the loaded model
+    api_key: every path but the open ones then asks for it. model_ids: further names of the loaded model
     (its directory and the directory's name), besides its id and "default". scope_by_key: requests with different keys
     share no cached prefix. strict: what has no effect is refused, not noted; strict_model: so is another model's name.
     """
@@ -73,6 +77,7 @@ def build_app(
             *_kept_routes(answered),
             *token_routes(service, names, _guarded),
             *ollama_routes(service, names, _guarded),
+            *document_routes(service, _guarded, asks_for_key=api_key is not None),
         ],
         middleware=[
             Middleware(Origins, any_name=api_key is not None),
@@ -201,7 +206,8 @@ def _model_object(model: ModelInfo) -> dict[str, Any]:
 
 def _dialect(surfaces: Collection[Surface], path: str) -> Surface | Dialect:
     """In whose words errors of a path are told: those of the surface there, or above it."""
-    return next((surface for surface in surfaces if f"{path}/".startswith(f"{surface.path}/")), _OURS)
+    above = next((surface for surface in surfaces if f"{path}/".startswith(f"{surface.path}/")), None)
+    return above or (_OLLAMA if path.startswith("/api/") else _OURS)
 
 
 def _guarded(endpoint: Endpoint, dialect: Surface | Dialect = _OURS) -> Endpoint:
@@ -230,7 +236,15 @@ async def _routing_error(dialect: Dialects, request: Request, error: Exception) 
     api_error.status = error.status_code
     response = error_response(api_error, dialect(request.url.path).refusal)
     response.headers.update(error.headers or {})
+    if error.status_code == 405:
+        response.headers["Allow"] = ", ".join(sorted(_methods(request)))
     return response
+
+
+def _methods(request: Request) -> set[str]:
+    """Those that a path takes, by whichever of its routes."""
+    routes = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+    return {method for route in routes for method in route.methods or ()}
 
 
 class _BearerAuth:

@@ -1,12 +1,24 @@
 """The body of /v1/explain: that of a chat completion or of a completion, told apart by `prompt`."""
 
+from collections.abc import Callable
 from typing import Any
 
-from cluster.api.fields import Notes
+from cluster.api.fields import Notes, only
+from cluster.api.parameters import understood_schema
+from cluster.api.schemas import Schema
 from cluster.api.surface import ApiRequest
+from cluster.api.surfaces import chat, completions
 from cluster.api.surfaces.chat import Chat
 from cluster.api.surfaces.completions import Completions
 from protocol.errors import BadRequest
+
+# What a body may be, by names.
+EXPLAIN_BODIES: dict[str, Callable[[], Schema]] = {
+    "ExplainChatRequest": lambda: understood_schema({**chat.FIELDS, "prompt": only("one of both")}, ["messages"]),
+    "ExplainCompletionRequest": lambda: understood_schema(
+        {**completions.FIELDS, "messages": only("one of both")}, ["prompt"]
+    ),
+}
 
 
 def parse_explain(body: dict[str, Any], notes: Notes) -> ApiRequest:

@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from typing import Any, Final
 
 from cluster.api.number_texts import integer_pattern, number_pattern
-from cluster.api.schemas import NOTHING, Described, any_of, described, list_of, object_schema
+from cluster.api.schemas import NOTHING, Described, any_of, component, described, list_of, object_schema
 from protocol.errors import BadRequest
 
 Check = Callable[[str, Any], Any]
@@ -77,17 +77,15 @@ def whole_number(low: int, high: int) -> Described[int]:
     return check
 
 
-def number(low: float, high: float, *, above_low: bool = False) -> Described[float]:
-    """A finite number from `low` to `high`; `above_low` excludes `low` itself."""
-    bounds = f"above {low:g} and at most {high:g}" if above_low else f"from {low:g} to {high:g}"
-    of_text = _TextAs(float, lambda: number_pattern(low, high, above_low=above_low))
-    least = {"exclusiveMinimum" if above_low else "minimum": low}
+def number(low: float, high: float) -> Described[float]:
+    """A finite number from `low` to `high`, both included."""
+    of_text = _TextAs(float, lambda: number_pattern(low, high))
 
-    @described(lambda: any_of({"type": "number", **least, "maximum": high}, of_text.schema))
+    @described(lambda: any_of({"type": "number", "minimum": low, "maximum": high}, of_text.schema))
     def check(name: str, value: Any) -> float:
         given = of_text.read(value)
-        if type(given) not in (int, float) or not low <= given <= high or (above_low and given == low):
-            raise refuse(name, f"a number {bounds}", value)
+        if type(given) not in (int, float) or not low <= given <= high:
+            raise refuse(name, f"a number from {low:g} to {high:g}", value)
         return float(given)
 
     return check
@@ -178,7 +176,7 @@ _TOKEN_ID = re.compile("^(?:0|[1-9][0-9]{0,8})$")
 @described(
     lambda: {
         "type": "object",
-        "propertyNames": {"pattern": _TOKEN_ID.pattern},
+        "propertyNames": component("TokenIdText"),
         "additionalProperties": _BIAS.schema,
     }
 )

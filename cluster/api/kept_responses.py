@@ -9,7 +9,19 @@ from starlette.responses import Response
 from cluster.api.answered import KeptAnswer, Shelf
 from cluster.api.endpoints import json_answer
 from cluster.api.fields import integer, one_of, only
-from protocol.errors import BadRequest, NotFound
+from cluster.api.schemas import Schema
+from protocol.errors import NotFound
+
+_STREAM = only("the events of a response that was answered", "false")
+_LIMIT = integer(1, 100)
+_ORDER = one_of("asc", "desc")
+# Of queries, as they are described: all of a query is text, and a number there is one.
+READING_PARAMETERS: dict[str, Schema] = {"stream": _STREAM.schema}
+PAGE_PARAMETERS: dict[str, Schema] = {
+    "limit": {"type": "integer", "minimum": 1, "maximum": 100},
+    "order": _ORDER.schema,
+    "after": {"type": "string"},
+}
 
 
 class KeptResponses:
@@ -19,10 +31,8 @@ class KeptResponses:
         self._shelf = shelf
 
     async def get(self, request: Request) -> Response:
-        """The response object. Raises BadRequest for its events, which are not kept."""
-        only("the events of a response that was answered", "false")(
-            "stream", request.query_params.get("stream", "false")
-        )
+        """The response object. Its events are not kept."""
+        _STREAM("stream", request.query_params.get("stream", "false"))
         return json_answer(msgspec.Raw(self._found(request).answer))
 
     async def forget(self, request: Request) -> Response:
@@ -34,13 +44,13 @@ class KeptResponses:
     async def input_items(self, request: Request) -> Response:
         """The newest first, in pages: `limit`, `order` and `after` say which."""
         asked = request.query_params
-        limit = integer(1, 100)("limit", asked.get("limit", "20"))
-        order = one_of("asc", "desc")("order", asked.get("order", "desc"))
+        limit = _LIMIT("limit", asked.get("limit", "20"))
+        order = _ORDER("order", asked.get("order", "desc"))
         items = self._found(request).inputs
         ids = list(items) if order == "asc" else list(items)[::-1]
         after = asked.get("after")
         if after is not None and after not in items:
-            raise BadRequest("after is the id of no item of this response", param="after")
+            raise NotFound("after is the id of no item of this response", param="after")
         rest = ids if after is None else ids[ids.index(after) + 1 :]
         page = rest[:limit]
         return json_answer(

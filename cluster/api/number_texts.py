@@ -9,13 +9,14 @@ _ZEROS = f"(?:\\.0{{1,{_MOST_DECIMALS}}})?"
 _FRACTION = f"(?:\\.[0-9]{{1,{_MOST_DECIMALS}}})?"
 
 
-def integer_pattern(low: int, high: int) -> str:
-    """Whole numbers from `low` to `high`, both included; zeros may stand behind a point."""
-    return _anchored([f"{sign}(?:{digits}){_ZEROS}" for sign, digits in _signed(low, high)])
+def integer_pattern(low: int, high: int, *, is_bare: bool = False) -> str:
+    """Whole numbers from `low` to `high`, both included; zeros may stand behind a point, unless `is_bare`."""
+    behind = "" if is_bare else _ZEROS
+    return _anchored([f"{sign}(?:{digits}){behind}" for sign, digits in _signed(low, high)])
 
 
-def number_pattern(low: float, high: float, *, above_low: bool = False) -> str:
-    """Numbers from `low` to `high`; `above_low` excludes `low` itself. high: a whole number, and a negative `low` too."""
+def number_pattern(low: float, high: float) -> str:
+    """Numbers from `low` to `high`, both included. high: a whole number, and a negative `low` too."""
     least, most = Decimal(str(low)), int(high)
     assert most == high, high
     if least < 0:
@@ -24,7 +25,7 @@ def number_pattern(low: float, high: float, *, above_low: bool = False) -> str:
         return _anchored([*below, _from_zero(most)])
     first = int(least)
     begun = str(least % 1)[2:].rstrip("0") if least % 1 else ""
-    fraction = f"\\.{_at_least(begun)}" if begun else f"\\.{_ANY}[1-9]{_ANY}" if above_low else _FRACTION
+    fraction = f"\\.{_at_least(begun)}" if begun else _FRACTION
     rest = [f"(?:{_range(first + 1, most - 1)}){_FRACTION}"] if first + 1 < most else []
     return _anchored([f"{first}{fraction}", *rest, f"{most}{_ZEROS}"])
 

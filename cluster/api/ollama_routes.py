@@ -15,6 +15,7 @@ from cluster.api.body import parsed_body
 from cluster.api.endpoints import Endpoint, json_answer
 from cluster.api.fields import Check, Notes, check_all, hint, text
 from cluster.api.names import Names
+from cluster.api.schemas import Schema, object_schema
 from cluster.api.surface import Dialect
 from cluster.api.surfaces.ollama import OllamaDialect, rfc3339
 from cluster.serving.requests import ModelInfo, Service
@@ -34,6 +35,10 @@ _SHOW_FIELDS: dict[str, Check] = {
     "template": hint(""),
     "options": hint({}),
 }
+
+
+def show_body() -> Schema:
+    return object_schema(_SHOW_FIELDS)
 
 
 def ollama_routes(service: Service, names: Names, guarded: Guard) -> list[Route]:

@@ -5,6 +5,7 @@ A field that would change an answer is used, or refused unless its value asks fo
 the answer's notes. Nothing is silently ignored.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from cluster.api.fields import (
@@ -23,7 +24,7 @@ from cluster.api.fields import (
     text,
     token_biases,
 )
-from cluster.api.schemas import any_of, described
+from cluster.api.schemas import Schema, any_of, component, described, object_schema
 from cluster.api.surface import ApiRequest
 from cluster.serving.requests import GenerationRequest, Prompt
 from protocol.errors import BadRequest
@@ -38,6 +39,7 @@ LEAST_TEMPERATURE = 1e-3
 _LIMIT = integer(1, MAX_TOKEN_ID)
 # "As many as you like" elsewhere.
 _NO_LIMIT = (-1, -2, "-1", "-2")
+_REPETITION_PENALTY = number(0.1, 10)
 _TOP_K = integer(-1, MAX_TOKEN_ID)
 
 
@@ -66,10 +68,8 @@ STREAM_OPTIONS: dict[str, Check] = {
 
 # How other servers call what is known here.
 SYNONYMS = {
-    "repeat_penalty": "repetition_penalty",
-    "num_predict": "max_tokens",
-    "n_predict": "max_tokens",
-    "max_new_tokens": "max_tokens",
+    "repetition_penalty": ("repeat_penalty",),
+    "max_tokens": ("max_new_tokens", "num_predict", "n_predict"),
 }
 
 _HINTS: dict[str, Check] = {
@@ -117,59 +117,75 @@ _OF_OTHER_SAMPLERS: dict[str, Check] = {
 COMMON: dict[str, Check] = {
     "model": text(0, 4096),
     "max_tokens": token_limit,
+    **dict.fromkeys(SYNONYMS["max_tokens"], token_limit),
     "temperature": number(0, 2),
     "top_p": number(0, 1),
     "top_k": top_k,
     "min_p": number(0, 1),
     "seed": integer(-(2**63), 2**64 - 1),
     "stop": strings(16, 1024),
-    "repetition_penalty": number(0.1, 10),
+    "repetition_penalty": _REPETITION_PENALTY,
+    "repeat_penalty": _REPETITION_PENALTY,
     "presence_penalty": number(-2, 2),
     "frequency_penalty": number(-2, 2),
     "logit_bias": token_biases,
     "ignore_eos": flag,
     "stream": flag,
     "stream_options": mapping_of(STREAM_OPTIONS),
-    "strategy": one_of(*(item.value for item in Strategy)),
+    # Of those that there are, a cluster can run some.
+    "strategy": described(component("FeasibleStrategy"))(one_of(*(item.value for item in Strategy))),
     "use_distributed_inference": one_of(*(item.value for item in Mode)),
     "conversation": text(1, 128),
-    "request_timeout_s": number(0, 86400, above_low=True),
+    "request_timeout_s": number(1, 86400),
     "n": only("several answers", 1),
     **_OF_OTHER_SAMPLERS,
     **_HINTS,
 }
 
+_SAMPLING = (*Sampling.__struct_fields__, "max_tokens", "stop", "ignore_eos")
+# What may stand in `options`: how tokens are chosen, and how many.
+OPTIONS: dict[str, Check] = {
+    **{name: COMMON[name] for field in _SAMPLING if field in COMMON for name in (field, *SYNONYMS.get(field, ()))},
+    **_OF_OTHER_SAMPLERS,
+}
 
-def understood(body: dict[str, Any], notes: Notes) -> dict[str, Any]:
-    """A body in the words that are known here: Ollama's `options` beside the rest, and synonyms replaced. Where two words for one
-    thing say different things, the one that is known here counts, and the first of the others.
-    """
+
+def understood(body: dict[str, Any], checks: dict[str, Check], notes: Notes) -> dict[str, Any]:
+    """The checked fields of a body, and of its `options` where Ollama's clients send them. What is said beside `options` counts more."""
     options = body.get("options")
-    fields = {name: value for name, value in body.items() if name != "options" or type(options) is not dict}
-    if type(options) is dict:
-        fields = {**{name: value for name, value in options.items() if body.get(name) is None}, **fields}
-    for synonym, name in SYNONYMS.items():
-        value = fields.pop(synonym, None)
-        if value is None:
-            continue
-        if fields.get(name) is None:
-            fields[name] = value
-        elif fields[name] != value:
-            notes.without_effect(synonym, ())
-    return fields
+    if type(options) is not dict:
+        return check_all(body, checks, notes)
+    further = check_all(options, OPTIONS, notes)
+    return further | check_all({name: value for name, value in body.items() if name != "options"}, checks, notes)
 
 
-def same_by_other_name(fields: dict[str, Any], name: str, other: str, notes: Notes) -> Any:
-    """What is said by either of two names, None where by none; `name` counts where both are said."""
-    if fields.get(name) is None:
-        return fields.get(other)
-    if fields.get(other) not in (None, fields[name]):
-        notes.without_effect(other, ())
-    return fields[name]
+def understood_schema(checks: dict[str, Check], required: Iterable[str]) -> Schema:
+    """What `understood` takes."""
+    schema = object_schema(checks, required)
+    schema["properties"]["options"] = component("Options")
+    return schema
+
+
+def options_schema() -> Schema:
+    """What `options` may be; one that is no object has no effect."""
+    return {"properties": object_schema(OPTIONS)["properties"]}
+
+
+def said_by(fields: dict[str, Any], names: Iterable[str], notes: Notes) -> Any:
+    """What is said by the first of several names for one thing, None where by none. Others that say something else have no effect."""
+    said = None
+    for name in names:
+        value = fields.get(name)
+        if said is None:
+            said = value
+        elif value not in (None, said):
+            notes.without_effect(name, ())
+    return said
 
 
 def api_request(fields: dict[str, Any], prompt: Prompt, prompt_field: str, notes: Notes) -> ApiRequest:
     """The request of checked common `fields`."""
+    fields = fields | {name: said_by(fields, (name, *synonyms), notes) for name, synonyms in SYNONYMS.items()}
     stream = fields.get("stream", False)
     if fields.get("stream_options") and not stream:
         notes.without_effect("stream_options", ())
@@ -199,7 +215,7 @@ def api_request(fields: dict[str, Any], prompt: Prompt, prompt_field: str, notes
 
 def _sampling(fields: dict[str, Any]) -> dict[str, Any]:
     """What is said of sampling; for the rest the model's own defaults count."""
-    chosen = {name: fields[name] for name in Sampling.__struct_fields__ if name in fields}
+    chosen = {name: fields[name] for name in Sampling.__struct_fields__ if fields.get(name) is not None}
     if "seed" in chosen:
         chosen["seed"] %= 2**64  # a negative seed by its 64 bits: random keys are made of unsigned integers
     # It divides logits: what is left of the numbers otherwise is noise. And no share of the likeliest tokens is the likeliest one.

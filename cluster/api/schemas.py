@@ -76,3 +76,8 @@ def any_of(*schemas: Schema) -> Schema:
 
 def list_of(items: Schema, **more: Any) -> Schema:
     return {"type": "array", "items": items} | more
+
+
+def component(name: str) -> Schema:
+    """What a document calls so."""
+    return {"$ref": f"#/components/schemas/{name}"}

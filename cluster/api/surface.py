@@ -11,6 +11,7 @@ import msgspec
 from cluster.api.answered import Shelf
 from cluster.api.events import comment, event
 from cluster.api.fields import Notes
+from cluster.api.schemas import Schema
 from cluster.serving.requests import Delta, Finished, GenerationRequest, Routed
 from protocol.errors import ApiError
 
@@ -86,6 +87,10 @@ class Surface(Protocol):
 
     def parse(self, body: dict[str, Any], notes: Notes) -> ApiRequest:
         """The request that a JSON body asks for; what of it has no effect goes to `notes`. Raises BadRequest naming the field."""
+        ...
+
+    def schema(self) -> Schema:
+        """What a body may be."""
         ...
 
     def answer(self, request: ApiRequest, routed: Routed, *, model: str, created: int) -> AnswerFormat:

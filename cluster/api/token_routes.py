@@ -13,8 +13,10 @@ from cluster.api.endpoints import Endpoint, json_answer
 from cluster.api.explain import parse_explain
 from cluster.api.fields import Check, Notes, check_all, flag, only, refuse, text
 from cluster.api.names import Names
-from cluster.api.schemas import described, list_of
+from cluster.api.parameters import understood_schema
+from cluster.api.schemas import Schema, described, list_of, object_schema
 from cluster.api.surface import ApiRequest
+from cluster.api.surfaces import chat, completions
 from cluster.api.surfaces.completions import TOKEN, tokens_of
 from cluster.serving.requests import ChatPrompt, Service, TextPrompt
 from protocol.errors import BadRequest
@@ -36,6 +38,20 @@ _TOKENIZE_FIELDS: dict[str, Check] = {
     "return_token_strs": only("the text of each token", False),
 }
 _DETOKENIZE_FIELDS: dict[str, Check] = {"model": text(0, 4096), "tokens": token_ids}
+# What bodies may be, by names.
+TOKENIZE_BODIES: dict[str, Callable[[], Schema]] = {
+    "TokenizeChatRequest": lambda: understood_schema(
+        {**chat.FIELDS, **_TOKENIZE_FIELDS, "prompt": only("one of both"), "add_special_tokens": only("others", False)},
+        ["messages"],
+    ),
+    "TokenizeCompletionRequest": lambda: understood_schema(
+        {**completions.FIELDS, **_TOKENIZE_FIELDS, "messages": only("one of both")}, ["prompt"]
+    ),
+}
+
+
+def detokenize_body() -> Schema:
+    return object_schema(_DETOKENIZE_FIELDS, ["tokens"])
 
 
 def token_routes(service: Service, names: Names, guarded: Callable[[Endpoint], Endpoint]) -> list[Route]:

@@ -204,7 +204,7 @@ Event = Routed | Progress | Waiting | PromptScored | Delta | Finished
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What the API says of the model. context_tokens: prompt and answer together; created: Unix seconds; abilities: "tools" where it
-    calls them, "thinking" where it thinks before it answers; architecture: as its config.json calls it.
+    calls them, "thinking" where it thinks before it answers; architecture: as its config.json calls it; vocabulary_size: every token id lies below it.
 
     None stands for what is not known before the first plan.
     """
@@ -217,6 +217,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     created: int
     abilities: tuple[str, ...] = ()
     architecture: str | None = None
+    vocabulary_size: int | None = None
 
 
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):

@@ -245,7 +245,8 @@ class GenerationService:
         return await self._encoding.decode(tokens)
 
     def models(self) -> tuple[ModelInfo, ...]:
-        return (msgspec.structs.replace(self._overview.model(), abilities=self._prompts.abilities),)
+        known = {"abilities": self._prompts.abilities, "vocabulary_size": self._prompts.vocabulary_size}
+        return (msgspec.structs.replace(self._overview.model(), **known),)
 
     def status(self) -> Status:
         return self._overview.status(stopping=self._admission.closed, predicted=self._decider.outlook())

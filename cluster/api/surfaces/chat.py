@@ -22,7 +22,7 @@ from cluster.api.fields import (
     refuse,
     text,
 )
-from cluster.api.parameters import COMMON, api_request, same_by_other_name, token_limit, understood
+from cluster.api.parameters import COMMON, SYNONYMS, api_request, said_by, token_limit, understood, understood_schema
 from cluster.api.schemas import Schema, any_of, described, list_of, object_schema
 from cluster.api.surface import AnswerFormat, ApiRequest, Dialect
 from cluster.api.template_options import TEMPLATE_FIELDS, template_options
@@ -168,10 +168,10 @@ class Chat(Dialect):
 
     def parse(self, body: dict[str, Any], notes: Notes) -> ApiRequest:
         """See `Surface`."""
-        fields = check_all(understood(body, notes), FIELDS, notes)
+        fields = understood(body, FIELDS, notes)
         if "messages" not in fields:
             raise BadRequest("messages is missing; send a list of chat messages", param="messages")
-        limit = {"max_tokens": same_by_other_name(fields, "max_completion_tokens", "max_tokens", notes)}
+        limit = {"max_tokens": said_by(fields, ("max_completion_tokens", "max_tokens", *SYNONYMS["max_tokens"]), notes)}
         prompt = ChatPrompt(
             chat_messages(fields["messages"], notes),
             () if fields.get("tool_choice") == "none" else fields.get("tools", ()),
@@ -179,6 +179,10 @@ class Chat(Dialect):
             one_call=not fields.get("parallel_tool_calls", True),
         )
         return api_request(fields | limit, prompt, "messages", notes)
+
+    def schema(self) -> Schema:
+        """See `Surface`."""
+        return understood_schema(FIELDS, ["messages"])
 
     def answer(self, request: ApiRequest, routed: Routed, *, model: str, created: int) -> AnswerFormat:
         """See `Surface`."""

@@ -4,14 +4,14 @@ from typing import Any
 
 from cluster.api.accounts import accounts, usage
 from cluster.api.events import DONE, TextEvent, as_json, event
-from cluster.api.fields import Check, Notes, check_all, only, refuse, whole_number
-from cluster.api.parameters import COMMON, MAX_TOKEN_ID, api_request, understood
-from cluster.api.schemas import Schema, any_of, described, list_of
+from cluster.api.fields import Check, Notes, only, refuse, whole_number
+from cluster.api.parameters import COMMON, MAX_TOKEN_ID, api_request, understood, understood_schema
+from cluster.api.schemas import Schema, any_of, component, described, list_of
 from cluster.api.surface import AnswerFormat, ApiRequest, Dialect
 from cluster.serving.requests import Delta, Finished, Prompt, Routed, TextPrompt, TokensPrompt
 from protocol.errors import BadRequest
 
-TOKEN = whole_number(0, MAX_TOKEN_ID)
+TOKEN = described(component("TokenId"))(whole_number(0, MAX_TOKEN_ID))
 
 
 def _prompt_schema() -> Schema:
@@ -61,8 +61,12 @@ class Completions(Dialect):
 
     def parse(self, body: dict[str, Any], notes: Notes) -> ApiRequest:
         """See `Surface`."""
-        fields = check_all(understood(body, notes), FIELDS, notes)
+        fields = understood(body, FIELDS, notes)
         return api_request(fields, fields.get("prompt", TextPrompt("")), "prompt", notes)
+
+    def schema(self) -> Schema:
+        """See `Surface`."""
+        return understood_schema(FIELDS, [])
 
     def answer(self, request: ApiRequest, routed: Routed, *, model: str, created: int) -> AnswerFormat:
         """See `Surface`."""

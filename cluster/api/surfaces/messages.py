@@ -21,8 +21,8 @@ from cluster.api.fields import (
     strings,
     text,
 )
-from cluster.api.parameters import COMMON, api_request, understood
-from cluster.api.schemas import described, list_of, object_schema
+from cluster.api.parameters import COMMON, api_request, understood, understood_schema
+from cluster.api.schemas import Schema, described, list_of, object_schema
 from cluster.api.surface import AnswerFormat, ApiRequest
 from cluster.api.surfaces.chat import any_tools, messages_list
 from cluster.api.surfaces.message_answer import Anthropic, MessageAnswer
@@ -79,7 +79,7 @@ class Messages(Anthropic):
 
     def parse(self, body: dict[str, Any], notes: Notes) -> ApiRequest:
         """See `Surface`."""
-        fields = check_all(understood(body, notes), FIELDS, notes)
+        fields = understood(body, FIELDS, notes)
         if "messages" not in fields:
             raise BadRequest("messages is missing; send a list of messages", param="messages")
         choice = fields.get("tool_choice", {})
@@ -98,6 +98,10 @@ class Messages(Anthropic):
             return request
         begun = "the assistant's last message is not continued: the answer is a new one"
         return msgspec.structs.replace(request, notes=(*request.notes, begun))
+
+    def schema(self) -> Schema:
+        """See `Surface`."""
+        return understood_schema(FIELDS, ["messages"])
 
     def answer(self, request: ApiRequest, routed: Routed, *, model: str, created: int) -> AnswerFormat:  # noqa: ARG002
         """See `Surface`."""

@@ -13,7 +13,7 @@ import msgspec
 from cluster.api.accounts import accounts
 from cluster.api.events import TextEvent, as_json, line
 from cluster.api.fields import Check, Notes, any_text, check_all, flag, hint, mapping, only, refuse, text
-from cluster.api.parameters import COMMON, api_request, understood
+from cluster.api.parameters import COMMON, api_request, understood, understood_schema
 from cluster.api.schemas import Schema, described, list_of, object_schema
 from cluster.api.surface import AnswerFormat, ApiRequest, Dialect
 from cluster.api.surfaces.chat import MESSAGE, chat_messages, tools_list
@@ -110,10 +110,14 @@ class OllamaChat(OllamaDialect):
 
     def parse(self, body: dict[str, Any], notes: Notes) -> ApiRequest:
         """See `Surface`."""
-        fields = check_all(understood(body, notes), CHAT_FIELDS, notes)
+        fields = understood(body, CHAT_FIELDS, notes)
         given = [_as_openai(f"messages[{index}]", item, notes) for index, item in enumerate(fields.get("messages", []))]
         prompt = ChatPrompt(chat_messages(given, notes), fields.get("tools", ()), options=fields.get("think", {}))
         return _streamed(fields, prompt, "messages", notes)
+
+    def schema(self) -> Schema:
+        """See `Surface`."""
+        return understood_schema(CHAT_FIELDS, [])
 
     def answer(self, request: ApiRequest, routed: Routed, *, model: str, created: int) -> AnswerFormat:
         """See `Surface`."""
@@ -131,8 +135,12 @@ class OllamaGenerate(OllamaDialect):
 
     def parse(self, body: dict[str, Any], notes: Notes) -> ApiRequest:
         """See `Surface`."""
-        fields = check_all(understood(body, notes), GENERATE_FIELDS, notes)
+        fields = understood(body, GENERATE_FIELDS, notes)
         return _streamed(fields, _prompt(fields, notes), "prompt", notes)
+
+    def schema(self) -> Schema:
+        """See `Surface`."""
+        return understood_schema(GENERATE_FIELDS, [])
 
     def answer(self, request: ApiRequest, routed: Routed, *, model: str, created: int) -> AnswerFormat:
         """See `Surface`."""

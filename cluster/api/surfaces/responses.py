@@ -10,8 +10,8 @@ import msgspec
 
 from cluster.api.answered import Shelf
 from cluster.api.fields import Check, Notes, anything, check_all, flag, hint, mapping, mapping_of, only, text
-from cluster.api.parameters import COMMON, api_request, same_by_other_name, token_limit, understood
-from cluster.api.schemas import described
+from cluster.api.parameters import COMMON, SYNONYMS, api_request, said_by, token_limit, understood, understood_schema
+from cluster.api.schemas import Schema, described
 from cluster.api.surface import AnswerFormat, ApiRequest, Dialect
 from cluster.api.surfaces.chat import response_format
 from cluster.api.surfaces.response_answer import ResponseAnswer, ResponseRequest, failed_early
@@ -73,7 +73,7 @@ class Responses(Dialect):
 
     def parse(self, body: dict[str, Any], notes: Notes) -> ApiRequest:
         """See `Surface`. Raises NotFound, too, for what was to go on and is not kept."""
-        fields = check_all(understood(body, notes), FIELDS, notes)
+        fields = understood(body, FIELDS, notes)
         check_all(fields.get("text", {}), _TEXT, notes, "text.")
         if "input" not in fields:
             raise BadRequest("input is missing; send a text or a list of items", param="input")
@@ -89,7 +89,7 @@ class Responses(Dialect):
             options=template_options(fields, notes),
             one_call=not fields.get("parallel_tool_calls", True),
         )
-        limit = {"max_tokens": same_by_other_name(fields, "max_output_tokens", "max_tokens", notes)}
+        limit = {"max_tokens": said_by(fields, ("max_output_tokens", "max_tokens", *SYNONYMS["max_tokens"]), notes)}
         asked = api_request(fields | limit, prompt, "input", notes)
         keeps = fields.get("store", True)
         return ResponseRequest(
@@ -98,6 +98,10 @@ class Responses(Dialect):
             inputs=by_id(before, items) if keeps else {},
             shelf=self._shelf if keeps else None,
         )
+
+    def schema(self) -> Schema:
+        """See `Surface`."""
+        return understood_schema(FIELDS, ["input"])
 
     def answer(self, request: ApiRequest, routed: Routed, *, model: str, created: int) -> AnswerFormat:
         """See `Surface`."""

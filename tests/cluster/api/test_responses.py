@@ -588,8 +588,8 @@ def test_items_that_were_asked_with_are_listed_in_pages():
     assert (newest, more) == (["c", "b"], True)
     assert texts(f"limit=2&after={last_id}")[:2] == (["a"], False)
     assert texts("order=asc&limit=1")[:2] == (["a"], True)
-    for query, param in (("limit=0", "limit"), ("order=up", "order"), ("after=x", "after")):
-        refused(client.ask("GET", f"{path}?{query}"), param)
+    for query, param, status in (("limit=0", "limit", 400), ("order=up", "order", 400), ("after=x", "after", 404)):
+        refused(client.ask("GET", f"{path}?{query}"), param, status)
     refused(client.ask("GET", f"{PATH}/{first['id']}?stream=true"), "stream")
 
 

@@ -1,0 +1,132 @@
+"""The document of the API: it names what there is, and says of it what is so."""
+
+import re
+
+import msgspec
+import pytest
+
+from cluster.api import build_app
+from cluster.api.app import OPEN_PATHS
+from cluster.api.document.building import Known, document
+from cluster.api.document.operations import operations
+from cluster.api.surfaces import SURFACES
+from protocol.errors import Unavailable
+from strategy.decision import Verdict
+from strategy.situation import Strategy
+from tests.support.fake_service import EXPLANATION, FakeService, ask
+
+DOCUMENT = document(Known(vocabulary_size=2048))
+
+
+def described():
+    """Each path that the document has, with its methods."""
+    return {path: {method.upper() for method in methods} for path, methods in DOCUMENT["paths"].items()}
+
+
+def routed():
+    """Each path that the app has, with its methods; every GET answers HEAD too."""
+    paths = {}
+    for route in build_app(FakeService()).routes:
+        path = re.sub(r":\w+}", "}", route.path)
+        paths.setdefault(path, set()).update(route.methods - {"HEAD"})
+    return paths
+
+
+def schemas_in(part):
+    if isinstance(part, dict):
+        yield part
+        part = part.values()
+    if not isinstance(part, str) and hasattr(part, "__iter__"):
+        for inner in part:
+            yield from schemas_in(inner)
+
+
+def test_document_names_every_route_and_no_other():
+    assert described() == routed()
+
+
+def test_document_is_served_for_the_model_that_is_loaded():
+    service = FakeService()
+    served = ask(service, "GET", "/openapi.json")
+    assert (served.status_code, served.headers["content-type"]) == (200, "application/json")
+    assert served.json() == msgspec.json.decode(msgspec.json.encode(document(Known())))
+
+
+def test_strategies_are_those_that_can_run_now():
+    ways = (
+        Verdict(strategy=Strategy.TENSOR_PARALLEL, feasible=False, why_not="no"),
+        Verdict(strategy=Strategy.DISTRIBUTED_CACHED, feasible=True),
+    )
+
+    class Explaining(FakeService):
+        async def explain(self, request):
+            return msgspec.structs.replace(EXPLANATION, candidates=ways)
+
+    class Starting(FakeService):
+        async def explain(self, request):
+            raise Unavailable("no plan is in force now")
+
+    def strategies(service):
+        return ask(service, "GET", "/openapi.json").json()["components"]["schemas"]["FeasibleStrategy"]["enum"]
+
+    assert strategies(Explaining()) == ["distributed-cached"]
+    assert len(strategies(Starting(models=()))) == 5
+
+
+def test_each_name_stands_for_something():
+    named = DOCUMENT["components"]["schemas"]
+    referred = {part["$ref"] for part in schemas_in(DOCUMENT) if "$ref" in part}
+    assert {name.removeprefix("#/components/schemas/") for name in referred} <= set(named)
+
+
+def test_operations_have_names_of_their_own():
+    names = [about["operationId"] for methods in DOCUMENT["paths"].values() for about in methods.values()]
+    assert len(names) == len(set(names)) == len(list(operations()))
+
+
+def test_each_surface_says_how_it_is_routed_and_what_it_streams():
+    for surface in SURFACES:
+        answer = DOCUMENT["paths"][surface.path]["post"]["responses"]["200"]
+        assert "X-Tandem-Strategy" in answer["headers"]
+        assert set(answer["content"]) == {"application/json", surface.media_type.partition(";")[0]}
+
+
+def test_key_is_asked_for_everywhere_but_at_open_paths():
+    with_key = ask(FakeService(), "GET", "/openapi.json", api_key="k").json()
+    assert set(with_key["components"]["securitySchemes"]) == {"bearer", "key"}
+    for path, methods in with_key["paths"].items():
+        status = ask(FakeService(), "GET", path, api_key="k").status_code
+        for about in methods.values():
+            assert (about.get("security", with_key["security"]) == []) is (path in OPEN_PATHS) is (status != 401)
+            assert ("401" in about["responses"]) is (path not in OPEN_PATHS)
+
+
+def test_methods_that_a_path_does_not_take_are_answered_with_those_that_it_does():
+    for path, methods in described().items():
+        refused = ask(FakeService(), "PATCH", path)
+        assert refused.status_code == 405
+        assert set(refused.headers["allow"].split(", ")) - {"HEAD"} == methods
+
+
+def test_errors_of_paths_are_in_the_words_of_their_api():
+    assert type(ask(FakeService(), "PATCH", "/api/tags").json()["error"]) is str
+    assert ask(FakeService(), "PATCH", "/v1/messages/count_tokens").json()["type"] == "error"
+
+
+def test_page_needs_nothing_from_elsewhere():
+    page = ask(FakeService(), "GET", "/docs")
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert re.findall(r"https?:|@import|src=|url\(", page.text) == []
+    assert re.findall(r'(?:href=|fetch\()"([^"]*)"', page.text) == ["data:,", "openapi.json", "openapi.json"]
+
+
+def test_page_has_examples_of_bodies_that_there_are():
+    page = ask(FakeService(), "GET", "/docs").text
+    examples = re.search(r"const EXAMPLES = {(.*?)\n};", page, re.DOTALL)[1]
+    assert set(re.findall(r"^  (\w+):", examples, re.MULTILINE)) <= set(DOCUMENT["components"]["schemas"])
+
+
+@pytest.mark.parametrize("path", ["/openapi.json", "/docs"])
+def test_foreign_pages_see_no_document(path):
+    assert ask(FakeService(), "GET", path, headers={"origin": "https://example.org"}).status_code == 403
