@@ -156,6 +156,7 @@ def _tandem() -> Iterator[Operation]:
     )
     yield Operation("get", "/health", tag, "Whether requests are answered", "HealthReport", also=(503,), is_open=True)
     yield Operation("get", "/status", tag, "The cluster as it is now", "Status")
+    yield Operation("get", "/metrics", tag, "The same for Prometheus", "text/plain")
     yield Operation("get", "/v1/cluster/models", tag, "The models on other hosts", "ModelsElsewhere", statuses=(503,))
     yield Operation("post", "/v1/cluster/figures", tag, "What the workers' layers compute", "Figures", statuses=(503,))
     yield Operation(
