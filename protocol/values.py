@@ -22,10 +22,14 @@ Count = Annotated[int, Meta(ge=1, description="a whole number of at least 1")]
 Natural = Annotated[int, Meta(ge=0, description="a whole number of at least 0")]
 # A worker answers by it: beyond what the coordinator counts with, the answer would be refused and missing on the worker's link.
 SequenceNumber = Annotated[int, Meta(ge=0, le=1 << 60)]
+# Of one place so many of the likeliest tokens are told at most, as everywhere in OpenAI's API.
+MAX_TOP_LOGPROBS = 20
 KvKind = Literal["dynamic", "static", "rotating", "quantized", "keys-only", "paged"]
 
 __all__ = [
     "COORDINATOR",
+    "MAX_TOP_LOGPROBS",
+    "NO_CHANCE",
     "TO_COORDINATOR",
     "Buffer",
     "Count",
@@ -89,7 +93,11 @@ class KvSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How the next token is chosen, in mlx-lm's terms (`mlx_lm.sample_utils`). Temperature 0 is greedy."""
+    """How the next token is chosen, in mlx-lm's terms (`mlx_lm.sample_utils`). Temperature 0 is greedy.
+
+    logprobs: of how many of the likeliest tokens the log probabilities are told beside that of the chosen one; None for none
+    at all.
+    """
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -100,10 +108,19 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: dict[int, float] | None = None
+    logprobs: int | None = None
+
+
+# In place of minus infinity, which JSON cannot say: what OpenAI says of a token that is out of reach.
+NO_CHANCE = -9999.0
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
-    """The natural logarithm of a token's probability where it stands, and the likeliest ids there with theirs, best first."""
+    """The natural logarithm of a token's probability where it stands, and the likeliest ids there with theirs, best first.
+
+    Of the model's logits after penalties and biases, before temperature. Always finite: of what cannot be at all the logarithm
+    is NO_CHANCE, and it is not among the likeliest.
+    """
 
     logprob: float
     top: tuple[tuple[int, float], ...] = ()

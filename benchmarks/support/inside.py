@@ -47,6 +47,7 @@ from protocol.messages import (
     OpenSequence,
     PrefillProgress,
     Prepared,
+    PromptLogprobs,
     ReadingFailed,
     ReadPrompt,
     Reused,
@@ -64,7 +65,7 @@ from protocol.transport import KeyPair, ZmqOutbox
 from protocol.transport.addressing import endpoint_of
 from protocol.transport.asking import IN_FLIGHT
 from protocol.transport.securing import secure
-from protocol.values import COORDINATOR, LayerRange, Peer, Route, Sampling, pack_ids
+from protocol.values import COORDINATOR, LayerRange, Peer, Route, Sampling, TokenLogprobs, pack_ids
 from protocol.weight_pieces import AskHashes, AskManifest, AskPiece
 from strategy.layer_speeds import LayerSpeeds, PartSpeed
 from tests.hosts.tools import network_of
@@ -250,6 +251,7 @@ def of_members(name: str, names: tuple[str, ...], public_key: str) -> _Messages:
         (Loaded(worker=name, weights_bytes=5, vocabulary_size=400, layers=layers), ()),
         (Prepared(worker=name, layers=LayerRange(0, 4), read_bytes=7), ()),
         (Tokens(updates=(Update(_NOBODYS, (2, 3), "stop"),)), ()),
+        (PromptLogprobs(sequence=_NOBODYS, start=1, entries=(TokenLogprobs(-0.5, ((2, -0.25),)),)), ()),
         (PrefillProgress(sequence=_NOBODYS, processed=2, total=3), ()),
         (Reused(sequence=_NOBODYS, num_tokens=64), ()),
         (SequenceFailed(sequence=_NOBODYS, message="m"), ()),

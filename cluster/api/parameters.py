@@ -215,7 +215,8 @@ def api_request(fields: dict[str, Any], prompt: Prompt, prompt_field: str, notes
 
 def _sampling(fields: dict[str, Any]) -> dict[str, Any]:
     """What is said of sampling; for the rest the model's own defaults count."""
-    chosen = {name: fields[name] for name in Sampling.__struct_fields__ if fields.get(name) is not None}
+    named = set(Sampling.__struct_fields__) - {"logprobs"}  # which each surface says in its own way
+    chosen = {name: fields[name] for name in fields if name in named and fields[name] is not None}
     if "seed" in chosen:
         chosen["seed"] %= 2**64  # a negative seed by its 64 bits: random keys are made of unsigned integers
     # It divides logits: what is left of the numbers otherwise is noise. And no share of the likeliest tokens is the likeliest one.

@@ -27,13 +27,15 @@ from protocol.messages import (
     ModelsListed,
     PrefillProgress,
     Prepared,
+    PromptLogprobs,
     Reused,
     SequenceFailed,
     StageFigures,
     StepOverdue,
     Tokens,
+    Update,
 )
-from protocol.values import NAME_PATTERN, LayerRange, Peer
+from protocol.values import MAX_TOP_LOGPROBS, NAME_PATTERN, LayerRange, Peer, TokenLogprobs
 from strategy.cost import StageSpeed
 from strategy.layer_speeds import LayerSpeeds
 
@@ -50,6 +52,7 @@ OF_MEMBERS: tuple[type[Message], ...] = (
     ModelsListed,
     PrefillProgress,
     Prepared,
+    PromptLogprobs,
     Reused,
     SequenceFailed,
     StepOverdue,
@@ -87,6 +90,10 @@ def check_member(envelope: Envelope, worker: str) -> None:
     _require(worker in _speaks_for(message, worker), f"a {kind} in another worker's name")
     _require(_is_finite(message), f"a {kind} with numbers that are none")
     match message:
+        case Tokens(updates=updates):
+            _require(all(map(_is_scored, updates)), "log probabilities of no token")
+        case PromptLogprobs(entries=entries):
+            _require(all(map(_is_score, entries)), "log probabilities of no token")
         case Prepared(layers=layers):
             _require(_are_layers(layers), "layers of no model")
         case LinksMeasured(links=links):
@@ -154,6 +161,17 @@ def _is_model(model: HeldModel) -> bool:
     texts = (model.digest, model.name, model.source)
     are_shown = all(len(text) <= _MOST_CHARACTERS and text.isprintable() for text in texts)
     return are_shown and all(size is None or 0 <= size <= _MOST for size in (model.held_bytes, model.num_bytes))
+
+
+def _is_scored(update: Update) -> bool:
+    """Whether what is told beside an update's ids, nearly always nothing, is told of each."""
+    return not update.logprobs or (len(update.logprobs) == len(update.tokens) and all(map(_is_score, update.logprobs)))
+
+
+def _is_score(score: TokenLogprobs) -> bool:
+    """Ids are looked up, and may be those of no token."""
+    logprobs = (score.logprob, *(logprob for _, logprob in score.top))
+    return len(score.top) <= MAX_TOP_LOGPROBS and all(map(math.isfinite, logprobs))
 
 
 def _are_of_a_stage(stage: StageFigures) -> bool:

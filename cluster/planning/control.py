@@ -40,6 +40,7 @@ from protocol.messages import (
     ModelsListed,
     PrefillProgress,
     Prepared,
+    PromptLogprobs,
     Rejected,
     Reused,
     SequenceFailed,
@@ -193,7 +194,7 @@ class ControlPlane:
         match message:
             case Tokens():
                 self._listening.tokens(message)
-            case PrefillProgress():
+            case PrefillProgress() | PromptLogprobs():
                 self._listening.progress(message)
             case SequenceFailed():
                 self._listening.failed(message)

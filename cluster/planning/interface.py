@@ -10,7 +10,7 @@ from cluster.membership.member import Member
 from cluster.planning.events import EventLog
 from cluster.planning.inquiries import Inquiries
 from cluster.planning.plan import Loss, Plan
-from protocol.messages import Message, PrefillProgress, Reused, SequenceFailed, Tokens
+from protocol.messages import Message, PrefillProgress, PromptLogprobs, Reused, SequenceFailed, Tokens
 
 
 class Listener(Protocol):
@@ -29,7 +29,7 @@ class Listener(Protocol):
 
     def tokens(self, message: Tokens) -> None: ...
 
-    def progress(self, message: PrefillProgress) -> None: ...
+    def progress(self, message: PrefillProgress | PromptLogprobs) -> None: ...
 
     def reused(self, message: Reused) -> None: ...
 

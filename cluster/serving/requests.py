@@ -53,6 +53,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     USE_DISTRIBUTED_INFERENCE ("auto" | "always" | "never"); strategy: a strategy name. client: who asks, for taking
     turns; timeout_s: how long it may take, None for what the settings say. ignores_end_tokens: it goes on to max_tokens.
     given: which fields of `sampling` the caller named, for the others the model's own defaults count; None for all of them.
+    scores_prompt: how likely the prompt's own tokens were is told as well; then, and only then, max_tokens may be 0.
     """
 
     prompt: Prompt
@@ -68,12 +69,13 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: float | None = None
     ignores_end_tokens: bool = False
     given: frozenset[str] | None = None
+    scores_prompt: bool = False
 
     def with_defaults(self, sampling: Sampling) -> "GenerationRequest":
         """With the model's own, where the caller says nothing."""
         if self.given is None:
             return self
-        named = {name: getattr(self.sampling, name) for name in self.given}
+        named = {name: getattr(self.sampling, name) for name in (*self.given, "logprobs")}
         return msgspec.structs.replace(self, sampling=msgspec.structs.replace(sampling, **named), given=None)
 
     @property
@@ -233,8 +235,8 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
 class Service(Protocol):
     """What HTTP needs of the coordinator. Methods raise `ApiError`s; all run on one asyncio loop.
 
-    `generate` yields Routed, then Progress and Delta in order, then one Finished; Waiting at any time before Finished, also
-    before Routed, every few seconds while no plan can serve the request. An error ends it as a raised ApiError at any point.
+    `generate` yields Routed, then Progress, PromptScored and Delta in order, then one Finished; Waiting at any time before
+    Finished, also before Routed, every few seconds while no plan can serve the request. An error ends it as a raised ApiError at any point.
     Errors of the request itself (400, 404, 413, 429) are raised before Routed. Closing the iterator early (`aclose`) cancels
     the request on the workers. `mend` brings back workers that are missing; it gives their names. `models_elsewhere`: what
     lies on the disks of other hosts. `figures`: what the workers' layers make of a fixed input. `encode`: the token ids of a request's

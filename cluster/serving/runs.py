@@ -12,7 +12,7 @@ from cluster.planning.interface import Cluster
 from cluster.planning.plan import Loss
 from cluster.serving.answer import Report
 from protocol.errors import ApiError, Unavailable
-from protocol.messages import Cancel, Generate, PrefillProgress, Reused, SequenceFailed, Tokens
+from protocol.messages import Cancel, Generate, PrefillProgress, PromptLogprobs, Reused, SequenceFailed, Tokens
 from protocol.values import Route, pack_ids
 from strategy.cost import RouteLoad
 
@@ -165,9 +165,12 @@ class Runs:
                 if run.num_behind > MAX_BEHIND_TOKENS and not run.is_done:
                     self._pause(run)
 
-    def report(self, message: PrefillProgress | Reused) -> None:
+    def report(self, message: PrefillProgress | PromptLogprobs | Reused) -> None:
         if run := self._runs.get(message.sequence):
-            run.num_read = message.processed if isinstance(message, PrefillProgress) else message.num_tokens
+            if isinstance(message, PrefillProgress):
+                run.num_read = message.processed
+            elif isinstance(message, Reused):
+                run.num_read = message.num_tokens
             run.put(message)
 
     def failed(self, message: SequenceFailed) -> None:

@@ -33,7 +33,7 @@ from cluster.serving.status import HealthReport, HostModels, Status, WorkerFigur
 from cluster.serving.waiting import until_placed
 from cluster.settings import Settings
 from protocol.errors import ApiError, ContextTooLong, Unavailable, UsageError
-from protocol.messages import ForgetConversation, PrefillProgress, Reused, SequenceFailed, Tokens
+from protocol.messages import ForgetConversation, PrefillProgress, PromptLogprobs, Reused, SequenceFailed, Tokens
 from strategy.cache_use import MeasuredUse
 from strategy.decision import Decision
 from strategy.situation import Asked, Mode
@@ -308,7 +308,7 @@ class GenerationService:
         self._health.step_ended(self._now())
         self._runs.tokens(message)
 
-    def progress(self, message: PrefillProgress) -> None:
+    def progress(self, message: PrefillProgress | PromptLogprobs) -> None:
         self._health.step_ended(self._now())
         self._runs.report(message)
 

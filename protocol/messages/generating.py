@@ -3,7 +3,7 @@
 import msgspec
 
 from protocol.messages.message import Message
-from protocol.values import Route, Sampling, SequenceNumber
+from protocol.values import Natural, Route, Sampling, SequenceNumber, TokenLogprobs
 
 
 class Generate(Message, frozen=True, kw_only=True):
@@ -11,7 +11,8 @@ class Generate(Message, frozen=True, kw_only=True):
 
     route: names of the workers in stage order; one name means that worker's full model. scope: sequences of different
     scopes share no prefix; client: whose it is, for taking turns; conversation: whose prefix to hold on to. read_by: the
-    stages that read the prompt for a route of one worker; None where that reads it alone.
+    stages that read the prompt for a route of one worker; None where that reads it alone. scores_prompt: the log
+    probabilities of the prompt's own tokens are told, for which nothing that was kept of it is of use.
     """
 
     sequence: SequenceNumber
@@ -25,6 +26,7 @@ class Generate(Message, frozen=True, kw_only=True):
     client: str = ""
     conversation: str | None = None
     read_by: Route | None = None
+    scores_prompt: bool = False
 
 
 class Cancel(Message, frozen=True, kw_only=True):
@@ -40,11 +42,12 @@ class ForgetConversation(Message, frozen=True, kw_only=True):
 
 
 class Update(msgspec.Struct, frozen=True, array_like=True):
-    """New token ids of one sequence; finish_reason "stop" or "length" ends it."""
+    """New token ids of one sequence; finish_reason "stop" or "length" ends it. logprobs: of each of the ids, where they are told."""
 
     sequence: SequenceNumber
     tokens: tuple[int, ...]
     finish_reason: str | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 class Tokens(Message, frozen=True, kw_only=True):
@@ -59,6 +62,16 @@ class PrefillProgress(Message, frozen=True, kw_only=True):
     sequence: SequenceNumber
     processed: int
     total: int
+
+
+class PromptLogprobs(Message, frozen=True, kw_only=True):
+    """How likely the tokens of a sequence's prompt were, from the one at `start` on. All of them come in order, and before the
+    first id that is generated; of the token at 0 there is none.
+    """
+
+    sequence: SequenceNumber
+    start: Natural
+    entries: tuple[TokenLogprobs, ...]
 
 
 class Reused(Message, frozen=True, kw_only=True):

@@ -5,15 +5,15 @@ from typing import Any
 import msgspec
 
 from protocol.messages.message import Message
-from protocol.values import LayerRange, Route, Sampling
+from protocol.values import LayerRange, Route, Sampling, TokenLogprobs
 
 
 class OpenSequence(Message, frozen=True, kw_only=True):
     """A sequence begins on a stage, before its first step.
 
     max_length: the most tokens that it can come to; computed_tokens: how many its cache begins with. history: the last ids
-    before the first sampled one, which penalties look at. Buffer 0: keys of the parts that its cache begins with. Passed on
-    from stage to stage, so that it stays in front of the sequence's steps.
+    before the first sampled one, which penalties look at. scores_prompt: as of Generate. Buffer 0: keys of the parts that its
+    cache begins with. Passed on from stage to stage, so that it stays in front of the sequence's steps.
     """
 
     sequence: int
@@ -24,6 +24,7 @@ class OpenSequence(Message, frozen=True, kw_only=True):
     history: tuple[int, ...]
     max_length: int
     computed_tokens: int = 0
+    scores_prompt: bool = False
 
 
 class CloseSequence(Message, frozen=True, kw_only=True):
@@ -151,12 +152,18 @@ class Step(Message, frozen=True, kw_only=True):
     payload: Any = None
 
 
-class Sampled(Message, frozen=True, kw_only=True):
-    """The last stage's answer to the head: one id for each row that asked to be sampled, in row order."""
+class Sampled(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """The last stage's answer to the head: one id for each row that asked to be sampled, in row order.
+
+    logprobs: for each of the ids, None where they are not asked for; none at all where they are for no row. scored: for each
+    row of the step those of its prompt's own tokens, all but the token at 0; none at all where no row has such.
+    """
 
     number: int
     route: Route
     tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs | None, ...] = ()
+    scored: tuple[tuple[TokenLogprobs, ...], ...] = ()
 
 
 class StepFailed(Message, frozen=True, kw_only=True):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from protocol import codec, messages
 from protocol.errors import WireError
-from protocol.values import KvSettings, LayerRange, Peer, Route, Sampling
+from protocol.values import KvSettings, LayerRange, Peer, Route, Sampling, TokenLogprobs
 from strategy.chunking import ChunkCost
 from strategy.cost import StageSpeed
 from strategy.layer_speeds import LayerSpeeds, PartSpeed
@@ -16,6 +16,7 @@ from strategy.memory import KvGrowth, KvNeeds
 
 PEER = Peer(endpoint="tcp://127.0.0.1:5000", public_key="k" * 40)
 STAGE = messages.StagePlan(worker="w", peer=PEER, layers=LayerRange(0, 4), holds_full_model=True)
+SCORED = TokenLogprobs(-1.5, ((3, -0.25), (4, -1.5)))
 EXAMPLES: dict[int, messages.Message] = {
     1: messages.Join(protocol=1, secret="s", name="w", host="h", pid=7, peer=PEER, data=PEER, memory_limit_bytes=9),
     2: messages.Heartbeat(
@@ -71,7 +72,7 @@ EXAMPLES: dict[int, messages.Message] = {
         ),
     ),
     6: messages.LoadFailed(worker="w", message="m"),
-    7: messages.Tokens(updates=(messages.Update(1, (2, 3), "stop"), messages.Update(2, (4,)))),
+    7: messages.Tokens(updates=(messages.Update(1, (2, 3), "stop"), messages.Update(2, (4,), None, (SCORED,)))),
     8: messages.PrefillProgress(sequence=1, processed=2, total=3),
     9: messages.SequenceFailed(sequence=1, message="m"),
     10: messages.Reused(sequence=1, num_tokens=64),
@@ -104,6 +105,7 @@ EXAMPLES: dict[int, messages.Message] = {
         number=3,
         stages=(messages.StageFigures(layers=LayerRange(0, 4), rows=((0.5, -1.0),), is_exact=True),),
     ),
+    18: messages.PromptLogprobs(sequence=1, start=1, entries=(SCORED, TokenLogprobs(-0.5))),
     20: messages.Welcome(inbox=PEER, door=PEER),
     21: messages.Rejected(reason="r"),
     22: messages.InspectModel(model="d", reply_to=PEER),
@@ -149,7 +151,7 @@ EXAMPLES: dict[int, messages.Message] = {
         num_tokens=1,
         payload=["a", 0],
     ),
-    43: messages.Sampled(number=1, route=Route(("a",)), tokens=(5,)),
+    43: messages.Sampled(number=1, route=Route(("a",)), tokens=(5,), logprobs=(SCORED,), scored=((), (SCORED,))),
     44: messages.StepFailed(number=1, route=Route(("a",)), message="m"),
     45: messages.KeepPrefix(sequence=1, route=Route(("a", "b")), spans=((0, 64),)),
     46: messages.DropPrefix(route=Route(("a", "b"))),
@@ -165,8 +167,13 @@ EXAMPLES: dict[int, messages.Message] = {
 }
 GOLDEN = {
     8: "83a873657175656e636501a970726f63657373656402a5746f74616c03",
-    7: "81a7757064617465739293019202 03a473746f7093029104c0".replace(" ", ""),
-    43: "83a66e756d62657201a5726f7574659191a161a6746f6b656e739105",
+    7: "81a775706461746573929401920203a473746f7090"
+    "94029104c09192cbbff8000000000000929203cbbfd00000000000009204cbbff8000000000000",
+    18: "83a873657175656e636501a5737461727401a7656e7472696573"
+    "9292cbbff8000000000000929203cbbfd00000000000009204cbbff800000000000092cbbfe000000000000090",
+    43: "85a66e756d62657201a5726f7574659191a161a6746f6b656e739105"
+    "a86c6f6770726f62739192cbbff8000000000000929203cbbfd00000000000009204cbbff8000000000000"
+    "a673636f72656492909192cbbff8000000000000929203cbbfd00000000000009204cbbff8000000000000",
 }
 
 
@@ -186,6 +193,11 @@ def test_bytes_are_those_that_other_versions_expect(number):
     prefix, header = codec.encode(258, EXAMPLES[number])
     assert prefix.hex() == f"0000000000000102{number:04x}000000000000"
     assert header.hex() == GOLDEN[number]
+
+
+def test_log_probabilities_that_nobody_asked_for_take_no_room():
+    message = messages.Sampled(number=1, route=Route(("a",)), tokens=(5,))
+    assert codec.encode(1, message)[1].hex() == "83a66e756d62657201a5726f7574659191a161a6746f6b656e739105"
 
 
 def test_buffer_whose_last_piece_is_missing_is_no_message(monkeypatch):

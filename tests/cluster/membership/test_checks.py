@@ -8,8 +8,8 @@ import pytest
 from cluster.membership.checks import OF_MEMBERS, can_be_reached, check_member, check_stranger
 from protocol.codec import Envelope
 from protocol.errors import WireError
-from protocol.messages import FiguresComputed, Heartbeat, Join, Loaded, ModelsListed
-from protocol.values import Address, LayerRange, Peer
+from protocol.messages import FiguresComputed, Heartbeat, Join, Loaded, ModelsListed, PromptLogprobs, Tokens, Update
+from protocol.values import MAX_TOP_LOGPROBS, Address, LayerRange, Peer, TokenLogprobs
 from strategy.chunking import ChunkCost
 from strategy.layer_speeds import PartSpeed
 from tests.protocol.test_codec import EXAMPLES
@@ -151,6 +151,29 @@ def test_models_of_a_host_can_be_shown_and_counted(changes):
         check_member(Envelope(0, changed(listed, models=(changed(listed.models[0], **changes),)), key=KEY), "w")
     with pytest.raises(WireError):
         check_member(Envelope(0, changed(listed, models=listed.models * 5000), key=KEY), "w")
+
+
+@pytest.mark.parametrize(
+    "score",
+    [
+        TokenLogprobs(math.nan),
+        TokenLogprobs(-math.inf),
+        TokenLogprobs(-0.5, ((1, math.inf),)),
+        TokenLogprobs(-0.5, ((1, -0.5),) * (MAX_TOP_LOGPROBS + 1)),
+    ],
+)
+def test_log_probabilities_are_finite_and_few(score):
+    of_prompt = changed(of(PromptLogprobs), entries=(score,))
+    for message in (of_prompt, Tokens(updates=(Update(1, (2,), None, (score,)),))):
+        with pytest.raises(WireError, match="log probabilities of no token"):
+            check_member(Envelope(1, message, key=KEY), "w")
+
+
+def test_log_probabilities_are_of_each_id_or_of_none():
+    one = TokenLogprobs(-0.5)
+    with pytest.raises(WireError, match="log probabilities of no token"):
+        check_member(Envelope(1, Tokens(updates=(Update(1, (2, 3), None, (one,)),)), key=KEY), "w")
+    check_member(Envelope(1, Tokens(updates=(Update(1, (2, 3), None, (one, one)),)), key=KEY), "w")
 
 
 @pytest.mark.parametrize("changes", [{"layers": LayerRange(3, 1)}, {"rows": ((0.0,) * 2000,) * 50}])
