@@ -11,6 +11,7 @@ of sockets, models or what a request says. The rules:
    the one that knows the conversation or the beginning of the prompt, unless it is clearly busier than another.
 5. Policy measured takes what is predicted to be best. Now and then, where it costs little, it takes what least is known of.
 6. A strategy is named by what it does: all stages without a cache is distributed-no-cache, whatever it was chosen as.
+7. A prompt of whose own tokens the log probabilities are told is read by those who answer; a long one with a KV cache.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +26,8 @@ from strategy.vocabulary import Route
 
 # How many more requests a worker may have than the least busy one and still be worth returning to.
 _TOLERATED_LEAD = 2
+# Without a KV cache the logits of all of a prompt are there at once, and what is told of it is one message.
+MAX_SCORED_UNCACHED = 4096
 
 _COMES_LATER = {Strategy.TENSOR_PARALLEL: "tensor parallelism comes with a later version"}
 _TOGETHER = (Strategy.DISTRIBUTED_NO_CACHE, Strategy.DISTRIBUTED_CACHED, Strategy.DISTRIBUTED_PREFILL)
@@ -166,6 +169,9 @@ def _prefill_way(pipeline: Route, asked: Asked, snapshot: Snapshot, likely: Sequ
     if snapshot.whole_prompts:
         why_not = "this model's answers depend on how a prompt is cut, so that no part of one is handed over"
         return Way(why_not=why_not, lasting=True)
+    if asked.scores_prompt:
+        why_not = "how likely a prompt's own tokens are is told by the worker that reads it for itself"
+        return Way(why_not=why_not, lasting=True)
     reading = with_caches
     if not reading.cached:  # which then does not pay
         reading = _on(Strategy.DISTRIBUTED_PREFILL, pipeline, asked, snapshot, cached=True)
@@ -225,16 +231,25 @@ def _visited(asked: Asked, snapshot: Snapshot, least: str) -> Iterator[str]:
 
 def _pays(asked: Asked, snapshot: Snapshot, *, together: bool) -> bool:
     """Whether a KV cache is worth its while for an answer of so many tokens, by what was measured."""
-    if snapshot.measured is None:
+    if snapshot.measured is None or _is_long_to_score(asked):
         return True
     of_stages = snapshot.measured.distributed
     return (of_stages if together and of_stages else snapshot.measured.single_device).contains(asked.max_tokens)
+
+
+def _is_long_to_score(asked: Asked) -> bool:
+    return asked.scores_prompt and asked.prompt_tokens > MAX_SCORED_UNCACHED
 
 
 def _on(strategy: Strategy, route: Route, asked: Asked, snapshot: Snapshot, *, cached: bool) -> Way:
     found = None
     if snapshot.conditions is not None:
         found = forecast(strategy, route, asked.work(route), snapshot.conditions, cached=cached)
+    if not cached and _is_long_to_score(asked):
+        why_not = (
+            f"how likely the tokens of a prompt of more than {MAX_SCORED_UNCACHED} are is told with a KV cache only"
+        )
+        return Way(why_not=why_not, lasting=True)
     if not cached:
         return Way(route=route, forecast=found)
     needs, num_tokens = snapshot.needs[route], asked.prompt_tokens + asked.max_tokens

@@ -58,7 +58,8 @@ def _distributed(asked: Asked, snapshot: Snapshot, ways: Ways, mode: Mode, polic
             return strategy, f"{why}: {reason}"
     no_cache = Strategy.DISTRIBUTED_NO_CACHE
     within = _beyond(asked, snapshot.thresholds) is None
-    strategy = no_cache if snapshot.holders or within else Strategy.DISTRIBUTED_CACHED
+    is_wanted = (snapshot.holders or within) and not (asked.scores_prompt and ways[no_cache].why_not)
+    strategy = no_cache if is_wanted else Strategy.DISTRIBUTED_CACHED
     how = "without a KV cache" if strategy is no_cache else "each with a KV cache"
     return _possible(strategy, ways, f"{why} needs all stages"), f"{why}: distributed over all stages, {how}"
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from strategy.cache_use import MeasuredUse, PayingRange
-from strategy.decision import decide
+from strategy.decision import MAX_SCORED_UNCACHED, decide
 from strategy.memory import KvGrowth, KvNeeds, WorkerBudget
 from strategy.policies import POLICIES
 from strategy.situation import Asked, Mode, NoStrategy, Snapshot, Strategy, Thresholds
@@ -208,6 +208,31 @@ def test_request_whose_prompt_was_read_for_one_worker_goes_on_there_alone_where_
     decision = decided(500, 5, alone, began_with=PREFILL, strategy=PREFILL)
     assert (decision.strategy, decision.route) == (SINGLE, Route(("alpha",)))
     assert "goes on with single-device-cached, since distributed-prefill cannot" in decision.reason
+
+
+# --- a prompt whose own tokens are told of
+
+
+def test_prompt_that_others_read_is_not_told_of():
+    assert "is told by the worker that reads it for itself" in str(
+        refusal(500, 5, strategy=PREFILL, scores_prompt=True)
+    )
+    assert decided(500, 5, scores_prompt=True).strategy is SINGLE
+
+
+def test_long_prompt_is_told_of_with_a_cache_only():
+    long = {"scores_prompt": True, "strategy": NO_CACHE}
+    assert decided(MAX_SCORED_UNCACHED, 5, **long).strategy is NO_CACHE
+    assert "is told with a KV cache only" in str(refusal(MAX_SCORED_UNCACHED + 1, 5, **long))
+    assert decided(MAX_SCORED_UNCACHED + 1, 5, strategy=NO_CACHE).strategy is NO_CACHE
+    always = decided(MAX_SCORED_UNCACHED + 1, 5, mode=Mode.ALWAYS, scores_prompt=True)
+    assert (always.strategy, always.cached) == (CACHED, True)
+    never = PayingRange(never=True)
+    never_pays = MeasuredUse(machine="m", prompt_tokens=8, single_device=never, distributed=never)
+    for strategy in (SINGLE, CACHED):
+        asked = {"snapshot": changed(measured=never_pays), "strategy": strategy}
+        assert not decided(MAX_SCORED_UNCACHED, 5, scores_prompt=True, **asked).cached
+        assert decided(MAX_SCORED_UNCACHED + 1, 5, scores_prompt=True, **asked).cached
 
 
 # --- memory

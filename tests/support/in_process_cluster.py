@@ -29,13 +29,14 @@ from protocol.messages import (
     LoadStage,
     Message,
     PrefillProgress,
+    PromptLogprobs,
     Reused,
     SequenceFailed,
     StagePlan,
     Tokens,
 )
 from protocol.transport import InProcessNetwork
-from protocol.values import KvSettings, LayerRange, Sampling
+from protocol.values import KvSettings, LayerRange, Sampling, TokenLogprobs
 from strategy.vocabulary import Route
 from tests.support.told_timer import ToldTimer
 from workers.engine.engine import Engine
@@ -106,7 +107,7 @@ class InProcessCluster:
     """`num_stages` engines that hold the layers of one model evenly; the `holder`, the first by default, also holds the full
     model, as all do of one that cannot be cut.
 
-    What the heads report is in `tokens`, `finish_reasons`, `failures` and `progress`, by sequence.
+    What the heads report is in `tokens`, `logprobs`, `prompt_logprobs`, `finish_reasons`, `failures` and `progress`, by sequence.
     """
 
     def __init__(
@@ -147,6 +148,8 @@ class InProcessCluster:
         self._num_sequences = 0
         self._heads: dict[int, str] = {}
         self.tokens: dict[int, list[int]] = {}
+        self.logprobs: dict[int, list[TokenLogprobs]] = {}
+        self.prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
         self.finish_reasons: dict[int, str] = {}
         self.failures: dict[int, str] = {}
         self.progress: dict[int, list[int]] = {}
@@ -235,6 +238,7 @@ class InProcessCluster:
         end_tokens: tuple[int, ...] = (),
         scope: str = "",
         conversation: str | None = None,
+        scores_prompt: bool = False,
     ) -> int:
         """Start a request; returns its sequence number."""
         self._num_sequences += 1
@@ -253,6 +257,7 @@ class InProcessCluster:
             scope=scope,
             conversation=conversation,
             read_by=Route(self.names) if strategy == "distributed-prefill" else None,
+            scores_prompt=scores_prompt,
         )
         self._heads[number] = route.head
         self.tokens[number] = []
@@ -301,9 +306,17 @@ class InProcessCluster:
                 for update in updates:
                     assert update.sequence not in self.finish_reasons, "tokens after the end"
                     self.tokens[update.sequence] += update.tokens
+                    self.logprobs.setdefault(update.sequence, []).extend(update.logprobs)
                     self.num_reports[update.sequence] += 1
                     if update.finish_reason is not None:
                         self.finish_reasons[update.sequence] = update.finish_reason
+            case PromptLogprobs(sequence=sequence, start=start, entries=entries):
+                told = self.prompt_logprobs.setdefault(sequence, [])
+                assert not self.tokens[sequence], (
+                    "the prompt's tokens are told of before the first one that is generated"
+                )
+                assert start == len(told) + 1, "in order and without a gap"
+                told += entries
             case SequenceFailed(sequence=sequence, message=message):
                 self.failures[sequence] = message
             case Reused(sequence=sequence, num_tokens=num_tokens):

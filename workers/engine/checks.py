@@ -6,7 +6,8 @@ or a step is there is known to who owns it, and checked there. Reads no tensor b
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from protocol.messages import (
     StepFailed,
     StopReading,
 )
-from protocol.values import Buffer, Route, Sampling, unpack_keys
+from protocol.values import MAX_TOP_LOGPROBS, Buffer, Route, Sampling, TokenLogprobs, unpack_keys
 from strategy.memory import grown_bytes
 from workers.engine.actions import Action
 from workers.engine.fitness import UnfitMessage, required_buffer
@@ -107,6 +108,7 @@ class Checks:
         self._sampling(message.sampling)
         if message.read_by is not None:
             self._loaded(message.read_by)
+            _require(not message.scores_prompt, "a prompt that others read, with the log probabilities of its tokens")
             _require(
                 message.route.is_single and not message.read_by.is_single, "a prompt that others read for them all"
             )
@@ -178,6 +180,9 @@ class Checks:
     def _sampled(self, message: Sampled, _: _Buffers) -> None:
         self._begins_here(message.route)
         self._known(message.tokens)
+        if message.logprobs or message.scored:
+            _require(len(message.logprobs) in (0, len(message.tokens)), "log probabilities of more ids or fewer")
+            self._scores([each for each in (*message.logprobs, *chain(*message.scored)) if each is not None])
 
     # --- what they share
 
@@ -202,6 +207,12 @@ class Checks:
             wrong = found.min() if found.min() < 0 else found.max()
             raise UnfitMessage(f"token id {wrong} is outside the model's vocabulary of {size}")
 
+    def _scores(self, scores: Sequence[TokenLogprobs]) -> None:
+        self._known(token for score in scores for token, _ in score.top)
+        _require(all(len(score.top) <= MAX_TOP_LOGPROBS for score in scores), "more of the likeliest ids than can be")
+        numbers = (*(score.logprob for score in scores), *(number for score in scores for _, number in score.top))
+        _require(all(map(math.isfinite, numbers)), "a log probability that is no number")
+
     def _sampling(self, sampling: Sampling) -> None:
         biases = sampling.logit_bias or {}
         self._known(biases)
@@ -211,6 +222,10 @@ class Checks:
         )  # fmt: skip
         _require(
             all(number is None or math.isfinite(number) for number in numbers), "a setting of sampling is no number"
+        )
+        _require(
+            sampling.logprobs is None or 0 <= sampling.logprobs <= MAX_TOP_LOGPROBS,
+            f"log probabilities of {sampling.logprobs} ids at each place",
         )
 
 

@@ -8,20 +8,21 @@ import enum
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import msgspec
 import numpy as np
 
 from protocol.messages import KeepPrefix, OpenSequence, Row, StageFigures, Step
-from protocol.values import LayerRange
+from protocol.values import LayerRange, TokenLogprobs
 from strategy.chunking import MLX_LM_CHUNK_TOKENS
 from strategy.prefix import Key
 from workers.cache.kv_parts import KvPart
 from workers.cache.prefix_store import Handed, PrefixLost, PrefixStore, can_cut, part_of
 from workers.cache.stage_cache import StageCache
 from workers.engine.fitness import UnfitMessage
+from workers.engine.logprobs import PromptScores, StepLogprobs, Unread, of_sampled
 from workers.engine.sampling import TokenSampler, sample_rows
 from workers.kv_cache import KvSettings
 from workers.model.figures import stage_figures
@@ -77,6 +78,15 @@ class Launched:
     output: Any
     awaited: Any
     samplers: tuple[TokenSampler, ...]
+    logprobs: StepLogprobs
+
+
+class Told(NamedTuple):
+    """What the last stage says of a step, as of `Sampled`."""
+
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs | None, ...] = ()
+    scored: tuple[tuple[TokenLogprobs, ...], ...] = ()
 
 
 class StageExecutor:
@@ -101,6 +111,7 @@ class StageExecutor:
         self._sequences: dict[int, _OpenedSequence] = {}
         self._slots: dict[int, _SlotCache] = {}
         self._last_sampled: dict[int, mx.array] = {}  # by slot, for steps that run ahead
+        self._scores = PromptScores()
 
     def __repr__(self) -> str:
         return f"StageExecutor({self._stage.layers}, {len(self._sequences)} sequences)"
@@ -129,6 +140,7 @@ class StageExecutor:
         self._sequences.clear()
         self._slots.clear()
         self._last_sampled.clear()
+        self._scores.clear()
 
     def open(self, message: OpenSequence, keys: Sequence[Key], handed: Handed = ()) -> None:
         """A sequence begins, with the parts of earlier ones named by `keys` and what was handed over behind them.
@@ -145,6 +157,8 @@ class StageExecutor:
         self._sequences[message.sequence] = _OpenedSequence(
             message.cached, sampler, cache, keys, message.computed_tokens
         )
+        if message.scores_prompt and self._stage.is_last:
+            self._scores.open(message.sequence, message.sampling)
 
     def _kv_of(self, message: OpenSequence) -> KvSettings | None:
         if self._kv is None or self._kv.kind != "static":
@@ -182,6 +196,7 @@ class StageExecutor:
     def close(self, sequence: int) -> None:
         """A sequence ended; its row leaves its slot when the slot runs next, or now if it was the last."""
         self._sequences.pop(sequence, None)
+        self._scores.close(sequence)
         for number, slot in list(self._slots.items()):
             if not self._has_open(slot):
                 del self._slots[number]
@@ -196,22 +211,25 @@ class StageExecutor:
         """
         self._require_next(step)
         sampling = self._stage.is_last and any(row.sample for row in step.rows)
+        at_end = sampling and self._last_position_only and not self._scores.concern(step)
         inputs = self._sampled_before(step) if tokens is None else mx.array(tokens)
         cache = self._cache_of(step) if step.cached else None
         if cache is not None or self._uncached is Uncached.PLAIN:
-            output = self._forward(inputs, cache, payload, sampling=sampling)
+            output = self._forward(inputs, cache, payload, at_end=at_end)
         else:
-            output = self._forward_in_caches(step, inputs, payload, sampling=sampling)
+            output = self._forward_in_caches(step, inputs, payload, at_end=at_end)
+        logprobs = self._scores.of(step, inputs, output)
         samplers: tuple[TokenSampler, ...] = ()
         if sampling:
-            output, samplers = self._sample(output[:, -1, :], step)
+            output, samplers, sampled = self._sample(output[:, -1, :], step)
+            logprobs = logprobs._replace(sampled=sampled)
         elif self._stage.is_last:
             output = None
-        self._model.begin_evaluation(output, cache)
+        self._model.begin_evaluation([output, *logprobs.arrays], cache)
         for row in step.rows:
             self._sequences[row.sequence].num_tokens = row.position + step.num_tokens
         awaited = output if output is not None or cache is None else cache.states()
-        return Launched(step, output, awaited, samplers)
+        return Launched(step, output, awaited, samplers, logprobs)
 
     def _require_next(self, step: Step) -> None:
         """Every sequence of the step is open and where the step says. Raises UnfitMessage."""
@@ -222,27 +240,25 @@ class StageExecutor:
             if step.cached and sequence.num_tokens != row.position:
                 raise UnfitMessage(f"sequence {row.sequence} is at {sequence.num_tokens}, not at {row.position}")
 
-    def _forward(self, tokens: mx.array, cache: StageCache | None, payload: Any, *, sampling: bool) -> Any:
+    def _forward(self, tokens: mx.array, cache: StageCache | None, payload: Any, *, at_end: bool) -> Any:
         return self._model.forward(
-            tokens,
-            layers=self._stage.layers,
-            cache=cache,
-            payload=payload,
-            last_position_only=sampling and self._last_position_only,
+            tokens, layers=self._stage.layers, cache=cache, payload=payload, last_position_only=at_end
         )
 
-    def _forward_in_caches(self, step: Step, tokens: mx.array, payload: Any, *, sampling: bool) -> Any:
+    def _forward_in_caches(self, step: Step, tokens: mx.array, payload: Any, *, at_end: bool) -> Any:
         """A pass of all that a sequence has, in caches that are thrown away; cut as mlx-lm would have cut it, where that
         matters: then its payload is the list of what the parts hand on.
         """
         cache = self._model.make_cache(self._stage.layers)
         if self._uncached is Uncached.IN_CACHES:
-            return self._forward(tokens, cache, payload, sampling=sampling)
+            return self._forward(tokens, cache, payload, at_end=at_end)
         parts = mx.split(tokens, self._ends_of_parts(step), axis=1)
         outputs = []
         for part, received in zip(parts, payload or [None] * len(parts), strict=True):
-            outputs.append(self._forward(part, cache, received, sampling=sampling))
+            outputs.append(self._forward(part, cache, received, at_end=at_end))
             self._model.begin_evaluation(outputs[-1], cache)
+        if self._scores.concern(step):
+            return mx.concatenate(outputs, axis=1)
         return outputs[-1] if self._stage.is_last else outputs
 
     def _ends_of_parts(self, step: Step) -> list[int]:
@@ -253,21 +269,22 @@ class StageExecutor:
         return [*range(MLX_LM_CHUNK_TOKENS, last, MLX_LM_CHUNK_TOKENS), *range(max(last, 1), step.num_tokens)]
 
     def finish(self, launched: Launched) -> Any:
-        """Wait for a step. The payload for the next stage or, on the last stage, the sampled ids in row order."""
+        """Wait for a step. The payload for the next stage or, on the last stage, what it is `Told`."""
         # Not mx.eval: on the CPU it waits for everything that was launched since, too.
         for array in payload_arrays(launched.awaited):
             memoryview(array)  # type: ignore[arg-type]
             break
         if not self._stage.is_last:
             return launched.output
+        scored = launched.logprobs.read_scored()
         if launched.output is None:
-            return []
+            return Told(scored=scored)
         ids = np.array(launched.output).tolist()
         for sampler, token in zip(launched.samplers, ids, strict=True):
             sampler.accept(token)
-        return ids
+        return Told(tuple(ids), launched.logprobs.read_sampled(launched.samplers), scored)
 
-    def _sample(self, logits: mx.array, step: Step) -> tuple[mx.array, tuple[TokenSampler, ...]]:
+    def _sample(self, logits: mx.array, step: Step) -> tuple[mx.array, tuple[TokenSampler, ...], Unread | None]:
         wanted = [index for index, row in enumerate(step.rows) if row.sample]
         if len(wanted) < len(step.rows):
             logits = logits[mx.array(wanted)]
@@ -276,7 +293,7 @@ class StageExecutor:
         sampled = sample_rows(samplers, logits, positions)
         if step.slot is not None:
             self._last_sampled[step.slot] = sampled
-        return sampled, tuple(samplers)
+        return sampled, tuple(samplers), of_sampled(samplers, logits, sampled)
 
     def _sampled_before(self, step: Step) -> mx.array:
         assert step.slot is not None, "only a slot runs ahead"

@@ -57,6 +57,16 @@ class Generation:
         """Whether what it began with may be the cause of a failure: nothing was sampled yet."""
         return self.num_generated == 0 and bool(self.match.keys or self.num_handed)
 
+    @property
+    def tells_logprobs(self) -> bool:
+        """Whether the log probabilities of what is sampled are told."""
+        return self.request.sampling.logprobs is not None
+
+    @property
+    def tells_prompt(self) -> bool:
+        """Whether the log probabilities of the prompt's tokens are told, with each step until the first token is sampled."""
+        return self.request.scores_prompt and self.num_generated == 0
+
     def is_read(self, end: int) -> bool:
         """Whether the first `end` tokens are all of the prompt that is computed before the first token is sampled."""
         return end == self.prompt_tokens - 1

@@ -20,19 +20,21 @@ from protocol.messages import (
     PrefillProgress,
     Reused,
     Row,
+    Sampled,
     SequenceFailed,
     Step,
     StepOverdue,
     Tokens,
     Update,
 )
-from protocol.values import Route
+from protocol.values import Route, TokenLogprobs
 from strategy.chunking import ChunkCost, ChunkSize
 from strategy.prefix import BLOCK_TOKENS, NO_MATCH, Key, Match, PrefixDirectory
 from strategy.scheduling import RowPlan, Schedule, StepPlan
 from workers.engine.actions import Action, Forward, Launch, Report
 from workers.engine.fitness import UnfitMessage
 from workers.engine.generation import Generation, Reading
+from workers.engine.scored import misfit_of, prompts_scored
 from workers.engine.step_kind import StepKind, kind_of
 from workers.engine.usual_times import UsualTimes
 
@@ -111,7 +113,7 @@ class Head:
         """What of a new request's prompt is kept here; held for it until it ends, or until `release`."""
         if request.sequence in self._numbers:
             raise UnfitMessage(f"sequence {request.sequence} is already there")
-        if self._prefixes is None or not request.cached:
+        if self._prefixes is None or not request.cached or request.scores_prompt:
             return NO_MATCH
         return self._prefixes.match(prompt, request.scope)
 
@@ -166,6 +168,7 @@ class Head:
             history=tuple(prompt[-HISTORY_TOKENS:]),
             max_length=len(prompt) + request.max_tokens,
             computed_tokens=num_computed,
+            scores_prompt=request.scores_prompt,
         )
         penalties = (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty)
         self._schedule.add(
@@ -305,32 +308,31 @@ class Head:
             case StepKind.PREFILL:
                 self._chunk_size.observe_chunk(step.rows[0].position, step.num_tokens, seconds)
 
-    def sampled(self, number: int, tokens: tuple[int, ...], now: float) -> list[Action]:
+    def sampled(self, answer: Sampled, now: float) -> list[Action]:
         """A step came back with the ids of its sampling rows."""
-        num_wanted = sum(row.sample for row in self._flying(number).plan.rows)
-        if len(tokens) != num_wanted:
-            return self.failed(
-                number, f"{self.route.last} sampled {len(tokens)} tokens where {num_wanted} were asked for"
-            )
-        done = self._landed(number)
+        rows = self._flying(answer.number).plan.rows
+        if (misfit := misfit_of(answer, rows, self._generations)) is not None:
+            return self.failed(answer.number, f"{self.route.last} {misfit}")
+        done = self._landed(answer.number)
         self._usual.observe(done.kind, done.num_tokens, now - done.launched_at)
-        actions: list[Action] = []
+        actions: list[Action] = [*prompts_scored(answer, rows, self._generations)]
         updates: list[Update] = []
-        ids = iter(tokens)
-        for row in done.plan.rows:
+        ids = iter(answer.tokens)
+        logprobs = iter(answer.logprobs)
+        for row in rows:
             if row.sample:
-                actions += self._accept(row.sequence, next(ids), updates)
+                actions += self._accept(row.sequence, next(ids), next(logprobs, None), updates)
             else:
                 actions += self._progress(row)
         return [*actions, Report(Tokens(updates=tuple(updates)))] if updates else actions
 
-    def _accept(self, number: int, token: int, updates: list[Update]) -> list[Action]:
+    def _accept(self, number: int, token: int, logprobs: TokenLogprobs | None, updates: list[Update]) -> list[Action]:
         generation = self._generations.get(number)
         if generation is None:
             return []
         generation.tokens.append(token)
         reason = generation.finish_reason()
-        updates.append(Update(generation.request.sequence, (token,), reason))
+        updates.append(Update(generation.request.sequence, (token,), reason, () if logprobs is None else (logprobs,)))
         return [] if reason is None else self._close(number, keep=True)
 
     def _progress(self, row: RowPlan) -> list[Action]:

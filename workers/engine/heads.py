@@ -124,7 +124,7 @@ class Heads:
         if head is None:
             raise UnfitMessage(f"no route {message.route} runs from here")
         if isinstance(message, Sampled):
-            return head.sampled(message.number, message.tokens, now)
+            return head.sampled(message, now)
         return head.failed(message.number, message.message)
 
     def ran(self, step: Step, seconds: float) -> None:

@@ -36,12 +36,22 @@ class TokenSampler:
         """Whether the token is the largest logit and nothing else, so that rows can share one argmax."""
         return self._sampling.temperature == 0 and not self._processors
 
-    def sample(self, logits: mx.array, position: int) -> mx.array:
-        """The token for `position` (its index in prompt and answer together) from logits (1, V); shape (1,), lazy."""
+    @property
+    def num_logprobs(self) -> int | None:
+        """Of how many of the likeliest tokens the log probabilities are told beside the sampled one's; None for none at all."""
+        return self._sampling.logprobs
+
+    def processed(self, logits: mx.array) -> mx.array:
+        """Logits (1, V) for the next token after penalties and biases, lazy."""
         if self._processors:
             tokens = mx.array(self._history)
             for processor in self._processors:
                 logits = processor(tokens, logits)
+        return logits
+
+    def sample(self, logits: mx.array, position: int) -> mx.array:
+        """The token for `position` (its index in prompt and answer together) from logits (1, V); shape (1,), lazy."""
+        logits = self.processed(logits)
         if self._sampler is None:
             self._sampler = self._make_sampler(logits.shape[-1])
         if self._sampling.temperature > 0:

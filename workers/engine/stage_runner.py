@@ -245,7 +245,7 @@ class StageRunner:
         seconds = self._count(in_flight)
         worker = self._next_worker(step.route)
         if worker is None:
-            return FinishedStep(seconds, Sampled(number=step.number, route=step.route, tokens=tuple(output)))
+            return FinishedStep(seconds, Sampled(number=step.number, route=step.route, **output._asdict()))
         spec, arrays = payload.encode(output)
         assert in_flight.tokens is not None, "only a route of one stage runs ahead of its ids"
         self._links.send(worker, msgspec.structs.replace(step, payload=spec), [in_flight.tokens.tobytes(), *arrays])

@@ -53,9 +53,16 @@ def ids(*numbers):
     return np.array(numbers, np.int32).tobytes()
 
 
-def generate(route=BOTH, sequence=900, max_tokens=3, sampling=GREEDY):
+def generate(route=BOTH, sequence=900, max_tokens=3, sampling=GREEDY, **fields):
     return Generate(
-        sequence=sequence, route=route, cached=True, max_tokens=max_tokens, end_tokens=(), sampling=sampling, seed=0
+        sequence=sequence,
+        route=route,
+        cached=True,
+        max_tokens=max_tokens,
+        end_tokens=(),
+        sampling=sampling,
+        seed=0,
+        **fields,
     )
 
 
@@ -86,6 +93,9 @@ UNFIT_REQUESTS = {
     "that prefers an id beyond the vocabulary": (generate(sampling=Sampling(logit_bias={BEYOND: 1.0})), (ids(5, 6),)),
     "that prefers a negative id": (generate(sampling=Sampling(logit_bias={-7: 1.0})), (ids(5, 6),)),
     "with a temperature that is no number": (generate(sampling=Sampling(temperature=math.nan)), (ids(5, 6),)),
+    "with more of the likeliest ids than can be told": (generate(sampling=Sampling(logprobs=21)), (ids(5, 6),)),
+    "with fewer of them than none": (generate(sampling=Sampling(logprobs=-1)), (ids(5, 6),)),
+    "that others read and of whose prompt is told": (generate(FIRST, read_by=BOTH, scores_prompt=True), (ids(5, 6),)),
     "with an endless penalty": (generate(sampling=Sampling(repetition_penalty=math.inf)), (ids(5, 6),)),
 }
 

@@ -52,7 +52,7 @@ class Played:
         """One token more for each of `sequences`, as one batch."""
         rows = [Row(sequence, len(self.tokens[sequence]) - 1, sample=True) for sequence in sequences]
         found = self._run(slot, rows, [self.tokens[sequence][-1:] for sequence in sequences])
-        for sequence, token in zip(sequences, found, strict=True):
+        for sequence, token in zip(sequences, found.tokens, strict=True):
             self.tokens[sequence].append(token)
 
     def _run(self, slot, rows, ids):

@@ -11,6 +11,7 @@ from protocol.messages import (
     PrefillProgress,
     ReadingFailed,
     Reused,
+    Sampled,
     SequenceFailed,
     StepOverdue,
     Tokens,
@@ -99,7 +100,7 @@ class Played:
         return launch.step, launch.tokens
 
     def sampled(self, step, *tokens):
-        self.do(self.head.sampled(step.number, tokens, self.now))
+        self.do(self.head.sampled(Sampled(number=step.number, route=self.head.route, tokens=tokens), self.now))
 
     def failed(self, step, message):
         self.do(self.head.failed(step.number, message))
@@ -294,7 +295,7 @@ def test_step_of_an_unknown_number_changes_nothing(played):
     played.begin(1, [5])
     played.issue()
     with pytest.raises(UnfitMessage):
-        played.head.sampled(99, (1,), played.now)
+        played.head.sampled(Sampled(number=99, route=ROUTE, tokens=(1,)), played.now)
     with pytest.raises(UnfitMessage):
         played.head.failed(99, "?")
     assert played.head.num_in_flight == 1
