@@ -7,20 +7,23 @@ argument. Knows nothing of workers or HTTP.
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from cluster.serving.requests import Delta, Event, Finished, Progress
-from protocol.messages import PrefillProgress, Reused, Update
+from cluster.serving.requests import Delta, Event, Finished, Progress, Scored
+from cluster.serving.scores import Scores
+from protocol.messages import PrefillProgress, PromptLogprobs, Reused, Update
+from protocol.values import TokenLogprobs
 
 if TYPE_CHECKING:  # the tokenizer's library takes a second to import, and the coordinator loads it beside other things
     from cluster.serving.prompts import TextStream
 
-Report = Update | PrefillProgress | Reused
+Report = Update | PrefillProgress | PromptLogprobs | Reused
 
 
 class Answer:
-    """stream: the detokenizer of this request; arrival: when the request came."""
+    """stream: the detokenizer of this request; arrival: when the request came; scores: None where it wants no log probabilities."""
 
-    def __init__(self, stream: "TextStream", *, prompt_tokens: int, arrival: float):
+    def __init__(self, stream: "TextStream", *, prompt_tokens: int, arrival: float, scores: Scores | None = None):
         self._stream = stream
+        self._scores = scores
         self._prompt_tokens = prompt_tokens
         self._arrival = arrival
         self._first_at: float | None = None
@@ -57,6 +60,11 @@ class Answer:
         """When the newest token came; at first when the request did."""
         return self._last_at
 
+    @property
+    def lacks_prompt_scores(self) -> bool:
+        """Whether log probabilities of the prompt's tokens are still to be told."""
+        return self._scores is not None and self._scores.lacks_prompt
+
     def note(self, clause: str) -> None:
         """What else the client should know."""
         self._notes.append(clause)
@@ -71,21 +79,35 @@ class Answer:
         """The events that `reports` amount to; several updates give one Delta. The last event may be Finished."""
         events: list[Event] = []
         tokens: list[int] = []
+        logprobs: list[TokenLogprobs] = []
         reason: str | None = None
         for report in reports:
-            if isinstance(report, Reused):
-                if self._first_at is None:  # later on what is read again is no longer the prompt alone
-                    self._cached_tokens = report.num_tokens
-            elif isinstance(report, PrefillProgress):
-                events.append(Progress(processed=report.processed, total=report.total))
-            else:
+            if isinstance(report, Update):
                 tokens += report.tokens
+                logprobs += report.logprobs
                 reason = reason or report.finish_reason
+            else:
+                events += self._read(report)
+        if self._scores is not None and (told := self._scores.whole_prompt()) is not None:
+            events.append(told)
         if tokens or reason:
-            events += self._grow(tokens, reason, now)
+            events += self._grow(tokens, logprobs, reason, now)
         return events
 
-    def _grow(self, tokens: list[int], reason: str | None, now: float) -> list[Event]:
+    def _read(self, report: PrefillProgress | PromptLogprobs | Reused) -> list[Event]:
+        """The prompt is on its way."""
+        match report:
+            case PrefillProgress(processed=processed, total=total):
+                return [Progress(processed=processed, total=total)]
+            case Reused(num_tokens=num_tokens) if self._first_at is None:  # else it is no longer the prompt alone
+                self._cached_tokens = num_tokens
+            case PromptLogprobs() if self._scores is not None:
+                self._scores.take_prompt(report)
+        return []
+
+    def _grow(self, tokens: list[int], logprobs: list[TokenLogprobs], reason: str | None, now: float) -> list[Event]:
+        if self._scores is not None and self._scores.is_all:  # the token that ends the last step is nobody's
+            tokens, reason = [], "length"
         self._first_at = now if self._first_at is None else self._first_at
         self._last_at = now
         self._num_generated += len(tokens)
@@ -102,19 +124,28 @@ class Answer:
             reason = "stop" if self._stream.stopped else reason
         self._token_ids += tokens
         self._finish_reason = reason
-        events = self._told_apart(text, tuple(tokens), is_last=reason is not None)
+        scores = () if self._scores is None else self._scores.of_answer(tokens, logprobs)
+        events = self._told_apart(text, tuple(tokens), scores, is_last=reason is not None)
         return events if reason is None else [*events, self._finished(reason)]
 
-    def _told_apart(self, text: str, tokens: tuple[int, ...], *, is_last: bool) -> list[Event]:
+    def _told_apart(
+        self, text: str, tokens: tuple[int, ...], scores: tuple[Scored, ...], *, is_last: bool
+    ) -> list[Event]:
         """As Deltas, of which the first has the tokens."""
         parts = self._stream.parts
         if parts is None:
-            return [Delta(text=text, token_ids=tokens)] if text or tokens else []
+            return [Delta(text=text, token_ids=tokens, scores=scores)] if text or tokens else []
         found = [*parts.push(text), *(parts.finish() if is_last else ())]
         if not found:
-            return [Delta(text="", token_ids=tokens)] if tokens else []
+            return [Delta(text="", token_ids=tokens, scores=scores)] if tokens else []
         return [
-            Delta(text=part.text, reasoning=part.reasoning, calls=part.calls, token_ids=() if place else tokens)
+            Delta(
+                text=part.text,
+                reasoning=part.reasoning,
+                calls=part.calls,
+                token_ids=() if place else tokens,
+                scores=() if place else scores,
+            )
             for place, part in enumerate(found)
         ]
 

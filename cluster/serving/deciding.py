@@ -74,7 +74,7 @@ class Decider:
         return msgspec.structs.replace(
             asked,
             expected_tokens=self._forecasting.expected_tokens(live.names, asked.max_tokens),
-            reusable=self._forecasting.reusable(live.keys),
+            reusable={} if asked.scores_prompt else self._forecasting.reusable(live.keys),
         )
 
     def decide(self, asked: Asked, plan: Plan) -> Decision:
@@ -162,7 +162,8 @@ class Decider:
 
     def answered(self, live: LiveRequest, decision: Decision, finished: Finished, waited_s: float) -> None:
         """A request has its answer. waited_s: for its turn."""
-        self._forecasting.ended(live.names, finished)
+        if finished.completion_tokens:
+            self._forecasting.ended(live.names, finished)
         if live.is_first(decision):
             self._forecasting.answered(decision.route, decision.forecast, finished, waited_s)
 

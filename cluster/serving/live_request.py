@@ -7,7 +7,6 @@ was generated, with the same seed, so that what follows is what would have follo
 import secrets
 from collections import Counter
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from cluster.planning.plan import Loss, Plan
 from cluster.serving.answer import Answer
@@ -21,9 +20,6 @@ from strategy.decision import Decision
 from strategy.prefix import BLOCK_TOKENS, Key, block_keys
 from strategy.situation import Asked, Mode, Strategy
 
-if TYPE_CHECKING:  # see `answer`
-    from cluster.serving.prompts import TextStream
-
 DEFAULT_MAX_TOKENS = 512
 # For architectures without positions to run out of, such as state-space models.
 UNBOUNDED_CONTEXT_TOKENS = 1 << 20
@@ -34,21 +30,20 @@ _DEATHS_ALLOWED = 1
 
 
 class LiveRequest:
-    """tokens: of the prompt; stream: the detokenizer of the answer; arrival: when the request came."""
+    """tokens: of the prompt."""
 
     def __init__(
         self,
         request: GenerationRequest,
         tokens: tuple[int, ...],
-        stream: "TextStream",
+        answer: Answer,
         counts: Counts,
         deadline: Deadline,
-        arrival: float,
     ):
         self.request = request
         self.deadline = deadline
         self.tokens = tokens
-        self.answer = Answer(stream, prompt_tokens=len(tokens), arrival=arrival)
+        self.answer = answer
         self.state = RequestState.WAITING
         self._counts = counts
         self._seed = secrets.randbits(63) if request.sampling.seed is None else request.sampling.seed % (1 << 63)
@@ -125,15 +120,22 @@ class LiveRequest:
             strategy=Strategy(request.strategy) if request.strategy is not None else None,
             began_with=self._first.strategy if self._first is not None else None,
             beginnings=self.beginnings,
+            scores_prompt=self.answer.lacks_prompt_scores,
         )
 
     def _limit(self, context: int) -> None:
         request, prompt_tokens = self.request, len(self.tokens)
-        if prompt_tokens >= context:
+        only_scores = (
+            request.max_tokens == 0 and request.scores_prompt
+        )  # by the step that samples one token, which is dropped
+        if prompt_tokens >= context + only_scores:
             raise ContextTooLong(
                 f"the prompt has {prompt_tokens} tokens but the model's context is {context} tokens; shorten it",
                 param=request.prompt_field,
             )
+        if only_scores:
+            self._max_tokens = 1
+            return
         room = context - prompt_tokens
         self._max_tokens = request.max_tokens or min(DEFAULT_MAX_TOKENS, room)
         if self._max_tokens > room:
@@ -174,6 +176,7 @@ class LiveRequest:
             client=self.request.client,
             conversation=self.request.conversation,
             read_by=decision.read_by,
+            scores_prompt=self.answer.lacks_prompt_scores,
         )
         return message, (*self.tokens, *emitted)
 

@@ -21,6 +21,7 @@ from cluster.serving.parts import Parts, parts_of
 from cluster.serving.requests import ChatPrompt, GenerationRequest, Prompt, TextPrompt, TokensPrompt
 from cluster.serving.sampling_defaults import sampling_defaults
 from cluster.serving.templates import TemplateFailed
+from cluster.serving.token_texts import TokenTexts
 from protocol.errors import BadRequest, ContextTooLong, ModelError
 from protocol.heap import give_back_memory
 from protocol.values import Sampling
@@ -176,6 +177,11 @@ class Prompts:
         if isinstance(prompt := request.prompt, ChatPrompt):
             parts = parts_of(self._tokenizer, tokens, prompt.tools, one_call=prompt.one_call)
         return TextStream(self._tokenizer.detokenizer, request.stop, parts)
+
+    @cached_property
+    def text_of(self) -> TokenTexts:
+        """The own text of single tokens."""
+        return TokenTexts(self._tokenizer)
 
     def unused(self, prompt: Prompt) -> tuple[str, ...]:
         """What of a prompt this model's template makes nothing of, as clauses."""

@@ -17,7 +17,7 @@ import msgspec
 from cluster.planning.interface import Cluster
 from cluster.planning.plan import Loss, Plan
 from cluster.serving.admission import Admission, NotNow, Place
-from cluster.serving.answer import Report
+from cluster.serving.answer import Answer, Report
 from cluster.serving.counts import Counts
 from cluster.serving.deadline import Deadline
 from cluster.serving.deciding import Decider
@@ -29,6 +29,7 @@ from cluster.serving.measures import Measures
 from cluster.serving.overview import Identity, Overview
 from cluster.serving.requests import Event, Explanation, Finished, GenerationRequest, ModelInfo
 from cluster.serving.runs import Paused, RouteLost, Run, Runs
+from cluster.serving.scores import scores_of
 from cluster.serving.status import HealthReport, HostModels, Status, WorkerFigures, health_report
 from cluster.serving.waiting import until_placed
 from cluster.settings import Settings
@@ -126,8 +127,10 @@ class GenerationService:
         request = request.with_defaults(self._prompts.sampling)
         deadline = Deadline(arrival, request.timeout_s or self._timeout_s)
         tokens = await self._encoded(request, deadline, arrival)
+        scores = scores_of(request, tokens, self._prompts.text_of)
         stream = self._prompts.stream(request, tokens)
-        live = LiveRequest(request, tokens, stream, self._counts, deadline, arrival)
+        answer = Answer(stream, prompt_tokens=len(tokens), arrival=arrival, scores=scores)
+        live = LiveRequest(request, tokens, answer, self._counts, deadline)
         for clause in self._prompts.unused(request.prompt):
             live.answer.note(clause)
         return live

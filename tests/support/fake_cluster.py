@@ -143,9 +143,9 @@ class FakeCluster:
         self.end(*died, sentence=None if died else "a link was lost")
         self.begin(plan_of(tuple(workers), epoch=epoch, **changes))
 
-    def report(self, sequence, tokens, reason=None):
+    def report(self, sequence, tokens, reason=None, logprobs=()):
         """A head generated tokens."""
-        self.listener.tokens(Tokens(updates=(Update(sequence, tuple(tokens), reason),)))
+        self.listener.tokens(Tokens(updates=(Update(sequence, tuple(tokens), reason, tuple(logprobs)),)))
 
     # --- what the test reads
 
