@@ -16,6 +16,8 @@ from cluster.api.schemas import NOTHING, Described, any_of, component, described
 from protocol.errors import BadRequest
 
 Check = Callable[[str, Any], Any]
+MAX_TOKEN_ID = 2**31 - 1
+_MANY_DIGITS = 10**9
 NO_EFFECT: Final = object()
 """What a check gives for a value that is accepted and changes nothing, though it asks for something."""
 # Of the fields of one body that have no effect, so many are named.
@@ -53,8 +55,8 @@ def refuse(name: str, must: str, value: Any) -> BadRequest:
 
 
 def integer(low: int, high: int) -> Described[int]:
-    """An integer from `low` to `high`, both included."""
-    of_text = _TextAs(int, lambda: integer_pattern(low, high))
+    """An integer from `low` to `high`, both included; text of it has fewer digits than a bound of many."""
+    of_text = _TextAs(int, lambda: integer_pattern(_of_fewer_digits(low), _of_fewer_digits(high)))
     one = whole_number(low, high)
 
     @described(lambda: any_of(one.schema, of_text.schema))
@@ -89,6 +91,13 @@ def number(low: float, high: float) -> Described[float]:
         return float(given)
 
     return check
+
+
+def _of_fewer_digits(bound: int) -> int:
+    """The furthest number on the way to a large bound whose digits are all nines: what text up to it is, is short to say."""
+    if abs(bound) < _MANY_DIGITS:
+        return bound
+    return (10 ** (len(str(abs(bound))) - 1) - 1) * (1 if bound > 0 else -1)
 
 
 class _TextAs:
@@ -170,7 +179,7 @@ def strings(high_count: int, high_length: int) -> Described[tuple[str, ...]]:
 
 
 _BIAS = number(-100, 100)
-_TOKEN_ID = re.compile("^(?:0|[1-9][0-9]{0,8})$")
+_TOKEN_ID = re.compile("0|[1-9][0-9]{0,9}")
 
 
 @described(
@@ -186,7 +195,7 @@ def token_biases(name: str, value: Any) -> dict[int, float] | None:
         raise refuse(name, 'an object like {"42": -100}', value)
     biases = {}
     for key, item in value.items():
-        if not _TOKEN_ID.fullmatch(key):
+        if not _TOKEN_ID.fullmatch(key) or int(key) > MAX_TOKEN_ID:
             raise refuse(name, "an object whose keys are token ids", key)
         biases[int(key)] = _BIAS(f"{name}.{key}", item)
     return biases or None

@@ -55,12 +55,13 @@ def _at_least(digits: str) -> str:
 
 def _range(low: int, high: int) -> str:
     """The digits of the whole numbers from `low` to `high`, without zeros in front."""
-    parts = []
-    for length in range(len(str(low)), len(str(high)) + 1):
-        first = max(low, 10 ** (length - 1) if length > 1 else 0)
-        last = min(high, 10**length - 1)
-        parts.append(_of_one_length(str(first), str(last)))
-    return "|".join(parts)
+    shortest, longest = len(str(low)), len(str(high))
+    if shortest == longest:
+        return _of_one_length(str(low), str(high))
+    parts = [_of_one_length(str(low), "9" * shortest)]
+    if longest - shortest > 1:
+        parts.append(f"[1-9][0-9]{{{shortest},{longest - 2}}}")
+    return "|".join([*parts, _of_one_length(f"1{'0' * (longest - 1)}", str(high))])
 
 
 def _of_one_length(low: str, high: str) -> str:

@@ -70,12 +70,17 @@ class _OllamaEndpoints:
         return json_answer({"version": VERSION})
 
     async def show(self, request: Request) -> Response:
-        fields = await parsed_body(request, lambda body: check_all(body, _SHOW_FIELDS, Notes()))
+        fields = await parsed_body(request, lambda body: parse_show(body, Notes()))
         model, _ = self._names.find(fields.get("model") or fields.get("name") or None)
         return json_answer(_shown(model))
 
     async def root(self, _request: Request) -> Response:
         return Response("Ollama is running", media_type="text/plain")
+
+
+def parse_show(body: dict[str, Any], notes: Notes) -> dict[str, Any]:
+    """The checked fields. Raises BadRequest naming the field."""
+    return check_all(body, _SHOW_FIELDS, notes)
 
 
 def _named(model: ModelInfo) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from cluster.api.fields import (
+    MAX_TOKEN_ID,
     Check,
     Notes,
     check_all,
@@ -31,7 +32,6 @@ from protocol.errors import BadRequest
 from protocol.values import Sampling
 from strategy.situation import Mode, Strategy
 
-MAX_TOKEN_ID = 2**31 - 1
 # Below it nothing but the largest logit has a chance anyway: the same as greedy.
 LEAST_TEMPERATURE = 1e-3
 

@@ -78,9 +78,7 @@ class _TokenEndpoints:
         return json_answer({"tokens": tokens, "count": len(tokens), "max_model_len": model.context_tokens})
 
     async def detokenize(self, request: Request) -> Response:
-        fields = await parsed_body(request, lambda body: check_all(body, _DETOKENIZE_FIELDS, Notes()))
-        if "tokens" not in fields:
-            raise BadRequest("tokens is missing; send a list of token ids", param="tokens")
+        fields = await parsed_body(request, lambda body: parse_detokenize(body, Notes()))
         self._names.find(fields.get("model") or None)
         return json_answer({"prompt": await self._service.decode(fields["tokens"])})
 
@@ -101,3 +99,11 @@ def parse_tokenize(body: dict[str, Any], notes: Notes) -> ApiRequest:
         bare = msgspec.structs.replace(parsed.generation, prompt=TextPrompt(prompt.text, bare=True))
         return msgspec.structs.replace(parsed, generation=bare)
     return parsed
+
+
+def parse_detokenize(body: dict[str, Any], notes: Notes) -> dict[str, Any]:
+    """The checked fields. Raises BadRequest naming the field."""
+    fields = check_all(body, _DETOKENIZE_FIELDS, notes)
+    if "tokens" not in fields:
+        raise BadRequest("tokens is missing; send a list of token ids", param="tokens")
+    return fields

@@ -11,9 +11,9 @@ import msgspec
 from cluster.api.document.answers import openai_schemas, response_schemas, struct_schemas
 from cluster.api.document.operations import EVENTS, JSON, Operation, bodies, operations
 from cluster.api.document.other_answers import anthropic_schemas, ollama_schemas, tandem_schemas
+from cluster.api.fields import MAX_TOKEN_ID
 from cluster.api.generation import STRATEGY_HEADER
 from cluster.api.number_texts import integer_pattern
-from cluster.api.parameters import MAX_TOKEN_ID
 from cluster.api.schemas import Schema, any_of, component
 from strategy.situation import Strategy
 

@@ -4,8 +4,8 @@ from typing import Any
 
 from cluster.api.accounts import accounts, usage
 from cluster.api.events import DONE, TextEvent, as_json, event
-from cluster.api.fields import Check, Notes, only, refuse, whole_number
-from cluster.api.parameters import COMMON, MAX_TOKEN_ID, api_request, understood, understood_schema
+from cluster.api.fields import MAX_TOKEN_ID, Check, Notes, only, refuse, whole_number
+from cluster.api.parameters import COMMON, api_request, understood, understood_schema
 from cluster.api.schemas import Schema, any_of, component, described, list_of
 from cluster.api.surface import AnswerFormat, ApiRequest, Dialect
 from cluster.serving.requests import Delta, Finished, Prompt, Routed, TextPrompt, TokensPrompt

@@ -163,7 +163,7 @@ def _as_openai(name: str, value: Any, notes: Notes) -> dict[str, Any]:
         {key: item for key, item in given.items() if key in _OWN_OF_MESSAGES}, _OWN_OF_MESSAGES, notes, f"{name}."
     )
     rest = {key: item for key, item in given.items() if key not in _OWN_OF_MESSAGES}
-    return {"content": ""} | rest | ({"name": own["tool_name"]} if "tool_name" in own else {})
+    return {"content": ""} | ({"name": own["tool_name"]} if "tool_name" in own else {}) | rest
 
 
 def _prompt(fields: dict[str, Any], notes: Notes) -> Prompt:

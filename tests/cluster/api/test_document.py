@@ -1,19 +1,22 @@
 """The document of the API: it names what there is, and says of it what is so."""
 
+import json
 import re
 
 import msgspec
 import pytest
+from jsonschema import Draft202012Validator
 
 from cluster.api import build_app
 from cluster.api.app import OPEN_PATHS
 from cluster.api.document.building import Known, document
 from cluster.api.document.operations import operations
 from cluster.api.surfaces import SURFACES
-from protocol.errors import Unavailable
+from cluster.serving.requests import Delta, ToolCall
+from protocol.errors import QueueFull, Unavailable
 from strategy.decision import Verdict
 from strategy.situation import Strategy
-from tests.support.fake_service import EXPLANATION, FakeService, ask
+from tests.support.fake_service import EXPLANATION, FINISHED, ROUTED, FakeService, ask
 
 DOCUMENT = document(Known(vocabulary_size=2048))
 
@@ -130,3 +133,89 @@ def test_page_has_examples_of_bodies_that_there_are():
 @pytest.mark.parametrize("path", ["/openapi.json", "/docs"])
 def test_foreign_pages_see_no_document(path):
     assert ask(FakeService(), "GET", path, headers={"origin": "https://example.org"}).status_code == 403
+
+
+ASKED = {
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
+    "/v1/completions": {"prompt": "hi"},
+    "/v1/responses": {"input": "hi"},
+    "/v1/messages": {"messages": [{"role": "user", "content": "hi"}]},
+    "/v1/messages/count_tokens": {"messages": [{"role": "user", "content": "hi"}]},
+    "/api/chat": {"messages": [{"role": "user", "content": "hi"}]},
+    "/api/generate": {"prompt": "hi"},
+    "/api/show": {},
+    "/v1/explain": {"prompt": "hi"},
+    "/tokenize": {"prompt": "hi"},
+    "/detokenize": {"tokens": [104]},
+    "/v1/cluster/figures": None,
+    "/v1/cluster/mend": None,
+}
+SAID = (
+    ROUTED,
+    Delta(text="", token_ids=(4,), reasoning="so"),
+    Delta(text="Hello", token_ids=(5,)),
+    Delta(text="", token_ids=(), calls=(ToolCall(id="call_1", name="weather", arguments='{"city": "Paris"}'),)),
+    FINISHED,
+)
+
+
+def require_valid(value, schema):
+    Draft202012Validator(schema | {"components": DOCUMENT["components"]}).validate(value)
+
+
+def described_answer(operation, status):
+    return DOCUMENT["paths"][operation.path][operation.method]["responses"][str(status)]["content"]
+
+
+@pytest.mark.parametrize("operation", operations(), ids=lambda operation: f"{operation.method} {operation.path}")
+def test_answers_are_as_described(operation):
+    path = operation.path.format(response_id="resp_1", conversation="c", model_id="tiny")
+    body = {"stream": False} | (ASKED[path] or {}) if operation.method == "post" else None
+    answer = ask(FakeService(*SAID), operation.method, path, body)
+    kind = answer.headers["content-type"].partition(";")[0]
+    schema = described_answer(operation, answer.status_code)[kind]["schema"]
+    if path == "/status":  # of which the service that plays has but a part
+        schema = {"type": "object"}
+    require_valid(answer.json() if kind == "application/json" else answer.text, schema)
+
+
+@pytest.mark.parametrize(
+    "operation", [each for each in operations() if each.streamed], ids=lambda operation: operation.path
+)
+@pytest.mark.parametrize("ending", [FINISHED, Unavailable("the plan was lost")])
+def test_what_streams_carry_is_as_described(operation, ending):
+    answer = ask(FakeService(*SAID[:-1], ending), "POST", operation.path, ASKED[operation.path] | {"stream": True})
+    kind, _ = operation.streamed
+    schema = described_answer(operation, 200)[kind]["schema"]
+    if kind == "application/x-ndjson":
+        pieces = [json.loads(line) for line in answer.text.splitlines()]
+        carried = schema["contentSchema"]
+    else:
+        data = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: ")]
+        pieces = [json.loads(each) for each in data if each != "[DONE]"]
+        carried = next(each for each in schema["properties"]["data"]["anyOf"] if "contentSchema" in each)[
+            "contentSchema"
+        ]
+    assert len(pieces) >= 2
+    for piece in pieces:
+        require_valid(piece, carried)
+
+
+@pytest.mark.parametrize(
+    "operation", [each for each in operations() if each.body], ids=lambda operation: operation.path
+)
+def test_errors_are_as_described(operation):
+    service = FakeService(QueueFull("too many requests wait", retry_after_s=3), models=())
+    for answer in (
+        ask(service, "POST", operation.path, content=b"["),
+        ask(service, "POST", operation.path, ASKED[operation.path]),
+        ask(FakeService(), "POST", operation.path, headers={"origin": "https://example.org"}),
+        ask(
+            FakeService(QueueFull("too many requests wait", retry_after_s=3)),
+            "POST",
+            operation.path,
+            ASKED[operation.path],
+        ),
+    ):
+        if answer.status_code != 200:
+            require_valid(answer.json(), described_answer(operation, answer.status_code)["application/json"]["schema"])
