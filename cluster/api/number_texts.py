@@ -1,7 +1,5 @@
 """Which text stands for a number of a range: plain decimal digits, as regular expressions that JSON Schema and Python read alike."""
 
-from decimal import Decimal
-
 # Digits behind the point; more say nothing that a float keeps.
 _MOST_DECIMALS = 17
 _ANY = f"[0-9]{{0,{_MOST_DECIMALS}}}"
@@ -17,14 +15,12 @@ def integer_pattern(low: int, high: int, *, is_bare: bool = False) -> str:
 
 def number_pattern(low: float, high: float) -> str:
     """Numbers from `low` to `high`, both included. high: a whole number, and a negative `low` too."""
-    least, most = Decimal(str(low)), int(high)
+    whole, _, decimals = str(low).partition(".")
+    first, begun, most = int(whole), decimals.rstrip("0"), int(high)
     assert most == high, high
-    if least < 0:
-        assert least == int(least), low
-        below = [f"-(?:{_from_zero(int(-least))})"]
-        return _anchored([*below, _from_zero(most)])
-    first = int(least)
-    begun = str(least % 1)[2:].rstrip("0") if least % 1 else ""
+    if first < 0:
+        assert not begun, low
+        return _anchored([f"-(?:{_from_zero(-first)})", _from_zero(most)])
     fraction = f"\\.{_at_least(begun)}" if begun else _FRACTION
     rest = [f"(?:{_range(first + 1, most - 1)}){_FRACTION}"] if first + 1 < most else []
     return _anchored([f"{first}{fraction}", *rest, f"{most}{_ZEROS}"])
