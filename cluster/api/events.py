@@ -50,13 +50,11 @@ def comment(text: str) -> bytes:
 class TextEvent:
     """An event in which only a text changes: everything around it is encoded once for each answer.
 
-    make: the event's data for a text, which it holds exactly once; framed: such data as bytes.
+    frame: the event of a text, which it holds exactly once.
     """
 
-    def __init__(
-        self, make: Callable[[str], dict[str, Any]], framed: Callable[[dict[str, Any]], bytes] = event
-    ) -> None:
-        self._before, self._after = framed(make(_MARK)).split(_json.encode(_MARK))
+    def __init__(self, frame: Callable[[str], bytes]) -> None:
+        self._before, self._after = frame(_MARK).split(_json.encode(_MARK))
 
     def __repr__(self) -> str:
         return f"<TextEvent of {len(self._before) + len(self._after)} bytes around a text>"

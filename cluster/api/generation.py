@@ -6,26 +6,22 @@ when it goes away, or reads nothing for long, the events are closed at once, whi
 """
 
 import asyncio
-import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from cluster.api.choices import generations
 from cluster.api.connection import ABORT
 from cluster.api.failures import as_api_error, error_response
-from cluster.api.surface import AnswerFormat, ApiRequest, Surface
+from cluster.api.keep_alive import for_people, is_text, kept_alive
+from cluster.api.merging import close
+from cluster.api.several import Several, Write
+from cluster.api.surface import AnswerFormat, ApiRequest, Surface, joined
 from cluster.serving.requests import Delta, Event, Finished, Progress, Routed, Service, Waiting
 
-logger = logging.getLogger(__name__)
-
-Write = Callable[..., Awaitable[None]]
-
-CLOSE_TIMEOUT_S = 5.0
-# Until the first text of a stream, a comment goes out this often: some clients and proxies end what is silent.
-KEEP_ALIVE_S = 5.0
 # How long an answer waits for a reader that takes nothing.
 STALL_S = 60.0
 # In a request's scope: the server's own `send`, without what the framework wraps around it.
@@ -40,6 +36,7 @@ class GenerationResponse(Response):
         super().__init__()
         self._service = service
         self._request = request
+        self._generations = generations(request)
         self._surface = surface
         self._model = model
 
@@ -49,13 +46,13 @@ class GenerationResponse(Response):
             scope[ABORT]()
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, writer: "_Writer") -> None:
-        events = self._service.generate(self._request.generation)
+        events = self._service.generate(self._generations[0])
         try:
             response = await self._begin(events, send, writer)
         except Exception as error:  # noqa: BLE001 - the request's boundary: every error becomes a response
             response = error_response(error, self._surface.refusal)
         finally:
-            await _close(events)
+            await close(events)
         if response is not None:
             await response(scope, receive, send)
 
@@ -69,15 +66,19 @@ class GenerationResponse(Response):
         while isinstance(first, Waiting):
             first = await anext(events)
         routed = _routed(first)
-        body = await _collect(events, self._format(routed))
+        several = self._several(routed)
+        body = await (_collect(events, self._format(routed)) if several is None else several.collect(events))
         return Response(body, 200, {STRATEGY_HEADER: routed.strategy}, "application/json")
 
     async def _stream(self, first: Event, events: AsyncIterator[Event], write: Write) -> None:
         """A write for each event. An error goes out as an event, and the stream ends without its end mark."""
         try:
             while isinstance(first, Waiting):
-                await write(self._waiting(first))
+                await write(self._surface.comment(for_people(first)))
                 first = await anext(events)
+            if (several := self._several(_routed(first))) is not None:
+                await several.stream(events, write)
+                return
             answer = self._format(_routed(first))
             await write(answer.opening())
             await self._stream_events(events, answer, write)
@@ -86,7 +87,7 @@ class GenerationResponse(Response):
 
     async def _stream_events(self, events: AsyncIterator[Event], answer: AnswerFormat, write: Write) -> None:
         num_tokens = 0
-        async for item in kept_alive(events, lambda: write(self._surface.comment("keep-alive"))):
+        async for item in kept_alive(events, is_text, lambda: write(self._surface.comment("keep-alive"))):
             if isinstance(item, Delta):
                 num_tokens += len(item.token_ids)
                 if item.text:
@@ -94,10 +95,8 @@ class GenerationResponse(Response):
                     await write(answer.counted(item.text, num_tokens) if counts else answer.text(item.text))
                 elif item.reasoning or item.calls:
                     await write(answer.beside(item))
-            elif isinstance(item, Progress):
-                await write(self._surface.comment(f"prefill {item.processed}/{item.total}"))
-            elif isinstance(item, Waiting):
-                await write(self._waiting(item))
+            elif isinstance(item, Progress | Waiting):
+                await write(self._surface.comment(for_people(item)))
             elif isinstance(item, Finished):
                 await write(answer.closing(item), more=False)
                 return
@@ -110,35 +109,20 @@ class GenerationResponse(Response):
             headers[STRATEGY_HEADER] = first.strategy
         return [(name.lower().encode(), value.encode()) for name, value in headers.items()]
 
-    def _waiting(self, item: Waiting) -> bytes:
-        return self._surface.comment(f"waiting for {', '.join(item.workers) or 'a plan'}")
-
     def _format(self, routed: Routed) -> AnswerFormat:
         return self._surface.answer(self._request, routed, model=self._model, created=int(time.time()))
+
+    def _several(self, routed: Routed) -> Several | None:
+        """What writes the answer where choices are asked for."""
+        if self._request.choices is None:
+            return None
+        answer = self._surface.choices(self._request, routed, model=self._model, created=int(time.time()))
+        return Several(self._service, self._request, self._generations, routed, answer, self._surface.comment)
 
 
 def _routed(event: Event) -> Routed:
     assert isinstance(event, Routed), event
     return event
-
-
-async def kept_alive(events: AsyncIterator[Event], beat: Callable[[], Awaitable[None]]) -> AsyncIterator[Event]:
-    """The events; `beat` is awaited whenever none comes for a while, until the first text."""
-    has_begun = False
-    while not has_begun:
-        awaited = asyncio.ensure_future(anext(events, None))
-        try:
-            while not (await asyncio.wait({awaited}, timeout=KEEP_ALIVE_S))[0]:
-                await beat()
-        finally:
-            if awaited.cancel():
-                await asyncio.gather(awaited, return_exceptions=True)
-        if (item := awaited.result()) is None:
-            return
-        has_begun = isinstance(item, Delta)
-        yield item
-    async for item in events:
-        yield item
 
 
 async def _collect(events: AsyncIterator[Event], answer: AnswerFormat) -> bytes:
@@ -147,17 +131,8 @@ async def _collect(events: AsyncIterator[Event], answer: AnswerFormat) -> bytes:
         if isinstance(item, Delta):
             deltas.append(item)
         elif isinstance(item, Finished):
-            return answer.whole(_joined(deltas), item)
+            return answer.whole(joined(deltas), item)
     raise EOFError("the service ended a request without Finished")
-
-
-def _joined(deltas: Sequence[Delta]) -> Delta:
-    return Delta(
-        text="".join(delta.text for delta in deltas),
-        reasoning="".join(delta.reasoning for delta in deltas),
-        calls=tuple(call for delta in deltas for call in delta.calls),
-        token_ids=(),
-    )
 
 
 _STREAM_HEADERS = {
@@ -185,17 +160,6 @@ class _Writer:
             if left_s <= 0:
                 return
             await asyncio.sleep(left_s)
-
-
-async def _close(events: AsyncIterator[Event]) -> None:
-    """End the request on the workers, if it has not ended."""
-    aclose = getattr(events, "aclose", None)
-    if aclose is None:
-        return
-    try:
-        await asyncio.wait_for(aclose(), CLOSE_TIMEOUT_S)
-    except Exception:  # the request's boundary: a failing clean-up must not replace the answer
-        logger.exception("closing a request failed")
 
 
 async def _until_left(receive: Receive, writer: _Writer, work: Coroutine[Any, Any, None]) -> bool:

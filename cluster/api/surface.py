@@ -4,6 +4,7 @@ A surface is a file in `surfaces/` and an entry in its tuple. Nothing else knows
 of each, `generation` runs any.
 """
 
+from collections.abc import Sequence
 from typing import Any, Protocol, Self
 
 import msgspec
@@ -12,13 +13,28 @@ from cluster.api.answered import Shelf
 from cluster.api.events import comment, event
 from cluster.api.fields import Notes
 from cluster.api.schemas import Schema
-from cluster.serving.requests import Delta, Finished, GenerationRequest, Routed
+from cluster.serving.requests import Delta, Finished, GenerationRequest, Prompt, Routed
 from protocol.errors import ApiError
+
+
+class Choices(msgspec.Struct, frozen=True, kw_only=True):
+    """What is asked for beyond one answer's text: `n` choices for each of the prompts, the likeliest of `best_of`.
+
+    logprobs: of how many of the likeliest tokens the log probabilities stand beside that of each token, None for none at all;
+    echo: the prompt's text stands in front of each answer.
+    """
+
+    prompts: tuple[Prompt, ...]
+    n: int = 1
+    best_of: int = 1
+    logprobs: int | None = None
+    echo: bool = False
 
 
 class ApiRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A validated body. model: the name asked for, None for the one that is loaded.
 
+    choices: None for one answer's text; else each of its generations differs from `generation`, see `choices.generations`.
     include_usage: a stream ends with what was used; counts_each: each of its pieces says what was used so far. notes: what of the
     body had no effect, as clauses.
     """
@@ -29,6 +45,7 @@ class ApiRequest(msgspec.Struct, frozen=True, kw_only=True):
     include_usage: bool
     counts_each: bool = False
     notes: tuple[str, ...] = ()
+    choices: Choices | None = None
 
 
 class AnswerFormat(Protocol):
@@ -51,6 +68,43 @@ class AnswerFormat(Protocol):
     def whole(self, answer: Delta, finished: Finished) -> bytes: ...
 
 
+class ChoiceAnswer(msgspec.Struct, frozen=True):
+    """One choice, whole. echo: what stands in front of it."""
+
+    answer: Delta
+    finished: Finished
+    echo: Delta | None = None
+
+
+class ChoicesFormat(Protocol):
+    """The wire format of an answer of choices, each with its `index`.
+
+    A stream has of each an `opening`, `piece`s (used: tokens of prompts and of all answers so far, where they are to be said)
+    and an `ending`, those of several among each other, and then a `closing`. total: of all together.
+    """
+
+    def opening(self, index: int, echo: Delta | None = None) -> bytes: ...
+
+    def piece(self, index: int, delta: Delta, used: tuple[int, int] | None = None) -> bytes: ...
+
+    def ending(self, index: int, finished: Finished) -> bytes: ...
+
+    def closing(self, total: Finished) -> bytes: ...
+
+    def whole(self, answers: Sequence[ChoiceAnswer], total: Finished) -> bytes: ...
+
+
+def joined(deltas: Sequence[Delta]) -> Delta:
+    """An answer as one Delta."""
+    return Delta(
+        text="".join(delta.text for delta in deltas),
+        reasoning="".join(delta.reasoning for delta in deltas),
+        calls=tuple(call for delta in deltas for call in delta.calls),
+        scores=tuple(score for delta in deltas for score in delta.scores),
+        token_ids=(),
+    )
+
+
 class Dialect:
     """What the surfaces of one API have in common; OpenAI's where a surface says nothing else. media_type: of a stream."""
 
@@ -67,6 +121,10 @@ class Dialect:
     def at_once(self, request: ApiRequest, *, model: str, created: int) -> dict[str, Any] | None:  # noqa: ARG002
         """See `Surface`."""
         return None
+
+    def choices(self, request: ApiRequest, routed: Routed, *, model: str, created: int) -> ChoicesFormat:
+        """See `Surface`."""
+        raise NotImplementedError(f"{type(self).__name__} parses no request for choices")
 
     def failure(self, error: ApiError) -> bytes:
         """How a stream ends that has begun and cannot go on."""
@@ -95,6 +153,10 @@ class Surface(Protocol):
 
     def answer(self, request: ApiRequest, routed: Routed, *, model: str, created: int) -> AnswerFormat:
         """The format of this request's answer. model: the id to answer with; created: Unix seconds."""
+        ...
+
+    def choices(self, request: ApiRequest, routed: Routed, *, model: str, created: int) -> ChoicesFormat:
+        """The format of the answer to a request that asks for choices."""
         ...
 
     def at_once(self, request: ApiRequest, *, model: str, created: int) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ from cluster.api.parameters import understood_schema
 from cluster.api.schemas import Schema, described, list_of, object_schema
 from cluster.api.surface import ApiRequest
 from cluster.api.surfaces import chat, completions
-from cluster.api.surfaces.completions import TOKEN, tokens_of
+from cluster.api.surfaces.completions import TOKEN, completion_schema, one_prompt, tokens_of
 from cluster.serving.requests import ChatPrompt, Service, TextPrompt
 from protocol.errors import BadRequest
 
@@ -44,8 +44,8 @@ TOKENIZE_BODIES: dict[str, Callable[[], Schema]] = {
         {**chat.FIELDS, **_TOKENIZE_FIELDS, "prompt": only("one of both"), "add_special_tokens": only("others", False)},
         ["messages"],
     ),
-    "TokenizeCompletionRequest": lambda: understood_schema(
-        {**completions.FIELDS, **_TOKENIZE_FIELDS, "messages": only("one of both")}, ["prompt"]
+    "TokenizeCompletionRequest": lambda: completion_schema(
+        {**completions.FIELDS, **_TOKENIZE_FIELDS, "prompt": one_prompt, "messages": only("one of both")}, ["prompt"]
     ),
 }
 

@@ -16,6 +16,7 @@ from typing import Any, Self
 from mlx_lm.tokenizer_utils import StreamingDetokenizer, TokenizerWrapper
 from mlx_lm.utils import load_config, load_tokenizer
 
+from cluster.serving.infill import infill_marks, infilled
 from cluster.serving.long_prompts import longest_token
 from cluster.serving.parts import Parts, parts_of
 from cluster.serving.requests import ChatPrompt, GenerationRequest, Prompt, TextPrompt, TokensPrompt
@@ -92,7 +93,8 @@ class Prompts:
         self.vocabulary_size = vocabulary_size
         self.has_chat_template: bool = tokenizer.has_chat_template
         self.eos_token_ids: frozenset[int] = frozenset(tokenizer.eos_token_ids)
-        known = {"tools": tokenizer.has_tool_calling, "thinking": tokenizer.has_thinking}
+        inserts = infill_marks(tokenizer) is not None
+        known = {"tools": tokenizer.has_tool_calling, "thinking": tokenizer.has_thinking, "insert": inserts}
         self.abilities = tuple(name for name, has in known.items() if has)
 
     @classmethod
@@ -219,11 +221,25 @@ class Prompts:
     def _encode_text(self, request: GenerationRequest, prompt: TextPrompt) -> tuple[int, ...]:
         text = prompt.text
         with self._encoders[request.is_long] as tokenizer:
+            if prompt.suffix:
+                return self._encode_between(tokenizer, prompt, request.prompt_field)
             if not text and not prompt.bare:
                 return _beginning(tokenizer)
             bos = tokenizer.bos_token
             with_special = not prompt.bare and (bos is None or not text.startswith(bos))
             return _encoded(tokenizer, text, request.prompt_field, add_special_tokens=with_special)
+
+    def _encode_between(self, tokenizer: TokenizerWrapper, prompt: TextPrompt, field: str) -> tuple[int, ...]:
+        marks = infill_marks(tokenizer)
+        if marks is None:
+            raise BadRequest(
+                "suffix asks for text before other text, for which this model has no tokens; leave it out",
+                param="suffix",
+            )
+        before, after = (
+            _encoded(tokenizer, text, field, add_special_tokens=False) for text in (prompt.text, prompt.suffix)
+        )
+        return infilled(marks, before, after, tokenizer)
 
     def __repr__(self) -> str:
         return f"<Prompts vocabulary={self.vocabulary_size} chat_template={self.has_chat_template}>"

@@ -30,10 +30,13 @@ class ChatPrompt(msgspec.Struct, frozen=True, tag=True):
 
 
 class TextPrompt(msgspec.Struct, frozen=True, tag=True):
-    """Text that is taken as it is, without a template. bare: also without the tokens that the model wants around a text."""
+    """Text that is taken as it is, without a template. bare: also without the tokens that the model wants around a text; suffix: what
+    follows the answer, for a model that fills in between.
+    """
 
     text: str
     bare: bool = False
+    suffix: str = ""
 
 
 class TokensPrompt(msgspec.Struct, frozen=True, tag=True):
@@ -84,8 +87,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
         match self.prompt:
             case ChatPrompt(messages=messages):
                 return sum(len(message["content"]) for message in messages)
-            case TextPrompt(text=text):
-                return len(text)
+            case TextPrompt(text=text, suffix=suffix):
+                return len(text) + len(suffix)
             case TokensPrompt():
                 return 0
 
@@ -206,7 +209,7 @@ Event = Routed | Progress | Waiting | PromptScored | Delta | Finished
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What the API says of the model. context_tokens: prompt and answer together; created: Unix seconds; abilities: "tools" where it
-    calls them, "thinking" where it thinks before it answers; architecture: as its config.json calls it; vocabulary_size: every token id lies below it.
+    calls them, "thinking" where it thinks before it answers, "insert" where it fills in between texts; architecture: as its config.json calls it; vocabulary_size: every token id lies below it.
 
     None stands for what is not known before the first plan.
     """

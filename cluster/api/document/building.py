@@ -15,6 +15,7 @@ from cluster.api.fields import MAX_TOKEN_ID
 from cluster.api.generation import STRATEGY_HEADER
 from cluster.api.number_texts import integer_pattern
 from cluster.api.schemas import Schema, any_of, component
+from cluster.api.surfaces.completions import SUFFIX
 from strategy.situation import Strategy
 
 _ABOUT = """Tandem's HTTP API. It speaks OpenAI's, Anthropic's and Ollama's languages, each at its own paths.
@@ -37,12 +38,13 @@ _ALWAYS = (403, 500)
 
 class Known(msgspec.Struct, frozen=True):
     """What the document says of this cluster. vocabulary_size: of the model, None where it is not known; strategies: those that can
-    run now, by their names; asks_for_key: whether one is set.
+    run now, by their names; asks_for_key: whether one is set; inserts: whether the model fills in between texts.
     """
 
     vocabulary_size: int | None = None
     strategies: tuple[str, ...] = tuple(Strategy)
     asks_for_key: bool = False
+    inserts: bool = False
 
 
 def document(known: Known) -> dict[str, Any]:
@@ -76,6 +78,7 @@ def _schemas(known: Known) -> dict[str, Schema]:
         **struct_schemas(),
         "TokenId": {"type": "integer", "minimum": 0, "maximum": last},
         "TokenIdText": {"type": "string", "pattern": integer_pattern(0, last, is_bare=True)},
+        "Suffix": SUFFIX.schema if known.inserts else {"enum": [""]},
         "FeasibleStrategy": {"enum": list(known.strategies)},
     }
 

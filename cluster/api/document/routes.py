@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from importlib.resources import files
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -39,7 +40,10 @@ class _DocumentEndpoints:
     async def document(self, _request: Request) -> Response:
         models = self._service.models()
         data = _document(
-            models[0].vocabulary_size if models else None, await self._strategies(), asks_for_key=self._asks_for_key
+            models[0].vocabulary_size if models else None,
+            await self._strategies(),
+            asks_for_key=self._asks_for_key,
+            inserts=any("insert" in model.abilities for model in models),
         )
         return Response(data, headers=_NEW_EACH_TIME, media_type="application/json")
 
@@ -57,12 +61,14 @@ class _DocumentEndpoints:
 
 
 @functools.lru_cache(maxsize=4)
-def _document(vocabulary_size: int | None, strategies: tuple[str, ...] | None, *, asks_for_key: bool) -> bytes:
+def _document(
+    vocabulary_size: int | None, strategies: tuple[str, ...] | None, *, asks_for_key: bool, inserts: bool
+) -> bytes:
     from cluster.api.document.building import Known, document
 
-    known = Known(vocabulary_size=vocabulary_size, asks_for_key=asks_for_key)
+    known = Known(vocabulary_size=vocabulary_size, asks_for_key=asks_for_key, inserts=inserts)
     if strategies is not None:
-        known = Known(vocabulary_size, strategies, asks_for_key)
+        known = msgspec.structs.replace(known, strategies=strategies)
     return as_json(document(known))
 
 

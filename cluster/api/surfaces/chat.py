@@ -6,8 +6,7 @@ from typing import Any
 
 import msgspec
 
-from cluster.api.accounts import accounts, usage
-from cluster.api.events import DONE, TextEvent, as_json, event
+from cluster.api.choices import OneChoice, choices_of, num_choices, num_logprobs
 from cluster.api.fields import (
     Check,
     Notes,
@@ -24,9 +23,10 @@ from cluster.api.fields import (
 )
 from cluster.api.parameters import COMMON, SYNONYMS, api_request, said_by, token_limit, understood, understood_schema
 from cluster.api.schemas import Schema, any_of, described, list_of, object_schema
-from cluster.api.surface import AnswerFormat, ApiRequest, Dialect
+from cluster.api.surface import AnswerFormat, ApiRequest, ChoicesFormat, Dialect
+from cluster.api.surfaces.chat_answer import ChatCompletion
 from cluster.api.template_options import TEMPLATE_FIELDS, template_options
-from cluster.serving.requests import ChatPrompt, Delta, Finished, Routed, ToolCall
+from cluster.serving.requests import ChatPrompt, Routed
 from protocol.errors import BadRequest
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
@@ -104,8 +104,9 @@ FIELDS: dict[str, Check] = {
     **COMMON,
     "messages": messages_list,
     "max_completion_tokens": token_limit,
-    "logprobs": only("log probabilities", False),
-    "top_logprobs": only("log probabilities", 0),
+    "n": num_choices,
+    "logprobs": flag,
+    "top_logprobs": num_logprobs,
     "tools": tools_list,
     "tool_choice": only("a call of a certain tool, or of any", "none", "auto"),
     "parallel_tool_calls": flag,
@@ -178,7 +179,8 @@ class Chat(Dialect):
             options=template_options(fields, notes),
             one_call=not fields.get("parallel_tool_calls", True),
         )
-        return api_request(fields | limit, prompt, "messages", notes)
+        choices = choices_of(fields, [prompt], _num_likeliest(fields, notes), notes)
+        return msgspec.structs.replace(api_request(fields | limit, prompt, "messages", notes), choices=choices)
 
     def schema(self) -> Schema:
         """See `Surface`."""
@@ -186,68 +188,21 @@ class Chat(Dialect):
 
     def answer(self, request: ApiRequest, routed: Routed, *, model: str, created: int) -> AnswerFormat:
         """See `Surface`."""
-        return _ChatCompletion(request, routed, model=model, created=created)
+        return OneChoice(ChatCompletion(request, routed, model=model, created=created), routed)
+
+    def choices(self, request: ApiRequest, routed: Routed, *, model: str, created: int) -> ChoicesFormat:
+        """See `Surface`."""
+        return ChatCompletion(request, routed, model=model, created=created)
 
 
-class _ChatCompletion:
-    """One answer; a stream begins with the role and goes on with pieces of the content."""
-
-    def __init__(self, request: ApiRequest, routed: Routed, *, model: str, created: int) -> None:
-        self._request, self._routed = request, routed
-        self._usage: dict[str, None] = {"usage": None} if request.include_usage else {}
-        self._whole_head = {
-            "id": f"chatcmpl-{routed.request_id}",
-            "object": "chat.completion",
-            "created": created,
-            "model": model,
-        }
-        self._head = self._whole_head | {"object": "chat.completion.chunk"}
-        self._num_calls = 0
-        self.text = TextEvent(lambda text: self._chunk({"content": text}, None)).of
-
-    def opening(self) -> bytes:
-        return event(self._chunk({"role": "assistant", "content": ""}, None))
-
-    def counted(self, text: str, num_tokens: int) -> bytes:
-        """See `AnswerFormat`."""
-        return event(self._chunk({"content": text}, None) | {"usage": usage(self._routed.prompt_tokens, num_tokens)})
-
-    def beside(self, delta: Delta) -> bytes:
-        """What is thought, and calls: first the name of each, then its arguments."""
-        if delta.reasoning:
-            return event(self._chunk({"reasoning_content": delta.reasoning}, None))
-        pieces = []
-        for call in delta.calls:
-            arguments = {"index": self._num_calls, "function": {"arguments": call.arguments}}
-            begun = {"index": self._num_calls} | _tool_call(msgspec.structs.replace(call, arguments=""))
-            pieces += [event(self._chunk({"tool_calls": [each]}, None)) for each in (begun, arguments)]
-            self._num_calls += 1
-        return b"".join(pieces)
-
-    def closing(self, finished: Finished) -> bytes:
-        """The finish reason, usage where it was asked for, and the end mark."""
-        last = event(self._chunk({}, finished.finish_reason))
-        if not self._usage:
-            return last + DONE
-        return last + event(self._head | {"choices": []} | accounts(self._request, self._routed, finished)) + DONE
-
-    def whole(self, answer: Delta, finished: Finished) -> bytes:
-        content = answer.text or (None if answer.calls else "")
-        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
-        if answer.reasoning:
-            message["reasoning_content"] = answer.reasoning
-        if answer.calls:
-            message["tool_calls"] = [_tool_call(call) for call in answer.calls]
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finished.finish_reason}
-        return as_json(self._whole_head | {"choices": [choice]} | accounts(self._request, self._routed, finished))
-
-    def _chunk(self, delta: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        return self._head | {"choices": [choice]} | self._usage
-
-
-def _tool_call(call: ToolCall) -> dict[str, Any]:
-    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+def _num_likeliest(fields: dict[str, Any], notes: Notes) -> int | None:
+    """How many of the likeliest tokens stand beside each one's log probability, None for none at all."""
+    num_likeliest: int = fields.get("top_logprobs", 0)
+    if fields.get("logprobs", False):
+        return num_likeliest
+    if num_likeliest:
+        notes.without_effect("top_logprobs", ())  # what they would stand beside is not asked for
+    return None
 
 
 def _message(name: str, value: Any, notes: Notes) -> dict[str, Any]:

@@ -1,39 +1,60 @@
-"""OpenAI's completions: POST /v1/completions, a raw prompt in, text out."""
+"""OpenAI's completions: POST /v1/completions, raw prompts in, text out."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from cluster.api.accounts import accounts, usage
-from cluster.api.events import DONE, TextEvent, as_json, event
-from cluster.api.fields import MAX_TOKEN_ID, Check, Notes, only, refuse, whole_number
-from cluster.api.parameters import COMMON, api_request, understood, understood_schema
-from cluster.api.schemas import Schema, any_of, component, described, list_of
-from cluster.api.surface import AnswerFormat, ApiRequest, Dialect
-from cluster.serving.requests import Delta, Finished, Prompt, Routed, TextPrompt, TokensPrompt
+import msgspec
+
+from cluster.api.choices import (
+    MOST_CHOICES,
+    MOST_EACH,
+    MOST_PROMPTS_WITH_SEVERAL,
+    OneChoice,
+    choices_of,
+    num_choices,
+    num_logprobs,
+)
+from cluster.api.fields import MAX_TOKEN_ID, Check, Notes, flag, integer, refuse, text, whole_number
+from cluster.api.parameters import COMMON, api_request, token_limit, understood, understood_schema
+from cluster.api.schemas import Schema, any_of, component, described, list_of, or_null
+from cluster.api.surface import AnswerFormat, ApiRequest, ChoicesFormat, Dialect
+from cluster.api.surfaces.completion_answer import TextCompletion
+from cluster.serving.requests import Prompt, Routed, TextPrompt, TokensPrompt
 from protocol.errors import BadRequest
 
+SUFFIX = text(0, 1 << 24)
 TOKEN = described(component("TokenId"))(whole_number(0, MAX_TOKEN_ID))
 
 
-def _prompt_schema() -> Schema:
+def _prompt_schema(most: int) -> Schema:
     one = any_of({"type": "string"}, list_of(TOKEN.schema))
-    return any_of(one, list_of(one, minItems=1, maxItems=1))
+    return any_of(one, list_of(one, minItems=1, maxItems=most))
 
 
-@described(_prompt_schema)
+@described(lambda: _prompt_schema(MOST_CHOICES))
+def raw_prompts(name: str, value: Any) -> tuple[Prompt, ...]:
+    """Strings or lists of token ids: one of them, or a list. An empty one, or none, stands for the beginning of any text."""
+    if type(value) is not list or not value or type(value[0]) not in (str, list):
+        return (raw_prompt(name, value),)
+    if len(value) > MOST_CHOICES:
+        raise BadRequest(f"{name} holds {len(value)} prompts; send at most {MOST_CHOICES} at once", param=name)
+    if len(value) == 1:
+        return (raw_prompt(name, value[0]),)
+    return tuple(raw_prompt(f"{name}[{index}]", item) for index, item in enumerate(value))
+
+
+# Where only one may be sent.
+one_prompt = described(lambda: _prompt_schema(1))(raw_prompts)
+
+
 def raw_prompt(name: str, value: Any) -> Prompt:
-    """One prompt: a string, a list of token ids, or a list that holds exactly one of these. An empty one, or none, stands for the
-    beginning of any text.
-    """
-    if type(value) is list and len(value) == 1 and type(value[0]) in (str, list):
-        value = value[0]
+    """One prompt."""
     if type(value) is str:
         return TextPrompt(value)
     if type(value) is not list:
         raise refuse(name, "a string or a list of token ids", value)
     if not value:
         return TextPrompt("")
-    if type(value[0]) in (str, list):
-        raise BadRequest(f"{name} holds {len(value)} prompts; send one prompt in each request", param=name)
     return TokensPrompt(tokens_of(name, value))
 
 
@@ -44,14 +65,51 @@ def tokens_of(name: str, values: list[Any]) -> tuple[int, ...]:
     return tuple(TOKEN(f"{name}[{index}]", item) for index, item in enumerate(values))
 
 
+@described(lambda: any_of({"enum": [0]}, token_limit.schema))
+def limit_or_none(name: str, value: Any) -> int | None:
+    """As `token_limit`; and 0, which asks for nothing but the prompt."""
+    return 0 if type(value) in (int, float) and value == 0 else token_limit(name, value)
+
+
 FIELDS: dict[str, Check] = {
     **COMMON,
-    "prompt": raw_prompt,
-    "logprobs": only("log probabilities"),
-    "echo": only("the prompt in the answer", False),
-    "suffix": only("text to insert before", ""),
-    "best_of": only("several answers", 1),
+    "prompt": raw_prompts,
+    "max_tokens": limit_or_none,
+    "n": num_choices,
+    "best_of": num_choices,
+    "logprobs": num_logprobs,
+    "echo": flag,
+    # Not every model has tokens for that.
+    "suffix": described(component("Suffix"))(SUFFIX),
 }
+
+
+def completion_schema(checks: dict[str, Check], required: Iterable[str] = ()) -> Schema:
+    """What a body with these fields may be, with what one of them wants of others."""
+    texts = list_of(any_of({"type": "string"}, {"type": "array", "maxItems": 0}))
+    wanted = [
+        _if({"max_tokens": {"const": 0}}, {"echo": {"const": True}}, ["echo"]),
+        _if({"stream": {"const": True}}, {"best_of": or_null(integer(1, 1).schema)}),
+        _if({"suffix": {"type": "string", "minLength": 1}}, {"prompt": or_null(any_of({"type": "string"}, texts))}),
+        _if({"prompt": _list_of_prompts(2)}, _at_most(MOST_EACH)),
+        _if({"prompt": _list_of_prompts(MOST_PROMPTS_WITH_SEVERAL + 1)}, _at_most(1)),
+    ]
+    return understood_schema(checks, required) | {"allOf": wanted}
+
+
+def _if(fields: dict[str, Schema], then: dict[str, Schema], required: Sequence[str] = ()) -> Schema:
+    return {
+        "if": {"properties": fields, "required": list(fields)},
+        "then": {"properties": then} | ({"required": list(required)} if required else {}),
+    }
+
+
+def _list_of_prompts(least: int) -> Schema:
+    return list_of({"type": ["string", "array"]}, minItems=least)
+
+
+def _at_most(answers: int) -> dict[str, Schema]:
+    return dict.fromkeys(("n", "best_of"), or_null(integer(1, answers).schema))
 
 
 class Completions(Dialect):
@@ -62,55 +120,30 @@ class Completions(Dialect):
     def parse(self, body: dict[str, Any], notes: Notes) -> ApiRequest:
         """See `Surface`."""
         fields = understood(body, FIELDS, notes)
-        return api_request(fields, fields.get("prompt", TextPrompt("")), "prompt", notes)
+        echo = fields.get("echo", False)
+        if fields.get("max_tokens") == 0 and not echo:
+            raise BadRequest("max_tokens must be at least 1 without echo; send more, or echo", param="max_tokens")
+        prompts = _with_suffix(fields.get("prompt", (TextPrompt(""),)), fields.get("suffix", ""))
+        choices = choices_of(fields, prompts, fields.get("logprobs"), notes, echo=echo)
+        return msgspec.structs.replace(api_request(fields, prompts[0], "prompt", notes), choices=choices)
 
     def schema(self) -> Schema:
         """See `Surface`."""
-        return understood_schema(FIELDS, [])
+        return completion_schema(FIELDS)
 
     def answer(self, request: ApiRequest, routed: Routed, *, model: str, created: int) -> AnswerFormat:
         """See `Surface`."""
-        return _TextCompletion(request, routed, model=model, created=created)
+        return OneChoice(TextCompletion(request, routed, model=model, created=created), routed)
+
+    def choices(self, request: ApiRequest, routed: Routed, *, model: str, created: int) -> ChoicesFormat:
+        """See `Surface`."""
+        return TextCompletion(request, routed, model=model, created=created)
 
 
-class _TextCompletion:
-    """One answer; whole and in pieces it is the same object."""
-
-    def __init__(self, request: ApiRequest, routed: Routed, *, model: str, created: int) -> None:
-        self._request, self._routed = request, routed
-        self._usage: dict[str, None] = {"usage": None} if request.include_usage else {}
-        self._head = {
-            "id": f"cmpl-{routed.request_id}",
-            "object": "text_completion",
-            "created": created,
-            "model": model,
-        }
-        self.text = TextEvent(lambda text: self._chunk(text, None)).of
-
-    def opening(self) -> bytes:
-        return b""
-
-    def counted(self, text: str, num_tokens: int) -> bytes:
-        """See `AnswerFormat`."""
-        return event(self._chunk(text, None) | {"usage": usage(self._routed.prompt_tokens, num_tokens)})
-
-    def closing(self, finished: Finished) -> bytes:
-        """The finish reason, usage where it was asked for, and the end mark."""
-        last = event(self._chunk("", finished.finish_reason))
-        if not self._usage:
-            return last + DONE
-        return last + event(self._head | {"choices": []} | accounts(self._request, self._routed, finished)) + DONE
-
-    def beside(self, delta: Delta) -> bytes:  # noqa: ARG002  there is nothing beside the text of a raw prompt
-        return b""
-
-    def whole(self, answer: Delta, finished: Finished) -> bytes:
-        choices = {"choices": [_choice(answer.text, finished.finish_reason)]}
-        return as_json(self._head | choices | accounts(self._request, self._routed, finished))
-
-    def _chunk(self, text: str, finish_reason: str | None) -> dict[str, Any]:
-        return self._head | {"choices": [_choice(text, finish_reason)]} | self._usage
-
-
-def _choice(text: str, finish_reason: str | None) -> dict[str, Any]:
-    return {"index": 0, "text": text, "logprobs": None, "finish_reason": finish_reason}
+def _with_suffix(prompts: tuple[Prompt, ...], suffix: str) -> tuple[Prompt, ...]:
+    """Text prompts after which further text stands."""
+    if not suffix:
+        return prompts
+    if not all(isinstance(prompt, TextPrompt) for prompt in prompts):
+        raise BadRequest("suffix stands after text; send the prompt as text, not as token ids", param="suffix")
+    return tuple(msgspec.structs.replace(prompt, suffix=suffix) for prompt in prompts)

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from cluster.api.accounts import accounts
-from cluster.api.events import TextEvent, as_json, named_event
+from cluster.api.events import TextEvent, as_json, event, named_event
 from cluster.api.surface import ApiRequest, Dialect
 from cluster.serving.requests import Delta, Finished, Routed, ToolCall
 from protocol.errors import ApiError, ContextTooLong
@@ -114,7 +114,7 @@ class MessageAnswer:
         self._open, self._num_blocks = str(block["type"]), index + 1
         kind, field = _DELTAS[self._open]
         self._piece = TextEvent(
-            lambda text: {"type": "content_block_delta", "index": index, "delta": {"type": kind, field: text}}
+            lambda text: event({"type": "content_block_delta", "index": index, "delta": {"type": kind, field: text}})
         ).of
         return ended + named_event({"type": "content_block_start", "index": index, "content_block": block})
 

@@ -225,7 +225,7 @@ class _OllamaAnswer:
         self._request, self._routed = request, routed
         self._piece = piece
         self._head = head
-        self.text = TextEvent(lambda text: self._part(_said(text)), line).of
+        self.text = TextEvent(lambda text: line(self._part(_said(text)))).of
 
     def opening(self) -> bytes:
         return b""

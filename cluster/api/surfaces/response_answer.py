@@ -40,9 +40,11 @@ class ResponseAnswer:
         self._blank = ""  # said, but nothing to see: the model's way to a call, or the beginning of what it says
 
     def opening(self) -> bytes:
-        return self._event("response.created", response=self._head) + self._event(
-            "response.in_progress", response=self._head
-        )
+        return self._event("response.created", response=self._head) + self.going_on()
+
+    def going_on(self) -> bytes:
+        """That there is more to come."""
+        return self._event("response.in_progress", response=self._head)
 
     def text(self, text: str) -> bytes:
         """See `AnswerFormat`."""

@@ -109,6 +109,10 @@ class Responses(Dialect):
         self._answer = ResponseAnswer(request, routed, model=model, created=created)
         return self._answer
 
+    def comment(self, text: str) -> bytes:
+        """See `Dialect`; and an event beside it, since clients of this API wait only for events."""
+        return super().comment(text) + (b"" if self._answer is None else self._answer.going_on())
+
     def failure(self, error: ApiError) -> bytes:
         """See `Dialect`."""
         return failed_early(error, int(time.time())) if self._answer is None else self._answer.failed(error)

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from cluster.api import generation
+from cluster.api import keep_alive
 from cluster.serving.requests import Delta, Progress
 from tests.support.fake_service import FINISHED, ROUTED, FakeService, chat
 
@@ -22,7 +22,7 @@ class SlowService(FakeService):
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr(generation, "KEEP_ALIVE_S", 0.02)
+    monkeypatch.setattr(keep_alive, "KEEP_ALIVE_S", 0.02)
 
 
 def comments(*script):
@@ -55,7 +55,7 @@ def test_client_that_leaves_meanwhile_ends_its_request():
             written.set()
 
         async def read():
-            async for _ in generation.kept_alive(events, beat):
+            async for _ in keep_alive.kept_alive(events, keep_alive.is_text, beat):
                 pass
 
         reading = asyncio.create_task(read())

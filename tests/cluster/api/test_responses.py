@@ -406,6 +406,7 @@ def test_stream_is_events_in_order():
     assert [event["type"].removeprefix("response.") for event in events] == [
         "created",
         "in_progress",
+        "in_progress",  # beside the comment on how far the prompt is read
         "output_item.added",
         "content_part.added",
         "output_text.delta",
@@ -417,10 +418,10 @@ def test_stream_is_events_in_order():
     ]
     assert "[DONE]" not in response.text
     assert (events[0]["response"]["status"], events[0]["response"]["output"]) == ("in_progress", [])
-    assert events[6]["text"] == "".join(event["delta"] for event in events[4:6]) == SAYS
-    assert {event["item_id"] for event in events[3:8]} == {events[2]["item"]["id"]}
+    assert events[7]["text"] == "".join(event["delta"] for event in events[5:7]) == SAYS
+    assert {event["item_id"] for event in events[4:9]} == {events[3]["item"]["id"]}
     last = events[-1]["response"]
-    assert last["output"] == [events[8]["item"]]
+    assert last["output"] == [events[9]["item"]]
     assert (last["id"], last["status"]) == (events[0]["response"]["id"], "completed")
     assert (last["usage"]["total_tokens"], last["tandem"]["token_ids"]) == (10, [5, 6])
 
