@@ -139,6 +139,47 @@ def test_official_client_completes_and_streams_completions(client):
     assert "".join(chunk.choices[0].text for chunk in chunks if chunk.choices) == whole.choices[0].text
 
 
+def test_official_client_gets_several_answers_that_are_those_of_single_requests(client, serving):
+    asked = {"model": "default", "max_tokens": 8, "temperature": 1.0, "extra_body": {"strategy": "distributed-cached"}}
+    prompts = [PROMPT * 5, PROMPT[:9]]
+    one_by_one = [
+        client.completions.create(**asked, prompt=prompt, seed=seed).choices[0].text
+        for prompt in prompts
+        for seed in (5, 6, 7)
+    ]
+    whole = client.completions.create(**asked, prompt=prompts, n=3, seed=5)
+    assert [choice.index for choice in whole.choices] == list(range(6))
+    assert [choice.text for choice in whole.choices] == one_by_one
+    assert whole.usage.prompt_tokens == len(PROMPT) * 5 + 9
+    streamed = [""] * 6
+    for chunk in client.completions.create(**asked, prompt=prompts, n=3, seed=5, stream=True):
+        for choice in chunk.choices:
+            streamed[choice.index] += choice.text
+    assert streamed == one_by_one
+
+
+def test_copies_begin_with_what_the_first_computed_of_their_prompt(serving):
+    before = serving.api_status()["cache"]
+    prompt = [40 + 3 * index % 200 for index in range(400)]
+    serving.complete(prompt, 4, n=4, temperature=1.0, strategy="distributed-cached")
+    after = serving.api_status()["cache"]
+    read, found = (after[name] - before[name] for name in ("prompt_tokens", "cached_tokens"))
+    assert read == 4 * 400
+    assert found > 3 * 350
+
+
+def test_official_client_streams_several_chats(client):
+    asked = {"model": "default", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 6, "n": 3}
+    whole = client.chat.completions.create(**asked)
+    content, ended = [""] * 3, [0] * 3
+    for chunk in client.chat.completions.create(**asked, stream=True):
+        for choice in chunk.choices:
+            content[choice.index] += choice.delta.content or ""
+            ended[choice.index] += choice.finish_reason is not None
+    assert content == [choice.message.content for choice in whole.choices]
+    assert ended == [1, 1, 1]
+
+
 def test_official_client_lists_the_model(client, serving):
     (model,) = client.models.list().data
     assert model.id == serving.api_status()["model"]["id"]
@@ -244,7 +285,9 @@ REFUSED = [
     ({"strategy": "fastest"}, 400, "strategy"),
     ({"strategy": "tensor-parallel"}, 400, "strategy"),
     ({"logit_bias": {"99999999": 1}}, 400, "logit_bias"),
-    ({"n": 2}, 400, "n"),
+    ({"n": 129}, 400, "n"),
+    ({"best_of": 2, "stream": True, "n": 1, "prompt": ["hi", "ho"]}, 400, "best_of"),
+    ({"suffix": "x"}, 400, "suffix"),
     ({"guided_json": {}}, 400, "guided_json"),
 ]
 
