@@ -13,7 +13,10 @@ from cluster.serving.requests import Delta, Finished, Routed, Scored, ToolCall
 
 
 class ChatCompletion:
-    """One answer; see `ChoicesFormat`. Each choice of a stream begins with the role and goes on with pieces of the content."""
+    """One answer; see `ChoicesFormat`. Each choice of a stream begins with the role and goes on with pieces of the content.
+
+    The token that ends an answer is no part of its message, nor is its log probability.
+    """
 
     def __init__(self, request: ApiRequest, routed: Routed, *, model: str, created: int) -> None:
         self._request, self._routed = request, routed
@@ -38,7 +41,7 @@ class ChatCompletion:
     def piece(self, index: int, delta: Delta, used: tuple[int, int] | None = None) -> bytes:
         """What is said or thought, or calls: first the name of each, then its arguments."""
         counted = {} if used is None else {"usage": usage(*used)}
-        scores, pieces = delta.scores, []
+        scores, pieces = delta.scores[: len(delta.token_ids)], []
         for part in self._parts(index, delta):
             pieces.append(event(self._chunk(index, part, scores=scores) | counted))
             scores = ()
@@ -70,7 +73,7 @@ class ChatCompletion:
         return {
             "index": index,
             "message": message,
-            "logprobs": self._logprobs(answer.scores),
+            "logprobs": self._logprobs(answer.scores[: len(choice.finished.token_ids)]),
             "finish_reason": choice.finished.finish_reason,
         }
 

@@ -1,5 +1,6 @@
 """Log probabilities in answers, and prompts that are echoed with theirs."""
 
+import msgspec
 import pytest
 
 from cluster.serving.requests import Delta, Likelihood, PromptScored, Scored, TextPrompt
@@ -12,7 +13,7 @@ ANSWER = (
     Delta(text="Hi", token_ids=(1,), scores=(HI,)),
     Delta(text="", token_ids=(3,), scores=HALVES[:1]),
     Delta(text="é!", token_ids=(4,), scores=HALVES[1:]),
-    FINISHED,
+    msgspec.structs.replace(FINISHED, token_ids=(1, 3, 4), completion_tokens=3),
 )
 PROMPT = PromptScored(
     scores=(
@@ -58,6 +59,27 @@ def test_streamed_chat_says_it_beside_the_pieces():
     assert [entry for piece in beside[1:-1] for entry in piece["content"]] == CHAT
     assert {piece["refusal"] for piece in beside[1:-1]} == {None}
     assert "".join(choice["delta"].get("content", "") for choice in choices) == "Hié!"
+
+
+END = Scored(Likelihood(0, b"<|end|>", -0.125))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_token_that_ends_an_answer_is_scored_in_completions_and_no_part_of_a_chat(stream):
+    """Who measures how likely a prompt is asks for one more token, and counts on it."""
+    service = FakeService(*ANSWER[:-1], Delta(text="", token_ids=(), scores=(END,)), ANSWER[-1])
+    chatted, completed = (
+        ask(service, logprobs=fields, stream=stream) for ask, fields in ((chat, True), (completion, 2))
+    )
+    if stream:
+        pieces = [event["choices"][0]["logprobs"] for event in sse_events(chatted.text)]
+        _, lists = in_one(sse_events(completed.text))
+    else:
+        pieces = [chatted.json()["choices"][0]["logprobs"]]
+        lists = completed.json()["choices"][0]["logprobs"]
+    assert [entry["token"] for piece in pieces if piece for entry in piece["content"]] == ["Hi", "\\xc3", "\\xa9\\x21"]
+    assert lists["tokens"] == [*OF_ANSWER["tokens"], "<|end|>"]
+    assert lists["text_offset"] == [0, 2, 2, 4]
 
 
 def test_thoughts_and_calls_are_scored_too():
