@@ -6,7 +6,7 @@ import pytest
 
 from cluster.api import keep_alive
 from cluster.serving.requests import Delta, Progress
-from tests.support.fake_service import FINISHED, ROUTED, FakeService, chat
+from tests.support.fake_service import FINISHED, ROUTED, FakeService, chat, completion
 
 
 class SlowService(FakeService):
@@ -42,6 +42,20 @@ def test_silence_before_the_first_text_is_filled_with_comments():
 def test_nothing_is_added_where_text_comes_at_once_or_has_begun():
     assert comments(ROUTED, TEXT, FINISHED) == []
     assert comments(ROUTED, TEXT, 0.1, TEXT, FINISHED) == []
+
+
+def test_of_several_answers_all_have_to_begin():
+    class OneIsSlow(SlowService):
+        async def generate(self, request):
+            for item in (ROUTED, *((0.2,) if request.prompt.text == "slow" else ()), TEXT, FINISHED):
+                if isinstance(item, float):
+                    await asyncio.sleep(item)
+                else:
+                    yield item
+
+    text = completion(OneIsSlow(), prompt=["at once", "slow"], stream=True).text
+    assert text.index('"text":"x"') < text.index(": keep-alive")
+    assert text.endswith("data: [DONE]\n\n")
 
 
 def test_client_that_leaves_meanwhile_ends_its_request():

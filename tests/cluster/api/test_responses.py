@@ -399,6 +399,17 @@ def output_of(script, *, stream):
     return (events_of(response.text)[-1]["response"] if stream else response.json())["output"]
 
 
+def test_what_keeps_a_stream_alive_is_an_event_too_once_it_has_begun():
+    """Some clients count the time since the last event, and comments are none."""
+    wait = Waiting(workers=("beta",))
+    text = respond(FakeService(wait, ROUTED, wait, *ANSWER[2:]), stream=True).text
+    assert text.startswith(": waiting for beta\n\nevent: response.created\n")
+    assert text.count(": waiting for beta\n\n") == 2
+    assert ": waiting for beta\n\nevent: response.in_progress\n" in text
+    kinds = [event["type"] for event in events_of(text)]
+    assert kinds[:4] == ["response.created", *["response.in_progress"] * 2, "response.output_item.added"]
+
+
 def test_stream_is_events_in_order():
     response = respond(stream=True)
     events = events_of(response.text)
