@@ -111,20 +111,21 @@ class Answer:
         self._first_at = now if self._first_at is None else self._first_at
         self._last_at = now
         self._num_generated += len(tokens)
+        scored = tokens
         if reason == "stop" and tokens:
             tokens = tokens[:-1]  # the end token is no text
         num_before = self._stream.num_tokens
         text, stopped = self._stream.push(tuple(tokens))
         if stopped:
             self._num_generated = self._stream.num_tokens
-            tokens = tokens[: self._num_generated - num_before]
+            tokens = scored = tokens[: self._num_generated - num_before]
             reason = "stop"
         elif reason is not None:
             text += self._stream.finish()
             reason = "stop" if self._stream.stopped else reason
         self._token_ids += tokens
         self._finish_reason = reason
-        scores = () if self._scores is None else self._scores.of_answer(tokens, logprobs)
+        scores = () if self._scores is None else self._scores.of_answer(scored, logprobs)
         events = self._told_apart(text, tuple(tokens), scores, is_last=reason is not None)
         return events if reason is None else [*events, self._finished(reason)]
 
@@ -134,10 +135,10 @@ class Answer:
         """As Deltas, of which the first has the tokens."""
         parts = self._stream.parts
         if parts is None:
-            return [Delta(text=text, token_ids=tokens, scores=scores)] if text or tokens else []
+            return [Delta(text=text, token_ids=tokens, scores=scores)] if text or tokens or scores else []
         found = [*parts.push(text), *(parts.finish() if is_last else ())]
         if not found:
-            return [Delta(text="", token_ids=tokens, scores=scores)] if tokens else []
+            return [Delta(text="", token_ids=tokens, scores=scores)] if tokens or scores else []
         return [
             Delta(
                 text=part.text,

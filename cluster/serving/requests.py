@@ -172,7 +172,8 @@ class PromptScored(msgspec.Struct, frozen=True, kw_only=True):
 
 class Delta(msgspec.Struct, frozen=True, kw_only=True):
     """New text (may be empty while a stop string or a character is incomplete) and the token ids behind it; or, of a chat, what the
-    model thinks before it answers, or calls of tools. scores: of each of the ids, where log probabilities were asked for.
+    model thinks before it answers, or calls of tools. scores: of each of the ids, and of the token that ends the answer behind its
+    last, where log probabilities were asked for.
     """
 
     text: str

@@ -88,12 +88,21 @@ def test_ids_whose_text_is_held_back_have_theirs_at_once(prompts):
     assert client.of(Delta)[0].text == ""
 
 
-def test_end_token_has_none_since_it_is_no_id_of_the_answer(prompts):
+@pytest.mark.parametrize("together", [True, False])
+def test_end_token_has_its_own_behind_those_of_the_ids(prompts, together):
+    """It is no id of the answer, but whoever asks for one more token than a prompt counts on one."""
+
     def play(cluster):
-        yield cluster.report(1, (21, 3), "stop", [likely(1), likely(2)])
+        if together:
+            yield cluster.report(1, (21, 3), "stop", [likely(1), likely(2)])
+        else:
+            yield cluster.report(1, (21,), None, [likely(1)])
+            yield cluster.report(1, (3,), "stop", [likely(2)])
 
     client, _ = events_of(prompts, tokens_request(sampling=TOLD), play)
-    assert [numbers(delta.scores) for delta in client.of(Delta)] == [[-1.0]]
+    deltas = client.of(Delta)
+    assert [number for delta in deltas for number in numbers(delta.scores)] == [-1.0, -2.0]
+    assert [token for delta in deltas for token in delta.token_ids] == [21]
 
 
 def test_what_lies_behind_a_stop_string_has_none(prompts):
