@@ -180,6 +180,55 @@ def test_official_client_streams_several_chats(client):
     assert ended == [1, 1, 1]
 
 
+def test_official_client_reads_how_likely_each_token_of_a_chat_was(client):
+    asked = {"model": "default", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 6, "temperature": 0}
+    whole = client.chat.completions.create(**asked, logprobs=True, top_logprobs=3)
+    told = whole.choices[0].logprobs.content
+    assert len(told) == whole.usage.completion_tokens == 6
+    for token in told:
+        assert [token.token, token.logprob] == [token.top_logprobs[0].token, token.top_logprobs[0].logprob]
+        assert [top.logprob for top in token.top_logprobs] == sorted(
+            (t.logprob for t in token.top_logprobs), reverse=True
+        )
+    text = b"".join(bytes(token.bytes) for token in told).decode(errors="replace")
+    assert text == whole.choices[0].message.content
+    chunks = list(client.chat.completions.create(**asked, logprobs=True, top_logprobs=3, stream=True))
+    pieces = [chunk.choices[0].logprobs for chunk in chunks if chunk.choices and chunk.choices[0].logprobs]
+    assert [token.token for piece in pieces for token in piece.content] == [token.token for token in told]
+
+
+@pytest.mark.parametrize("strategy", ["single-device-cached", "distributed-no-cache", "distributed-cached"])
+def test_answer_is_as_likely_as_when_it_is_asked_for_as_a_prompt(serving, strategy):
+    fields = {"strategy": strategy, "ignore_eos": True, "logprobs": 2}
+    answer = serving.complete(PROMPT, 8, **fields)
+    whole = [*PROMPT, *answer["tandem"]["token_ids"]]
+    echoed = serving.complete([whole, whole[:-1]], 0, echo=True, **fields)
+    assert [choice["text"] for choice in echoed["choices"]] == [
+        serving.post("/detokenize", {"tokens": ids}).json()["prompt"] for ids in (whole, whole[:-1])
+    ]
+    said, again = (answers["choices"][0]["logprobs"] for answers in (answer, echoed))
+    assert again["token_logprobs"][0] is None
+    assert again["tokens"][len(PROMPT) :] == said["tokens"]
+    assert again["token_logprobs"][len(PROMPT) :] == pytest.approx(said["token_logprobs"], abs=1e-4)
+    assert echoed["usage"]["completion_tokens"] == 0
+    assert echoed["usage"]["prompt_tokens"] == 2 * len(whole) - 1
+
+
+def test_best_of_is_the_likeliest_of_its_seeds(serving):
+    fields = {"temperature": 1.0, "logprobs": 0, "ignore_eos": True}
+    single = [serving.complete(PROMPT, 5, seed=seed, **fields)["choices"][0] for seed in range(3, 7)]
+    likeliest = max(single, key=lambda choice: sum(choice["logprobs"]["token_logprobs"]))
+    (best,) = serving.complete(PROMPT, 5, seed=3, best_of=4, **fields)["choices"]
+    assert best["text"] == likeliest["text"]
+
+
+def test_token_that_ends_an_answer_is_scored_behind_the_prompt(serving):
+    fields = {"echo": True, "logprobs": 1, "logit_bias": {str(END_ID): 100}}
+    (choice,) = serving.complete(PROMPT, 1, **fields)["choices"]
+    assert choice["finish_reason"] == "stop"
+    assert len(choice["logprobs"]["tokens"]) == len(PROMPT) + 1
+
+
 def test_official_client_lists_the_model(client, serving):
     (model,) = client.models.list().data
     assert model.id == serving.api_status()["model"]["id"]
