@@ -287,13 +287,14 @@ def test_of_the_best_none_is_likelier_for_being_long():
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"n": 3, "best_of": 2}, "best_of"),
         ({"best_of": 2, "stream": True}, "best_of"),
+        ({"n": 2, "best_of": 2, "stream": True}, "best_of"),
         ({"n": 129}, "n"),
         ({"best_of": 0}, "best_of"),
         ({"prompt": ["x"] * 129}, "prompt"),
-        ({"prompt": ["x"] * 65, "n": 2}, "n"),
-        ({"prompt": ["x"] * 65, "best_of": 2}, "best_of"),
+        ({"prompt": ["x"] * 2, "n": 9}, "n"),
+        ({"prompt": ["x"] * 17, "n": 2}, "n"),
+        ({"prompt": ["x"] * 17, "best_of": 2}, "best_of"),
         ({"prompt": ["x", 5]}, "prompt[1]"),
         ({"prompt": [[1], [2, -1]]}, "prompt[1][1]"),
     ],
@@ -305,8 +306,15 @@ def test_what_cannot_be_is_refused_by_name(fields, param):
     assert service.requests == []
 
 
-def test_as_many_in_a_stream_as_are_chosen_from_is_fine():
-    assert completion(SeveralService(said("a")), n=2, best_of=2, stream=True).status_code == 200
+@pytest.mark.parametrize("fields", [{"n": 128}, {"prompt": ["x"] * 128}, {"prompt": ["x"] * 16, "n": 8}])
+def test_as_many_as_may_be_are_given(fields):
+    assert len(completion(SeveralService(said("a")), **fields).json()["choices"]) == 128
+
+
+def test_choice_of_fewer_than_are_wanted_has_no_effect():
+    response = completion(SeveralService(said("a")), n=3, best_of=2)
+    assert len(response.json()["choices"]) == 3
+    assert "The field best_of has no effect here." in response.json()["tandem"]["notes"]
 
 
 @pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages", "/api/chat", "/api/generate"])

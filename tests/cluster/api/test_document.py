@@ -16,7 +16,7 @@ from cluster.serving.requests import Delta, ToolCall
 from protocol.errors import QueueFull, Unavailable
 from strategy.decision import Verdict
 from strategy.situation import Strategy
-from tests.support.fake_service import EXPLANATION, FINISHED, ROUTED, FakeService, ask
+from tests.support.fake_service import EXPLANATION, FINISHED, MODEL, ROUTED, FakeService, ask
 
 DOCUMENT = document(Known(vocabulary_size=2048))
 
@@ -74,6 +74,15 @@ def test_strategies_are_those_that_can_run_now():
 
     assert strategies(Explaining()) == ["distributed-cached"]
     assert len(strategies(Starting(models=()))) == 5
+
+
+def test_suffix_is_described_where_the_model_fills_in():
+    def suffix(*abilities):
+        service = FakeService(models=(msgspec.structs.replace(MODEL, abilities=abilities),))
+        return ask(service, "GET", "/openapi.json").json()["components"]["schemas"]["Suffix"]
+
+    assert suffix("tools") == {"enum": [""]}
+    assert suffix("insert")["type"] == "string"
 
 
 def test_each_name_stands_for_something():

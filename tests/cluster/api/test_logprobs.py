@@ -92,8 +92,10 @@ def test_thoughts_and_calls_are_scored_too():
 
 
 def test_the_likeliest_are_only_said_beside_the_chosen():
-    response = chat(FakeService(), top_logprobs=3)
-    assert (response.status_code, response.json()["error"]["param"]) == (400, "top_logprobs")
+    alone = FakeService()
+    answer = chat(alone, top_logprobs=3).json()
+    assert answer["choices"][0]["logprobs"] is alone.requests[0].sampling.logprobs is None
+    assert "The field top_logprobs has no effect here." in answer["tandem"]["notes"]
     assert chat(FakeService(), top_logprobs=0).json()["choices"][0]["logprobs"] is None
     service = FakeService(*ANSWER)
     chat(service, logprobs=True)

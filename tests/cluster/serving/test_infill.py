@@ -22,6 +22,7 @@ def encoded(prompts, prompt):
 )
 def test_text_before_and_after_stand_between_the_marks_of_the_model(tmp_path, marks):
     prompts = Prompts.load(write_tokenizer(tmp_path, marks=marks))
+    assert prompts.abilities == ("insert",)
     before, after = (encoded(prompts, TextPrompt(text, bare=True)) for text in ("the cat", "the mat"))
     start, *ids = encoded(prompts, TextPrompt("the cat", suffix="the mat"))
     assert prompts.decode([start]) == "<s>"
