@@ -11,17 +11,20 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from enum import EnumType
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import msgspec
 
+from cluster.contradictions import API_KEYS, check_settings, check_workers
 from cluster.settings import (
     ApiSettings,
     Bytes,
     CacheSettings,
     EngineSettings,
     HostSettings,
+    KeySettings,
     KvCacheSettings,
     LinkNaming,
     LinkSettings,
@@ -43,8 +46,6 @@ DEFAULT_WORKERS = 2
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*$", re.IGNORECASE)
 _EXPONENT = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
-_LOCAL = "local"
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class Resolved(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,10 +56,10 @@ class Resolved(msgspec.Struct, frozen=True, kw_only=True):
 
     def value(self, key: str) -> Any:
         """What is in force for a key of `origins`."""
-        section, _, name = key.partition(".")
+        section, _, name = key.rpartition(".")
         table, _, index = section.rstrip("]").partition("[")
         if index:
-            return getattr(getattr(self.settings, table)[int(index)], name)
+            return getattr(attrgetter(table)(self.settings)[int(index)], name)
         struct = getattr(self.settings, section)
         return getattr(struct if name in struct.__struct_fields__ else struct.kv, name)
 
@@ -84,7 +85,8 @@ _SECTIONS: dict[str, type[msgspec.Struct]] = {
     "links": LinkSettings,
     "engine": EngineSettings,
 }
-_TABLES: dict[str, type[msgspec.Struct]] = {"workers": WorkerSettings, "hosts": HostSettings}
+_TABLES: dict[str, type[msgspec.Struct]] = {"workers": WorkerSettings, "hosts": HostSettings, API_KEYS: KeySettings}
+_OWN_TABLES = ("workers", "hosts")  # in no section
 _ENVIRONMENT = {
     "USE_DISTRIBUTED_INFERENCE": "strategy.use_distributed_inference",
     "TANDEM_STRATEGY_POLICY": "strategy.policy",
@@ -126,12 +128,12 @@ def load_settings(
         values[section][name] = _located(key, value, file.parent if origin == str(file) else working_directory)
         origins[key] = origin
     values["model"].setdefault("path", str(checkout / BUNDLED_MODEL))
+    values["api"]["keys"] = _api_keys(document.get("api", {}), file, origins)
     workers = _workers(document, file, flags.workers, origins)
     settings = msgspec.structs.replace(
         _settings(values, workers), hosts=_hosts(document, file, origins), allow_mixed=flags.allow_mixed
     )
-    _check_names(settings, file)
-    _check_exposure(settings.api)
+    check_settings(settings, file)
     return Resolved(settings=settings, origins=_all_origins(settings, origins))
 
 
@@ -221,13 +223,15 @@ def _read_toml(file: Path) -> dict[str, Any]:
 def _file_values(document: dict[str, Any], file: Path) -> Iterator[tuple[str, Any]]:
     """Every checked "section.key" of the file except workers and hosts."""
     for section, content in document.items():
-        _check_known(section, [*_SECTIONS, *_TABLES], "", file)
+        _check_known(section, [*_SECTIONS, *_OWN_TABLES], "", file)
         if section in _TABLES:
             continue
         if not isinstance(content, dict):
             raise UsageError(f"{file}: {section} must be a section, [{section}], not {content!r}")
         for name, value in content.items():
-            _check_known(name, _keys(section), f"{section}.", file)
+            _check_known(name, [*_keys(section), *_tables_in(section)], f"{section}.", file)
+            if name in _tables_in(section):
+                continue
             yield f"{section}.{name}", _checked(f"{section}.{name}", value, str(file))
 
 
@@ -239,8 +243,8 @@ def _check_known(name: str, known: Sequence[str], prefix: str, file: Path) -> No
 
 
 def _checked(key: str, value: Any, origin: str, *, strict: bool = True) -> Any:
-    """`value` as the type of `key` ("section.name", "workers[i].name" or "hosts[i].name")."""
-    section, _, name = key.partition(".")
+    """`value` as the type of `key` ("section.name", "workers[i].name", "hosts[i].name" or "api.keys[i].name")."""
+    section, _, name = key.rpartition(".")
     struct = _SECTIONS.get(section) or _TABLES[section.partition("[")[0]]
     if struct is KvCacheSettings and name in KvSettings.__struct_fields__:
         struct = KvSettings
@@ -252,11 +256,22 @@ def _keys(section: str) -> tuple[str, ...]:
     struct = _SECTIONS[section]
     if struct is KvCacheSettings:
         return (*KvSettings.__struct_fields__, "adaptive")
-    return struct.__struct_fields__
+    return tuple(name for name in struct.__struct_fields__ if name not in _tables_in(section))
+
+
+def _tables_in(section: str) -> tuple[str, ...]:
+    """The names of the tables, [[section.name]], that stand within a section."""
+    return tuple(table.removeprefix(f"{section}.") for table in _TABLES if table.startswith(f"{section}."))
+
+
+def is_secret(key: str) -> bool:
+    """Whether what is configured is shown to nobody."""
+    return key == "api.api_key" or (key.startswith(f"{API_KEYS}[") and key.endswith("].key"))
 
 
 def _converted(kind: Any, key: str, value: Any, origin: str, *, strict: bool) -> Any:
-    problem = UsageError(f"{origin}: {key} must be {_expectation(kind)}, not {value!r}")
+    given = "" if is_secret(key) else f", not {value!r}"
+    problem = UsageError(f"{origin}: {key} must be {_expectation(kind)}{given}")
     try:
         if isinstance(value, str) and Bytes in (kind, *get_args(kind)):
             value = parse_size(value)
@@ -299,17 +314,16 @@ def _file_workers(document: dict[str, Any], file: Path, origins: dict[str, str])
     if "workers" not in document:
         return tuple(WorkerSettings(name=f"worker-{index}") for index in range(DEFAULT_WORKERS))
     workers: list[WorkerSettings] = []
-    for index, given in enumerate(_tables("workers", document, file, origins)):
-        fields: dict[str, Any] = {"name": f"worker-{index}"} | given
-        _check_worker(fields, index, [worker.name for worker in workers], file)
-        workers.append(WorkerSettings(**fields))
+    for index, given in enumerate(_tables("workers", document["workers"], file, origins)):
+        workers.append(WorkerSettings(**{"name": f"worker-{index}"} | given))
+    check_workers(workers, file)
     return tuple(workers)
 
 
 def _hosts(document: dict[str, Any], file: Path, origins: dict[str, str]) -> tuple[HostSettings, ...]:
     """A host without a name has the first part of its address as one."""
     hosts: list[HostSettings] = []
-    for index, given in enumerate(_tables("hosts", document, file, origins) if "hosts" in document else ()):
+    for index, given in enumerate(_tables("hosts", document["hosts"], file, origins) if "hosts" in document else ()):
         if "address" not in given:
             raise UsageError(f'{file}: hosts[{index}].address is missing; give it as in address = "mac2.local"')
         hosts.append(HostSettings(**{"name": _name_of(given["address"])} | given))
@@ -322,9 +336,17 @@ def _name_of(address: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "-", label).strip("-")[:64]
 
 
-def _tables(table: str, document: dict[str, Any], file: Path, origins: dict[str, str]) -> Iterator[dict[str, Any]]:
+def _api_keys(api: dict[str, Any], file: Path, origins: dict[str, str]) -> tuple[KeySettings, ...]:
+    keys: list[KeySettings] = []
+    for index, given in enumerate(_tables(API_KEYS, api["keys"], file, origins) if "keys" in api else ()):
+        if missing := [name for name in ("name", "key") if name not in given]:
+            raise UsageError(f"{file}: {API_KEYS}[{index}].{missing[0]} is missing; each key has a name and a key")
+        keys.append(KeySettings(**given))
+    return tuple(keys)
+
+
+def _tables(table: str, tables: Any, file: Path, origins: dict[str, str]) -> Iterator[dict[str, Any]]:
     """The checked values of each [[table]] of the file."""
-    tables = document[table]
     if not isinstance(tables, list) or not tables or not all(isinstance(each, dict) for each in tables):
         raise UsageError(f"{file}: {table} must be one or more [[{table}]] sections")
     for index, given in enumerate(tables):
@@ -337,41 +359,13 @@ def _tables(table: str, document: dict[str, Any], file: Path, origins: dict[str,
         yield fields
 
 
-def _check_worker(fields: dict[str, Any], index: int, taken: list[str], file: Path) -> None:
-    if fields["name"] in taken:
-        raise UsageError(
-            f"{file}: workers[{index}].name {fields['name']!r} is used twice; give each worker its own name"
-        )
-    host = fields.get("host", _LOCAL)
-    if host != _LOCAL:
-        raise UsageError(
-            f'{file}: workers[{index}].host {host!r} must be "local"; workers on other hosts are started by [[hosts]]'
-        )
-
-
-def _check_names(settings: Settings, file: Path) -> None:
-    """Hosts and all workers are told apart by name."""
-    taken = [worker.name for worker in settings.workers]
-    for index, host in enumerate(settings.hosts):
-        if host.name == _LOCAL or host.name in [other.name for other in settings.hosts[:index]]:
-            raise UsageError(f"{file}: hosts[{index}].name {host.name!r} is taken; give each host its own name")
-        if used := [name for name in host.worker_names if name in taken]:
-            raise UsageError(f"{file}: hosts[{index}] has a worker {used[0]!r} like another; give it another name")
-        taken += host.worker_names
-
-
-def _check_exposure(api: ApiSettings) -> None:
-    if api.host not in _LOOPBACK and api.api_key is None:
-        raise UsageError(f"api.host {api.host!r} can be reached from other machines; set api.api_key as well")
-
-
 def _all_origins(settings: Settings, origins: dict[str, str]) -> dict[str, str]:
     """Origins of every key, in the order of the sections."""
     keys = [f"{section}.{name}" for section in _SECTIONS for name in _keys(section)]
     for table, struct in _TABLES.items():
         keys += [
             f"{table}[{index}].{name}"
-            for index in range(len(getattr(settings, table)))
+            for index in range(len(attrgetter(table)(settings)))
             for name in struct.__struct_fields__
         ]
     return {key: origins.get(key, "default") for key in keys}

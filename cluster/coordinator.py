@@ -237,11 +237,9 @@ class Coordinator:
     def _app(self, service: GenerationService) -> Starlette:
         return build_app(
             service,
-            api_key=self._settings.api.api_key,
-            model_ids=(self._settings.model.path, service.models()[0].id.rpartition("/")[2]),
+            self._settings.api,
+            model_ids=(self._settings.model.path,),
             scope_by_key=self._settings.cache.scope == "api-key",
-            strict=self._settings.api.strict,
-            strict_model=self._settings.api.strict_model,
         )
 
     async def _stop(self) -> None:

@@ -59,10 +59,22 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
     path: Text
 
 
-class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the HTTP API listens, and its limits.
+class KeySettings(msgspec.Struct, frozen=True, kw_only=True):
+    """A key of the API beside `api.api_key`, and what may be asked for with it; None for as much as anybody.
 
-    max_queue: requests that may wait before further ones get status 429; request_timeout_s: how long a request may take,
+    name: by which it is known where it is not shown; max_running: requests at once; tokens_per_minute: of prompts and answers.
+    """
+
+    name: Name
+    key: ApiKey
+    max_running: Count | None = None
+    tokens_per_minute: Count | None = None
+
+
+class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the HTTP API listens, who may use it, and its limits.
+
+    keys: further ones, each with a name; max_queue: requests that may wait before further ones get status 429; request_timeout_s: how long a request may take,
     waiting included, None for as long as it needs; strict: fields without effect are refused, not noted; strict_model: so are
     other models' names.
     """
@@ -70,10 +82,15 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):
     host: Text = "127.0.0.1"
     port: Port = 8420
     api_key: ApiKey | None = None
+    keys: tuple[KeySettings, ...] = ()
     max_queue: Count = 256
     request_timeout_s: SomeSeconds | None = None
     strict: Switch = False
     strict_model: Switch = False
+
+    @property
+    def asks_for_key(self) -> bool:
+        return self.api_key is not None or bool(self.keys)
 
 
 class StrategySettings(msgspec.Struct, frozen=True, kw_only=True):

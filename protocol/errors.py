@@ -117,6 +117,14 @@ class QueueFull(ApiError):
     code = "queue_full"
 
 
+class RateLimited(ApiError):
+    """A key has used up what it may for now; try again after `retry_after_s` seconds."""
+
+    status = 429
+    error_type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+
 class RequestTimeout(ApiError):
     """The time that a request may take is over."""
 

@@ -16,6 +16,10 @@ _NUM_OLD_FILES = 3
 _MOST_LINES, _WITHIN_S = 20, 60.0
 
 
+# What a line says that is written however often it comes, as in log.info(..., extra=EACH).
+EACH = {"is_each": True}
+
+
 class Repeats(logging.Filter):
     """Lets a kind of line through a few times a minute and counts the others, so that no peer that sends nonsense rotates
     the history away. A kind is a place in the code. now: seconds of a monotonic clock.
@@ -28,6 +32,8 @@ class Repeats(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether to write a line; the first one after others were left out says how many."""
+        if getattr(record, "is_each", False):
+            return True
         kind, now = (record.pathname, record.lineno), self._now()
         since, count = self._counts.get(kind, (now, 0))
         if now - since >= _WITHIN_S:

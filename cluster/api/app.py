@@ -5,8 +5,6 @@ OpenAI's where no surface has others.
 """
 
 import functools
-import hashlib
-import hmac
 import time
 from collections.abc import Callable, Collection
 from typing import Any
@@ -18,70 +16,66 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cluster.api.answered import Answered
 from cluster.api.body import parsed_body
 from cluster.api.document import document_routes
 from cluster.api.endpoints import Endpoint, json_answer
 from cluster.api.explain import parse_explain
-from cluster.api.failures import error_response
+from cluster.api.failures import TALLY, error_response
 from cluster.api.fields import Notes
 from cluster.api.generation import GenerationResponse
 from cluster.api.kept_responses import KeptResponses
+from cluster.api.keys import CALLER, Caller, Dialects, KeyGate
 from cluster.api.names import Names
 from cluster.api.ollama_routes import ollama_routes
 from cluster.api.origins import Origins
+from cluster.api.request_log import RequestLog
 from cluster.api.surface import ApiRequest, Dialect, Surface
 from cluster.api.surfaces import SURFACES
 from cluster.api.surfaces.messages import Messages
 from cluster.api.surfaces.ollama import OllamaDialect
 from cluster.api.token_routes import token_routes
 from cluster.serving.requests import Explanation, ModelInfo, Service
-from protocol.errors import ApiError, BadRequest, NotFound, Unauthorized
-
-# What is described holds for every Tandem, and a browser that opens a page sends no key.
-OPEN_PATHS = frozenset({"/health", "/openapi.json", "/docs"})
+from cluster.settings import ApiSettings
+from protocol.errors import ApiError, BadRequest, NotFound
 
 _OURS = Dialect()
 _MESSAGES = Messages()
 _OLLAMA = OllamaDialect()
 
 Parse = Callable[[dict[str, Any], Notes], ApiRequest]
-Dialects = Callable[[str], Surface | Dialect]
 
 
 def build_app(
     service: Service,
+    api: ApiSettings,
     *,
-    api_key: str | None = None,
     model_ids: Collection[str] = (),
     scope_by_key: bool = False,
-    strict: bool = False,
-    strict_model: bool = False,
     surfaces: Collection[Surface] = SURFACES,
 ) -> Starlette:
     """The ASGI application over `service`, with a path for each of the `surfaces`.
 
-    api_key: every path but the open ones then asks for it. model_ids: further names of the loaded model
-    (its directory and the directory's name), besides its id and "default". scope_by_key: requests with different keys
-    share no cached prefix. strict: what has no effect is refused, not noted; strict_model: so is another model's name.
+    model_ids: further names of the loaded model (its directory), besides its id and "default". scope_by_key: requests with
+    different keys share no cached prefix.
     """
-    names = Names(service, frozenset(model_ids), strict=strict_model)
+    names = Names(service, frozenset(model_ids), strict=api.strict_model)
     answered = Answered()
     dialect = functools.partial(_dialect, surfaces)
-    endpoints = _Endpoints(service, names, answered, strict=strict, scope_by_key=scope_by_key)
+    endpoints = _Endpoints(service, names, answered, strict=api.strict, scope_by_key=scope_by_key)
     app = Starlette(
         routes=[
             *_routes(endpoints, surfaces),
             *_kept_routes(answered),
             *token_routes(service, names, _guarded),
             *ollama_routes(service, names, _guarded),
-            *document_routes(service, _guarded, asks_for_key=api_key is not None),
+            *document_routes(service, _guarded, asks_for_key=api.asks_for_key),
         ],
         middleware=[
-            Middleware(Origins, any_name=api_key is not None),
-            *([Middleware(_BearerAuth, api_key=api_key, dialect=dialect)] if api_key is not None else []),
+            Middleware(RequestLog),
+            Middleware(Origins, any_name=api.asks_for_key),
+            Middleware(KeyGate, api=api, dialect=dialect, limited=[surface.path for surface in surfaces]),
         ],
         exception_handlers={HTTPException: functools.partial(_routing_error, dialect)},
     )
@@ -110,7 +104,7 @@ def _routes(endpoints: "_Endpoints", surfaces: Collection[Surface]) -> list[Rout
 
 
 def _kept_routes(answered: Answered) -> list[Route]:
-    kept = KeptResponses(lambda request: answered.shelf(_caller(request)))
+    kept = KeptResponses(lambda request: answered.shelf(_caller(request).digest))
     path = "/v1/responses/{response_id}"
     return [
         Route(path, _guarded(kept.get), methods=["GET"]),
@@ -130,7 +124,7 @@ class _Endpoints:
         self._scope_by_key = scope_by_key
 
     async def generate(self, surface: Surface, request: Request) -> Response:
-        surface = surface.asked_by(self._answered.shelf(_caller(request)))
+        surface = surface.asked_by(self._answered.shelf(_caller(request).digest))
         parsed = self._asked_by(await self._parsed(request, surface.parse), request)
         parsed, model_id = self._names.served(parsed)
         if (answer := surface.at_once(parsed, model=model_id, created=int(time.time()))) is not None:
@@ -142,11 +136,15 @@ class _Endpoints:
         return await parsed_body(request, lambda body: parse(body, notes))
 
     def _asked_by(self, parsed: ApiRequest, request: Request) -> ApiRequest:
-        """With who asks: those with one key from one address are one client."""
-        key = _caller(request)
-        client = f"{key} {request.client.host if request.client else ''}"
-        scope = key if self._scope_by_key else ""
-        generation = msgspec.structs.replace(parsed.generation, scope=scope, client=client)
+        """With who asks."""
+        caller = _caller(request)
+        generation = msgspec.structs.replace(
+            parsed.generation,
+            scope=caller.digest if self._scope_by_key else "",
+            client=caller.client,
+            key=caller.name,
+            tally=request.scope[TALLY],
+        )
         return msgspec.structs.replace(parsed, generation=generation)
 
     async def forget(self, request: Request) -> Response:
@@ -194,9 +192,9 @@ class _Endpoints:
         return Response(exposition(self._service), headers={"Content-Type": CONTENT_TYPE})
 
 
-def _caller(request: Request) -> str:
-    """Who asks, by the key."""
-    return hashlib.blake2b(_key_in(dict(request.scope["headers"])), digest_size=16).hexdigest()
+def _caller(request: Request) -> Caller:
+    caller: Caller = request.scope[CALLER]
+    return caller
 
 
 def _model_object(model: ModelInfo) -> dict[str, Any]:
@@ -245,30 +243,3 @@ def _methods(request: Request) -> set[str]:
     """Those that a path takes, by whichever of its routes."""
     routes = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
     return {method for route in routes for method in route.methods or ()}
-
-
-class _BearerAuth:
-    """Lets through what carries `Authorization: Bearer <api_key>` or `x-api-key: <api_key>`, and the open paths."""
-
-    def __init__(self, app: ASGIApp, api_key: str, dialect: Dialects) -> None:
-        self._app = app
-        self._dialect = dialect
-        self._expected = api_key.encode()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not self._is_open(scope):
-            error = Unauthorized("this cluster asks for an API key; send it as 'Authorization: Bearer KEY'")
-            await error_response(error, self._dialect(scope["path"]).refusal)(scope, receive, send)
-            return
-        await self._app(scope, receive, send)
-
-    def _is_open(self, scope: Scope) -> bool:
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
-            return True
-        return hmac.compare_digest(_key_in(dict(scope["headers"])), self._expected)
-
-
-def _key_in(headers: dict[bytes, bytes]) -> bytes:
-    """As OpenAI's clients send it, in any case of the word, or as Anthropic's do."""
-    kind, _, key = headers.get(b"authorization", b"").partition(b" ")
-    return key.strip() if kind.lower() == b"bearer" else headers.get(b"x-api-key", b"")

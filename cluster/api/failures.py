@@ -5,10 +5,29 @@ from collections.abc import Callable
 from typing import Any
 
 from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
 
+from cluster.serving.tally import Tally
 from protocol.errors import ApiError, TandemError
 
 logger = logging.getLogger(__name__)
+
+# In a request's scope: the tally of what it takes.
+TALLY = "tandem.tally"
+
+
+class ErrorResponse(JSONResponse):
+    """An error as the whole answer; the request's tally learns of it."""
+
+    def __init__(self, error: ApiError, body: dict[str, Any], headers: dict[str, str]) -> None:
+        super().__init__(body, error.status, headers)
+        self._error = error
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        tally: Tally | None = scope.get(TALLY)
+        if tally is not None:
+            tally.error = self._error
+        await super().__call__(scope, receive, send)
 
 
 def as_api_error(error: Exception) -> ApiError:
@@ -21,7 +40,7 @@ def as_api_error(error: Exception) -> ApiError:
     return ApiError("this request met an internal error; the log of the coordinator has the details")
 
 
-def error_response(error: Exception, body: Callable[[ApiError], dict[str, Any]] = ApiError.body) -> JSONResponse:
+def error_response(error: Exception, body: Callable[[ApiError], dict[str, Any]] = ApiError.body) -> ErrorResponse:
     """The response for an error that is met before anything else was sent. body: in whose words."""
     api_error = as_api_error(error)
     headers = {}
@@ -29,4 +48,4 @@ def error_response(error: Exception, body: Callable[[ApiError], dict[str, Any]] 
         headers["Retry-After"] = str(api_error.retry_after_s)
     if api_error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse(body(api_error), api_error.status, headers)
+    return ErrorResponse(api_error, body(api_error), headers)

@@ -11,7 +11,7 @@ _TAG = ":latest"
 
 
 class Names:
-    """Of the loaded model. ids: further ones than its own and "default"; strict: no others."""
+    """Of the loaded model. ids: further ones than its own, the last part of that and "default"; strict: no others."""
 
     def __init__(self, service: Service, ids: frozenset[str], *, strict: bool) -> None:
         self._service = service
@@ -43,7 +43,8 @@ class Names:
         raise error
 
     def _is_of(self, model: ModelInfo, name: str) -> bool:
-        return any(asked == model.id or asked in self._ids for asked in (name, name.removesuffix(_TAG)))
+        own = {model.id, model.id.rpartition("/")[2]}
+        return any(asked in own or asked in self._ids for asked in (name, name.removesuffix(_TAG)))
 
     def _loaded(self) -> ModelInfo:
         models = self._service.models()

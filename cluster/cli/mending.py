@@ -15,7 +15,9 @@ from cluster.cli.session import ClusterDied, Session
 from cluster.cli.showing import absences
 from cluster.cli.starting import Started
 from cluster.cli.stopping import stop_cluster
-from cluster.config import Resolved, Settings
+from cluster.config import Resolved, is_secret
+from cluster.contradictions import API_KEYS
+from cluster.settings import Settings
 from protocol.errors import TandemError, UsageError
 from protocol.home import ClusterState
 
@@ -45,14 +47,16 @@ def start_or_mend(session: Session, resolved: Resolved, *, replace: bool) -> tup
 
 
 def differences(running: Settings, asked: Settings) -> list[str]:
-    """What is otherwise in `running`, a clause for each setting. The API's key is not shown."""
+    """What is otherwise in `running`, a clause for each setting. Keys of the API are not shown."""
     if len(running.workers) != len(asked.workers):
         return [f"it has {len(running.workers)} workers, not {len(asked.workers)}"]
     if len(running.hosts) != len(asked.hosts):
         return [f"it has {len(running.hosts)} other hosts, not {len(asked.hosts)}"]
+    if len(running.api.keys) != len(asked.api.keys):
+        return [f"it has {len(running.api.keys)} [[{API_KEYS}]], not {len(asked.api.keys)}"]
     values, others = dict(_flat(msgspec.to_builtins(running))), dict(_flat(msgspec.to_builtins(asked)))
     return [
-        f"{key} is another" if key == "api.api_key" else f"{key} is {_shown(values[key])}, not {_shown(others[key])}"
+        f"{key} is another" if is_secret(key) else f"{key} is {_shown(values[key])}, not {_shown(others[key])}"
         for key in values
         if values[key] != others[key]
     ]
@@ -64,7 +68,7 @@ def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         for name, inner in value.items():
             # the values of a kind of cache stand in its section, as in the file
             yield from _flat(inner, key if name == "kv" else f"{key}.{name}" if key else name)
-    elif key in ("workers", "hosts"):
+    elif key in ("workers", "hosts", API_KEYS):
         for index, inner in enumerate(value):
             yield from _flat(inner, f"{key}[{index}]")
     else:

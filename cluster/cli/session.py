@@ -54,7 +54,7 @@ class Session:
         )
 
     def client(self, state: ClusterState) -> Client:
-        """The API of a running cluster, with the key from the environment or from what it was started with."""
+        """The API of a running cluster, with the key from the environment or the first of what it was started with."""
         return Client(state.api, self.environment.get("TANDEM_API_KEY") or self._stored_key())
 
     def running_state(self) -> ClusterState | None:
@@ -123,7 +123,9 @@ class Session:
 
     def _stored_key(self) -> str | None:
         settings = self.running_settings()
-        return None if settings is None else settings.api.api_key
+        if settings is None:
+            return None
+        return settings.api.api_key or next((each.key for each in settings.api.keys), None)
 
 
 def open_session() -> Session:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from cluster.config import Resolved
+from cluster.config import Resolved, is_secret
 
 _EVENTS_SHOWN = 5
 # Columns of the table of workers, and from what width on each is shown.
@@ -176,12 +176,14 @@ def _verdict(candidate: dict[str, Any]) -> str:
 
 
 def config_lines(resolved: Resolved) -> list[str]:
-    """Every key with its value and where it came from; the key of the API is not shown."""
-    shown = {key: f"{key} = {_toml(resolved.value(key))}" for key in resolved.origins}
-    if resolved.settings.api.api_key is not None:
-        shown["api.api_key"] = "api.api_key = (set)"
+    """Every key with its value and where it came from; the keys of the API are not shown."""
+    shown = {key: f"{key} = {_config_value(key, resolved.value(key))}" for key in resolved.origins}
     width = max(map(len, shown.values()))
     return [f"{text:<{width}}  # {resolved.origins[key]}" for key, text in shown.items()]
+
+
+def _config_value(key: str, value: Any) -> str:
+    return "(set)" if is_secret(key) and value is not None else _toml(value)
 
 
 def size_text(size: int | None) -> str:

@@ -19,17 +19,19 @@ Report = Update | PrefillProgress | PromptLogprobs | Reused
 
 
 class Answer:
-    """stream: the detokenizer of this request; arrival: when the request came; scores: None where it wants no log probabilities."""
+    """stream: the detokenizer of this request; arrival: when the request came; scores: None where it wants no log probabilities.
+    num_generated: tokens, the end token included.
+    """
 
     def __init__(self, stream: "TextStream", *, prompt_tokens: int, arrival: float, scores: Scores | None = None):
         self._stream = stream
         self._scores = scores
-        self._prompt_tokens = prompt_tokens
+        self.prompt_tokens = prompt_tokens
         self._arrival = arrival
         self._first_at: float | None = None
         self._last_at = arrival
         self._token_ids: list[int] = []
-        self._num_generated = 0
+        self.num_generated = 0
         self._cached_tokens = 0
         self._finish_reason: str | None = None
         self._notes: list[str] = []
@@ -52,10 +54,6 @@ class Answer:
         return tuple(self._token_ids)
 
     @property
-    def num_generated(self) -> int:
-        return self._num_generated
-
-    @property
     def last_at(self) -> float:
         """When the newest token came; at first when the request did."""
         return self._last_at
@@ -64,6 +62,17 @@ class Answer:
     def lacks_prompt_scores(self) -> bool:
         """Whether log probabilities of the prompt's tokens are still to be told."""
         return self._scores is not None and self._scores.lacks_prompt
+
+    @property
+    def ttft_s(self) -> float | None:
+        """Seconds from the arrival to the first token; None before it."""
+        return None if self._first_at is None else self._first_at - self._arrival
+
+    @property
+    def decode_tokens_per_s(self) -> float | None:
+        """After the first token; None for fewer than two."""
+        decode_s = 0.0 if self._first_at is None else self._last_at - self._first_at
+        return (self.num_generated - 1) / decode_s if self.num_generated > 1 and decode_s > 0 else None
 
     def note(self, clause: str) -> None:
         """What else the client should know."""
@@ -110,15 +119,15 @@ class Answer:
             tokens, reason = [], "length"
         self._first_at = now if self._first_at is None else self._first_at
         self._last_at = now
-        self._num_generated += len(tokens)
+        self.num_generated += len(tokens)
         scored = tokens
         if reason == "stop" and tokens:
             tokens = tokens[:-1]  # the end token is no text
         num_before = self._stream.num_tokens
         text, stopped = self._stream.push(tuple(tokens))
         if stopped:
-            self._num_generated = self._stream.num_tokens
-            tokens = scored = tokens[: self._num_generated - num_before]
+            self.num_generated = self._stream.num_tokens
+            tokens = scored = tokens[: self.num_generated - num_before]
             reason = "stop"
         elif reason is not None:
             text += self._stream.finish()
@@ -151,20 +160,18 @@ class Answer:
         ]
 
     def _finished(self, reason: str) -> Finished:
-        assert self._first_at is not None
-        decode_s = self._last_at - self._first_at
-        several = self._num_generated > 1 and decode_s > 0
+        assert self.ttft_s is not None
         if reason == "stop" and self._stream.parts is not None and self._stream.parts.num_calls:
             reason = "tool_calls"
         return Finished(
             finish_reason=reason,
             token_ids=tuple(self._token_ids),
-            prompt_tokens=self._prompt_tokens,
-            completion_tokens=self._num_generated,
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.num_generated,
             cached_tokens=self._cached_tokens,
             resumed=self.resumed,
             notes=tuple(self._notes),
-            ttft_s=self._first_at - self._arrival,
+            ttft_s=self.ttft_s,
             total_s=self._last_at - self._arrival,
-            decode_tokens_per_s=(self._num_generated - 1) / decode_s if several else None,
+            decode_tokens_per_s=self.decode_tokens_per_s,
         )

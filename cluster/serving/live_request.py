@@ -100,6 +100,12 @@ class LiveRequest:
         self._counts.moved(self.state, after)
         self.state = after
 
+    def fail(self, error: ApiError) -> None:
+        """It ends with an error."""
+        self.apply(RequestEvent.FAIL)
+        if self.request.tally is not None:
+            self.request.tally.error = error
+
     def asked(self, plan: Plan) -> Asked:
         """What is decided by.
 
@@ -154,6 +160,8 @@ class LiveRequest:
         self.apply(RequestEvent.ADMIT)
         if self._first is None:
             self._first = decision
+            if self.request.tally is not None:
+                self.request.tally.began(self.answer, decision.strategy)
             return
         after = f"after {self._loss}" if was_lost else "when its reader had caught up"
         changed = decision.strategy is not self._first.strategy

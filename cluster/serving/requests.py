@@ -10,6 +10,7 @@ import msgspec
 
 from cluster.serving.measures import Measures
 from cluster.serving.status import HealthReport, HostModels, Status, WorkerFigures
+from cluster.serving.tally import Tally
 from protocol.errors import BadRequest
 from protocol.values import Sampling
 from strategy.decision import Verdict
@@ -54,7 +55,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     prompt_field: what the caller called the prompt, for errors about it. max_tokens: None lets the coordinator take its
     default, cut to the context. scope: requests of different scopes share no cached prefix. mode: an override of
     USE_DISTRIBUTED_INFERENCE ("auto" | "always" | "never"); strategy: a strategy name. client: who asks, for taking
-    turns; timeout_s: how long it may take, None for what the settings say. ignores_end_tokens: it goes on to max_tokens.
+    turns; key: the name of its key, where that has one; tally: of the HTTP request that it belongs to; timeout_s: how long it may take, None for what the settings say. ignores_end_tokens: it goes on to max_tokens.
     given: which fields of `sampling` the caller named, for the others the model's own defaults count; None for all of them.
     scores_prompt: how likely the prompt's own tokens were is told as well; then, and only then, max_tokens may be 0.
     """
@@ -69,6 +70,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     conversation: str | None = None
     scope: str = ""
     client: str = ""
+    key: str = ""
+    tally: Tally | None = None
     timeout_s: float | None = None
     ignores_end_tokens: bool = False
     given: frozenset[str] | None = None

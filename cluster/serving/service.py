@@ -113,8 +113,8 @@ class GenerationService:
                     while not live.answer.is_finished:
                         for event in self._grown(live, place, run, await run.take()):
                             yield event
-        except ApiError:
-            live.apply(RequestEvent.FAIL)
+        except ApiError as error:
+            live.fail(error)
             raise
         finally:
             self._counts.measures.ended(live.strategy, live.outcome, len(live.tokens))

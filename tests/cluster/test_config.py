@@ -5,8 +5,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from cluster.cli.showing import config_lines
 from cluster.config import Flags, Resolved, load_settings, mode_from_environment, parse_size
-from cluster.settings import RecoverySettings, Settings
+from cluster.settings import KeySettings, RecoverySettings, Settings
 from protocol.errors import UsageError
 from protocol.values import KvSettings
 
@@ -69,6 +70,10 @@ def test_origins_name_file_and_variable(tmp_path):
         ('[[workers]]\nmemory = "1GB"\n', "workers[0].memory", "workers[0].memory_limit"),
         ('[[hosts]]\naddress = "b"\nusre = "ben"\n', "hosts[0].usre", "hosts[0].user"),
         ("[[host]]\n", "host", "hosts"),
+        ("[[hosts.x]]\n", "hosts", "[[hosts]]"),
+        ("[[api.key]]\n", "api.key", "api.keys"),
+        ('[[api.keys]]\nname = "a"\nkey = "k"\nmax_runing = 1\n', "api.keys[0].max_runing", "api.keys[0].max_running"),
+        ('"api.keys" = []\n', "api.keys", "api"),
         ("zzz = 1\n", "zzz", "did you mean"),
     ],
 )
@@ -210,6 +215,69 @@ def test_other_hosts_and_repeated_names_are_refused(tmp_path):
 def test_open_host_needs_a_key(tmp_path):
     assert "api_key" in refused(tmp_path, '[api]\nhost = "0.0.0.0"\n')
     assert load(tmp_path, '[api]\nhost = "0.0.0.0"\napi_key = "k"\n').settings.api.host == "0.0.0.0"
+
+
+TWO_KEYS = """
+[api]
+api_key = "first"
+[[api.keys]]
+name = "ann"
+key = "secret-a"
+max_running = 2
+tokens_per_minute = 1000
+[[api.keys]]
+name = "ben"
+key = "secret-b"
+"""
+
+
+def test_keys_have_names_and_limits_and_are_never_shown(tmp_path):
+    resolved = load(tmp_path, TWO_KEYS)
+    assert resolved.settings.api.keys == (
+        KeySettings(name="ann", key="secret-a", max_running=2, tokens_per_minute=1000),
+        KeySettings(name="ben", key="secret-b"),
+    )
+    assert msgspec.json.decode(msgspec.json.encode(resolved.settings), type=Settings) == resolved.settings
+    lines = config_lines(resolved)
+    shown = {line.partition(" = ")[0]: line.partition(" = ")[2].partition("  #")[0].strip() for line in lines}
+    assert (shown["api.keys[0].name"], shown["api.keys[0].key"], shown["api.keys[0].max_running"]) == (
+        '"ann"',
+        "(set)",
+        "2",
+    )
+    assert (shown["api.api_key"], shown["api.keys[1].tokens_per_minute"]) == ("(set)", "(not set)")
+    assert "secret" not in "".join(lines)
+    assert "first" not in "".join(lines)
+    assert "api.keys" not in shown
+    assert resolved.origins["api.keys[0].key"] == str(tmp_path / "c.toml")
+
+
+@pytest.mark.parametrize(
+    ("tables", "said"),
+    [
+        ('[[api.keys]]\nkey = "secret"\n', "api.keys[0].name is missing"),
+        ('[[api.keys]]\nname = "ann"\n', "api.keys[0].key is missing"),
+        ('[[api.keys]]\nname = "ann"\nkey = "secret secret"\n', "api.keys[0].key must be 1 to 1024 printable"),
+        ('[[api.keys]]\nname = "ann"\nkey = "secret"\nmax_running = 0\n', "api.keys[0].max_running must be"),
+        ('[[api.keys]]\nname = "a b"\nkey = "secret"\n', "api.keys[0].name must be letters"),
+        ('[[api.keys]]\nname = "ann"\nkey = "first"\n', "give ann a key of its own"),
+        ('keys = ["secret"]\n', "api.keys must be one or more [[api.keys]] sections"),
+        ("".join(f'[[api.keys]]\nname = "ann"\nkey = "secret{index}"\n' for index in "ab"), "'ann' is used twice"),
+        (
+            "".join(f'[[api.keys]]\nname = "ann{index}"\nkey = "secret"\n' for index in "ab"),
+            "give annb a key of its own",
+        ),
+    ],
+)
+def test_keys_that_are_wrong_are_refused_by_what_is_wrong_and_not_shown(tmp_path, tables, said):
+    message = refused(tmp_path, f'[api]\napi_key = "first"\n{tables}')
+    assert said in message
+    assert "secret" not in message
+
+
+def test_named_key_is_enough_for_an_open_host(tmp_path):
+    text = '[api]\nhost = "0.0.0.0"\n[[api.keys]]\nname = "ann"\nkey = "k"\n'
+    assert load(tmp_path, text).settings.api.host == "0.0.0.0"
 
 
 def test_model_path_starts_at_the_file_or_the_working_directory(tmp_path):

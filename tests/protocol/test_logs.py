@@ -2,7 +2,7 @@
 
 import logging
 
-from protocol.logs import Repeats
+from protocol.logs import EACH, Repeats
 
 
 class Lines(logging.Handler):
@@ -30,6 +30,14 @@ def test_a_line_that_comes_again_and_again_is_counted_and_others_are_written():
         logger.warning("dropped message %d", number)
     logger.warning("something else")
     assert lines.said == [f"dropped message {number}" for number in range(20)] + ["something else"]
+
+
+def test_lines_of_which_each_is_wanted_are_all_written():
+    lines = Lines()
+    logger = logger_to(lines)
+    for number in range(100):
+        logger.warning("request %d", number, extra=EACH)
+    assert len(lines.said) == 100
 
 
 def test_a_minute_later_it_says_how_many_there_were():

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
+from starlette.applications import Starlette
 
 from cluster.api import build_app
 from cluster.serving.requests import (
@@ -18,11 +19,14 @@ from cluster.serving.requests import (
     ModelInfo,
     Progress,
     Routed,
+    Service,
     TextPrompt,
     TokensPrompt,
 )
 from cluster.serving.status import HealthReport, HostModels, WorkerFigures
-from protocol.errors import BadRequest
+from cluster.serving.tally import Tally
+from cluster.settings import ApiSettings
+from protocol.errors import ApiError, BadRequest
 
 MODEL = ModelInfo(id="tiny", layers=8, bytes=1000, context_tokens=512, has_chat_template=True, created=1_700_000_000)
 ROUTED = Routed(
@@ -51,6 +55,27 @@ ANSWER: tuple[Event | Exception, ...] = (
 )
 
 
+class ToldAnswer:
+    """What a tally knows of an answer that a script plays."""
+
+    def __init__(self):
+        self.prompt_tokens = self.num_generated = 0
+        self.ttft_s = self.decode_tokens_per_s = None
+        self.is_finished = False
+
+    def follow(self, item: Any, tally: Tally | None) -> None:
+        if isinstance(item, Routed) and tally is not None:
+            self.prompt_tokens = item.prompt_tokens
+            tally.began(self, item.strategy)
+        elif isinstance(item, Delta):
+            self.num_generated += len(item.token_ids)
+        elif isinstance(item, Finished):
+            self.num_generated, self.is_finished = item.completion_tokens, True
+            self.ttft_s, self.decode_tokens_per_s = item.ttft_s, item.decode_tokens_per_s
+        elif isinstance(item, ApiError) and tally is not None:
+            tally.error = item
+
+
 class FakeService:
     """Plays `script`: events are yielded, exceptions raised, and Ellipsis waits for ever."""
 
@@ -65,8 +90,10 @@ class FakeService:
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
         self.requests.append(request)
+        told = ToldAnswer()
         try:
             for item in self.script:
+                told.follow(item, getattr(request, "tally", None))
                 if isinstance(item, BaseException):
                     raise item
                 if item is ...:
@@ -118,6 +145,12 @@ class FakeService:
         return self._models
 
 
+def app_over(service: Service, **options: Any) -> Starlette:
+    """The app. options: of `build_app`, and settings of the API by their names."""
+    api = {name: options.pop(name) for name in list(options) if name in ApiSettings.__struct_fields__}
+    return build_app(service, ApiSettings(**api), **options)
+
+
 def ask(
     service: FakeService,
     method: str,
@@ -133,7 +166,7 @@ def ask(
         content = json.dumps(body).encode()
 
     async def run() -> httpx.Response:
-        transport = httpx.ASGITransport(build_app(service, **app_options))
+        transport = httpx.ASGITransport(app_over(service, **app_options))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.request(method, path, content=content, headers=headers)
 

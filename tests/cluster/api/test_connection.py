@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from cluster.api import bind, build_app, connection, generation, serve
+from cluster.api import bind, connection, generation, serve
 from cluster.api.connection import MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED
 from cluster.serving.requests import Delta
-from tests.support.fake_service import ROUTED, FakeService
+from tests.support.fake_service import ROUTED, FakeService, app_over
 
 PATIENCE_S = 10.0
 HOST = b"Host: localhost\r\n"
@@ -23,7 +23,7 @@ async def serving(service=None, grace_s=1, draining=None, **options):
     """The app on a free port; gives the port, and stops it in order at the end."""
     listener, stopping = bind("127.0.0.1", 0), asyncio.Event()
     port = listener.getsockname()[1]
-    app = build_app(service or FakeService(), **options)
+    app = app_over(service or FakeService(), **options)
     server = asyncio.create_task(serve(app, listener, stopping=stopping, draining=draining, grace_s=grace_s))
     await asyncio.sleep(0.05)
     try:

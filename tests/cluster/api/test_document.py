@@ -8,7 +8,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from cluster.api import build_app
-from cluster.api.app import OPEN_PATHS
+from cluster.api.keys import OPEN_PATHS
 from cluster.api.document.building import Known, document
 from cluster.api.document.operations import operations
 from cluster.api.surfaces import SURFACES
@@ -29,7 +29,7 @@ def described():
 def routed():
     """Each path that the app has, with its methods; every GET answers HEAD too."""
     paths = {}
-    for route in build_app(FakeService()).routes:
+    for route in app_over(FakeService()).routes:
         path = re.sub(r":\w+}", "}", route.path)
         paths.setdefault(path, set()).update(route.methods - {"HEAD"})
     return paths

@@ -8,13 +8,13 @@ from contextlib import asynccontextmanager
 import openai
 import pytest
 
-from cluster.api import bind, build_app, serve
+from cluster.api import bind, serve
 from cluster.api.fields import Notes
 from cluster.api.generation import GenerationResponse
 from cluster.api.surfaces.chat import Chat
 from cluster.serving.requests import Delta
 from protocol.errors import TandemError
-from tests.support.fake_service import FINISHED, ROUTED, FakeService
+from tests.support.fake_service import FINISHED, ROUTED, FakeService, app_over
 
 USER = [{"role": "user", "content": "hi"}]
 SAYS = 'Hello "wörld"\n'
@@ -26,7 +26,7 @@ async def serving(service, **options):
     """The app on a free port; gives the port, and stops it in order at the end."""
     listener, stopping = bind("127.0.0.1", 0), asyncio.Event()
     port = listener.getsockname()[1]
-    server = asyncio.create_task(serve(build_app(service, **options), listener, stopping=stopping, grace_s=1))
+    server = asyncio.create_task(serve(app_over(service, **options), listener, stopping=stopping, grace_s=1))
     try:
         yield port
     finally:
@@ -196,7 +196,7 @@ def test_stopping_lets_a_running_stream_end():
     async def run():
         service = FakeService(ROUTED, Delta(text="x", token_ids=(1,)), FINISHED)
         listener, stopping = bind("127.0.0.1", 0), asyncio.Event()
-        server = asyncio.create_task(serve(build_app(service), listener, stopping=stopping))
+        server = asyncio.create_task(serve(app_over(service), listener, stopping=stopping))
         reader, writer = await asyncio.open_connection(*listener.getsockname())
         writer.write(post("/v1/chat/completions", {"messages": USER, "stream": True}))
         await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE_S)
@@ -213,7 +213,7 @@ def test_stopping_ends_what_will_not_end_and_closes_its_request():
     async def run():
         service = FakeService(ROUTED, ...)
         listener, stopping = bind("127.0.0.1", 0), asyncio.Event()
-        server = asyncio.create_task(serve(build_app(service), listener, stopping=stopping, grace_s=0))
+        server = asyncio.create_task(serve(app_over(service), listener, stopping=stopping, grace_s=0))
         _, writer = await asyncio.open_connection(*listener.getsockname())
         writer.write(post("/v1/chat/completions", {"messages": USER, "stream": True}))
         await asyncio.wait_for(service.waiting.wait(), PATIENCE_S)

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.api import build_app
 from cluster.api.answered import Answered, KeptAnswer
 from cluster.api.fields import Notes
 from cluster.api.surfaces import responses as responses_surface
@@ -19,7 +18,7 @@ from cluster.serving.requests import ChatPrompt, Delta, ToolCall, Waiting
 from protocol.errors import ContextTooLong, NotFound, Unavailable
 from protocol.values import Sampling
 from tests.cluster.api.test_http_server import with_openai
-from tests.support.fake_service import ANSWER, FINISHED, ROUTED, FakeService, ask
+from tests.support.fake_service import ANSWER, FINISHED, ROUTED, FakeService, app_over, ask
 
 PATH = "/v1/responses"
 SAYS = 'Hello "wörld"\n'
@@ -76,7 +75,7 @@ class Client:
     def __init__(self, *scripts, key=None, **options):
         self.service = FakeService()
         self.scripts = iter(scripts)
-        self.app = build_app(self.service, **options)
+        self.app = app_over(self.service, **options)
         self.key = key
 
     def ask(self, method, path, body=None, key=None):

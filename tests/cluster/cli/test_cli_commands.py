@@ -14,6 +14,7 @@ from cluster.cli.main import main
 from cluster.cli.mending import differences
 from cluster.cli.showing import _picture
 from cluster.config import Flags, load_settings
+from cluster.settings import ApiSettings, KeySettings
 from protocol.home import ClusterState, Home, ProcessIdentity
 from tests.support.fake_api import TANDEM, USAGE, FakeApi, chat_piece, event
 
@@ -502,6 +503,12 @@ def test_start_with_other_settings_names_each_and_fails(api, capsys, arguments, 
 def test_difference_of_keys_shows_neither(settings):
     with_key = msgspec.structs.replace(settings, api=msgspec.structs.replace(settings.api, api_key="secret-key"))
     assert differences(settings, with_key) == ["api.api_key is another"]
+    one, another = (
+        msgspec.structs.replace(settings, api=ApiSettings(keys=(KeySettings(name="ann", key=key),)))
+        for key in ("secret-a", "secret-b")
+    )
+    assert differences(one, another) == ["api.keys[0].key is another"]
+    assert differences(one, settings) == ["it has 1 [[api.keys]], not 0"]
     assert differences(settings, settings) == []
 
 

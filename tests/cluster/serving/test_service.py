@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from cluster.membership.member import Whereabouts
 from cluster.serving.live_request import DEFAULT_MAX_TOKENS
 from cluster.serving.requests import GenerationRequest, Progress, TextPrompt, TokensPrompt
+from cluster.serving.tally import Tally
 from protocol.errors import ApiError, BadRequest, ContextTooLong, QueueFull, Unavailable, UsageError
 from protocol.messages import ForgetConversation, PrefillProgress, Reused, SequenceFailed
 from protocol.values import Sampling
@@ -308,6 +309,27 @@ def test_answer_is_streamed_and_counted_as_mlx_lm_counts(prompts):
         assert client.finished.prompt_tokens == 5
         assert client.finished.ttft_s == pytest.approx(0.1)
         assert client.finished.decode_tokens_per_s == pytest.approx(len(ids) / 0.1)
+
+    run(scenario())
+
+
+def test_tally_of_a_request_knows_what_its_answer_has_at_any_time_and_what_it_failed_with(prompts):
+    async def scenario():
+        cluster = FakeCluster(plan_of())
+        service = service_of(prompts, cluster)
+        tally = Tally()
+        both = [Client(service, msgspec.structs.replace(tokens_request(), tally=tally)) for _ in range(2)]
+        assert (tally.strategy, tally.prompt_tokens, tally.is_finished) == (None, 0, False)
+        for client in both:
+            await client.routed()
+        assert (tally.strategy, tally.prompt_tokens, tally.ttft_s) == ("single-device-cached", 10, None)
+        cluster.report(1, (20, 21, 22), "length")
+        await both[0].task
+        assert (tally.completion_tokens, tally.is_finished, tally.error) == (3, False, None)
+        cluster.listener.failed(SequenceFailed(sequence=2, message="beta: no memory"))
+        with pytest.raises(ApiError, match="beta: no memory") as caught:
+            await both[1].task
+        assert (tally.completion_tokens, tally.error) == (3, caught.value)
 
     run(scenario())
 

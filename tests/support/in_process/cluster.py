@@ -19,7 +19,7 @@ from cluster.planning.known_model import KnownModel
 from cluster.serving.overview import Identity
 from cluster.serving.prompts import Prompts
 from cluster.serving.service import GenerationService
-from cluster.settings import EngineSettings, ModelSettings, RecoverySettings, Settings, WorkerSettings
+from cluster.settings import ApiSettings, EngineSettings, ModelSettings, RecoverySettings, Settings, WorkerSettings
 from protocol.home import Home
 from protocol.model_digest import model_digest
 from protocol.transport import InProcessNetwork
@@ -147,7 +147,7 @@ class VirtualCluster:
         self.coordinator = InProcessCoordinator(
             self._model, self.settings, self.network, self.host, self._stirred.set, incarnation
         )
-        app = build_app(self.coordinator.service, model_ids=("default",))
+        app = build_app(self.coordinator.service, ApiSettings(), model_ids=("default",))
         self.client = await self._stack.enter_async_context(Client(app).opened())
         await self.coordinator.begin(self._group)
         await asyncio.wait_for(self.control.starting.ended(), _LIMIT_S)
