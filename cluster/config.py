@@ -68,6 +68,7 @@ class Flags(msgspec.Struct, frozen=True, kw_only=True):
     """What the command line of `start` may override."""
 
     model: str | None = None
+    served_model_name: str | None = None
     kv_cache: str | None = None
     workers: int | None = None
     port: int | None = None
@@ -101,6 +102,7 @@ _FLAGS = {
     "--port": ("port", "api.port"),
     "--kv-cache": ("kv_cache", "kv_cache.kind"),
     "--model": ("model", "model.path"),
+    "--served-model-name": ("served_model_name", "model.served_name"),
 }
 
 

@@ -162,7 +162,10 @@ class Coordinator:
         await asyncio.to_thread(check_weights, path)
         control = await self._take_up(path, url, port)
         identity = Identity(
-            model_id=model_name(path), api=url, pid=os.getpid(), has_chat_template=(await prompts).has_chat_template
+            model_id=self._settings.model.served_name or model_name(path),
+            api=url,
+            pid=os.getpid(),
+            has_chat_template=(await prompts).has_chat_template,
         )
         service = GenerationService(control, prompts.result(), self._settings, identity, self._measured_use(path))
         self._tasks.append(

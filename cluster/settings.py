@@ -46,6 +46,10 @@ LinkNaming = Annotated[
     tuple[Text, ...],
     Meta(description='a list of addresses, networks such as "10.0.0.0/24" and interfaces such as "en0"'),
 ]
+ModelName = Annotated[str, Meta(pattern=r"^\S{1,256}$", description="1 to 256 characters without spaces")]
+ModelNames = Annotated[
+    tuple[ModelName, ...], Meta(description='a list of names without spaces, among which "*" stands for any')
+]
 Switch = Annotated[bool, Meta(description="true or false")]
 
 
@@ -53,10 +57,17 @@ Switch = Annotated[bool, Meta(description="true or false")]
 DEFAULT_CONTEXT_TOKENS = 4096
 
 
+WebOrigins = Annotated[
+    tuple[Annotated[str, Meta(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/\sA-Z]{1,255})$")], ...],
+    Meta(description='a list of origins such as "https://app.example" in lower case without a path, or ["*"]'),
+]
+
+
 class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """path: an absolute directory in the Hugging Face layout, or a hub id."""
+    """path: an absolute directory in the Hugging Face layout, or a hub id; served_name: what clients call it, None for its own name."""
 
     path: Text
+    served_name: ModelName | None = None
 
 
 class KeySettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,7 +85,7 @@ class KeySettings(msgspec.Struct, frozen=True, kw_only=True):
 class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Where the HTTP API listens, who may use it, and its limits.
 
-    keys: further ones, each with a name; max_queue: requests that may wait before further ones get status 429; request_timeout_s: how long a request may take,
+    keys: further ones, each with a name; cors: pages of which origins may use it, "*" for any; aliases: further names of the model, "*" for any; max_queue: requests that may wait before further ones get status 429; request_timeout_s: how long a request may take,
     waiting included, None for as long as it needs; strict: fields without effect are refused, not noted; strict_model: so are
     other models' names.
     """
@@ -83,6 +94,8 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):
     port: Port = 8420
     api_key: ApiKey | None = None
     keys: tuple[KeySettings, ...] = ()
+    aliases: ModelNames = ()
+    cors: WebOrigins = ()
     max_queue: Count = 256
     request_timeout_s: SomeSeconds | None = None
     strict: Switch = False

@@ -29,7 +29,7 @@ from cluster.api.kept_responses import KeptResponses
 from cluster.api.keys import CALLER, Caller, Dialects, KeyGate
 from cluster.api.names import Names
 from cluster.api.ollama_routes import ollama_routes
-from cluster.api.origins import Origins
+from cluster.api.origins import origin_rules
 from cluster.api.request_log import RequestLog
 from cluster.api.surface import ApiRequest, Dialect, Surface
 from cluster.api.surfaces import SURFACES
@@ -60,7 +60,7 @@ def build_app(
     model_ids: further names of the loaded model (its directory), besides its id and "default". scope_by_key: requests with
     different keys share no cached prefix.
     """
-    names = Names(service, frozenset(model_ids), strict=api.strict_model)
+    names = Names(service, api, model_ids)
     answered = Answered()
     dialect = functools.partial(_dialect, surfaces)
     endpoints = _Endpoints(service, names, answered, strict=api.strict, scope_by_key=scope_by_key)
@@ -74,7 +74,7 @@ def build_app(
         ],
         middleware=[
             Middleware(RequestLog),
-            Middleware(Origins, any_name=api.asks_for_key),
+            *origin_rules(api),
             Middleware(KeyGate, api=api, dialect=dialect, limited=[surface.path for surface in surfaces]),
         ],
         exception_handlers={HTTPException: functools.partial(_routing_error, dialect)},
@@ -174,10 +174,12 @@ class _Endpoints:
         return await self._service.explain(parsed.generation)
 
     async def models(self, _request: Request) -> Response:
-        return json_answer({"object": "list", "data": [_model_object(model) for model in self._service.models()]})
+        return json_answer({"object": "list", "data": [_model_object(*each) for each in self._names.listed()]})
 
     async def model(self, request: Request) -> Response:
-        return json_answer(_model_object(self._names.find_exactly(request.path_params["model_id"])))
+        asked = request.path_params["model_id"]
+        model = self._names.find_exactly(asked)
+        return json_answer(_model_object(asked if (asked, model) in self._names.listed() else model.id, model))
 
     async def health(self, _request: Request) -> Response:
         report = self._service.health()
@@ -197,9 +199,10 @@ def _caller(request: Request) -> Caller:
     return caller
 
 
-def _model_object(model: ModelInfo) -> dict[str, Any]:
-    about = {"id": model.id, "object": "model", "created": model.created, "owned_by": "tandem"}
-    return about | {"max_model_len": model.context_tokens}
+def _model_object(name: str, model: ModelInfo) -> dict[str, Any]:
+    """A model under one of its names. root: its own."""
+    about = {"id": name, "object": "model", "created": model.created, "owned_by": "tandem", "root": model.id}
+    return about | {"max_model_len": model.context_tokens, "capabilities": model.capabilities}
 
 
 def _dialect(surfaces: Collection[Surface], path: str) -> Surface | Dialect:

@@ -1,22 +1,36 @@
 """By which names clients ask for the model: its own, its further ones, and whatever they were set up with before."""
 
+from collections.abc import Collection
+
 import msgspec
 
 from cluster.api.surface import ApiRequest
 from cluster.serving.requests import ModelInfo, Service
+from cluster.settings import ApiSettings
 from protocol.errors import NotFound, Unavailable
 
+_ANY = "*"
 # What Ollama's clients put behind a name that has no other tag.
 _TAG = ":latest"
 
 
 class Names:
-    """Of the loaded model. ids: further ones than its own, the last part of that and "default"; strict: no others."""
+    """Of the loaded model. ids: further ones than its own, the last part of that, "default" and the aliases that are configured."""
 
-    def __init__(self, service: Service, ids: frozenset[str], *, strict: bool) -> None:
+    def __init__(self, service: Service, api: ApiSettings, ids: Collection[str]) -> None:
         self._service = service
-        self._ids = ids | {"default"}
-        self._strict = strict
+        self._aliases = tuple(name for name in api.aliases if name != _ANY)
+        self._takes_any = _ANY in api.aliases
+        self._ids = {*ids, *self._aliases, "default"}
+        self._strict = api.strict_model
+
+    def listed(self) -> list[tuple[str, ModelInfo]]:
+        """By which names clients may know the model, its own first."""
+        models = self._service.models()
+        return [
+            *((model.id, model) for model in models),
+            *((name, model) for name in self._aliases for model in models),
+        ]
 
     def served(self, request: ApiRequest) -> tuple[ApiRequest, str]:
         """What runs, and the name of the model that answers; a note where another one was asked for."""
@@ -44,7 +58,7 @@ class Names:
 
     def _is_of(self, model: ModelInfo, name: str) -> bool:
         own = {model.id, model.id.rpartition("/")[2]}
-        return any(asked in own or asked in self._ids for asked in (name, name.removesuffix(_TAG)))
+        return self._takes_any or any(asked in own or asked in self._ids for asked in (name, name.removesuffix(_TAG)))
 
     def _loaded(self) -> ModelInfo:
         models = self._service.models()

@@ -61,7 +61,7 @@ class _OllamaEndpoints:
         self._names = names
 
     async def tags(self, _request: Request) -> Response:
-        return json_answer({"models": [_listed(model) for model in self._service.models()]})
+        return json_answer({"models": [_listed(*each) for each in self._names.listed()]})
 
     async def ps(self, _request: Request) -> Response:
         return json_answer({"models": [_running(model) for model in self._service.models()]})
@@ -83,11 +83,11 @@ def parse_show(body: dict[str, Any], notes: Notes) -> dict[str, Any]:
     return check_all(body, _SHOW_FIELDS, notes)
 
 
-def _named(model: ModelInfo) -> dict[str, Any]:
-    """What every list says of a model. Its digest is one of its name: clients show it and ask for nothing by it."""
+def _named(name: str, model: ModelInfo) -> dict[str, Any]:
+    """What every list says of a model, under one of its names. Its digest is one of its name: clients show it and ask for nothing by it."""
     return {
-        "name": model.id,
-        "model": model.id,
+        "name": name,
+        "model": name,
         "size": model.bytes or 0,
         "digest": hashlib.sha256(model.id.encode()).hexdigest(),
         "details": _details(model),
@@ -107,13 +107,13 @@ def _details(model: ModelInfo) -> dict[str, Any]:
     }
 
 
-def _listed(model: ModelInfo) -> dict[str, Any]:
-    return _named(model) | {"modified_at": rfc3339(model.created)}
+def _listed(name: str, model: ModelInfo) -> dict[str, Any]:
+    return _named(name, model) | {"modified_at": rfc3339(model.created)}
 
 
 def _running(model: ModelInfo) -> dict[str, Any]:
     context = {} if model.context_tokens is None else {"context_length": model.context_tokens}
-    return _named(model) | {"expires_at": rfc3339(_NEVER), "size_vram": model.bytes or 0} | context
+    return _named(model.id, model) | {"expires_at": rfc3339(_NEVER), "size_vram": model.bytes or 0} | context
 
 
 def _shown(model: ModelInfo) -> dict[str, Any]:

@@ -1,17 +1,46 @@
-"""Which web pages may use the API: none but those of this machine.
+"""Which web pages may use the API: none but those of this machine, and of the origins that are configured.
 
 A browser sends what any page asks for, and a page whose name was pointed at this machine (DNS rebinding) may read the
 answers. Both name themselves: in Host, whose name is then not this machine's, and in Origin or Sec-Fetch-Site. Where the
 API can be reached from elsewhere it asks for a key, which no page has, so any name will do.
+
+A page of a configured origin is let through, and told so in the headers that browsers want (CORS); what a browser asks before
+(preflight) carries no key and is answered without one.
 """
 
 import ipaddress
+from collections.abc import Collection
 from urllib.parse import urlsplit
 
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cluster.api.failures import error_response
+from cluster.settings import ApiSettings
 from protocol.errors import ApiError
+
+ANY = b"*"
+# Of an answer, what pages may read beside its body.
+_EXPOSED = ("X-Tandem-Strategy", "X-Request-Id", "Retry-After")
+_PREFLIGHT_AGE_S = 600
+
+
+def origin_rules(api: ApiSettings) -> list[Middleware]:
+    """What stands before everything else: who is refused, and what browsers are told."""
+    refusing = Middleware(Origins, any_name=api.asks_for_key, allowed=api.cors)
+    if not api.cors:
+        return [refusing]
+    telling = Middleware(
+        CORSMiddleware,
+        allow_origins=api.cors,
+        allow_methods=("GET", "POST", "DELETE"),
+        allow_headers=("*",),
+        expose_headers=_EXPOSED,
+        max_age=_PREFLIGHT_AGE_S,
+        allow_private_network=True,
+    )
+    return [refusing, telling]
 
 
 class Forbidden(ApiError):
@@ -23,11 +52,14 @@ class Forbidden(ApiError):
 
 
 class Origins:
-    """Refuses requests for other names than this machine's, unless `any_name`, and those of foreign pages."""
+    """Refuses requests for other names than this machine's, unless `any_name`, and those of pages that are neither of this machine
+    nor `allowed`.
+    """
 
-    def __init__(self, app: ASGIApp, *, any_name: bool) -> None:
+    def __init__(self, app: ASGIApp, *, any_name: bool, allowed: Collection[str]) -> None:
         self._app = app
         self._any_name = any_name
+        self._allowed = frozenset(origin.encode() for origin in allowed)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and (error := self._why_not(dict(scope["headers"]))):
@@ -39,7 +71,9 @@ class Origins:
         host = _name(b"//" + headers.get(b"host", b"localhost"))
         if not self._any_name and not _is_ours(host):
             return Forbidden(f"{host[:200]} is no name of this machine; use its address, or set an API key")
-        return Forbidden("pages of other sites may not use this API") if _is_foreign(headers, host) else None
+        if ANY in self._allowed or headers.get(b"origin") in self._allowed or not _is_foreign(headers, host):
+            return None
+        return Forbidden("pages of other sites may not use this API; api.cors lists those that may")
 
 
 def _is_foreign(headers: dict[bytes, bytes], host: str) -> bool:

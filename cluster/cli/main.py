@@ -129,6 +129,7 @@ def _start_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--port", type=click.IntRange(1, 65535), help="The HTTP port; 8420 by default."),
         click.option("--workers", type=click.IntRange(1, 1024), help="How many workers on this machine."),
         click.option("--model", metavar="DIR_OR_REPO", help="A model directory, or a hub id."),
+        click.option("--served-model-name", metavar="NAME", help="What clients call the model."),
         click.option("--kv-cache", metavar="KIND", help="The kind of KV cache; see docs/KV_CACHE.md."),
         click.option(
             "--config",

@@ -228,6 +228,11 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     architecture: str | None = None
     vocabulary_size: int | None = None
 
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """What can be asked of it."""
+        return ("completion", *(("chat",) if self.has_chat_template else ()), *self.abilities)
+
 
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     """How a request would run, with nothing generated: INTERFACE's `explain --json`."""

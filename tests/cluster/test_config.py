@@ -280,6 +280,27 @@ def test_named_key_is_enough_for_an_open_host(tmp_path):
     assert load(tmp_path, text).settings.api.host == "0.0.0.0"
 
 
+def test_model_is_served_under_the_name_that_is_given_and_aliases(tmp_path):
+    text = '[model]\nserved_name = "org/mine"\n[api]\naliases = ["gpt-4o", "*"]\n'
+    settings = load(tmp_path, text).settings
+    assert (settings.model.served_name, settings.api.aliases) == ("org/mine", ("gpt-4o", "*"))
+    resolved = load(tmp_path, text, served_model_name="other")
+    assert (resolved.settings.model.served_name, resolved.origins["model.served_name"]) == (
+        "other",
+        "--served-model-name",
+    )
+    assert "api.aliases must be a list of names" in refused(tmp_path, '[api]\naliases = ["a b"]\n')
+    assert "--served-model-name: model.served_name must be 1 to 256" in refused(tmp_path, "", served_model_name="")
+
+
+def test_origins_of_pages_are_whole_and_without_a_path(tmp_path):
+    text = '[api]\ncors = ["https://app.example", "http://localhost:3000", "app://obsidian.md"]\n'
+    assert load(tmp_path, text).settings.api.cors[2] == "app://obsidian.md"
+    assert load(tmp_path, '[api]\ncors = ["*"]\n').settings.api.cors == ("*",)
+    for wrong in ("app.example", "https://app.example/", "https://App.example", "https://*.example /"):
+        assert "api.cors must be a list of origins" in refused(tmp_path, f'[api]\ncors = ["{wrong}"]\n')
+
+
 def test_model_path_starts_at_the_file_or_the_working_directory(tmp_path):
     (tmp_path / "m").mkdir()
     assert load(tmp_path, '[model]\npath = "m"\n').settings.model.path == str(tmp_path / "m")

@@ -263,7 +263,8 @@ def test_events_are_closed_after_every_answer():
 
 def test_models_are_listed_and_found():
     service = FakeService()
-    tiny = {"id": "tiny", "object": "model", "created": 1_700_000_000, "owned_by": "tandem", "max_model_len": 512}
+    tiny = {"id": "tiny", "object": "model", "created": 1_700_000_000, "owned_by": "tandem", "root": "tiny"}
+    tiny |= {"max_model_len": 512, "capabilities": ["completion", "chat"]}
     assert ask(service, "GET", "/v1/models").json() == {"object": "list", "data": [tiny]}
     assert ask(service, "GET", "/v1/models/tiny").json() == tiny
     assert ask(service, "GET", "/v1/models/none").json()["error"]["code"] == "model_not_found"
