@@ -1,5 +1,6 @@
 """What every answer says of itself: what it used, and how it was routed."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -16,6 +17,11 @@ def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
     }
+
+
+def noted(answer: dict[str, Any], notes: Sequence[str]) -> dict[str, Any]:
+    """An answer for which nothing was generated, with what of its request had no effect, as clauses; as it is where all had."""
+    return answer | ({"tandem": {"notes": [as_sentence(note) for note in notes]}} if notes else {})
 
 
 def accounts(request: ApiRequest, routed: Routed, finished: Finished) -> dict[str, Any]:

@@ -33,15 +33,13 @@ from cluster.api.origins import origin_rules
 from cluster.api.request_log import RequestLog
 from cluster.api.surface import ApiRequest, Dialect, Surface
 from cluster.api.surfaces import SURFACES
-from cluster.api.surfaces.messages import Messages
 from cluster.api.surfaces.ollama import OllamaDialect
 from cluster.api.token_routes import token_routes
-from cluster.serving.requests import Explanation, ModelInfo, Service
+from cluster.serving.requests import ModelInfo, Service
 from cluster.settings import ApiSettings
 from protocol.errors import ApiError, BadRequest, NotFound
 
 _OURS = Dialect()
-_MESSAGES = Messages()
 _OLLAMA = OllamaDialect()
 
 Parse = Callable[[dict[str, Any], Notes], ApiRequest]
@@ -68,8 +66,8 @@ def build_app(
         routes=[
             *_routes(endpoints, surfaces),
             *_kept_routes(answered),
-            *token_routes(service, names, _guarded),
-            *ollama_routes(service, names, _guarded),
+            *token_routes(service, names, _guarded, strict=api.strict),
+            *ollama_routes(service, names, _guarded, strict=api.strict),
             *document_routes(service, _guarded, asks_for_key=api.asks_for_key),
         ],
         middleware=[
@@ -89,7 +87,13 @@ def _routes(endpoints: "_Endpoints", surfaces: Collection[Surface]) -> list[Rout
             Route(surface.path, _guarded(functools.partial(endpoints.generate, surface), surface), methods=["POST"])
             for surface in surfaces
         ),
-        Route(_MESSAGES.counting_path, _guarded(endpoints.count_tokens, _MESSAGES), methods=["POST"]),
+        *(
+            Route(
+                surface.counting_path, _guarded(functools.partial(endpoints.count, surface), surface), methods=["POST"]
+            )
+            for surface in surfaces
+            if surface.counting_path is not None
+        ),
         Route("/v1/explain", _guarded(endpoints.explain), methods=["POST"]),
         Route("/v1/conversations/{conversation}", _guarded(endpoints.forget), methods=["DELETE"]),
         Route("/v1/cluster/mend", _guarded(endpoints.mend), methods=["POST"]),
@@ -162,16 +166,14 @@ class _Endpoints:
         return json_answer({"workers": await self._service.figures()})
 
     async def explain(self, request: Request) -> Response:
-        return json_answer(await self._explained(request, parse_explain))
-
-    async def count_tokens(self, request: Request) -> Response:
-        explained = await self._explained(request, _MESSAGES.parse)
-        return json_answer({"input_tokens": explained.prompt_tokens})
-
-    async def _explained(self, request: Request, parse: Parse) -> Explanation:
-        parsed = await self._parsed(request, parse)
+        parsed = await self._parsed(request, parse_explain)
         self._names.find(parsed.model)
-        return await self._service.explain(parsed.generation)
+        return json_answer(await self._service.explain(parsed.generation))
+
+    async def count(self, surface: Surface, request: Request) -> Response:
+        parsed = await self._parsed(request, surface.parse)
+        self._names.find(parsed.model)
+        return json_answer(surface.count(len(await self._service.encode(parsed.generation))))
 
     async def models(self, _request: Request) -> Response:
         return json_answer({"object": "list", "data": [_model_object(*each) for each in self._names.listed()]})

@@ -34,11 +34,13 @@ class Names:
 
     def served(self, request: ApiRequest) -> tuple[ApiRequest, str]:
         """What runs, and the name of the model that answers; a note where another one was asked for."""
-        model, is_another = self.find(request.model)
-        if is_another:
-            note = f"{(request.model or '')[:200]!r} is not served here, {model.id!r} answered"
-            request = msgspec.structs.replace(request, notes=(*request.notes, note))
-        return request, model.id
+        model, notes = self.found(request.model)
+        return msgspec.structs.replace(request, notes=(*request.notes, *notes)), model.id
+
+    def found(self, name: str | None) -> tuple[ModelInfo, tuple[str, ...]]:
+        """The model for a name, with a note where that is another one's. Raises as `find`."""
+        model, is_another = self.find(name)
+        return model, (f"{(name or '')[:200]!r} is not served here, {model.id!r} answered",) if is_another else ()
 
     def find(self, name: str | None) -> tuple[ModelInfo, bool]:
         """The model for a name, and whether that is another one's. Raises NotFound where that will not do."""

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from cluster.api.accounts import noted
 from cluster.api.body import parsed_body
 from cluster.api.endpoints import Endpoint, json_answer
 from cluster.api.fields import Check, Notes, check_all, hint, text
@@ -41,9 +42,9 @@ def show_body() -> Schema:
     return object_schema(_SHOW_FIELDS)
 
 
-def ollama_routes(service: Service, names: Names, guarded: Guard) -> list[Route]:
-    """guarded: an endpoint whose errors leave in the words of a dialect."""
-    endpoints, dialect = _OllamaEndpoints(service, names), OllamaDialect()
+def ollama_routes(service: Service, names: Names, guarded: Guard, *, strict: bool) -> list[Route]:
+    """guarded: an endpoint whose errors leave in the words of a dialect. strict: what has no effect is refused, not noted."""
+    endpoints, dialect = _OllamaEndpoints(service, names, strict=strict), OllamaDialect()
     return [
         Route("/api/tags", guarded(endpoints.tags, dialect), methods=["GET"]),
         Route("/api/ps", guarded(endpoints.ps, dialect), methods=["GET"]),
@@ -56,9 +57,10 @@ def ollama_routes(service: Service, names: Names, guarded: Guard) -> list[Route]
 class _OllamaEndpoints:
     """The endpoints, each a plain function of its request."""
 
-    def __init__(self, service: Service, names: Names) -> None:
+    def __init__(self, service: Service, names: Names, *, strict: bool) -> None:
         self._service = service
         self._names = names
+        self._strict = strict
 
     async def tags(self, _request: Request) -> Response:
         return json_answer({"models": [_listed(*each) for each in self._names.listed()]})
@@ -70,9 +72,10 @@ class _OllamaEndpoints:
         return json_answer({"version": VERSION})
 
     async def show(self, request: Request) -> Response:
-        fields = await parsed_body(request, lambda body: parse_show(body, Notes()))
-        model, _ = self._names.find(fields.get("model") or fields.get("name") or None)
-        return json_answer(_shown(model))
+        notes = Notes(strict=self._strict)
+        fields = await parsed_body(request, lambda body: parse_show(body, notes))
+        model, of_the_name = self._names.found(fields.get("model") or fields.get("name") or None)
+        return json_answer(noted(_shown(model), (*notes.clauses, *of_the_name)))
 
     async def root(self, _request: Request) -> Response:
         return Response("Ollama is running", media_type="text/plain")

@@ -106,9 +106,12 @@ def joined(deltas: Sequence[Delta]) -> Delta:
 
 
 class Dialect:
-    """What the surfaces of one API have in common; OpenAI's where a surface says nothing else. media_type: of a stream."""
+    """What the surfaces of one API have in common; OpenAI's where a surface says nothing else. media_type: of a stream;
+    counting_path: where the tokens of the same body's prompt are counted, None for nowhere.
+    """
 
     media_type = "text/event-stream; charset=utf-8"
+    counting_path: str | None = None
 
     def asked_by(self, shelf: Shelf) -> Self:  # noqa: ARG002  few surfaces keep anything
         """The surface for one request of whoever has this shelf of kept answers."""
@@ -126,6 +129,10 @@ class Dialect:
         """See `Surface`."""
         raise NotImplementedError(f"{type(self).__name__} parses no request for choices")
 
+    def count(self, num_tokens: int) -> dict[str, Any]:
+        """What is answered at `counting_path`."""
+        return {"input_tokens": num_tokens}
+
     def failure(self, error: ApiError) -> bytes:
         """How a stream ends that has begun and cannot go on."""
         return event(error.body())
@@ -140,6 +147,7 @@ class Surface(Protocol):
 
     path: str
     media_type: str
+    counting_path: str | None
 
     def asked_by(self, shelf: Shelf) -> "Surface": ...
 
@@ -162,6 +170,8 @@ class Surface(Protocol):
     def at_once(self, request: ApiRequest, *, model: str, created: int) -> dict[str, Any] | None:
         """The answer to a request for which nothing is generated; None where something is."""
         ...
+
+    def count(self, num_tokens: int) -> dict[str, Any]: ...
 
     def comment(self, text: str) -> bytes: ...
 

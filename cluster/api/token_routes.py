@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from cluster.api.accounts import noted
 from cluster.api.body import parsed_body
 from cluster.api.endpoints import Endpoint, json_answer
 from cluster.api.explain import parse_explain
@@ -54,9 +55,11 @@ def detokenize_body() -> Schema:
     return object_schema(_DETOKENIZE_FIELDS, ["tokens"])
 
 
-def token_routes(service: Service, names: Names, guarded: Callable[[Endpoint], Endpoint]) -> list[Route]:
-    """guarded: an endpoint whose errors leave as OpenAI's error objects."""
-    endpoints = _TokenEndpoints(service, names)
+def token_routes(
+    service: Service, names: Names, guarded: Callable[[Endpoint], Endpoint], *, strict: bool
+) -> list[Route]:
+    """guarded: an endpoint whose errors leave as OpenAI's error objects. strict: what has no effect is refused, not noted."""
+    endpoints = _TokenEndpoints(service, names, strict=strict)
     return [
         Route("/tokenize", guarded(endpoints.tokenize), methods=["POST"]),
         Route("/detokenize", guarded(endpoints.detokenize), methods=["POST"]),
@@ -66,21 +69,26 @@ def token_routes(service: Service, names: Names, guarded: Callable[[Endpoint], E
 class _TokenEndpoints:
     """The endpoints, each a plain function of its request."""
 
-    def __init__(self, service: Service, names: Names) -> None:
+    def __init__(self, service: Service, names: Names, *, strict: bool) -> None:
         self._service = service
         self._names = names
+        self._strict = strict
 
     async def tokenize(self, request: Request) -> Response:
-        parsed = await parsed_body(request, lambda body: parse_tokenize(body, Notes()))
-        model, _ = self._names.find(parsed.model)
+        notes = Notes(strict=self._strict)
+        parsed = await parsed_body(request, lambda body: parse_tokenize(body, notes))
+        model, of_the_name = self._names.found(parsed.model)
         prompt = parsed.generation.prompt
         tokens = () if prompt == _NOTHING else await self._service.encode(parsed.generation)
-        return json_answer({"tokens": tokens, "count": len(tokens), "max_model_len": model.context_tokens})
+        found = {"tokens": tokens, "count": len(tokens), "max_model_len": model.context_tokens}
+        return json_answer(noted(found, (*notes.clauses, *of_the_name)))
 
     async def detokenize(self, request: Request) -> Response:
-        fields = await parsed_body(request, lambda body: parse_detokenize(body, Notes()))
-        self._names.find(fields.get("model") or None)
-        return json_answer({"prompt": await self._service.decode(fields["tokens"])})
+        notes = Notes(strict=self._strict)
+        fields = await parsed_body(request, lambda body: parse_detokenize(body, notes))
+        _, of_the_name = self._names.found(fields.get("model") or None)
+        text = await self._service.decode(fields["tokens"])
+        return json_answer(noted({"prompt": text}, (*notes.clauses, *of_the_name)))
 
 
 def parse_tokenize(body: dict[str, Any], notes: Notes) -> ApiRequest:

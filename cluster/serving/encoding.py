@@ -28,10 +28,12 @@ class Encoding:
     def __repr__(self) -> str:
         return f"Encoding({self._prompts})"
 
-    async def encode(self, request: GenerationRequest, context_tokens: int | None) -> tuple[int, ...]:
-        """The token ids of a request's prompt. Raises what `Prompts.encode` raises."""
+    async def encode(
+        self, request: GenerationRequest, context_tokens: int | None, contexts: int = 1
+    ) -> tuple[int, ...]:
+        """The token ids of a request's prompt. See `Prompts.encode`, and for what it raises."""
         async with self._lanes[request.is_long]:
-            tokens: tuple[int, ...] = await self._run_in_thread(self._prompts.encode, request, context_tokens)
+            tokens: tuple[int, ...] = await self._run_in_thread(self._prompts.encode, request, context_tokens, contexts)
             return tokens
 
     async def decode(self, tokens: tuple[int, ...]) -> str:

@@ -117,8 +117,11 @@ class Prompts:
             raise ModelError(f"the tokenizer in {model_path} cannot be read: {_in_one_line(error)}") from error
         return cls(tokenizer, _vocabulary_size(config, tokenizer), make, render, sampling_defaults(model_path))
 
-    def encode(self, request: GenerationRequest, context_tokens: int | None = None) -> tuple[int, ...]:
-        """The token ids of a request's prompt, at least one. context_tokens: the model's, None where it is not known.
+    def encode(
+        self, request: GenerationRequest, context_tokens: int | None = None, contexts: int = 1
+    ) -> tuple[int, ...]:
+        """The token ids of a request's prompt, at least one. context_tokens: the model's, None where it is not known; contexts: how
+        many of them a prompt may fill.
 
         Raises:
             BadRequest: no prompt where the model has no token to begin with, a model without chat template, a template that
@@ -126,18 +129,18 @@ class Prompts:
             ContextTooLong: a long text that could not fit the context, whatever its tokens; others are not looked at here.
         """
         if request.is_long and context_tokens is not None:
-            self._require_room(request, context_tokens)
+            self._require_room(request, context_tokens, contexts)
         try:
             return self._ids(request)
         finally:
             if request.is_long:
                 give_back_memory()
 
-    def _require_room(self, request: GenerationRequest, context_tokens: int) -> None:
+    def _require_room(self, request: GenerationRequest, context_tokens: int, contexts: int) -> None:
         with self._encoders[True] as tokenizer:
             longest = longest_token(tokenizer)
         least = 0 if longest is None else request.num_characters // longest
-        if least > context_tokens:
+        if least > contexts * context_tokens:
             raise ContextTooLong(
                 f"the prompt has more than {least} tokens but the model's context is {context_tokens} tokens; shorten it",
                 param=request.prompt_field,

@@ -43,6 +43,8 @@ if TYPE_CHECKING:  # see `answer`
     from cluster.serving.prompts import Prompts
 
 MAX_RUNNING = 292  # of which one client holds 256 at most
+# Of whose prompt only the tokens are asked for may ask for more than the model can read, though not for the work of hours.
+_COUNTED_CONTEXTS = 16
 # When the cluster stops: what was said and not read for so long is not waited for.
 _UNREAD_S = 0.5
 
@@ -135,10 +137,12 @@ class GenerationService:
             live.answer.note(clause)
         return live
 
-    async def _encoded(self, request: GenerationRequest, deadline: Deadline, arrival: float) -> tuple[int, ...]:
+    async def _encoded(
+        self, request: GenerationRequest, deadline: Deadline, arrival: float, contexts: int = 1
+    ) -> tuple[int, ...]:
         try:
             async with asyncio.timeout(deadline.left_s(arrival)):
-                return await self._encoding.encode(request, self._overview.model().context_tokens)
+                return await self._encoding.encode(request, self._overview.model().context_tokens, contexts)
         except TimeoutError:
             raise deadline.error() from None
 
@@ -241,7 +245,8 @@ class GenerationService:
     async def encode(self, request: GenerationRequest) -> tuple[int, ...]:
         """See `requests.Service`."""
         arrival = self._now()
-        return await self._encoded(request, Deadline(arrival, request.timeout_s or self._timeout_s), arrival)
+        deadline = Deadline(arrival, request.timeout_s or self._timeout_s)
+        return await self._encoded(request, deadline, arrival, _COUNTED_CONTEXTS)
 
     async def decode(self, tokens: tuple[int, ...]) -> str:
         """See `requests.Service`."""

@@ -75,7 +75,7 @@ class Messages(Anthropic):
     """See the module. counting_path: where the same body is only counted."""
 
     path = "/v1/messages"
-    counting_path = "/v1/messages/count_tokens"
+    counting_path: str | None = "/v1/messages/count_tokens"
 
     def parse(self, body: dict[str, Any], notes: Notes) -> ApiRequest:
         """See `Surface`."""

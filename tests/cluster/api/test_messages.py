@@ -529,12 +529,17 @@ def test_errors_of_the_path_are_in_anthropic_s_form_too():
 def test_tokens_are_counted_with_nothing_generated():
     service = FakeService()
     body = {"model": "claude-sonnet-4-5", "system": "Be kind.", "messages": USER, "tools": [TOOL]}
-    assert ask(service, "POST", COUNTING, body).json() == {"input_tokens": 7}
+    assert ask(service, "POST", COUNTING, body).json() == {"input_tokens": len(b"?Be kind.hi")}
     (request,) = service.requests
     assert [item["role"] for item in request.prompt.messages] == ["system", "user"]
     assert len(request.prompt.tools) == 1
     refused(ask(FakeService(), "POST", COUNTING, {"messages": block(type="image")}))
     refused(ask(FakeService(), "POST", COUNTING, body, strict_model=True), 404, "not_found_error")
+
+
+def test_prompt_beyond_the_context_is_counted():
+    body = {"messages": [{"role": "user", "content": "x" * 100_000}]}  # the model's context is 512
+    assert ask(FakeService(), "POST", COUNTING, body).json() == {"input_tokens": 100_001}
 
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10)

@@ -79,3 +79,15 @@ def test_other_models_have_no_tokens_where_names_are_strict():
     for path, body in (("/tokenize", {"prompt": "hi"}), ("/detokenize", {"tokens": [104]})):
         response = ask(FakeService(), "POST", path, body | {"model": "other"}, strict_model=True)
         assert response.status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("/tokenize", {"prompt": "hi"}), ("/detokenize", {"tokens": [104]}), ("/api/show", {"model": "tiny"})],
+)
+def test_fields_without_effect_are_named_or_refused_where_that_is_wished(path, body):
+    assert "tandem" not in ask(FakeService(), "POST", path, body).json()
+    body |= {"model": "gpt-4", "colour": "red"}
+    notes = ask(FakeService(), "POST", path, body).json()["tandem"]["notes"]
+    assert notes == ["The field colour has no effect here.", "'gpt-4' is not served here, 'tiny' answered."]
+    assert ask(FakeService(), "POST", path, body, strict=True).status_code == 400

@@ -26,7 +26,7 @@ class Threads:
     def end(self, index):
         self._ends[index].set_result((1, 2))
 
-    def encode(self, request, context_tokens):
+    def encode(self, request, context_tokens, contexts):
         raise NotImplementedError
 
     def decode(self, tokens, *, are_many):

@@ -229,6 +229,13 @@ def test_text_that_cannot_fit_the_context_is_refused_before_it_is_encoded(prompt
     assert refused.value.param == "input"
 
 
+def test_text_beyond_the_context_is_encoded_where_it_is_only_counted(prompts):
+    request = GenerationRequest(prompt=TextPrompt("the cat " * (LONG_CHARACTERS // 8 + 1)))
+    with pytest.raises(ContextTooLong):
+        prompts.encode(request, 10)
+    assert len(prompts.encode(request, 10, 1 << 20)) > 10
+
+
 @pytest.mark.parametrize("text", ["the cat ", "x", " ", "é", "🙂"])
 def test_no_text_has_fewer_tokens_than_its_characters_allow(prompts, mlx_lm_tokenizer, text):
     longest = longest_token(mlx_lm_tokenizer)
