@@ -14,11 +14,12 @@ of sockets, models or what a request says. The rules:
 7. A prompt of whose own tokens the log probabilities are told is read by those who answer; a long one with a KV cache.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import msgspec
 
-from strategy.memory import sequence_bytes
+from strategy.memory import KvNeeds, caches_bytes, reserved_tokens, sequence_bytes
 from strategy.policies import choose
 from strategy.prediction import Forecast, Objective, forecast, handover_forecast, likeliest
 from strategy.situation import Asked, Snapshot, Strategy, Way, Ways, workers_of
@@ -49,7 +50,9 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
-    """How a request runs. bytes_by_worker: what its caches may take; forecast: None where nothing was measured; candidates: every
+    """How a request runs. bytes_by_worker: what its caches may take at most; caches: what they need on each worker, in each of its
+    parts; at_once: they are as large as they can become from the beginning; num_tokens: that it begins with; most_tokens: that it can
+    come to; forecast: None where nothing was measured; candidates: every
     strategy, the best one first as far as they are predicted, else in a fixed order. read_by: the stages that read its prompt for
     the one worker of its route; None where that does it alone.
     """
@@ -58,10 +61,32 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     route: Route
     cached: bool
     bytes_by_worker: Mapping[str, int]
+    caches: Mapping[str, tuple[KvNeeds, ...]]
+    num_tokens: int
+    most_tokens: int
+    at_once: bool = False
     reason: str
     forecast: Forecast | None
     candidates: tuple[Verdict, ...]
     read_by: Route | None = None
+
+    def going_on(self, most: int, room: Mapping[str, int]) -> "Decision":
+        """As far as to `most` tokens in all, where each worker has that much room for them."""
+
+        def is_too_long(num_tokens: int) -> bool:
+            return any(wanted > room[worker] for worker, wanted in self.bytes_of(num_tokens).items())
+
+        if is_too_long(most):
+            most = bisect_left(range(self.most_tokens + 1, most), x=True, key=is_too_long) + self.most_tokens
+        return msgspec.structs.replace(self, most_tokens=most, bytes_by_worker=self.bytes_of(most))
+
+    def room_for(self, num_tokens: int) -> int:
+        """For how many tokens there is to be room where it has so many."""
+        return self.most_tokens if self.at_once else reserved_tokens(num_tokens, self.most_tokens)
+
+    def bytes_of(self, num_tokens: int) -> dict[str, int]:
+        """What its caches take on each worker with so many tokens in them."""
+        return {worker: caches_bytes(caches, num_tokens) for worker, caches in self.caches.items()}
 
     @property
     def workers(self) -> tuple[str, ...]:
@@ -88,11 +113,26 @@ def decide(asked: Asked, snapshot: Snapshot, policy: str) -> Decision:
         route=way.route,
         cached=way.cached,
         bytes_by_worker=way.bytes_by_worker,
+        caches=_caches(way, snapshot),
+        num_tokens=asked.prompt_tokens + asked.num_generated,
+        most_tokens=asked.prompt_tokens + asked.max_tokens,
+        at_once=snapshot.at_once,
         reason=reason,
         forecast=way.forecast,
         candidates=candidates,
         read_by=way.read_by,
     )
+
+
+def _caches(way: Way, snapshot: Snapshot) -> dict[str, tuple[KvNeeds, ...]]:
+    if not way.cached or way.route is None:
+        return {}
+    routes = [way.route] if way.read_by is None else [way.route, way.read_by]
+    workers = dict.fromkeys(worker for route in routes for worker in snapshot.needs[route])
+    return {
+        worker: tuple(snapshot.needs[route][worker] for route in routes if worker in snapshot.needs[route])
+        for worker in workers
+    }
 
 
 def _candidates(chosen: Strategy, ways: Ways, snapshot: Snapshot) -> tuple[Verdict, ...]:

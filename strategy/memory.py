@@ -14,6 +14,8 @@ from strategy.scheduling import PADDING_SHARE
 
 # mlx-lm's caches grow by so many tokens at a time.
 GROWTH_TOKENS = 256
+# So many tokens before a running sequence has filled the room that is reserved for it, more is: what is on its way has to fit, too.
+AHEAD_TOKENS = 64
 # Of what weights leave of a worker's limit: kept prefixes by default, and activations.
 PREFIX_SHARE = 0.25
 ACTIVATION_SHARE = 0.1
@@ -71,6 +73,16 @@ def sequence_bytes(needs: KvNeeds, num_tokens: int) -> int:
     for growth in needs.growth:  # no sum: it is asked for each worker of each decision
         total += growth.token_bytes * (grown if growth.max_tokens is None else min(grown, growth.max_tokens))
     return total
+
+
+def reserved_tokens(num_tokens: int, most: int) -> int:
+    """For how many tokens a running sequence of `num_tokens`, which can become `most`, has room reserved: a step ahead."""
+    return min(((num_tokens + AHEAD_TOKENS) // GROWTH_TOKENS + 1) * GROWTH_TOKENS, most)
+
+
+def caches_bytes(caches: Iterable[KvNeeds], num_tokens: int) -> int:
+    """What the caches of one sequence take on a worker that has several parts of it."""
+    return sum(sequence_bytes(needs, num_tokens) for needs in caches)
 
 
 def grown_bytes(needs: KvNeeds, num_tokens: int) -> int:

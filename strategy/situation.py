@@ -50,7 +50,7 @@ class Thresholds(msgspec.Struct, frozen=True):
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
-    """One request. prompt_tokens: after the chat template; max_tokens: how many may be generated.
+    """One request. prompt_tokens: after the chat template; max_tokens: how many may be generated; num_generated: how many of them were.
 
     mode: in place of the cluster's; strategy: asked for by name; began_with: what it ran by before its plan was lost.
     beginnings: what it may be remembered by, the conversation first, then the beginning of its prompt. expected_tokens: how many
@@ -60,6 +60,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 
     prompt_tokens: int
     max_tokens: int
+    num_generated: int = 0
     expected_tokens: int | None = None
     reusable: Mapping[Route, int] = {}
     mode: Mode | None = None
@@ -83,7 +84,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
     pipeline: the route through all stages, or None for the reason `why_not`, which no other plan removes where the model is
     not `splittable`. whole_prompts: its answers depend on how a prompt is cut into passes. holders: the workers with the full model and how many requests each has; shortage: why there are none.
-    needs and budgets: of caches, by route and worker. measured: when a KV cache pays, None where it always does. visited:
+    needs and budgets: of caches, by route and worker; at_once: caches are as large as they can become from the beginning. measured: when a KV cache pays, None where it always does. visited:
     which worker knows a beginning. conditions: what predictions are made from, None where nothing was measured.
     """
 
@@ -95,6 +96,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     shortage: str | None
     needs: Mapping[Route, Mapping[str, KvNeeds]]
     budgets: Mapping[str, WorkerBudget]
+    at_once: bool = False
     measured: MeasuredUse | None
     visited: Mapping[str | bytes, str]
     thresholds: Thresholds

@@ -5,6 +5,9 @@ whoever held one stands in the queue again where it stood, so in front of everyb
 waiting places taken is refused at once, with a time to come back, never queued silently. A later, smaller request does not
 overtake one that waits for memory, so nobody starves; it does overtake one that this plan cannot serve at all.
 
+Who runs has room for what it has and a step ahead, not for the longest answer. Where the next step does not fit, those that came
+last give way and wait where they stood; the first of all never does, so somebody always comes to an end.
+
 Clients take turns (see `turns`), and no client holds all places.
 """
 
@@ -30,7 +33,9 @@ class NotNow(Exception):
 class Place:
     """Where one request stands. decision: how it runs, None while it waits; error: why it never will.
 
-    turn: where it stands in the queue; client: whose request it is. decide: how the request would run on the plan in force; asked when its turn comes. has_run: it held a place before.
+    reserved: bytes by worker that are its own while it runs; give_way: ends what runs there, None before anything does. turn: where
+    it stands in the queue; client: whose request it is. decide: how the request would run on the plan in force; asked when its turn
+    comes. has_run: it held a place before; has_left: it is of no use any more.
     entered_at: since when it waits; lacks_plan_since: since when there has been no plan that can serve it. `changed` is set whenever any of these changes.
     """
 
@@ -40,8 +45,11 @@ class Place:
         self.client = client
         self.decide = decide
         self.decision: Decision | None = None
+        self.reserved: Mapping[str, int] = {}
+        self.give_way: Callable[[], None] | None = None
         self.error: ApiError | None = None
         self.has_run = has_run
+        self.has_left = False
         self.lacks_plan_since: float | None = None
         self.changed = asyncio.Event()
 
@@ -65,6 +73,7 @@ class Admission:
         self.load: Counter[str] = Counter()  # requests by the head that they run on
         self._held: Counter[str] = Counter()  # places by client
         self.closed = False
+        self._is_growing = False
 
     def __repr__(self) -> str:
         return f"Admission({len(self._holding)} running, {len(self._queue)} waiting)"
@@ -109,7 +118,8 @@ class Admission:
         bisect.insort(self._queue, place, key=attrgetter("turn"))
 
     def leave(self, place: Place, now: float) -> None:
-        """A request ended, or its client went away."""
+        """A request ended, or its client went away, or it will come back to another place."""
+        place.has_left = True
         if place in self._holding:
             self._holding.remove(place)
             self._give_back(place)
@@ -117,6 +127,26 @@ class Admission:
             self._queue.remove(place)
         self._admit(now)  # also one that waited may have held up others
         self._note_idle()
+
+    def grow(self, place: Place, needed: Mapping[str, int], now: float) -> None:
+        """A request that runs needs so many bytes by now; where there are not as many, those that came last give way, it too."""
+        self._is_growing = True  # what is given back is not for who waits
+        while place in self._holding and not self._reserve(place, needed):
+            short = {worker for worker, wanted in needed.items() if self._lacks(place, worker, wanted)}
+            holders = [held for held in self._holding if short & held.reserved.keys()]
+            self._give_way(max(holders, key=attrgetter("turn.number")))
+        self._is_growing = False
+        self._admit(now)
+
+    def _give_way(self, place: Place) -> None:
+        """It stands in the queue again, where it stood, unless it had nothing more to compute and leaves."""
+        if place.give_way is not None:
+            place.give_way()
+        if place in self._holding:
+            self._holding.remove(place)
+            self._give_back(place)
+            place.decision = place.give_way = None
+            self._stand(place)
 
     # --- plans
 
@@ -135,7 +165,7 @@ class Admission:
         self.load.clear()
         self._held.clear()
         for place in self._holding:
-            place.decision = None
+            place.decision, place.reserved, place.give_way = None, {}, None
             self._stand(place)
         self._holding.clear()
         for place in self._queue:
@@ -175,7 +205,7 @@ class Admission:
     def _admit(self, now: float, newcomer: Place | None = None) -> None:
         """Give places in order, as far as there is room. newcomer: who has not waited."""
         for place in tuple(self._queue):
-            if self._room is None or len(self._holding) >= self._max_running:
+            if self._is_growing or self._room is None or len(self._holding) >= self._max_running:
                 return
             if self._held[place.client] >= self._max_running - self._max_running // _FOR_OTHERS:
                 continue
@@ -203,11 +233,8 @@ class Admission:
 
     def _take(self, place: Place, decision: Decision) -> bool:
         """Whether there was room."""
-        assert self._room is not None
-        if any(self._room[worker] < needed for worker, needed in decision.bytes_by_worker.items()):
+        if not self._reserve(place, decision.bytes_of(decision.room_for(decision.num_tokens))):
             return False
-        for worker, needed in decision.bytes_by_worker.items():
-            self._room[worker] -= needed
         self.load[decision.route.head] += 1
         self._held[place.client] += 1
         self._queue.remove(place)
@@ -217,11 +244,26 @@ class Admission:
         place.changed.set()
         return True
 
+    def _reserve(self, place: Place, needed: Mapping[str, int]) -> bool:
+        """Whether there was room for that in place of what it has."""
+        assert self._room is not None
+        if any(self._lacks(place, worker, wanted) for worker, wanted in needed.items()):
+            return False
+        for worker, wanted in needed.items():
+            self._room[worker] -= wanted - place.reserved.get(worker, 0)
+        place.reserved = needed
+        return True
+
+    def _lacks(self, place: Place, worker: str, wanted: int) -> bool:
+        assert self._room is not None
+        return self._room[worker] < wanted - place.reserved.get(worker, 0)
+
     def _give_back(self, place: Place) -> None:
         assert self._room is not None
         assert place.decision is not None
-        for worker, needed in place.decision.bytes_by_worker.items():
-            self._room[worker] += needed
+        for worker, held in place.reserved.items():
+            self._room[worker] += held
+        place.reserved = {}
         self.load[place.decision.route.head] -= 1
         self._held[place.client] -= 1
         if not self._held[place.client]:

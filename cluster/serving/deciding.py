@@ -37,7 +37,8 @@ _TYPICAL = Asked(prompt_tokens=1024, max_tokens=128)
 class Decider:
     """measured_use: when a KV cache pays, None where that is not to be followed or was not measured.
 
-    load: requests by the worker that is their head, as it changes; loads: what runs now, by route.
+    load: requests by the worker that is their head, as it changes; loads: what runs now, by route. at_once: caches are as large as they
+    can become from the beginning.
     """
 
     def __init__(
@@ -47,6 +48,8 @@ class Decider:
         measured_use: MeasuredUse | None,
         load: Mapping[str, int],
         loads: Callable[[], Mapping[Route, RouteLoad]],
+        *,
+        at_once: bool,
     ):
         self._cluster = cluster
         self._policy = settings.policy
@@ -55,6 +58,7 @@ class Decider:
         self._measured_use = measured_use
         self._load = load
         self._loads = loads
+        self._at_once = at_once
         self._costs = PresentCosts()
         self._forecasting = Forecasting(settings.objective)
         self._visited: OrderedDict[str | bytes, str] = OrderedDict()
@@ -68,7 +72,7 @@ class Decider:
 
     def asked(self, live: LiveRequest, plan: Plan) -> Asked:
         """What a request is decided by. Raises what `LiveRequest.asked` raises."""
-        asked = live.asked(plan)
+        asked = live.asked(plan, at_once=self._at_once)
         if not self._forecasting.is_of_use:
             return asked
         return msgspec.structs.replace(
@@ -94,6 +98,16 @@ class Decider:
             param = "use_distributed_inference" if asked.strategy is None else "strategy"
             raise BadRequest(str(error), param=param) from None
 
+    def decide_for(self, live: LiveRequest, asked: Asked, plan: Plan) -> Decision:
+        """How a request runs; one that says nothing of its length as one of the usual length, and then as far as there can be memory
+        where that runs. Raises as `decide`.
+        """
+        decision = self.decide(asked, plan)
+        if live.request.max_tokens is not None or self._at_once:
+            return decision
+        room = {worker: plan.budgets[worker].sequence_bytes for worker in decision.caches}
+        return decision.going_on(asked.prompt_tokens + live.max_tokens, room)
+
     def most_tokens(self, asked: Asked, plan: Plan) -> int:
         """For how many tokens to generate, fewer than asked, there can be memory on `plan`; 0 where there is none for the prompt."""
 
@@ -116,6 +130,7 @@ class Decider:
             shortage=plan.shortage,
             needs=plan.needs,
             budgets=plan.budgets,
+            at_once=self._at_once,
             measured=self._measured_use,
             visited=MappingProxyType(self._visited),
             thresholds=self._thresholds,

@@ -10,7 +10,7 @@ from protocol.errors import IllegalEvent
 
 class RequestState(StrEnum):
     """WAITING: for a plan or a place; REASSIGNED: it ran, lost its route, and waits to go on; PAUSED: it ran until its
-    reader was too far behind, and goes on when that has caught up.
+    reader was too far behind, or others needed its room, and goes on when that has caught up, or there is room again.
     """
 
     WAITING = "waiting"
@@ -22,7 +22,7 @@ class RequestState(StrEnum):
 
 
 class RequestEvent(StrEnum):
-    """ADMIT: it has a place and runs; LOSE_ROUTE: the plan that it ran on ended; PAUSE: its reader is too far behind."""
+    """ADMIT: it has a place and runs; LOSE_ROUTE: the plan that it ran on ended; PAUSE: see PAUSED."""
 
     ADMIT = "admit"
     LOSE_ROUTE = "lose route"

@@ -20,7 +20,8 @@ from strategy.decision import Decision
 from strategy.prefix import BLOCK_TOKENS, Key, block_keys
 from strategy.situation import Asked, Mode, Strategy
 
-DEFAULT_MAX_TOKENS = 512
+# By so many tokens to come is decided what says nothing of its length; and it has no more where caches are made for all of it at once.
+USUAL_TOKENS = 512
 # For architectures without positions to run out of, such as state-space models.
 UNBOUNDED_CONTEXT_TOKENS = 1 << 20
 # Of a prompt, so much is compared with what caches have.
@@ -30,7 +31,7 @@ _DEATHS_ALLOWED = 1
 
 
 class LiveRequest:
-    """tokens: of the prompt."""
+    """tokens: of the prompt; num_given: of the answer when it last gave way, also those that nobody took yet."""
 
     def __init__(
         self,
@@ -48,6 +49,7 @@ class LiveRequest:
         self._counts = counts
         self._seed = secrets.randbits(63) if request.sampling.seed is None else request.sampling.seed % (1 << 63)
         self._max_tokens: int | None = None
+        self.num_given = 0
         self._first: Decision | None = None
         self._deaths: Counter[str] = Counter()
         self._loss = ""
@@ -106,8 +108,8 @@ class LiveRequest:
         if self.request.tally is not None:
             self.request.tally.error = error
 
-    def asked(self, plan: Plan) -> Asked:
-        """What is decided by.
+    def asked(self, plan: Plan, *, at_once: bool = False) -> Asked:
+        """What is decided by. at_once: caches are as large as they can become from the beginning.
 
         Raises:
             BadRequest: a token id is outside the loaded vocabulary.
@@ -116,12 +118,15 @@ class LiveRequest:
         if self._max_tokens is None:
             self.request.require_known(self.tokens, plan.vocabulary_size)
             context_tokens = plan.model.inspected.context_tokens  # None for a model without a limit
-            self._limit(context_tokens or UNBOUNDED_CONTEXT_TOKENS)
+            self._limit(context_tokens or UNBOUNDED_CONTEXT_TOKENS, at_once=at_once)
         assert self._max_tokens is not None
-        request = self.request
+        request, num_generated = self.request, max(len(self.answer.token_ids), self.num_given)
         return Asked(
             prompt_tokens=len(self.tokens),
-            max_tokens=self._max_tokens,
+            max_tokens=min(num_generated + USUAL_TOKENS, self._max_tokens)
+            if request.max_tokens is None
+            else self._max_tokens,
+            num_generated=num_generated,
             mode=Mode(request.mode) if request.mode is not None else None,
             strategy=Strategy(request.strategy) if request.strategy is not None else None,
             began_with=self._first.strategy if self._first is not None else None,
@@ -129,7 +134,7 @@ class LiveRequest:
             scores_prompt=self.answer.lacks_prompt_scores,
         )
 
-    def _limit(self, context: int) -> None:
+    def _limit(self, context: int, *, at_once: bool) -> None:
         request, prompt_tokens = self.request, len(self.tokens)
         only_scores = (
             request.max_tokens == 0 and request.scores_prompt
@@ -143,15 +148,22 @@ class LiveRequest:
             self._max_tokens = 1
             return
         room = context - prompt_tokens
-        self._max_tokens = request.max_tokens or min(DEFAULT_MAX_TOKENS, room)
+        self._max_tokens = request.max_tokens or (min(USUAL_TOKENS, room) if at_once else room)
         if self._max_tokens > room:
             self.cut(
                 room, f"the model's context of {context} tokens leaves no more after {prompt_tokens} prompt tokens"
             )
 
+    @property
+    def max_tokens(self) -> int:
+        """To generate at most. Once it was `asked`."""
+        assert self._max_tokens is not None
+        return self._max_tokens
+
     def cut(self, max_tokens: int, why: str) -> None:
-        """Generate no more than that, and say why, as a clause. Not once it runs."""
-        self.answer.note(f"max_tokens was cut from {self._max_tokens} to {max_tokens}: {why}")
+        """Generate no more than that, and say why, as a clause, where more was asked for. Not once it runs."""
+        if self.request.max_tokens is not None:
+            self.answer.note(f"max_tokens was cut from {self._max_tokens} to {max_tokens}: {why}")
         self._max_tokens = max_tokens
 
     def admitted(self, decision: Decision) -> None:
@@ -163,20 +175,19 @@ class LiveRequest:
             if self.request.tally is not None:
                 self.request.tally.began(self.answer, decision.strategy)
             return
-        after = f"after {self._loss}" if was_lost else "when its reader had caught up"
+        after = f"after {self._loss}" if was_lost else "after a pause"
         changed = decision.strategy is not self._first.strategy
         how = f"{after} the answer went on with {decision.strategy} on {decision.route}" if changed else None
         self.answer.go_on(how, was_lost=was_lost)
 
     def message(self, number: int, decision: Decision, end_tokens: frozenset[int]) -> tuple[Generate, tuple[int, ...]]:
         """What to send to the head, and the token ids to begin with."""
-        assert self._max_tokens is not None
         emitted = self.answer.token_ids
         message = Generate(
             sequence=number,
             route=decision.route,
             cached=decision.cached,
-            max_tokens=self._max_tokens - len(emitted),
+            max_tokens=decision.most_tokens - len(self.tokens) - len(emitted),
             end_tokens=() if self.request.ignores_end_tokens else tuple(sorted(end_tokens)),
             sampling=self.request.sampling,
             seed=self._seed,

@@ -52,8 +52,8 @@ Prompt = ChatPrompt | TextPrompt | TokensPrompt
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A validated request.
 
-    prompt_field: what the caller called the prompt, for errors about it. max_tokens: None lets the coordinator take its
-    default, cut to the context. scope: requests of different scopes share no cached prefix. mode: an override of
+    prompt_field: what the caller called the prompt, for errors about it. max_tokens: None for as many as the
+    context leaves. scope: requests of different scopes share no cached prefix. mode: an override of
     USE_DISTRIBUTED_INFERENCE ("auto" | "always" | "never"); strategy: a strategy name. client: who asks, for taking
     turns; key: the name of its key, where that has one; tally: of the HTTP request that it belongs to; timeout_s: how long it may take, None for what the settings say. ignores_end_tokens: it goes on to max_tokens.
     given: which fields of `sampling` the caller named, for the others the model's own defaults count; None for all of them.

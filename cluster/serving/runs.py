@@ -5,8 +5,10 @@ inbox ends with `RouteLost`, behind everything that was reported before.
 """
 
 import asyncio
+import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from cluster.planning.interface import Cluster
 from cluster.planning.plan import Loss
@@ -29,18 +31,29 @@ class RouteLost(Exception):
 
 
 class Paused(Exception):
-    """Nobody reads what a sequence gives, so it was ended; another can go on where it stood."""
+    """A sequence was ended because nobody reads what it gives, or for the room that it took; another can go on where it stood."""
+
+
+class RunOwner(Protocol):
+    """Whoever holds the place of a run."""
+
+    def paused(self, run: "Run") -> None:
+        """Nobody reads what it gives, and nothing is computed for it any more."""
+        ...
+
+    def grown(self, run: "Run") -> float:
+        """It has given as many tokens as were foreseen; the answer is how many are now. It may have been paused."""
+        ...
 
 
 class Run:
     """One sequence: where it runs and what was reported of it. is_done: its head has nothing more to compute for it.
 
     num_prompt, num_read, num_given: tokens of the prompt, those of it that were read, and of the answer; num_behind: tokens
-    that were reported and not taken; num_taken: how often something was. paused: called when nobody waits for the run
-    because nobody reads what it gives.
+    that were reported and not taken; num_taken: how often something was; foreseen: how many it may give before its owner is asked.
     """
 
-    def __init__(self, message: Generate, num_prompt: int, began_at: float, paused: Callable[["Run"], None]):
+    def __init__(self, message: Generate, num_prompt: int, began_at: float, owner: RunOwner):
         self.message = message
         self.num_prompt = num_prompt
         self.num_read = 0
@@ -49,7 +62,8 @@ class Run:
         self.is_done = False
         self.num_behind = 0
         self.num_taken = 0
-        self.paused = paused
+        self.owner = owner
+        self.foreseen = math.inf
         self._reports: deque[Report | ApiError | RouteLost | Paused] = deque()
         self._arrival: asyncio.Future[None] | None = None  # what `take` waits for; an Event costs a token more
 
@@ -108,10 +122,10 @@ class Runs:
         self._num_begun += 1
         return self._num_begun
 
-    def begin(self, message: Generate, tokens: tuple[int, ...], now: float, paused: Callable[[Run], None]) -> Run:
-        """Send a sequence to the head of its route. paused: see `Run`. Raises WireError for what is too large to send."""
+    def begin(self, message: Generate, tokens: tuple[int, ...], now: float, owner: RunOwner) -> Run:
+        """Send a sequence to the head of its route. Raises WireError for what is too large to send."""
         self._cluster.send(message.route.head, message, (pack_ids(tokens),))
-        run = self._runs[message.sequence] = Run(message, len(tokens), now, paused)
+        run = self._runs[message.sequence] = Run(message, len(tokens), now, owner)
         return run
 
     def end(self, run: Run) -> None:
@@ -124,11 +138,15 @@ class Runs:
         self.end(run)
         run.put(error)
 
-    def _pause(self, run: Run) -> None:
+    def pause(self, run: Run) -> None:
+        """Another can go on where this one stands; one of which nothing is left to compute stays."""
         if not run.is_done:
             self.end(run)
             run.put(Paused())
-        run.paused(run)
+
+    def _pause(self, run: Run) -> None:
+        self.pause(run)
+        run.owner.paused(run)
 
     def unread(self) -> dict[Run, int]:
         """Of which something was reported and not taken, with how often they were read."""
@@ -162,7 +180,9 @@ class Runs:
                 run.num_given += len(update.tokens)
                 run.num_behind += len(update.tokens)
                 run.put(update)
-                if run.num_behind > MAX_BEHIND_TOKENS and not run.is_done:
+                if run.num_given >= run.foreseen and not run.is_done:
+                    run.foreseen = run.owner.grown(run)
+                if run.num_behind > MAX_BEHIND_TOKENS and not run.is_done and run.number in self._runs:
                     self._pause(run)
 
     def report(self, message: PrefillProgress | PromptLogprobs | Reused) -> None:

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -27,6 +26,7 @@ from cluster.serving.lifecycle import RequestEvent, RequestState
 from cluster.serving.live_request import LiveRequest
 from cluster.serving.measures import Measures
 from cluster.serving.overview import Identity, Overview
+from cluster.serving.placed_request import PlacedRequest
 from cluster.serving.requests import Event, Explanation, Finished, GenerationRequest, ModelInfo
 from cluster.serving.runs import Paused, RouteLost, Run, Runs
 from cluster.serving.scores import scores_of
@@ -74,7 +74,10 @@ class GenerationService:
         self._health = Health()
         self._runs = Runs(cluster)
         self._admission = Admission(max_running=MAX_RUNNING, max_waiting=settings.api.max_queue)
-        self._decider = Decider(cluster, settings.strategy, measured_use, self._admission.load, self._runs.loads)
+        at_once = settings.kv_cache.kv.kind == "static"
+        self._decider = Decider(
+            cluster, settings.strategy, measured_use, self._admission.load, self._runs.loads, at_once=at_once
+        )
         self._overview = Overview(cluster, identity, settings.strategy, self._counts, now)
         cluster.listener = self
         if cluster.plan is not None:
@@ -103,7 +106,7 @@ class GenerationService:
         self._counts.arrived()
         try:
             while live.state is not RequestState.FINISHED:
-                if live.state is RequestState.PAUSED:
+                if place.has_left:
                     place = self._enter(live)
                 async with contextlib.aclosing(self._until_placed(live, place)) as waiting:
                     async for event in waiting:
@@ -159,14 +162,14 @@ class GenerationService:
             raise NotNow("no plan is in force")
         asked = self._decider.asked(live, plan)
         try:
-            return asked, self._decider.decide(asked, plan)
+            return asked, self._decider.decide_for(live, asked, plan)
         except ContextTooLong:
             most = self._decider.most_tokens(asked, plan)
             if not most:
                 raise
         live.cut(most, "there is memory for no longer an answer's caches")
         asked = self._decider.asked(live, plan)
-        return asked, self._decider.decide(asked, plan)
+        return asked, self._decider.decide_for(live, asked, plan)
 
     def _until_placed(self, live: LiveRequest, place: Place) -> AsyncGenerator[Event, None]:
         return until_placed(
@@ -179,7 +182,7 @@ class GenerationService:
 
     @contextlib.contextmanager
     def _running(self, live: LiveRequest, place: Place) -> Iterator[Run]:
-        """A run of the request; the block ends early with its plan, or when its reader is too far behind."""
+        """A run of the request; the block ends early with its plan, when its reader is too far behind, or for want of memory."""
         decision = place.decision
         assert decision is not None
         live.admitted(decision)
@@ -188,14 +191,16 @@ class GenerationService:
         if decision.cached:
             self._counts.read(len(tokens))
         self._decider.began(live, decision)
-        run = self._runs.begin(message, tokens, self._now(), partial(self._pause, live, place))
+        placed = PlacedRequest(live, place, decision, self._admission, self._now)
+        run = self._runs.begin(message, tokens, self._now(), placed)
+        placed.begun(run, self._runs)
         expiry = self._expiry(live, run)
         try:
             yield run
         except RouteLost as lost:
             live.lost_route(lost.loss, decision.workers)
         except Paused:
-            pass  # by now the reader has everything
+            pass  # by now the reader has everything that was given
         finally:
             self._runs.end(run)
             if expiry is not None:
@@ -221,12 +226,6 @@ class GenerationService:
             return None
         return asyncio.get_running_loop().call_later(left_s, self._runs.expire, run, live.deadline.error())
 
-    def _pause(self, live: LiveRequest, place: Place, run: Run) -> None:
-        """Its reader is too far behind: others take its place until that has caught up."""
-        if not run.is_done:
-            live.apply(RequestEvent.PAUSE)
-        self._admission.leave(place, self._now())
-
     async def explain(self, request: GenerationRequest) -> Explanation:
         """See `requests.Service`."""
         live = await self._taken_in(request)
@@ -238,7 +237,7 @@ class GenerationService:
             strategy=decision.strategy,
             reason=decision.reason,
             prompt_tokens=asked.prompt_tokens,
-            max_tokens=asked.max_tokens,
+            max_tokens=decision.most_tokens - asked.prompt_tokens,
             candidates=decision.candidates,
         )
 

@@ -32,3 +32,9 @@ def test_weights_prefixes_and_sequences_together_keep_the_limit(limit, weights, 
 
 def test_route_keeps_as_many_blocks_as_its_smallest_stage_has_room_for():
     assert prefix_capacity([(PLAIN, 64_000), (PLAIN, 6_400)]) == 1
+
+
+def test_room_is_a_step_ahead_of_what_a_sequence_has_and_never_beyond_its_most():
+    assert [reserved_tokens(num_tokens, 10_000) for num_tokens in (1, 191, 192, 447, 448)] == [256, 256, 512, 512, 768]
+    assert reserved_tokens(5, 100) == 100
+    assert reserved_tokens(100, 100) == 100

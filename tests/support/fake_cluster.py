@@ -5,7 +5,6 @@ from contextlib import aclosing
 
 import msgspec
 
-from cluster.config import ApiSettings, ModelSettings, RecoverySettings, Settings, StrategySettings, WorkerSettings
 from cluster.membership.member import Member, WorkerEvent
 from cluster.planning.events import EventLog
 from cluster.planning.inquiries import Inquiries
@@ -13,6 +12,15 @@ from cluster.planning.plan import Loss, ModelFacts, Plan
 from cluster.serving.overview import Identity
 from cluster.serving.requests import Delta, Finished, GenerationRequest, Routed, TokensPrompt, Waiting
 from cluster.serving.service import GenerationService
+from cluster.settings import (
+    ApiSettings,
+    KvCacheSettings,
+    ModelSettings,
+    RecoverySettings,
+    Settings,
+    StrategySettings,
+    WorkerSettings,
+)
 from protocol.messages import (
     Cancel,
     FiguresComputed,
@@ -25,7 +33,7 @@ from protocol.messages import (
     Tokens,
     Update,
 )
-from protocol.values import LayerRange, Peer, Route
+from protocol.values import KvSettings, LayerRange, Peer, Route
 from strategy.memory import KvGrowth, KvNeeds, WorkerBudget
 from strategy.partition import ModelSizes, Stage
 
@@ -167,13 +175,16 @@ async def at_once(function, *arguments):
     return function(*arguments)
 
 
-def service_of(prompts, cluster, *, max_queue=256, request_timeout_s=None, wait_s=60, measured_use=None, **strategy):
-    """Call it inside a running loop."""
+def service_of(
+    prompts, cluster, *, max_queue=256, request_timeout_s=None, wait_s=60, measured_use=None, kv="dynamic", **strategy
+):
+    """Call it inside a running loop. kv: the kind of cache."""
     configured = Settings(
         model=ModelSettings(path="/model"),
         api=ApiSettings(max_queue=max_queue, request_timeout_s=request_timeout_s),
         strategy=StrategySettings(**strategy),
         recovery=RecoverySettings(wait_s=wait_s),
+        kv_cache=KvCacheSettings(kv=KvSettings(kind=kv)),
         workers=tuple(WorkerSettings(name=name) for name in NAMES),
     )
     identity = Identity(model_id="tiny", api="http://here", pid=4711, has_chat_template=True)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from cluster.serving.admission import Admission, NotNow
 from protocol.errors import BadRequest, QueueFull, Unavailable
 from strategy.decision import Decision
+from strategy.memory import KvNeeds
 from strategy.situation import Strategy
 from strategy.vocabulary import Route
 
@@ -21,6 +22,9 @@ def decision_of(needed=0, worker="alpha"):
         route=Route((worker,)),
         cached=True,
         bytes_by_worker={worker: needed},
+        caches={worker: (KvNeeds(fixed_bytes=needed, growth=(), snapshots=False),)},
+        num_tokens=1,
+        most_tokens=1,
         reason="",
         forecast=None,
         candidates=(),

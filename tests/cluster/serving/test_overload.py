@@ -89,16 +89,17 @@ def test_sequence_of_a_reader_that_is_behind_ends_and_goes_on_where_it_stood_whe
 
 def test_others_take_the_place_and_the_memory_of_who_does_not_read(prompts):
     async def scenario():
-        needed = 15 * (5 + len(ANSWER))  # room for one at a time
+        needed = 15 * (5 + len(ANSWER))  # room for one that is long
         cluster = FakeCluster(long_plan(room=needed))
         service = service_of(prompts, cluster, use_distributed_inference="always")
         async with Reader(service, asking(strategy="distributed-cached")) as reader:
-            other = Client(service, asking(strategy="distributed-cached"))
-            await settle()
-            assert not other.events
-            await behind(reader, cluster)
+            large = tokens_request(3500, max_tokens=100, strategy="distributed-cached")
+            other = Client(service, large)
             await other.routed()
-            cluster.report(cluster.generates()[1][1].sequence, [7], "length")
+            await behind(reader, cluster)
+            await settle()
+            assert cluster.cancelled() == [("alpha", 2), ("alpha", 1)]  # it gave way, and has come back
+            cluster.report(cluster.generates()[2][1].sequence, [7], "length")
             await other.task
         assert requests_of(service)["waiting"] == 0
 

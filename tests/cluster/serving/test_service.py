@@ -10,7 +10,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cluster.membership.member import Whereabouts
-from cluster.serving.live_request import DEFAULT_MAX_TOKENS
 from cluster.serving.requests import GenerationRequest, Progress, TextPrompt, TokensPrompt
 from cluster.serving.tally import Tally
 from protocol.errors import ApiError, BadRequest, ContextTooLong, QueueFull, Unavailable, UsageError
@@ -251,9 +250,9 @@ def test_prompt_that_fills_the_context_is_too_long(prompts):
 
 
 @pytest.mark.parametrize(
-    ("prompt_tokens", "expected"), [(5, DEFAULT_MAX_TOKENS), (CONTEXT_TOKENS - 100, 100), (CONTEXT_TOKENS - 1, 1)]
+    ("prompt_tokens", "expected"), [(5, CONTEXT_TOKENS - 5), (CONTEXT_TOKENS - 100, 100), (CONTEXT_TOKENS - 1, 1)]
 )
-def test_without_max_tokens_the_default_is_cut_to_the_context(prompts, prompt_tokens, expected):
+def test_without_max_tokens_an_answer_may_go_on_to_what_the_context_leaves(prompts, prompt_tokens, expected):
     async def scenario():
         cluster = FakeCluster(plan_of())
         client = Client(service_of(prompts, cluster), tokens_request(prompt_tokens))
