@@ -244,6 +244,19 @@ def test_bytes_are_those_of_the_route_that_is_taken():
     assert decided(500, 12, strategy=NO_CACHE).bytes_by_worker == {}
 
 
+@pytest.mark.parametrize("strategy", [None, CACHED, PREFILL, NO_CACHE])
+def test_bytes_by_tokens_end_with_the_most_and_go_on_as_far_as_there_is_room(strategy):
+    decision = decided(500, 12, strategy=strategy)
+    assert (decision.num_tokens, decision.most_tokens) == (500, 512)
+    assert decision.bytes_of(512) == decision.bytes_by_worker
+    for room in (10_240, 10**9):
+        longer = decision.going_on(5000, dict.fromkeys(decision.caches, room))
+        assert all(wanted <= room for wanted in longer.bytes_by_worker.values())
+        assert longer.most_tokens == 5000 or any(
+            wanted > room for wanted in longer.bytes_of(longer.most_tokens + 1).values()
+        )
+
+
 def test_request_whose_caches_fit_nowhere_is_too_large_with_the_figures():
     error = refusal(500, 12, with_room({"alpha": 5119, "beta": 5119}))
     assert error.too_large

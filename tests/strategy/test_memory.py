@@ -7,6 +7,7 @@ from strategy.memory import (
     KvGrowth,
     KvNeeds,
     prefix_capacity,
+    reserved_tokens,
     sequence_bytes,
     worker_budget,
 )
