@@ -87,12 +87,13 @@ def _openai() -> Iterator[Operation]:
 
 
 def _anthropic() -> Iterator[Operation]:
-    tag, error = "Anthropic", "MessageError"
+    tag, error, counting_path = "Anthropic", "MessageError", Messages.counting_path
+    assert counting_path is not None
     kinds = ("MessageRequest", "Message", (EVENTS, "MessageEvent"))
     yield _asked(tag, Messages.path, "A conversation's next message", kinds, error)
     yield Operation(
         "post",
-        Messages.counting_path,
+        counting_path,
         tag,
         "How many tokens a request has",
         "MessageTokens",

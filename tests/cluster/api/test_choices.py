@@ -6,7 +6,6 @@ import json
 import msgspec
 import pytest
 
-from cluster.api import build_app
 from cluster.serving.requests import (
     Delta,
     Likelihood,
@@ -18,7 +17,7 @@ from cluster.serving.requests import (
     Waiting,
 )
 from protocol.errors import BadRequest, Unavailable
-from tests.support.fake_service import FINISHED, ROUTED, FakeService, ask, chat, completion, sse_events
+from tests.support.fake_service import FINISHED, ROUTED, FakeService, app_over, ask, chat, completion, sse_events
 
 
 def scored(*logprobs):
@@ -161,7 +160,7 @@ async def answered(service, body, *, left=None):
     sent_body = []
     headers = [(b"host", b"localhost"), (b"content-length", str(len(content)).encode())]
     scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": headers, "query_string": b""}
-    await build_app(service)(scope, receive, send)
+    await app_over(service)(scope, receive, send)
     started = [message["status"] for message in sent if message["type"] == "http.response.start"]
     return started, b"".join(message.get("body", b"") for message in sent)
 

@@ -7,16 +7,15 @@ import msgspec
 import pytest
 from jsonschema import Draft202012Validator
 
-from cluster.api import build_app
-from cluster.api.keys import OPEN_PATHS
 from cluster.api.document.building import Known, document
 from cluster.api.document.operations import operations
+from cluster.api.keys import OPEN_PATHS
 from cluster.api.surfaces import SURFACES
 from cluster.serving.requests import Delta, ToolCall
 from protocol.errors import QueueFull, Unavailable
 from strategy.decision import Verdict
 from strategy.situation import Strategy
-from tests.support.fake_service import EXPLANATION, FINISHED, MODEL, ROUTED, FakeService, ask
+from tests.support.fake_service import EXPLANATION, FINISHED, MODEL, ROUTED, FakeService, app_over, ask
 
 DOCUMENT = document(Known(vocabulary_size=2048))
 
