@@ -43,7 +43,7 @@ PARSERS |= {
     "OllamaShowRequest": parse_show,
 }
 # Of what further names say, nothing is promised.
-LEAVES = ("TokenId", "TokenIdText", "FeasibleStrategy", "Options")
+LEAVES = ("TokenId", "TokenIdText", "FeasibleStrategy", "Options", "Suffix")
 
 
 def with_leaves(schema):
