@@ -175,7 +175,7 @@ def described_answer(operation, status):
     return DOCUMENT["paths"][operation.path][operation.method]["responses"][str(status)]["content"]
 
 
-@pytest.mark.parametrize("operation", operations(), ids=lambda operation: f"{operation.method} {operation.path}")
+@pytest.mark.parametrize("operation", list(operations()), ids=lambda operation: f"{operation.method} {operation.path}")
 def test_answers_are_as_described(operation):
     path = operation.path.format(response_id="resp_1", conversation="c", model_id="tiny")
     body = {"stream": False} | (ASKED[path] or {}) if operation.method == "post" else None
