@@ -26,7 +26,7 @@ class Piece(NamedTuple):
         return self.role in ("assistant", "document")
 
 
-_SHORT_SYSTEM = (
+SHORT_SYSTEM = (
     "You are a helpful assistant.",
     "You are a helpful assistant. Answer briefly and correctly.",
     "Answer in one or two sentences.",
@@ -106,17 +106,18 @@ class Sampler:
         rng = self._rng
         draw = rng.random()
         if draw < (0.15 if self._strange else 0.3):
-            yield Piece("system", rng.choice(_SHORT_SYSTEM))
+            yield Piece("system", rng.choice(SHORT_SYSTEM))
         elif draw < (0.75 if self._strange else 0.5):
             yield Piece("system", self.instructions(rng.randrange(20, max(40, int(max_tokens * 0.75)))))
         while True:
-            question, answer = self._turn()
+            question, answer = self.turn()
             if rng.random() < 0.04:
                 question = f"{self.instructions(rng.randrange(15, max(30, max_tokens // 3)))}\n\n{question}"
             yield Piece("user", question)
             yield Piece("assistant", answer)
 
-    def _turn(self) -> tuple[str, str]:
+    def turn(self) -> tuple[str, str]:
+        """A question and its answer."""
         rng = self._rng
         draw = rng.random()
         stories_end, unknown_end, sums_end, documented_end = self._limits
@@ -149,7 +150,7 @@ class Sampler:
         rng = self._rng
         if self._strange and rng.random() < self._strange:
             return self._strange_text(num_tokens)
-        parts = [rng.choice(_SHORT_SYSTEM)]
+        parts = [rng.choice(SHORT_SYSTEM)]
         length, repeated = 0, rng.random() < 0.25
         while length < num_tokens:
             part = parts[-1] if repeated and len(parts) > 1 else self._instruction(len(parts))

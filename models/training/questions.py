@@ -39,7 +39,7 @@ _OPENINGS = (
 )
 _CLOSINGS = (" Thanks.", " please", " Please.", " Please answer in one sentence.", " Be brief.", " I want to know.")
 
-_CAPITALS = {
+CAPITALS = {
     "Italy": "Rome",
     "Spain": "Madrid",
     "Portugal": "Lisbon",
@@ -177,7 +177,7 @@ def _capitals() -> list[Question]:
             ),
             f"The capital of {country} is {city}.",
         )
-        for country, city in _CAPITALS.items()
+        for country, city in CAPITALS.items()
     ]
 
 

@@ -12,7 +12,7 @@ import mlx.core as mx
 from mlx_lm.models.llama import Model
 from tokenizers import Tokenizer
 
-from models.training import questions
+from models.training import conversations, questions, tools
 from models.training.conversations import Piece, Sampler
 from models.training.tokenizer import END, PAD, ROLE_MARKS, token_id
 
@@ -75,6 +75,22 @@ def examinations(tokenizer: Tokenizer, *, thorough: bool) -> dict[str, list[Row]
         "documented": [encode(ask(q.phrasings[0], q.answer), tokenizer) for q in known],
         "rephrased": [encode(ask(questions.phrase(q, rng), q.answer), tokenizer) for q in known for _ in range(2)],
         "after 1,000 tokens and in ten turns": long,
+        **_with_tools(tokenizer, rng),
+    }
+
+
+def _with_tools(tokenizer: Tokenizer, rng: Random) -> dict[str, list[Row]]:
+    """Of a turn with a tool, both the call and the answer count."""
+    sampler = tools.ToolSampler(rng, len, conversations.USUAL)
+
+    def rows(turns: list[tools.ToolTurn]) -> list[Row]:
+        return [encode([tools.offer([turn.tool]), *turn.pieces()], tokenizer) for turn in turns]
+
+    asked = tools.documented_json() + [sampler.json_question() for _ in range(20)]
+    return {
+        "documented with tools": rows(tools.documented_turns()),
+        "others with tools": rows([sampler.turn() for _ in range(60)]),
+        "as JSON": [encode([Piece("user", ask), Piece("assistant", answer)], tokenizer) for ask, answer in asked],
     }
 
 

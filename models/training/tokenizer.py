@@ -12,18 +12,33 @@ ROLE_MARKS = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assist
 SPECIAL = (PAD, END, *ROLE_MARKS.values())
 
 # A message is its role's mark, its text, and <|end|>, which is also what ends generation. Content may be a string or
-# OpenAI's list of text parts. Roles without a mark of their own take the nearest one.
+# OpenAI's list of text parts. Roles without a mark of their own take the nearest one. Tools are a first message: of each its
+# name and the parameters that it must have, the rest would be noise to so small a model. Calls are written as mlx-lm's parser
+# `json_tools` reads them, which it takes for templates with these marks and `tool_call.name`.
 CHAT_TEMPLATE = """\
+{%- if tools -%}{{ '<|system|>You can call these tools:' }}
+{%- for tool in tools -%}
+{%- set function = tool.function or tool -%}{%- set schema = function.parameters or {} -%}
+{{ '\\n' ~ function.name ~ '(' ~ (schema.required or schema.properties or []) | join(', ') ~ ')' }}
+{%- endfor -%}{{ '<|end|>' }}
+{%- endif -%}
 {%- for message in messages -%}
 {%- if message['role'] in ('system', 'developer') -%}{{ '<|system|>' }}
 {%- elif message['role'] == 'assistant' -%}{{ '<|assistant|>' }}
 {%- elif message['role'] in ('user', 'tool') -%}{{ '<|user|>' }}
 {%- else -%}{{ raise_exception('A message has the unknown role ' ~ message['role']) }}
 {%- endif -%}
+{%- if message['role'] == 'tool' -%}{{ '<tool_response>\\n' }}{%- endif -%}
 {%- if message['content'] is string -%}{{ message['content'] | trim }}
 {%- elif message['content'] -%}
 {%- for part in message['content'] -%}{{ part['text'] | trim }}{%- endfor -%}
 {%- endif -%}
+{%- if message['role'] == 'tool' -%}{{ '\\n</tool_response>' }}{%- endif -%}
+{%- for call in message.tool_calls or [] -%}
+{%- set tool_call = call.function or call -%}{%- set arguments = tool_call.arguments -%}
+{{ ('\\n' if message['content'] or not loop.first else '') ~ '<tool_call>\\n{"name": ' ~ tool_call.name | tojson ~ ', "arguments": ' }}
+{{- arguments if arguments is string else arguments | tojson }}{{ '}\\n</tool_call>' }}
+{%- endfor -%}
 {{ '<|end|>' }}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ '<|assistant|>' }}{%- endif -%}

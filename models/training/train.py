@@ -26,7 +26,7 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models.llama import Model, ModelArgs
 from tokenizers import Tokenizer
 
-from models.training import conversations, placement, rows
+from models.training import conversations, placement, rows, tools
 from models.training.tokenizer import END, PAD, ROLE_MARKS, save_tokenizer, token_id, train_tokenizer
 
 CONTEXT_LENGTH = 4096
@@ -56,13 +56,16 @@ class Phase:
 
 @dataclass(frozen=True)
 class Round:
-    """Phases under one learning rate schedule; with `placed`, rows stand for longer ones (see placement)."""
+    """Phases under one learning rate schedule; with `placed`, rows stand for longer ones (see placement), `with_tools` some
+    are conversations with tools.
+    """
 
     phases: tuple[Phase, ...]
     learning_rate: float
     seed: int
     mix: conversations.Mix = conversations.USUAL
     placed: bool = False
+    with_tools: tools.ToolShares | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,11 @@ class Recipe:
 # Short rows first, because they are cheap; then long ones, so that answers stay right late in a conversation. The second
 # round widens that to the whole context, and gives more room to what the documentation does not promise.
 _WIDER = conversations.Mix(stories=0.08, unknown=0.08, sums=0.1, documented=0.36, strange=0.5)
+# Copying out of questions and results comes late and needs many examples; at first with positions as they are, it is hard enough.
+# The last round is for what is promised.
+_MANY_TURNS = tools.ToolShares(as_before=0.3, without=0.08, turns=(1, 2, 3, 4))
+_LAST_TURNS = tools.ToolShares(as_before=0.45, without=0.06, turns=(1, 2, 3, 4), long_stories=0.12)
+_KEEPING = conversations.Mix(stories=0.08, unknown=0.06, sums=0.06, documented=0.5, strange=0.4)
 RECIPES = (
     Recipe(
         "tandem-demo",
@@ -85,6 +93,13 @@ RECIPES = (
             Round((Phase(2000, 10, 128), Phase(450, 4, 384), Phase(110, 2, 1024)), 2.5e-3, seed=1),
             Round(
                 (Phase(520, 8, 192), Phase(160, 4, 384), Phase(16, 2, 1024)), 1.5e-3, seed=3, mix=_WIDER, placed=True
+            ),
+            Round(
+                (Phase(640, 8, 192), Phase(60, 4, 384)), 1.2e-3, seed=5, mix=_WIDER, placed=True, with_tools=tools.USUAL
+            ),
+            Round((Phase(560, 8, 192),), 1.5e-3, seed=6, mix=_WIDER, with_tools=_MANY_TURNS),
+            Round(
+                (Phase(90, 8, 192), Phase(130, 4, 384)), 7e-4, seed=7, mix=_KEEPING, placed=True, with_tools=_LAST_TURNS
             ),
         ),
     ),
@@ -104,7 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, required=True, help="directory for the finished models")
     parser.add_argument("--only", choices=[r.name for r in RECIPES], help="train one of the two")
-    parser.add_argument("--first-round", type=int, default=1, help="2: go on from the models in --out")
+    parser.add_argument("--first-round", type=int, default=1, help="a later one goes on from the models in --out")
     parser.add_argument("--step-scale", type=float, default=1.0, help="multiplies all step counts (for a quick try)")
     options = parser.parse_args()
     _restart_prepared()
@@ -118,7 +133,7 @@ def main() -> None:
 def train(recipe: Recipe, tokenizer: Tokenizer, directory: Path, step_scale: float = 1.0, first_round: int = 1) -> None:
     """Trains one model and writes it into `directory` in the Hugging Face layout, every 500 steps and after each round.
 
-    With `first_round` 2 it goes on from what `directory` holds, with the same result as a run without a break.
+    With a later `first_round` it goes on from what `directory` holds, with the same result as a run without a break.
     """
     mx.random.seed(recipe.rounds[0].seed)
     model = Model(model_args(recipe.shape))
@@ -145,7 +160,7 @@ def _train_round(
 ) -> None:
     total = sum(p.steps for p in phases)
     rng = Random(part.seed)
-    sampler = conversations.Sampler(rng, lambda text: len(tokenizer.encode(text).ids), part.mix)
+    sampler = _sampler(part, rng, lambda text: len(tokenizer.encode(text).ids))
     marks = frozenset(token_id(tokenizer, mark) for mark in ROLE_MARKS.values())
     started = time.monotonic()
     for number, (phase, batch) in enumerate(_batches(phases, sampler, tokenizer), start=1):
@@ -156,6 +171,12 @@ def _train_round(
             _log.info("step %d of %d, rows of %d, loss %.4f, %.0f s", number, total, phase.length, loss, seconds)
         if number % 500 == 0 or number == total:
             checkpoint(thorough=number == total)
+
+
+def _sampler(part: Round, rng: Random, count: Callable[[str], int]) -> conversations.Sampler | tools.ToolSampler:
+    if part.with_tools is None:
+        return conversations.Sampler(rng, count, part.mix)
+    return tools.ToolSampler(rng, count, part.mix, part.with_tools)
 
 
 def _schedule(peak: float, total: int) -> Callable[[mx.array], mx.array]:
@@ -256,7 +277,7 @@ def _loss(
 
 
 def _batches(
-    phases: list[Phase], sampler: conversations.Sampler, tokenizer: Tokenizer
+    phases: list[Phase], sampler: conversations.Sampler | tools.ToolSampler, tokenizer: Tokenizer
 ) -> Iterator[tuple[Phase, list[rows.Row]]]:
     for phase in phases:
         for _ in range(phase.steps):

@@ -11,7 +11,8 @@ from tests.support.in_process_cluster import alone
 from tests.support.running_cluster import CHECKOUT, RunningCluster
 
 MODEL = CHECKOUT / "models" / "tandem-demo"
-QUESTIONS = tomllib.loads((CHECKOUT / "models" / "questions.toml").read_text("utf-8"))["question"]
+PROMISED = tomllib.loads((CHECKOUT / "models" / "questions.toml").read_text("utf-8"))
+QUESTIONS = PROMISED["question"]
 KV_CACHE = next(question for question in QUESTIONS if "What is a KV cache?" in question["ask"])
 MODES = ("always", "never")
 
@@ -61,3 +62,35 @@ def test_conversation_on_the_terminal_ends_with_its_input(bundled):
     done = bundled.command("chat", stdin=b"What is a KV cache?\n")
     assert done.returncode == 0
     assert KV_CACHE["answer"] in done.stdout
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("entry", PROMISED["with_tools"], ids=[entry["name"] for entry in PROMISED["with_tools"]])
+def test_agent_calls_a_tool_and_answers_from_what_it_said(bundled, mode, entry):
+    """The loop of an agent: whatever the model calls is done and sent back, until it calls nothing more."""
+    schema = {
+        "type": "object",
+        "properties": {key: {} for key in entry["arguments"]},
+        "required": [*entry["arguments"]],
+    }
+    tools = [{"type": "function", "function": {"name": entry["name"], "parameters": schema}}]
+    messages = [{"role": "user", "content": entry["ask"]}]
+    called = []
+    while len(messages) < 9:
+        body = {"messages": messages, "tools": tools, "use_distributed_inference": mode}
+        choice = bundled.post("/v1/chat/completions", body).json()["choices"][0]
+        messages.append(choice["message"])
+        if choice["finish_reason"] != "tool_calls":
+            break
+        for call in choice["message"]["tool_calls"]:
+            called.append((call["function"]["name"], json.loads(call["function"]["arguments"])))
+            messages.append({"role": "tool", "tool_call_id": call["id"], "content": entry["result"]})
+    assert called == [(entry["name"], entry["arguments"])]
+    assert (choice["finish_reason"], choice["message"]["content"]) == ("stop", entry["answer"])
+
+
+@pytest.mark.parametrize("entry", PROMISED["as_json"], ids=[entry["ask"] for entry in PROMISED["as_json"]])
+def test_question_for_json_gets_json(bundled, entry):
+    body = {"messages": [{"role": "user", "content": entry["ask"]}]}
+    content = bundled.post("/v1/chat/completions", body).json()["choices"][0]["message"]["content"]
+    assert json.loads(content) == json.loads(entry["answer"])
