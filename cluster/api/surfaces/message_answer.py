@@ -9,7 +9,7 @@ from cluster.api.accounts import accounts
 from cluster.api.events import TextEvent, as_json, event, named_event
 from cluster.api.surface import ApiRequest, Dialect
 from cluster.serving.requests import Delta, Finished, Routed, ToolCall
-from protocol.errors import ApiError, ContextTooLong
+from protocol.errors import ApiError, BadRequest, ContextTooLong
 
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 # Of each kind of block: what its pieces are called, and where in them the text is.
@@ -32,6 +32,12 @@ _ERROR_TYPES = {
 }
 
 
+class ThreadRefused(BadRequest):
+    """A conversation that the server keeps was asked for; its clients then send all of it each time, if they know this code."""
+
+    code = "thread_unsupported_request"
+
+
 class Anthropic(Dialect):
     """Anthropic's words for what every stream has, and for errors."""
 
@@ -47,7 +53,11 @@ class Anthropic(Dialect):
         message = error.body()["error"]["message"]
         if isinstance(error, ContextTooLong):
             message = f"prompt is too long: {message}"
-        return {"type": "error", "error": {"type": _ERROR_TYPES.get(error.status, "api_error"), "message": message}}
+        details = {}
+        if isinstance(error, ThreadRefused):
+            details = {"details": {"error_code": error.code, "unsupported": [error.param]}}
+        kind = _ERROR_TYPES.get(error.status, "api_error")
+        return {"type": "error", "error": {"type": kind, "message": message, **details}}
 
 
 class MessageAnswer:

@@ -22,10 +22,10 @@ from cluster.api.fields import (
     text,
 )
 from cluster.api.parameters import COMMON, api_request, understood, understood_schema
-from cluster.api.schemas import Schema, described, list_of, object_schema
+from cluster.api.schemas import NOTHING, Schema, described, list_of, object_schema
 from cluster.api.surface import AnswerFormat, ApiRequest
 from cluster.api.surfaces.chat import any_tools, messages_list
-from cluster.api.surfaces.message_answer import Anthropic, MessageAnswer
+from cluster.api.surfaces.message_answer import Anthropic, MessageAnswer, ThreadRefused
 from cluster.api.surfaces.message_blocks import blocks_schema, message_schema, plain_text, template_messages
 from cluster.serving.requests import ChatPrompt, Routed
 from protocol.errors import BadRequest
@@ -51,6 +51,14 @@ _THINKING: dict[str, Check] = {
 }
 _OUTPUT: dict[str, Check] = {"effort": text(1, 32), "format": only("structured output")}
 
+
+@described(NOTHING)
+def no_thread(name: str, _value: Any) -> None:
+    raise ThreadRefused(
+        f"{name} asks for a conversation that is kept here; leave it out and send all messages", param=name
+    )
+
+
 FIELDS: dict[str, Check] = {
     **{name: check for name, check in COMMON.items() if name != "stream_options"},
     "messages": described(lambda: list_of(message_schema(), minItems=1))(messages_list),
@@ -61,6 +69,7 @@ FIELDS: dict[str, Check] = {
     "thinking": mapping_of(_THINKING, ["type"]),
     "output_config": mapping_of(_OUTPUT),
     "output_format": only("structured output"),
+    "thread": no_thread,
     "mcp_servers": only("tools of other servers", []),
     "service_tier": hint("auto", "standard_only"),
     "cache_control": hint(),

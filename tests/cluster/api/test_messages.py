@@ -479,6 +479,13 @@ def test_what_is_wrong_or_cannot_be_done_is_refused_by_place(fields, param):
     assert caught.value.param == param
 
 
+def test_kept_conversation_is_refused_so_that_clients_send_all_of_it():
+    error = message(FakeService(), thread={"type": "create"}).json()["error"]
+    assert error["message"].startswith("thread asks for a conversation that is kept here")
+    assert error["details"] == {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+    assert message(FakeService(), thread=None).status_code == 200
+
+
 ERRORS = [
     (BadRequest("no", param="messages"), 400, "invalid_request_error"),
     (TooLarge("too much"), 413, "request_too_large"),
