@@ -212,10 +212,13 @@ check() {
     "$@" || failed_checks="$failed_checks $name"
 }
 
-# All checks, pytest last; with arguments, pytest alone with them.
+# All checks, pytest last; with arguments, pytest alone with them; with --clients, those of others instead.
 run_tests() {
     cd "$checkout"
-    if [ $# -eq 0 ]; then
+    if [ "${1:-}" = --clients ]; then
+        shift
+        check clients "$python" -m tests.clients ${1+"$@"}
+    elif [ $# -eq 0 ]; then
         check ruff "$python" -m ruff check --quiet .
         check format "$python" -m ruff format --quiet --check .
         check mypy "$python" -m mypy
