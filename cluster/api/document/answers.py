@@ -65,12 +65,20 @@ def openai_schemas() -> dict[str, Schema]:
         ),
         **_chats(),
         **_completions(),
+        **_models(),
+    }
+
+
+def _models() -> dict[str, Schema]:
+    return {
         "Model": record(
             id=TEXT,
             object=constant("model"),
             created=WHOLE,
             owned_by=TEXT,
+            root=TEXT,
             max_model_len=or_null(WHOLE),
+            capabilities=list_of(TEXT),
         ),
         "Models": record(object=constant("list"), data=list_of(component("Model"))),
     }

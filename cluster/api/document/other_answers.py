@@ -3,6 +3,8 @@
 from cluster.api.document.answers import ANY_OBJECT, FLAG, TEXT, WHOLE, constant, record
 from cluster.api.schemas import Schema, component, list_of, or_null
 
+# What of the request had no effect, where that is so.
+_NOTED = {"tandem": record(notes=list_of(TEXT))}
 _TANDEM = {"tandem": component("Tandem")}
 
 
@@ -55,15 +57,17 @@ def ollama_schemas() -> dict[str, Schema]:
         "OllamaTags": record(models=list_of(record(**named, modified_at=TEXT))),
         "OllamaRunning": record(models=list_of(running)),
         "OllamaVersion": record(version=TEXT),
-        "OllamaModel": record(details=details, model_info=ANY_OBJECT, capabilities=list_of(TEXT), modified_at=TEXT),
+        "OllamaModel": record(
+            _NOTED, details=details, model_info=ANY_OBJECT, capabilities=list_of(TEXT), modified_at=TEXT
+        ),
     }
 
 
 def tandem_schemas() -> dict[str, Schema]:
     """By the names of components."""
     return {
-        "Tokens": record(tokens=list_of(WHOLE), count=WHOLE, max_model_len=or_null(WHOLE)),
-        "DetokenizedText": record(prompt=TEXT),
+        "Tokens": record(_NOTED, tokens=list_of(WHOLE), count=WHOLE, max_model_len=or_null(WHOLE)),
+        "DetokenizedText": record(_NOTED, prompt=TEXT),
         "Deleted": record(id=TEXT, object=TEXT, deleted=constant(True)),
         "Mending": record(mending=list_of(TEXT)),
         "ModelsElsewhere": record(hosts=list_of(component("HostModels"))),
