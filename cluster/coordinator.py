@@ -40,6 +40,7 @@ from cluster.planning.deployment import Deployment
 from cluster.planning.known_model import KnownModel
 from cluster.planning.model_files import check_weights, resolve_model
 from cluster.serving.cache_use import read_measured_use
+from cluster.serving.grammars_apart import GrammarsApart
 from cluster.serving.overview import Identity
 from cluster.serving.service import GenerationService
 from cluster.serving.templates import Templates
@@ -111,7 +112,7 @@ class Coordinator:
         self._stopping = asyncio.Event()
         self._draining, self._served = asyncio.Event(), asyncio.Event()
         self._control: ControlPlane | None = None
-        self._templates: Templates | None = None
+        self._apart: tuple[Templates, GrammarsApart] | None = None
         self._announcer: Announcer | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -132,8 +133,8 @@ class Coordinator:
             service = await starting
             self._report.tell(ready=msgspec.to_builtins(service.status()))
             self._report.close()
-            if self._templates is not None and service.status().model.has_chat_template:
-                loop.call_later(TEMPLATES_AFTER_S, loop.run_in_executor, None, self._templates.begin)
+            if self._apart is not None and service.status().model.has_chat_template:
+                loop.call_later(TEMPLATES_AFTER_S, loop.run_in_executor, None, self._apart[0].begin)
             gc.freeze()  # what is loaded stays: a full collection over it would hold every stream up for tens of ms
             await asyncio.wait([*self._tasks, asyncio.create_task(self._stopping.wait())], return_when=FIRST_COMPLETED)
             self._draining.set()
@@ -157,8 +158,8 @@ class Coordinator:
         port = listener.getsockname()[1]
         url = f"http://{'127.0.0.1' if api.host == '0.0.0.0' else api.host}:{port}"  # noqa: S104
         path = await asyncio.to_thread(resolve_model, self._settings.model.path)
-        self._templates = Templates(path, CHECKOUT)
-        prompts = asyncio.create_task(asyncio.to_thread(_load_prompts, path, self._templates))
+        self._apart = Templates(path, CHECKOUT), GrammarsApart(path, CHECKOUT)
+        prompts = asyncio.create_task(asyncio.to_thread(_load_prompts, path, *self._apart))
         await asyncio.to_thread(check_weights, path)
         control = await self._take_up(path, url, port)
         identity = Identity(
@@ -250,8 +251,8 @@ class Coordinator:
         self._served.set()
         if self._announcer is not None:
             self._announcer.end()
-        if self._templates is not None:
-            self._templates.close()
+        for apart in self._apart or ():
+            apart.close()
         if self._control is not None and (self._stopping.is_set() or not self._is_again):
             await self._control.stop()
         for task in self._tasks:
@@ -344,12 +345,12 @@ def _members(settings: Settings) -> list[Member]:
     return [*here, *elsewhere]
 
 
-def _load_prompts(model_path: Path, templates: Templates) -> Any:
+def _load_prompts(model_path: Path, templates: Templates, grammars: GrammarsApart) -> Any:
     # Importing the tokenizer takes a second, which the workers' own start hides.
     with limits_kept():
         from cluster.serving.prompts import Prompts
 
-    return Prompts.load(model_path, templates.render)
+    return Prompts.load(model_path, templates.render, grammars.compile)
 
 
 def main(worker: Sequence[str] = WORKER) -> int:

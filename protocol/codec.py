@@ -66,7 +66,7 @@ from protocol.messages import (
 )
 from protocol.values import Buffer
 
-PROTOCOL = 9
+PROTOCOL = 10
 MAX_HEADER_BYTES = 8 << 20  # a bias for every id of a vocabulary of half a million
 MAX_FRAME_BYTES = 32 << 20
 MAX_BUFFERS = 4096  # as frames

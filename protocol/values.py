@@ -33,6 +33,7 @@ __all__ = [
     "TO_COORDINATOR",
     "Buffer",
     "Count",
+    "Grammar",
     "KvKind",
     "KvSettings",
     "LayerRange",
@@ -92,11 +93,20 @@ class KvSettings(msgspec.Struct, frozen=True, kw_only=True):
     keep: Natural | None = None
 
 
+class Grammar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What an answer is held to. text: llguidance's grammar; after: ids of the end of what is thought, behind which it begins; none
+    where it begins with the answer.
+    """
+
+    text: str
+    after: tuple[int, ...] = ()
+
+
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How the next token is chosen, in mlx-lm's terms (`mlx_lm.sample_utils`). Temperature 0 is greedy.
 
     logprobs: of how many of the likeliest tokens the log probabilities are told beside that of the chosen one; None for none
-    at all.
+    at all; min_tokens: end tokens have no chance before so many generated ones.
     """
 
     temperature: float = 0.0
@@ -109,6 +119,13 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     frequency_penalty: float | None = None
     logit_bias: dict[int, float] | None = None
     logprobs: int | None = None
+    min_tokens: int = 0
+    grammar: Grammar | None = None
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether what may come next depends on the whole answer so far."""
+        return self.grammar is not None or self.min_tokens > 0
 
 
 # In place of minus infinity, which JSON cannot say: what OpenAI says of a token that is out of reach.

@@ -26,8 +26,9 @@ from cluster.api.fields import (
     token_biases,
 )
 from cluster.api.schemas import Schema, any_of, component, described, object_schema
+from cluster.api.structured import STRUCTURED, structure_of
 from cluster.api.surface import ApiRequest
-from cluster.serving.requests import GenerationRequest, Prompt
+from cluster.serving.requests import ChatPrompt, GenerationRequest, Prompt, Structure
 from protocol.errors import BadRequest
 from protocol.values import Sampling
 from strategy.situation import Mode, Strategy
@@ -101,16 +102,8 @@ _OF_OTHER_SAMPLERS: dict[str, Check] = {
     "mirostat": only("mirostat sampling", 0),
     "dynatemp_range": only("a temperature that changes", 0, 0.0),
     "dry_multiplier": only("the DRY penalty", 0, 0.0),
-    "min_tokens": only("a least number of tokens", 0),
     "length_penalty": only("beam search", 1, 1.0),
     "use_beam_search": only("beam search", False),
-    "guided_json": only("structured output"),
-    "guided_regex": only("structured output"),
-    "guided_choice": only("structured output"),
-    "guided_grammar": only("structured output"),
-    "structured_outputs": only("structured output"),
-    "grammar": only("structured output", ""),
-    "json_schema": only("structured output", {}),
     "adapters": only("adapters"),
 }
 
@@ -130,6 +123,7 @@ COMMON: dict[str, Check] = {
     "frequency_penalty": number(-2, 2),
     "logit_bias": token_biases,
     "ignore_eos": flag,
+    "min_tokens": integer(0, MAX_TOKEN_ID),
     "stream": flag,
     "stream_options": mapping_of(STREAM_OPTIONS),
     # Of those that there are, a cluster can run some.
@@ -138,6 +132,7 @@ COMMON: dict[str, Check] = {
     "conversation": text(1, 128),
     "request_timeout_s": number(1, 86400),
     "n": only("several answers", 1),
+    **STRUCTURED,
     **_OF_OTHER_SAMPLERS,
     **_HINTS,
 }
@@ -183,13 +178,19 @@ def said_by(fields: dict[str, Any], names: Iterable[str], notes: Notes) -> Any:
     return said
 
 
-def api_request(fields: dict[str, Any], prompt: Prompt, prompt_field: str, notes: Notes) -> ApiRequest:
-    """The request of checked common `fields`."""
+def api_request(
+    fields: dict[str, Any], prompt: Prompt, prompt_field: str, notes: Notes, forced: Structure | None = None
+) -> ApiRequest:
+    """The request of checked common `fields`. forced: a call that the answer has to be, whatever else is said of it. Raises
+    BadRequest where they contradict each other.
+    """
     fields = fields | {name: said_by(fields, (name, *synonyms), notes) for name, synonyms in SYNONYMS.items()}
     stream = fields.get("stream", False)
     if fields.get("stream_options") and not stream:
         notes.without_effect("stream_options", ())
-    chosen = _sampling(fields)
+    chosen, structure = _sampling(fields), structure_of(fields, notes)
+    if chosen.get("min_tokens", 0) > (fields.get("max_tokens") or MAX_TOKEN_ID):
+        raise BadRequest("min_tokens is more than max_tokens", param="min_tokens")
     streamed = check_all(fields.get("stream_options", {}), STREAM_OPTIONS, notes, "stream_options.")
     return ApiRequest(
         generation=GenerationRequest(
@@ -204,18 +205,26 @@ def api_request(fields: dict[str, Any], prompt: Prompt, prompt_field: str, notes
             timeout_s=fields.get("request_timeout_s"),
             ignores_end_tokens=fields.get("ignore_eos", False),
             given=frozenset(chosen),
+            structure=forced or structure,
         ),
         model=fields.get("model") or None,
         stream=stream,
         include_usage=streamed.get("include_usage", False),
         counts_each=streamed.get("continuous_usage_stats", False),
-        notes=notes.clauses,
+        notes=(*notes.clauses, *_not_called(prompt, structure)),
     )
+
+
+def _not_called(prompt: Prompt, structure: Structure | None) -> tuple[str, ...]:
+    """What is to be said where an answer that has to be something leaves no room for a call."""
+    if structure is None or not isinstance(prompt, ChatPrompt) or not prompt.tools or prompt.forced is not None:
+        return ()
+    return (f"no tool is called, since the answer is held to {structure.field}",)
 
 
 def _sampling(fields: dict[str, Any]) -> dict[str, Any]:
     """What is said of sampling; for the rest the model's own defaults count."""
-    named = set(Sampling.__struct_fields__) - {"logprobs"}  # which each surface says in its own way
+    named = set(Sampling.__struct_fields__) - {"logprobs", "grammar"}  # which are said in several ways
     chosen = {name: fields[name] for name in fields if name in named and fields[name] is not None}
     if "seed" in chosen:
         chosen["seed"] %= 2**64  # a negative seed by its 64 bits: random keys are made of unsigned integers

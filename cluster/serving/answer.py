@@ -162,7 +162,7 @@ class Answer:
     def _finished(self, reason: str) -> Finished:
         assert self.ttft_s is not None
         if reason == "stop" and self._stream.parts is not None and self._stream.parts.num_calls:
-            reason = "tool_calls"
+            reason = self._stream.parts.reason
         return Finished(
             finish_reason=reason,
             token_ids=tuple(self._token_ids),

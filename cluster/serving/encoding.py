@@ -23,6 +23,7 @@ class Encoding:
     def __init__(self, prompts: "Prompts", run_in_thread: RunInThread):
         self._prompts = prompts
         self._run_in_thread = run_in_thread
+        self._compiling = asyncio.Lock()
         self._lanes: dict[bool, asyncio.Lock] = {is_long: asyncio.Lock() for is_long in (False, True)}
 
     def __repr__(self) -> str:
@@ -35,6 +36,14 @@ class Encoding:
         async with self._lanes[request.is_long]:
             tokens: tuple[int, ...] = await self._run_in_thread(self._prompts.encode, request, context_tokens, contexts)
             return tokens
+
+    async def constrained(self, request: GenerationRequest, tokens: tuple[int, ...]) -> GenerationRequest:
+        """See `Prompts.constrained`."""
+        if request.structure is None:
+            return request
+        async with self._compiling:
+            found: GenerationRequest = await self._run_in_thread(self._prompts.constrained, request, tokens)
+            return found
 
     async def decode(self, tokens: tuple[int, ...]) -> str:
         """The text of token ids. Raises what `Prompts.decode` raises."""

@@ -196,6 +196,7 @@ class LiveRequest:
             conversation=self.request.conversation,
             read_by=decision.read_by,
             scores_prompt=self.answer.lacks_prompt_scores,
+            answered=len(emitted),
         )
         return message, (*self.tokens, *emitted)
 

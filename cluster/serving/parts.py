@@ -34,8 +34,10 @@ class AnswerPart(msgspec.Struct, frozen=True):
 
 class Parts:
     """One answer, as its text comes. machine: mlx-lm's, begun in the state `begins`; tools: that may be called, at most once
-    where `one_call`.
+    where `one_call`. reason: why an answer with calls ended.
     """
+
+    reason = "tool_calls"
 
     def __init__(
         self,
@@ -131,12 +133,12 @@ def parts_of(
     marks = (told_apart.structural_markers, told_apart.response_transitions)
     if not (told_apart.has_thinking or told_apart.has_tool_calling or any(marks)):
         return None
-    begins = _begins(tokenizer, tokens)
+    begins = begins_in(tokenizer, tokens)
     return Parts(make_text_state_machine(told_apart), begins, tokenizer, tools, one_call=one_call)
 
 
-def _begins(tokenizer: TokenizerWrapper, prompt: Sequence[int]) -> str:
-    """Thinking where the prompt ends with the beginning of a thought."""
+def begins_in(tokenizer: TokenizerWrapper, prompt: Sequence[int]) -> str:
+    """In which state the answer to a prompt begins: thinking where that ends with the beginning of a thought."""
     if tokenizer.response_initial_state:
         return str(tokenizer.response_initial_state)
     # Most prompts hold no such mark; mlx-lm's search would look at each token of a long one, on the event loop.

@@ -13,19 +13,22 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
 
+import msgspec
 from mlx_lm.tokenizer_utils import StreamingDetokenizer, TokenizerWrapper
 from mlx_lm.utils import load_config, load_tokenizer
 
+from cluster.serving.grammars import GrammarRefused, MakeGrammar, compile_grammar, no_grammars, tokens_of
+from cluster.serving.held_answers import HeldParts
 from cluster.serving.infill import infill_marks, infilled
 from cluster.serving.long_prompts import longest_token
-from cluster.serving.parts import Parts, parts_of
+from cluster.serving.parts import THOUGHT, Parts, begins_in, parts_of
 from cluster.serving.requests import ChatPrompt, GenerationRequest, Prompt, TextPrompt, TokensPrompt
 from cluster.serving.sampling_defaults import sampling_defaults
 from cluster.serving.templates import TemplateFailed
 from cluster.serving.token_texts import TokenTexts
 from protocol.errors import BadRequest, ContextTooLong, ModelError
 from protocol.heap import give_back_memory
-from protocol.values import Sampling
+from protocol.values import Grammar, Sampling
 
 GREEDY = Sampling()
 TOKENIZER_FILES = (
@@ -75,7 +78,8 @@ class Prompts:
     """The tokenizer of one model.
 
     vocabulary_size: rows of the model's embedding, every id that `encode` returns lies below it; make: gives another one
-    like `tokenizer`; render: runs its chat template, within this process where None; sampling: the model's own defaults.
+    like `tokenizer`; render: runs its chat template, within this process where None; sampling: the model's own defaults; make_grammar:
+    compiles what answers are to be.
     """
 
     def __init__(
@@ -85,8 +89,10 @@ class Prompts:
         make: Callable[[], TokenizerWrapper],
         render: Render | None = None,
         sampling: Sampling = GREEDY,
+        make_grammar: MakeGrammar = no_grammars,
     ) -> None:
         self.sampling = sampling
+        self._make_grammar = make_grammar
         self._tokenizer = tokenizer
         self._render = render
         self._encoders = {False: _Encoder(lambda: tokenizer), True: _Encoder(make)}  # by whether prompts are long
@@ -98,8 +104,8 @@ class Prompts:
         self.abilities = tuple(name for name, has in known.items() if has)
 
     @classmethod
-    def load(cls, model_path: Path, render: Render | None = None) -> Self:
-        """Read the tokenizer of a model directory as mlx-lm does. render: as of the class.
+    def load(cls, model_path: Path, render: Render | None = None, make_grammar: MakeGrammar | None = None) -> Self:
+        """Read the tokenizer of a model directory as mlx-lm does. render, make_grammar: as of the class.
 
         Raises:
             ModelError: there is no tokenizer, or it is broken.
@@ -115,7 +121,9 @@ class Prompts:
             tokenizer = make()
         except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
             raise ModelError(f"the tokenizer in {model_path} cannot be read: {_in_one_line(error)}") from error
-        return cls(tokenizer, _vocabulary_size(config, tokenizer), make, render, sampling_defaults(model_path))
+        size = _vocabulary_size(config, tokenizer)
+        make_grammar = make_grammar or (lambda structure: compile_grammar(structure, tokens_of(model_path)))
+        return cls(tokenizer, size, make, render, sampling_defaults(model_path), make_grammar)
 
     def encode(
         self, request: GenerationRequest, context_tokens: int | None = None, contexts: int = 1
@@ -178,8 +186,13 @@ class Prompts:
 
     def stream(self, request: GenerationRequest, tokens: Sequence[int] = ()) -> "TextStream":
         """A fresh detokenizer for one answer. tokens: of its prompt."""
-        parts = None
-        if isinstance(prompt := request.prompt, ChatPrompt):
+        parts: Parts | HeldParts | None = None
+        prompt, grammar = request.prompt, request.sampling.grammar
+        if grammar is not None:
+            forced = prompt.forced if isinstance(prompt, ChatPrompt) else None
+            think_end = str(self._tokenizer.think_end) if grammar.after else ""
+            parts = HeldParts(think_end, forced) if think_end or forced else None
+        elif isinstance(prompt, ChatPrompt):
             parts = parts_of(self._tokenizer, tokens, prompt.tools, one_call=prompt.one_call)
         return TextStream(self._tokenizer.detokenizer, request.stop, parts)
 
@@ -187,6 +200,25 @@ class Prompts:
     def text_of(self) -> TokenTexts:
         """The own text of single tokens."""
         return TokenTexts(self._tokenizer)
+
+    def constrained(self, request: GenerationRequest, tokens: Sequence[int]) -> GenerationRequest:
+        """With the grammar of what its answer has to be, where it has to be something. tokens: of its prompt.
+
+        Raises:
+            BadRequest: that is not supported, or not with this model.
+        """
+        structure, prompt = request.structure, request.prompt
+        if structure is None:
+            return request
+        try:
+            if not self.eos_token_ids:
+                raise GrammarRefused("the model has no token that ends an answer")
+            text = self._make_grammar(structure)
+        except GrammarRefused as error:
+            raise BadRequest(f"{structure.field} cannot be followed: {error}", param=structure.field) from error
+        thinks = isinstance(prompt, ChatPrompt) and begins_in(self._tokenizer, tokens) == THOUGHT
+        grammar = Grammar(text=text, after=tuple(self._tokenizer.think_end_tokens) if thinks else ())
+        return msgspec.structs.replace(request, sampling=msgspec.structs.replace(request.sampling, grammar=grammar))
 
     def unused(self, prompt: Prompt) -> tuple[str, ...]:
         """What of a prompt this model's template makes nothing of, as clauses."""
@@ -202,7 +234,11 @@ class Prompts:
             if name not in template and name not in known
         ]
         if prompt.tools and not self._tokenizer.has_tool_calling:
-            said.append("this model cannot call tools, so that it answers without them")
+            said.append(
+                "this model cannot call tools, so that it answers without them"
+                if prompt.forced is None
+                else "this model's chat template tells it nothing of the tools"
+            )
         return tuple(said)
 
     def _encode_chat(self, request: GenerationRequest, prompt: ChatPrompt) -> tuple[int, ...]:
@@ -263,7 +299,7 @@ class TextStream:
     """
 
     def __init__(
-        self, detokenizer: StreamingDetokenizer, stop: tuple[str, ...] = (), parts: Parts | None = None
+        self, detokenizer: StreamingDetokenizer, stop: tuple[str, ...] = (), parts: Parts | HeldParts | None = None
     ) -> None:
         self._detokenizer = detokenizer
         self._stop = stop

@@ -4,7 +4,7 @@ Owns the types between HTTP and coordinator and nothing else: no OpenAI field na
 """
 
 from collections.abc import AsyncIterator, Collection
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -19,15 +19,33 @@ from strategy.decision import Verdict
 LONG_CHARACTERS = 1 << 17
 
 
+class ForcedCall(msgspec.Struct, frozen=True):
+    """The answer is a call of one of these tools. reason: why such an answer is said to have ended."""
+
+    names: tuple[str, ...]
+    reason: Literal["tool_calls", "stop"] = "tool_calls"
+
+
+class Structure(msgspec.Struct, frozen=True, kw_only=True):
+    """What an answer has to be. source: a JSON schema; a regular expression; a list of texts, as JSON; a grammar in GBNF or Lark; or, for
+    calls, the schema of each tool's arguments by its name, as JSON. field: what the caller called it.
+    """
+
+    kind: Literal["json", "regex", "choice", "grammar", "calls"]
+    source: str
+    field: str
+
+
 class ChatPrompt(msgspec.Struct, frozen=True, tag=True):
     """Messages (`role`, `content`, perhaps more) for the model's chat template, as it takes them. tools: that may be called, in OpenAI's
-    form, at most once where `one_call`; options: further variables of the template.
+    form, at most once where `one_call`; options: further variables of the template; forced: the call that the answer has to be.
     """
 
     messages: tuple[dict[str, Any], ...]
     tools: tuple[dict[str, Any], ...] = ()
     options: dict[str, Any] = {}
     one_call: bool = False
+    forced: ForcedCall | None = None
 
 
 class TextPrompt(msgspec.Struct, frozen=True, tag=True):
@@ -57,7 +75,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     USE_DISTRIBUTED_INFERENCE ("auto" | "always" | "never"); strategy: a strategy name. client: who asks, for taking
     turns; key: the name of its key, where that has one; tally: of the HTTP request that it belongs to; timeout_s: how long it may take, None for what the settings say. ignores_end_tokens: it goes on to max_tokens.
     given: which fields of `sampling` the caller named, for the others the model's own defaults count; None for all of them.
-    scores_prompt: how likely the prompt's own tokens were is told as well; then, and only then, max_tokens may be 0.
+    scores_prompt: how likely the prompt's own tokens were is told as well; then, and only then, max_tokens may be 0. structure: what the
+    answer has to be; as `sampling.grammar` once that is compiled.
     """
 
     prompt: Prompt
@@ -76,6 +95,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     ignores_end_tokens: bool = False
     given: frozenset[str] | None = None
     scores_prompt: bool = False
+    structure: Structure | None = None
 
     def with_defaults(self, sampling: Sampling) -> "GenerationRequest":
         """With the model's own, where the caller says nothing."""

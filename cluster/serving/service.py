@@ -132,6 +132,7 @@ class GenerationService:
         request = request.with_defaults(self._prompts.sampling)
         deadline = Deadline(arrival, request.timeout_s or self._timeout_s)
         tokens = await self._encoded(request, deadline, arrival)
+        request = await self._encoding.constrained(request, tokens)
         scores = scores_of(request, tokens, self._prompts.text_of)
         stream = self._prompts.stream(request, tokens)
         answer = Answer(stream, prompt_tokens=len(tokens), arrival=arrival, scores=scores)

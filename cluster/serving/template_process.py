@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from cluster.serving.apart import limit_memory
 from cluster.serving.templates import LIMIT_S, Rendered, TemplateFailed
 from protocol.descriptors import limits_kept
 
@@ -21,16 +22,6 @@ with limits_kept():
 
 MAX_CHARACTERS = 64 << 20
 _MORE_BYTES = 2 << 30  # than the process has when it begins
-
-
-def _limit_memory() -> None:
-    if sys.platform == "linux":
-        import resource
-
-        import psutil
-
-        limit = psutil.Process().memory_info().vms + _MORE_BYTES
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 def _render(tokenizer: Any, messages: Sequence[dict[str, Any]], variables: Mapping[str, Any]) -> Rendered:
@@ -49,7 +40,7 @@ def _render(tokenizer: Any, messages: Sequence[dict[str, Any]], variables: Mappi
 def main(model_path: Path) -> None:
     """Answer until nobody asks any more."""
     tokenizer = read_tokenizer(model_path)
-    _limit_memory()
+    limit_memory(_MORE_BYTES)
     decode = msgspec.json.Decoder(tuple[list[dict[str, Any]], dict[str, Any]]).decode
     for line in sys.stdin.buffer:
         sys.stdout.buffer.write(msgspec.json.encode(_render(tokenizer, *decode(line))) + b"\n")

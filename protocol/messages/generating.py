@@ -12,7 +12,8 @@ class Generate(Message, frozen=True, kw_only=True):
     route: names of the workers in stage order; one name means that worker's full model. scope: sequences of different
     scopes share no prefix; client: whose it is, for taking turns; conversation: whose prefix to hold on to. read_by: the
     stages that read the prompt for a route of one worker; None where that reads it alone. scores_prompt: the log
-    probabilities of the prompt's own tokens are told, for which nothing that was kept of it is of use.
+    probabilities of the prompt's own tokens are told, for which nothing that was kept of it is of use. answered: how many of
+    the prompt's last ids are already of the answer, where the request goes on after a loss.
     """
 
     sequence: SequenceNumber
@@ -27,6 +28,7 @@ class Generate(Message, frozen=True, kw_only=True):
     conversation: str | None = None
     read_by: Route | None = None
     scores_prompt: bool = False
+    answered: int = 0
 
 
 class Cancel(Message, frozen=True, kw_only=True):

@@ -12,8 +12,9 @@ class OpenSequence(Message, frozen=True, kw_only=True):
     """A sequence begins on a stage, before its first step.
 
     max_length: the most tokens that it can come to; computed_tokens: how many its cache begins with. history: the last ids
-    before the first sampled one, which penalties look at. scores_prompt: as of Generate. Buffer 0: keys of the parts that its
-    cache begins with. Passed on from stage to stage, so that it stays in front of the sequence's steps.
+    before the first sampled one, which penalties look at; end_tokens: what ends its answer; answer: the ids that it already has,
+    where its sampling looks back at them. scores_prompt: as of Generate. Buffer 0: keys of the parts that its cache begins with.
+    Passed on from stage to stage, so that it stays in front of the sequence's steps.
     """
 
     sequence: int
@@ -25,6 +26,8 @@ class OpenSequence(Message, frozen=True, kw_only=True):
     max_length: int
     computed_tokens: int = 0
     scores_prompt: bool = False
+    end_tokens: tuple[int, ...] = ()
+    answer: tuple[int, ...] = ()
 
 
 class CloseSequence(Message, frozen=True, kw_only=True):
@@ -156,7 +159,8 @@ class Sampled(Message, frozen=True, kw_only=True, omit_defaults=True):
     """The last stage's answer to the head: one id for each row that asked to be sampled, in row order.
 
     logprobs: for each of the ids, None where they are not asked for; none at all where they are for no row. scored: for each
-    row of the step those of its prompt's own tokens, all but the token at 0; none at all where no row has such.
+    row of the step those of its prompt's own tokens, all but the token at 0; none at all where no row has such. failed: places
+    among the ids of those that count for nothing, since their sequences cannot go on, and why.
     """
 
     number: int
@@ -164,6 +168,7 @@ class Sampled(Message, frozen=True, kw_only=True, omit_defaults=True):
     tokens: tuple[int, ...]
     logprobs: tuple[TokenLogprobs | None, ...] = ()
     scored: tuple[tuple[TokenLogprobs, ...], ...] = ()
+    failed: tuple[tuple[int, str], ...] = ()
 
 
 class StepFailed(Message, frozen=True, kw_only=True):

@@ -105,6 +105,7 @@ class Checks:
         _require(len(ids) > 0, "a prompt without tokens")
         self._known(ids)
         _require(0 < message.max_tokens <= MAX_TOKENS - len(ids), f"{message.max_tokens} tokens to generate")
+        _require(0 <= message.answered <= len(ids), f"a prompt of which {message.answered} tokens are of the answer")
         self._sampling(message.sampling)
         if message.read_by is not None:
             self._loaded(message.read_by)
@@ -115,7 +116,7 @@ class Checks:
 
     def _opening(self, message: OpenSequence, _: _Buffers) -> None:
         self._continues_here(message.route)
-        self._known(message.history)
+        self._known((*message.history, *message.answer))
         _require(0 < message.max_length <= MAX_TOKENS, f"a sequence of {message.max_length} tokens")
         _require(0 <= message.computed_tokens < message.max_length, "a sequence that begins behind its end")
         self._sampling(message.sampling)
@@ -227,6 +228,7 @@ class Checks:
             sampling.logprobs is None or 0 <= sampling.logprobs <= MAX_TOP_LOGPROBS,
             f"log probabilities of {sampling.logprobs} ids at each place",
         )
+        _require(sampling.min_tokens >= 0, f"at least {sampling.min_tokens} tokens to generate")
 
 
 def _require(holds: object, otherwise: str) -> None:

@@ -8,21 +8,23 @@ import enum
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import mlx.core as mx
 import msgspec
 import numpy as np
 
 from protocol.messages import KeepPrefix, OpenSequence, Row, StageFigures, Step
-from protocol.values import LayerRange, TokenLogprobs
+from protocol.values import LayerRange
 from strategy.chunking import MLX_LM_CHUNK_TOKENS
 from strategy.prefix import Key
 from workers.cache.kv_parts import KvPart
 from workers.cache.prefix_store import Handed, PrefixLost, PrefixStore, can_cut, part_of
 from workers.cache.stage_cache import StageCache
 from workers.engine.fitness import UnfitMessage
+from workers.engine.grammar import Grammars, allowed_tokens
 from workers.engine.logprobs import PromptScores, StepLogprobs, Unread, of_sampled
+from workers.engine.sampled import SampledRows, Told
 from workers.engine.sampling import TokenSampler, sample_rows
 from workers.kv_cache import KvSettings
 from workers.model.figures import stage_figures
@@ -71,22 +73,15 @@ class _SlotCache:
 class Launched:
     """A step whose computation has begun.
 
-    output: payload, or the ids being sampled; None when nothing is asked for. awaited: what is there when it is done.
+    output: payload; None where nothing follows. awaited: what is there when it is done; sampled: on the last stage, where that
+    is asked for.
     """
 
     step: Step
     output: Any
     awaited: Any
-    samplers: tuple[TokenSampler, ...]
+    sampled: SampledRows | None
     logprobs: StepLogprobs
-
-
-class Told(NamedTuple):
-    """What the last stage says of a step, as of `Sampled`."""
-
-    tokens: tuple[int, ...] = ()
-    logprobs: tuple[TokenLogprobs | None, ...] = ()
-    scored: tuple[tuple[TokenLogprobs, ...], ...] = ()
 
 
 class StageExecutor:
@@ -101,16 +96,19 @@ class StageExecutor:
         prefixes: PrefixStore,
         kv: KvSettings | None = None,
         uncached: Uncached = Uncached.PLAIN,
+        grammars: Grammars | None = None,
     ):
+        """grammars: of the model; None where no answer is held to one."""
         self._model = model
         self._stage = stage
         self._last_position_only = last_position_only
         self.prefixes = prefixes
         self._kv = kv
         self._uncached = uncached
+        self._grammars = grammars
         self._sequences: dict[int, _OpenedSequence] = {}
         self._slots: dict[int, _SlotCache] = {}
-        self._last_sampled: dict[int, mx.array] = {}  # by slot, for steps that run ahead
+        self._last_sampled: dict[int, SampledRows] = {}  # by slot, for steps that run ahead
         self._scores = PromptScores()
 
     def __repr__(self) -> str:
@@ -153,7 +151,8 @@ class StageExecutor:
         except PrefixLost as error:
             log.warning("a kept prefix is lost: %s", error)
             return
-        sampler = TokenSampler(message.sampling, message.seed, message.history)
+        constraint = self._grammars.constraint(message) if self._stage.is_last and self._grammars is not None else None
+        sampler = TokenSampler(message.sampling, message.seed, message.history, constraint)
         self._sequences[message.sequence] = _OpenedSequence(
             message.cached, sampler, cache, keys, message.computed_tokens
         )
@@ -218,18 +217,17 @@ class StageExecutor:
             output = self._forward(inputs, cache, payload, at_end=at_end)
         else:
             output = self._forward_in_caches(step, inputs, payload, at_end=at_end)
-        logprobs = self._scores.of(step, inputs, output)
-        samplers: tuple[TokenSampler, ...] = ()
+        logprobs, rows = self._scores.of(step, inputs, output), None
         if sampling:
-            output, samplers, sampled = self._sample(output[:, -1, :], step)
+            rows, sampled = self._sample(output[:, -1, :], step, cache)
             logprobs = logprobs._replace(sampled=sampled)
-        elif self._stage.is_last:
-            output = None
+        if self._stage.is_last:
+            output = None if rows is None else rows.tokens
         self._model.begin_evaluation([output, *logprobs.arrays], cache)
         for row in step.rows:
             self._sequences[row.sequence].num_tokens = row.position + step.num_tokens
         awaited = output if output is not None or cache is None else cache.states()
-        return Launched(step, output, awaited, samplers, logprobs)
+        return Launched(step, output, awaited, rows, logprobs)
 
     def _require_next(self, step: Step) -> None:
         """Every sequence of the step is open and where the step says. Raises UnfitMessage."""
@@ -276,28 +274,41 @@ class StageExecutor:
             break
         if not self._stage.is_last:
             return launched.output
-        scored = launched.logprobs.read_scored()
-        if launched.output is None:
+        scored, rows = launched.logprobs.read_scored(), launched.sampled
+        if rows is None:
             return Told(scored=scored)
-        ids = np.array(launched.output).tolist()
-        for sampler, token in zip(launched.samplers, ids, strict=True):
-            sampler.accept(token)
-        return Told(tuple(ids), launched.logprobs.read_sampled(launched.samplers), scored)
+        return Told(tuple(rows.ids()), launched.logprobs.read_sampled(rows.samplers), scored, rows.failed)
 
-    def _sample(self, logits: mx.array, step: Step) -> tuple[mx.array, tuple[TokenSampler, ...], Unread | None]:
+    def _sample(self, logits: mx.array, step: Step, cache: StageCache | None) -> tuple[SampledRows, Unread | None]:
         wanted = [index for index, row in enumerate(step.rows) if row.sample]
         if len(wanted) < len(step.rows):
             logits = logits[mx.array(wanted)]
         samplers = [self._sequences[step.rows[index].sequence].sampler for index in wanted]
         positions = [step.rows[index].position + step.num_tokens for index in wanted]
-        sampled = sample_rows(samplers, logits, positions)
+        allowed = self._allowed(samplers, logits, step, cache)
+        sampled = SampledRows(sample_rows(samplers, logits, positions, allowed), tuple(samplers))
         if step.slot is not None:
             self._last_sampled[step.slot] = sampled
-        return sampled, tuple(samplers), of_sampled(samplers, logits, sampled)
+        return sampled, of_sampled(samplers, logits, sampled.tokens)
+
+    def _allowed(
+        self, samplers: Sequence[TokenSampler], logits: mx.array, step: Step, cache: StageCache | None
+    ) -> mx.array | None:
+        """What each row's token may be, found while the device is at the logits; None where all may be anything.
+
+        In a slot that runs ahead the ids of the step before are waited for: by then the device has this one to do.
+        """
+        constraints = [sampler.constraint for sampler in samplers]
+        if not any(constraints):
+            return None
+        self._model.begin_evaluation(logits, cache)
+        if step.slot in self._last_sampled and any(each is not None and each.needs_ids for each in constraints):
+            self._last_sampled[step.slot].ids()
+        return mx.array(allowed_tokens(constraints, logits.shape[-1]))
 
     def _sampled_before(self, step: Step) -> mx.array:
         assert step.slot is not None, "only a slot runs ahead"
-        return self._last_sampled[step.slot][:, None]
+        return self._last_sampled[step.slot].tokens[:, None]
 
     def _cache_of(self, step: Step) -> StageCache:
         if step.slot is None or (len(step.rows) == 1 and step.slot not in self._slots):

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 
-from protocol.messages import Generate, HandOver, ReadingFailed
+from protocol.messages import Generate, HandOver, OpenSequence, ReadingFailed
 from protocol.values import Route
 from strategy.prefix import BLOCK_TOKENS, Match
 from workers.engine.actions import Tell
 
 # How often the tokens of a prompt on its way are handed over.
 HAND_OVER_EVERY_TOKENS = 4 * BLOCK_TOKENS
+HISTORY_TOKENS = 64
 
 
 @dataclass
@@ -47,6 +48,23 @@ class Generation:
     match: Match
     num_handed: int = 0
     reading: Reading | None = None
+
+    def opening(self, number: int, route: Route) -> OpenSequence:
+        """What the stages are told before its first step, under its number there."""
+        request, sampling = self.request, self.request.sampling
+        return OpenSequence(
+            sequence=number,
+            route=route,
+            cached=request.cached,
+            sampling=sampling,
+            seed=request.seed,
+            history=tuple(self.tokens[-HISTORY_TOKENS:]),
+            max_length=len(self.tokens) + request.max_tokens,
+            computed_tokens=self.match.num_tokens + self.num_handed,
+            scores_prompt=request.scores_prompt,
+            end_tokens=request.end_tokens if sampling.looks_back else (),
+            answer=tuple(self.tokens[len(self.tokens) - request.answered :]) if sampling.looks_back else (),
+        )
 
     @property
     def num_generated(self) -> int:

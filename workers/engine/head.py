@@ -16,7 +16,6 @@ from protocol.messages import (
     DropPrefix,
     Generate,
     KeepPrefix,
-    OpenSequence,
     PrefillProgress,
     Reused,
     Row,
@@ -40,7 +39,6 @@ from workers.engine.usual_times import UsualTimes
 
 # Prompts longer than this report how far their prefill is.
 PROGRESS_FROM_TOKENS = 256
-HISTORY_TOKENS = 64
 # How often the blocks of a prompt on its way are kept.
 KEEP_EVERY_TOKENS = 4 * BLOCK_TOKENS
 
@@ -157,26 +155,14 @@ class Head:
         request, prompt = generation.request, generation.tokens
         self._numbers[request.sequence] = number
         self._generations[number] = generation
-        num_computed = generation.match.num_tokens + generation.num_handed
-        sampling = request.sampling
-        opening = OpenSequence(
-            sequence=number,
-            route=self.route,
-            cached=request.cached,
-            sampling=sampling,
-            seed=request.seed,
-            history=tuple(prompt[-HISTORY_TOKENS:]),
-            max_length=len(prompt) + request.max_tokens,
-            computed_tokens=num_computed,
-            scores_prompt=request.scores_prompt,
-        )
+        opening, sampling = generation.opening(number, self.route), request.sampling
         penalties = (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty)
         self._schedule.add(
             number,
             prompt_tokens=len(prompt),
             cached=request.cached,
             client=request.client,
-            computed_tokens=num_computed,
+            computed_tokens=opening.computed_tokens,
             runs_ahead=not any(penalties),  # penalties look at the ids before
             reads_only=generation.reading is not None,
         )
@@ -317,11 +303,15 @@ class Head:
         self._usual.observe(done.kind, done.num_tokens, now - done.launched_at)
         actions: list[Action] = [*prompts_scored(answer, rows, self._generations)]
         updates: list[Update] = []
-        ids = iter(answer.tokens)
-        logprobs = iter(answer.logprobs)
+        ids, logprobs, reasons = enumerate(answer.tokens), iter(answer.logprobs), dict(answer.failed)
         for row in rows:
             if row.sample:
-                actions += self._accept(row.sequence, next(ids), next(logprobs, None), updates)
+                place, token = next(ids)
+                told = next(logprobs, None)
+                if (why := reasons.get(place)) is None:
+                    actions += self._accept(row.sequence, token, told, updates)
+                else:
+                    actions += self._fail(row.sequence, why)
             else:
                 actions += self._progress(row)
         return [*actions, Report(Tokens(updates=tuple(updates)))] if updates else actions
@@ -334,6 +324,13 @@ class Head:
         reason = generation.finish_reason()
         updates.append(Update(generation.request.sequence, (token,), reason, () if logprobs is None else (logprobs,)))
         return [] if reason is None else self._close(number, keep=True)
+
+    def _fail(self, number: int, why: str) -> list[Action]:
+        generation = self._generations.get(number)
+        if generation is None:
+            return []
+        failure = SequenceFailed(sequence=generation.request.sequence, message=why)
+        return [*self._close(number, keep=True), Report(failure)]
 
     def _progress(self, row: RowPlan) -> list[Action]:
         generation = self._generations.get(row.sequence)

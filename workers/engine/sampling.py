@@ -8,15 +8,17 @@ import mlx.core as mx
 from mlx_lm.sample_utils import Sampler, make_logits_processors, make_sampler
 
 from protocol.values import Sampling
+from workers.engine.grammar import Constraint
 
 # How far back penalties look: mlx-lm's own default.
 PENALTY_CONTEXT_TOKENS = 20
 
 
 class TokenSampler:
-    """Samples the tokens of one sequence in order; remembers the recent ones for penalties."""
+    """Samples the tokens of one sequence in order; remembers the recent ones for penalties. constraint: what they may be."""
 
-    def __init__(self, sampling: Sampling, seed: int, history: tuple[int, ...]):
+    def __init__(self, sampling: Sampling, seed: int, history: tuple[int, ...], constraint: Constraint | None = None):
+        self.constraint = constraint
         self._sampling = sampling
         self._seed = seed
         self._history = list(history[-PENALTY_CONTEXT_TOKENS:])
@@ -49,9 +51,11 @@ class TokenSampler:
                 logits = processor(tokens, logits)
         return logits
 
-    def sample(self, logits: mx.array, position: int) -> mx.array:
-        """The token for `position` (its index in prompt and answer together) from logits (1, V); shape (1,), lazy."""
-        logits = self.processed(logits)
+    def sample(self, logits: mx.array, position: int, allowed: mx.array | None = None) -> mx.array:
+        """The token for `position` (its index in prompt and answer together) from logits (1, V); shape (1,), lazy. allowed: truth
+        values (1, V), None for any.
+        """
+        logits = _masked(self.processed(logits), allowed)
         if self._sampler is None:
             self._sampler = self._make_sampler(logits.shape[-1])
         if self._sampling.temperature > 0:
@@ -60,6 +64,8 @@ class TokenSampler:
 
     def accept(self, token: int) -> None:
         """The sampled token's id is known."""
+        if self.constraint is not None:
+            self.constraint.accept(token)
         self._history.append(token)
         del self._history[:-PENALTY_CONTEXT_TOKENS]
 
@@ -71,6 +77,10 @@ class TokenSampler:
             min_p=sampling.min_p,
             top_k=sampling.top_k if sampling.top_k < vocabulary_size else 0,
         )
+
+
+def _masked(logits: mx.array, allowed: mx.array | None) -> mx.array:
+    return logits if allowed is None else mx.where(allowed, logits, -mx.inf)
 
 
 def _logprobs(logits: mx.array) -> mx.array:
@@ -87,12 +97,16 @@ def mix(seed: int, position: int) -> int:
     return z ^ (z >> 31)
 
 
-def sample_rows(samplers: list[TokenSampler], logits: mx.array, positions: list[int]) -> mx.array:
-    """One token per row from logits (B, V), each row by its own sampler; shape (B,), lazy."""
+def sample_rows(
+    samplers: list[TokenSampler], logits: mx.array, positions: list[int], allowed: mx.array | None = None
+) -> mx.array:
+    """One token per row from logits (B, V), each row by its own sampler; shape (B,), lazy. allowed: truth values (B, V), None for
+    any.
+    """
     if all(sampler.is_plain_greedy for sampler in samplers):
-        return mx.argmax(_logprobs(logits), axis=-1)
+        return mx.argmax(_masked(_logprobs(logits), allowed), axis=-1)
     rows = [
-        sampler.sample(logits[row : row + 1], position)
+        sampler.sample(logits[row : row + 1], position, None if allowed is None else allowed[row : row + 1])
         for row, (sampler, position) in enumerate(zip(samplers, positions, strict=True))
     ]
     return mx.concatenate(rows)

@@ -27,6 +27,7 @@ from workers.cache.disk_tier import DiskTiers
 from workers.cache.kv_memory import kv_needs
 from workers.cache.prefix_store import PrefixStore
 from workers.engine.executor import StageExecutor, StagePlace, Uncached
+from workers.engine.grammar import Grammars
 from workers.model.inspection import inspect
 from workers.model.layer_parts import LayerUnits
 from workers.model.payload import are_numbers
@@ -94,6 +95,7 @@ class _Open:
     model: SplitModel
     profile: Profile
     tiers: DiskTiers
+    grammars: Grammars
 
 
 class StageLoader:
@@ -167,7 +169,8 @@ class StageLoader:
                 context_tokens=found.context_tokens,
             )
             tiers = DiskTiers(self._shelf.cache / "kv", model_digest(path, with_times=True))
-            self._open = _Open(digest, path, model, profile, tiers)
+            grammars = Grammars(path / "tokenizer.json", lambda: model.vocabulary_size)
+            self._open = _Open(digest, path, model, profile, tiers, grammars)
         return self._open
 
     def _drop(self) -> None:
@@ -190,7 +193,7 @@ class StageLoader:
         model = opened.model
         routes = _routes_through(name, plan, model.num_layers)
         places = {route: _place(name, plan, route, layers) for route, layers in routes.items()}
-        self._arrange(name, model, plan, places)
+        self._arrange(name, opened, plan, places)
         model.release(opened.path, routes.values())
         before = model.weights.num_bytes
         for place in places.values():
@@ -224,7 +227,7 @@ class StageLoader:
             vocabulary_size=model.vocabulary_size,
         )
 
-    def _arrange(self, name: str, model: SplitModel, plan: LoadStage, places: dict[Route, ExecutorPlace]) -> None:
+    def _arrange(self, name: str, opened: _Open, plan: LoadStage, places: dict[Route, ExecutorPlace]) -> None:
         """Executors for exactly these places; what those that go have kept is taken over where it suits."""
         gone = {place: self._executors.pop(place) for place in self._executors.keys() - set(places.values())}
         for route, place in places.items():
@@ -234,15 +237,16 @@ class StageLoader:
                 self._executors[place].prefixes.limit(memory_bytes=memory_bytes, copy_bytes=copy_bytes)
             else:
                 store = PrefixStore(
-                    model, place.stage.layers, memory_bytes=memory_bytes, copy_bytes=copy_bytes, kv=place.kv
+                    opened.model, place.stage.layers, memory_bytes=memory_bytes, copy_bytes=copy_bytes, kv=place.kv
                 )
                 self._executors[place] = StageExecutor(
-                    model,
+                    opened.model,
                     place.stage,
                     last_position_only=place.last_position_only,
                     prefixes=store,
                     kv=place.kv,
                     uncached=place.uncached,
+                    grammars=opened.grammars,
                 )
             for earlier, executor in gone.items():
                 if earlier.kv == place.kv:

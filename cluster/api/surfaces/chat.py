@@ -21,6 +21,7 @@ from cluster.api.fields import (
     refuse,
     text,
 )
+from cluster.api.forced_tools import AUTO, chosen, tool_choice
 from cluster.api.parameters import COMMON, SYNONYMS, api_request, said_by, token_limit, understood, understood_schema
 from cluster.api.schemas import Schema, any_of, described, list_of, object_schema
 from cluster.api.surface import AnswerFormat, ApiRequest, ChoicesFormat, Dialect
@@ -70,12 +71,6 @@ def _earlier_call(name: str, value: Any) -> dict[str, Any]:
     return called | ({"id": value["id"]} if type(value.get("id")) is str else {})
 
 
-@described({"enum": [{"type": "text"}]})
-def response_format(name: str, value: Any) -> None:
-    if value != {"type": "text"}:
-        raise BadRequest(f'{name} must be {{"type": "text"}}: other formats are not supported', param=name)
-
-
 @described({"type": "array", "maxItems": _MOST_TOOLS})
 def any_tools(name: str, value: Any) -> list[Any]:
     """A list of tools, whatever their form."""
@@ -108,11 +103,10 @@ FIELDS: dict[str, Check] = {
     "logprobs": flag,
     "top_logprobs": num_logprobs,
     "tools": tools_list,
-    "tool_choice": only("a call of a certain tool, or of any", "none", "auto"),
+    "tool_choice": tool_choice,
     "parallel_tool_calls": flag,
     "functions": only("function calls in their old form; send tools", []),
     "function_call": only("function calls in their old form; send tool_choice", "none", "auto"),
-    "response_format": response_format,
     "modalities": only("other modalities than text", ["text"], []),
     "audio": only("audio"),
     "web_search_options": only("web search"),
@@ -173,14 +167,17 @@ class Chat(Dialect):
         if "messages" not in fields:
             raise BadRequest("messages is missing; send a list of chat messages", param="messages")
         limit = {"max_tokens": said_by(fields, ("max_completion_tokens", "max_tokens", *SYNONYMS["max_tokens"]), notes)}
+        tools = chosen(fields.get("tool_choice", AUTO), fields.get("tools", ()))
         prompt = ChatPrompt(
             chat_messages(fields["messages"], notes),
-            () if fields.get("tool_choice") == "none" else fields.get("tools", ()),
+            tools.tools,
             options=template_options(fields, notes),
             one_call=not fields.get("parallel_tool_calls", True),
+            forced=tools.forced,
         )
         choices = choices_of(fields, [prompt], _num_likeliest(fields, notes), notes)
-        return msgspec.structs.replace(api_request(fields | limit, prompt, "messages", notes), choices=choices)
+        asked = api_request(fields | limit, prompt, "messages", notes, tools.structure)
+        return msgspec.structs.replace(asked, choices=choices)
 
     def schema(self) -> Schema:
         """See `Surface`."""

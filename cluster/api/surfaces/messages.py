@@ -21,8 +21,10 @@ from cluster.api.fields import (
     strings,
     text,
 )
+from cluster.api.forced_tools import AUTO, anthropic_choice, chosen
 from cluster.api.parameters import COMMON, api_request, understood, understood_schema
 from cluster.api.schemas import NOTHING, Schema, described, list_of, object_schema
+from cluster.api.structured import response_format
 from cluster.api.surface import AnswerFormat, ApiRequest
 from cluster.api.surfaces.chat import any_tools, messages_list
 from cluster.api.surfaces.message_answer import Anthropic, MessageAnswer, ThreadRefused
@@ -41,7 +43,8 @@ _TOOL: dict[str, Check] = {
     "cache_control": hint(),
 }
 _CHOICE: dict[str, Check] = {
-    "type": only("a call of a certain tool, or of any", "none", "auto"),
+    "type": anything,
+    "name": anything,
     "disable_parallel_tool_use": flag,
 }
 _THINKING: dict[str, Check] = {
@@ -49,7 +52,7 @@ _THINKING: dict[str, Check] = {
     "budget_tokens": hint(),
     "display": hint("summarized"),
 }
-_OUTPUT: dict[str, Check] = {"effort": text(1, 32), "format": only("structured output")}
+_OUTPUT: dict[str, Check] = {"effort": text(1, 32), "format": response_format}
 
 
 @described(NOTHING)
@@ -65,10 +68,10 @@ FIELDS: dict[str, Check] = {
     "system": described(lambda: blocks_schema(["text"]))(anything),
     "stop_sequences": strings(16, 1024),
     "tools": described(lambda: any_tools.schema | {"items": object_schema(_TOOL, ["name"])})(any_tools),
-    "tool_choice": mapping_of(_CHOICE),
+    "tool_choice": described(anthropic_choice.schema)(mapping),
     "thinking": mapping_of(_THINKING, ["type"]),
     "output_config": mapping_of(_OUTPUT),
-    "output_format": only("structured output"),
+    "output_format": response_format,
     "thread": no_thread,
     "mcp_servers": only("tools of other servers", []),
     "service_tier": hint("auto", "standard_only"),
@@ -92,17 +95,17 @@ class Messages(Anthropic):
         if "messages" not in fields:
             raise BadRequest("messages is missing; send a list of messages", param="messages")
         choice = fields.get("tool_choice", {})
-        chosen = check_all(choice, _CHOICE, notes, "tool_choice.")
-        tools = _tools(fields.get("tools", []), notes)
+        is_single = check_all(choice, _CHOICE, notes, "tool_choice.").get("disable_parallel_tool_use", False)
+        tools = chosen(
+            anthropic_choice("tool_choice", choice) if choice else AUTO, _tools(fields.get("tools", []), notes)
+        )
+        wished = check_all(fields.get("output_config", {}), _OUTPUT, notes, "output_config.")
         messages = _system(fields, notes) + template_messages(fields["messages"], notes)
         prompt = ChatPrompt(
-            messages,
-            () if choice.get("type") == "none" else tools,
-            options=_options(fields, notes),
-            one_call=chosen.get("disable_parallel_tool_use", False),
+            messages, tools.tools, options=_options(wished, fields, notes), one_call=is_single, forced=tools.forced
         )
         stop = (*fields.get("stop", ()), *fields.get("stop_sequences", ()))
-        request = api_request(fields | {"stop": stop}, prompt, "messages", notes)
+        request = api_request(fields | wished | {"stop": stop}, prompt, "messages", notes, tools.structure)
         if messages[-1]["role"] != "assistant":
             return request
         begun = "the assistant's last message is not continued: the answer is a new one"
@@ -136,11 +139,10 @@ def _tool(name: str, value: Any, notes: Notes) -> dict[str, Any]:
     return {"type": "function", "function": {"name": fields["name"], **described, "parameters": schema}}
 
 
-def _options(fields: dict[str, Any], notes: Notes) -> dict[str, Any]:
+def _options(wished: dict[str, Any], fields: dict[str, Any], notes: Notes) -> dict[str, Any]:
     """What the chat template is told of thinking."""
     thinking = check_all(fields.get("thinking", {"type": "disabled"}), _THINKING, notes, "thinking.")
     if "type" not in thinking:
         raise BadRequest("thinking.type is missing", param="thinking.type")
-    wished = check_all(fields.get("output_config", {}), _OUTPUT, notes, "output_config.")
     effort = {"reasoning_effort": wished["effort"]} if "effort" in wished else {}
     return {"enable_thinking": thinking["type"] != "disabled"} | effort

@@ -15,6 +15,7 @@ from cluster.api.events import TextEvent, as_json, line
 from cluster.api.fields import Check, Notes, any_text, check_all, flag, hint, mapping, only, refuse, text
 from cluster.api.parameters import COMMON, api_request, understood, understood_schema
 from cluster.api.schemas import Schema, described, list_of, object_schema
+from cluster.api.structured import ollama_format
 from cluster.api.surface import AnswerFormat, ApiRequest, Dialect
 from cluster.api.surfaces.chat import MESSAGE, chat_messages, tools_list
 from cluster.serving.requests import ChatPrompt, Delta, Finished, Prompt, Routed, TextPrompt, ToolCall
@@ -57,7 +58,7 @@ def maybe_messages(name: str, value: Any) -> list[Any]:
 _SHARED: dict[str, Check] = {
     **COMMON,
     "think": thinking,
-    "format": only("structured output", ""),
+    "format": ollama_format,
     "template": only("another template than the model's own", ""),
     "logprobs": only("log probabilities", False),
     "top_logprobs": only("log probabilities", 0),

@@ -10,10 +10,11 @@ import msgspec
 
 from cluster.api.answered import Shelf
 from cluster.api.fields import Check, Notes, anything, check_all, flag, hint, mapping, mapping_of, only, text
+from cluster.api.forced_tools import AUTO, chosen, tool_choice
 from cluster.api.parameters import COMMON, SYNONYMS, api_request, said_by, token_limit, understood, understood_schema
 from cluster.api.schemas import Schema, described
+from cluster.api.structured import response_format
 from cluster.api.surface import AnswerFormat, ApiRequest, Dialect
-from cluster.api.surfaces.chat import response_format
 from cluster.api.surfaces.response_answer import ResponseAnswer, ResponseRequest, failed_early
 from cluster.api.surfaces.response_items import (
     by_id,
@@ -36,7 +37,7 @@ FIELDS: dict[str, Check] = {
     "instructions": text(0, 2**24),
     "max_output_tokens": token_limit,
     "tools": tools_of_any_kind,
-    "tool_choice": only("a call of a certain tool, or of any", "none", "auto"),
+    "tool_choice": tool_choice,
     "parallel_tool_calls": flag,
     "text": mapping_of(_TEXT),
     "previous_response_id": text(1, 256),
@@ -74,7 +75,7 @@ class Responses(Dialect):
     def parse(self, body: dict[str, Any], notes: Notes) -> ApiRequest:
         """See `Surface`. Raises NotFound, too, for what was to go on and is not kept."""
         fields = understood(body, FIELDS, notes)
-        check_all(fields.get("text", {}), _TEXT, notes, "text.")
+        said = check_all(fields.get("text", {}), _TEXT, notes, "text.")
         if "input" not in fields:
             raise BadRequest("input is missing; send a text or a list of items", param="input")
         before = self._kept_items(fields.get("previous_response_id"))
@@ -83,18 +84,20 @@ class Responses(Dialect):
         if not messages:
             raise BadRequest("input holds nothing to answer; send a message", param="input")
         functions = functions_of("tools", fields.get("tools", []), notes)
+        tools = chosen(fields.get("tool_choice", AUTO), functions)
         prompt = ChatPrompt(
             messages,
-            () if fields.get("tool_choice") == "none" else functions,
+            tools.tools,
             options=template_options(fields, notes),
             one_call=not fields.get("parallel_tool_calls", True),
+            forced=tools.forced,
         )
         limit = {"max_tokens": said_by(fields, ("max_output_tokens", "max_tokens", *SYNONYMS["max_tokens"]), notes)}
-        asked = api_request(fields | limit, prompt, "input", notes)
+        asked = api_request(fields | said | limit, prompt, "input", notes, tools.structure)
         keeps = fields.get("store", True)
         return ResponseRequest(
             **msgspec.structs.asdict(asked),
-            echoed=_echoed(fields, asked),
+            echoed=_echoed(fields, asked) | _as_asked(body),
             inputs=by_id(before, items) if keeps else {},
             shelf=self._shelf if keeps else None,
         )
@@ -135,6 +138,12 @@ class Responses(Dialect):
         return None if self._shelf is None else self._shelf.item(item_id)
 
 
+def _as_asked(body: dict[str, Any]) -> dict[str, Any]:
+    """What a response says in the words of its request."""
+    text_format = (body.get("text") or {}).get("format") or {"type": "text"}
+    return {"text": {"format": text_format}, "tool_choice": body.get("tool_choice") or "auto"}
+
+
 def _echoed(fields: dict[str, Any], asked: ApiRequest) -> dict[str, Any]:
     """What a response says of its request."""
     sampling = asked.generation.sampling
@@ -147,8 +156,6 @@ def _echoed(fields: dict[str, Any], asked: ApiRequest) -> dict[str, Any]:
         "reasoning": {"effort": fields.get("reasoning", {}).get("effort"), "summary": None},
         "store": fields.get("store", True),
         "temperature": sampling.temperature,
-        "text": {"format": {"type": "text"}},
-        "tool_choice": fields.get("tool_choice", "auto"),
         "tools": fields.get("tools", []),
         "top_p": sampling.top_p,
         "truncation": "disabled",

@@ -270,8 +270,8 @@ def test_values_that_ask_for_nothing_are_taken(name):
 @pytest.mark.parametrize(
     ("surface", "body", "param"),
     [
-        (OllamaChat(), {"messages": USER, "format": "json"}, "format"),
-        (OllamaChat(), {"messages": USER, "format": {"type": "object"}}, "format"),
+        (OllamaChat(), {"messages": USER, "format": "xml"}, "format"),
+        (OllamaChat(), {"messages": USER, "format": ["json"]}, "format"),
         (OllamaChat(), {"messages": USER, "think": "some"}, "think"),
         (OllamaChat(), {"messages": "hi"}, "messages"),
         (OllamaChat(), {"messages": ["hi"]}, "messages[0]"),

@@ -83,11 +83,11 @@ def test_failure_is_a_refusal_that_names_the_template(tmp_path):
 def test_process_that_is_gone_is_replaced_and_ends_with_whoever_asks(tmp_path):
     templates = Templates(write_tokenizer(tmp_path), CHECKOUT)
     assert templates.render([USER])
-    first = templates._process.pid
+    first = templates._apart.process.pid
     os.kill(first, signal.SIGKILL)
-    wait_until(lambda: templates._process.poll() is not None, "it is gone")
+    wait_until(lambda: templates._apart.process.poll() is not None, "it is gone")
     assert templates.render([USER])
-    second = templates._process
+    second = templates._apart.process
     assert second.pid != first
     second.stdin.close()
     wait_until(lambda: second.poll() is not None, "it ends when nobody can ask any more")
@@ -100,7 +100,7 @@ def test_process_that_stands_still_is_ended_whether_it_was_about_to_read_or_to_a
     with closing(Templates(write_tokenizer(tmp_path), CHECKOUT)) as templates:
         for messages in ([USER], message("x" * 1_000_000)):  # the second fills the pipe
             assert templates.render([USER])
-            os.kill(templates._process.pid, signal.SIGSTOP)
+            os.kill(templates._apart.process.pid, signal.SIGSTOP)
             with monkeypatch.context() as patch:
                 patch.setattr("cluster.serving.templates.LIMIT_S", 0.1)
                 with pytest.raises(TemplateFailed):

@@ -22,8 +22,8 @@ from strategy.chunking import ChunkCost
 from strategy.prefix import BLOCK_TOKENS, PrefixDirectory
 from workers.engine.actions import Forward, Report, Tell
 from workers.engine.fitness import UnfitMessage
-from workers.engine.generation import HAND_OVER_EVERY_TOKENS, Reading
-from workers.engine.head import HISTORY_TOKENS, PROGRESS_FROM_TOKENS, Head
+from workers.engine.generation import HAND_OVER_EVERY_TOKENS, HISTORY_TOKENS, Reading
+from workers.engine.head import PROGRESS_FROM_TOKENS, Head
 
 ROUTE = Route(("alpha", "beta"))
 END = 2
