@@ -211,7 +211,7 @@ class Prompts:
         if structure is None:
             return request
         try:
-            if not self.eos_token_ids:
+            if all(token >= self.vocabulary_size for token in self.eos_token_ids):
                 raise GrammarRefused("the model has no token that ends an answer")
             text = self._make_grammar(structure)
         except GrammarRefused as error:

@@ -353,9 +353,11 @@ class StageExecutor:
         wanted = [row.sequence for row in rows]
         if slot.rows == wanted:
             return
-        for sequence in [row for row in slot.rows if row in self._sequences and row not in wanted]:
-            self._sequences[sequence].cache = self._own_cache(sequence)  # on its way to another slot
-        keep = [index for index, sequence in enumerate(slot.rows) if sequence in wanted]
+        stay = _in_order(slot.rows, wanted)
+        for sequence in [row for row in slot.rows if row in self._sequences and row not in stay]:
+            # On its way to another slot, or come back behind others before that ran.
+            self._sequences[sequence].cache = self._own_cache(sequence)
+        keep = [index for index, sequence in enumerate(slot.rows) if sequence in stay]
         if slot.cache is not None and not keep:
             slot.cache = None
         elif slot.cache is not None and len(keep) < len(slot.rows):
@@ -375,3 +377,13 @@ class StageExecutor:
             return merged
         cache.extend(merged)
         return cache
+
+
+def _in_order(rows: Sequence[int], wanted: Sequence[int]) -> Sequence[int]:
+    """The first of `wanted`, as many as there are in `rows` in that order."""
+    last = -1
+    for count, sequence in enumerate(wanted):
+        if sequence not in rows or rows.index(sequence) <= last:
+            return wanted[:count]
+        last = rows.index(sequence)
+    return wanted

@@ -182,3 +182,16 @@ def test_uncached_sequence_keeps_no_cache(model):
     played = Played(model)
     played.open(1, PROMPTS[4], cached=False)
     assert played.executor.kv_bytes == 0
+
+
+def test_sequence_that_left_a_batch_and_came_back_behind_another_goes_on(model):
+    together, alone = Played(model), Played(model)
+    for played in (together, alone):
+        for sequence in (1, 2, 3):
+            played.open(sequence, PROMPTS[sequence])
+    together.decode(0, 1, 2)
+    together.decode(0, 1, 3, 2)
+    for sequence in (1, 2, 3):
+        for _ in range(len(together.tokens[sequence]) - len(PROMPTS[sequence])):
+            alone.decode(sequence, sequence)
+    assert together.tokens == alone.tokens

@@ -10,11 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from benchmarks.support.random_schemas import schemas
 from cluster.serving.grammars import compile_grammar, tokens_of
 from cluster.serving.requests import Structure
 from protocol.values import Grammar, Sampling
 from tests.support.in_process_cluster import InProcessCluster, alone
-from tests.support.random_schemas import schemas
 from workers.engine.grammar import Constraint, GrammarFailed, Grammars
 from workers.zoo import make_tiny_model
 
