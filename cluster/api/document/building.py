@@ -14,6 +14,7 @@ from cluster.api.document.other_answers import anthropic_schemas, ollama_schemas
 from cluster.api.fields import MAX_TOKEN_ID
 from cluster.api.generation import STRATEGY_HEADER
 from cluster.api.number_texts import integer_pattern
+from cluster.api.request_log import ID_HEADER
 from cluster.api.schemas import Schema, any_of, component
 from cluster.api.surfaces.completions import SUFFIX
 from strategy.situation import Strategy
@@ -106,15 +107,19 @@ def _parameters(operation: Operation) -> list[dict[str, Any]]:
 
 
 def _responses(operation: Operation, known: Known) -> dict[str, Any]:
-    answer = {"description": operation.summary, "content": _content(operation)}
+    answer: dict[str, Any] = {"description": operation.summary, "content": _content(operation)}
     if operation.streamed is not None:
         about = "How it is routed; not where that is not known yet when a stream begins"
         answer["headers"] = {STRATEGY_HEADER: {"description": about, "schema": {"type": "string"}}}
     failures = {*_ALWAYS, *operation.statuses, *((401,) if known.asks_for_key and not operation.is_open else ())}
-    return {
+    responses = {
         **{str(status): answer for status in (operation.status, *operation.also)},
         **{str(status): _failure(status, operation) for status in sorted(failures)},
     }
+    named = {
+        ID_HEADER: {"description": "The request's name in the log", "required": True, "schema": {"type": "string"}}
+    }
+    return {status: about | {"headers": named | about.get("headers", {})} for status, about in responses.items()}
 
 
 def _content(operation: Operation) -> dict[str, Any]:
