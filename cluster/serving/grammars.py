@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from cluster.serving.closed_schemas import closed
 from cluster.serving.requests import Structure
 
 if TYPE_CHECKING:
@@ -111,9 +112,9 @@ def _calls(tools: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _checked(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """A schema without what is for llguidance. Raises GrammarRefused for what that would follow but in part."""
+    """A schema as it is meant, without what is for llguidance. Raises GrammarRefused for what that would follow but in part."""
     _require_followed(schema)
-    return {name: value for name, value in schema.items() if name != _OPTIONS_KEY}
+    return closed({name: value for name, value in schema.items() if name != _OPTIONS_KEY})
 
 
 def _require_followed(schema: Any) -> None:
