@@ -13,7 +13,7 @@ from protocol.messages import PrefillProgress, PromptLogprobs, Reused, Update
 from protocol.values import TokenLogprobs
 
 if TYPE_CHECKING:  # the tokenizer's library takes a second to import, and the coordinator loads it beside other things
-    from cluster.serving.prompts import TextStream
+    from cluster.serving.text_stream import TextStream
 
 Report = Update | PrefillProgress | PromptLogprobs | Reused
 
