@@ -24,6 +24,7 @@ from protocol.messages import (
     CopyArrived,
     CopyPrefix,
     DropPrefix,
+    Embedded,
     FiguresComputed,
     ForgetConversation,
     Generate,
@@ -46,6 +47,7 @@ from protocol.messages import (
     Message,
     ModelsListed,
     OpenSequence,
+    Pooled,
     PrefillProgress,
     Prepared,
     PrepareStage,
@@ -102,6 +104,7 @@ KINDS: dict[int, type[Message]] = {
     16: ModelsListed,
     17: FiguresComputed,
     18: PromptLogprobs,
+    19: Embedded,
     20: Welcome,
     21: Rejected,
     22: InspectModel,
@@ -129,6 +132,7 @@ KINDS: dict[int, type[Message]] = {
     51: HandOver,
     52: HandedOver,
     53: ReadingFailed,
+    54: Pooled,
 }
 _NUMBERS = {kind: number for number, kind in KINDS.items()}
 

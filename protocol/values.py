@@ -24,6 +24,8 @@ Natural = Annotated[int, Meta(ge=0, description="a whole number of at least 0")]
 SequenceNumber = Annotated[int, Meta(ge=0, le=1 << 60)]
 # Of one place so many of the likeliest tokens are told at most, as everywhere in OpenAI's API.
 MAX_TOP_LOGPROBS = 20
+# How the hidden states of a text become one vector: that of its last token, their mean, or that of its first token.
+Pooling = Literal["last", "mean", "cls"]
 KvKind = Literal["dynamic", "static", "rotating", "quantized", "keys-only", "paged"]
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "LayerRange",
     "Natural",
     "Peer",
+    "Pooling",
     "Route",
     "Sampling",
     "SequenceNumber",

@@ -206,6 +206,8 @@ def _prefill_way(pipeline: Route, asked: Asked, snapshot: Snapshot, likely: Sequ
     """
     if pipeline.is_single:
         return Way(why_not="reading a prompt together takes at least two workers")
+    if asked.embeds:
+        return Way(why_not="an embedding is made where its text is read, so that nothing is handed over", lasting=True)
     if snapshot.whole_prompts:
         why_not = "this model's answers depend on how a prompt is cut, so that no part of one is handed over"
         return Way(why_not=why_not, lasting=True)

@@ -4,7 +4,7 @@ The policy, which the tests state one by one:
 
 1. A prompt's tokens but the last are prefilled in chunks, without sampling; the last one is the first decode step. So
    a chunk never waits for a token, and chunks of one prompt follow each other through the stages. A sequence that only reads
-   ends there.
+   ends there, or behind a last chunk that has its last token too.
 2. Cached sequences decode in *slots*, batches that share one merged cache. There are as many slots as stages where there
    are that many sequences, so that every stage has a batch to work on; a newcomer joins the smallest slot, and a slot
    that has two sequences more than another gives one of them away. A merged cache is as long for all as for the longest,
@@ -69,7 +69,12 @@ class _Sequence:
     in_flight: int = 0
     sampling: int = 0  # of those in flight, how many will add a token
     runs_ahead: bool = False
-    reads_only: bool = False
+    reads_only: int | None = None
+
+    @property
+    def num_to_read(self) -> int:
+        """Tokens that chunks read."""
+        return self.length - 1 if self.reads_only is None else self.reads_only
 
 
 @dataclass
@@ -115,12 +120,12 @@ class Schedule:
         client: str = "",
         computed_tokens: int = 0,
         runs_ahead: bool = False,
-        reads_only: bool = False,
+        reads_only: int | None = None,
     ) -> None:
         """A sequence begins; `computed_tokens` of its prompt are already in the caches.
 
         client: whose it is. runs_ahead: sampling its next token needs no id of the one before on the host. reads_only:
-        nothing is sampled, it is there until it is removed.
+        nothing is sampled, so many of its tokens are read, and it is there until it is removed.
         """
         assert sequence not in self._sequences
         assert 0 <= computed_tokens < prompt_tokens
@@ -136,9 +141,9 @@ class Schedule:
         )
         if not cached:
             self._uncached.add(client, sequence)
-        elif computed_tokens < prompt_tokens - 1:
+        elif computed_tokens < self._sequences[sequence].num_to_read:
             self._prefilling.add(client, sequence)
-        elif not reads_only:
+        elif reads_only is None:
             self._enter_slot(sequence)
 
     def remove(self, sequence: int) -> int:
@@ -183,7 +188,7 @@ class Schedule:
                 state.in_flight -= 1
                 state.sampling -= row.sample
                 state.length += row.sample
-                if not step.cached:
+                if not step.cached and state.reads_only is None:
                     self._uncached.add(state.client, row.sequence)
         if step.slot is not None:
             slot = self._slots[step.slot]
@@ -228,13 +233,13 @@ class Schedule:
     def _chunk(self, sequence: int) -> StepPlan:
         state = self._sequences[sequence]
         has_uncached = any(not each.cached for each in self._sequences.values())
-        left = state.length - 1 - state.computed
+        left = state.num_to_read - state.computed
         size = self._chunk_tokens(state.length - state.reused, state.computed, left, len(self._slots) + has_uncached)
         count = min(size, left)
         row = RowPlan(sequence, state.computed, count, sample=False)
-        if state.computed + count < state.length - 1:
+        if count < left:
             self._prefilling.add(state.client, sequence)
-        elif not state.reads_only:
+        elif state.reads_only is None:
             self._enter_slot(sequence)
         return StepPlan(None, cached=True, rows=(row,))
 
@@ -298,5 +303,6 @@ class Schedule:
         if not self._uncached:
             return None
         sequence = self._uncached.pop()
-        row = RowPlan(sequence, 0, self._sequences[sequence].length, sample=True)
+        state = self._sequences[sequence]
+        row = RowPlan(sequence, 0, state.length, sample=state.reads_only is None)
         return StepPlan(None, cached=False, rows=(row,))

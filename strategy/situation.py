@@ -55,7 +55,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     mode: in place of the cluster's; strategy: asked for by name; began_with: what it ran by before its plan was lost.
     beginnings: what it may be remembered by, the conversation first, then the beginning of its prompt. expected_tokens: how many
     will likely be generated, max_tokens where None; reusable: tokens of its prompt that a route's caches have. scores_prompt: the
-    log probabilities of the prompt's own tokens are told.
+    log probabilities of the prompt's own tokens are told; embeds: the prompt becomes a vector, nothing is generated.
     """
 
     prompt_tokens: int
@@ -68,6 +68,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     began_with: Strategy | None = None
     beginnings: tuple[str | bytes, ...] = ()
     scores_prompt: bool = False
+    embeds: bool = False
 
     def work(self, route: Route | None = None) -> RequestWork:
         """What it comes to on a route; on one that knows nothing of it, without a route."""

@@ -20,6 +20,7 @@ from starlette.routing import Match, Route
 from cluster.api.answered import Answered
 from cluster.api.body import parsed_body
 from cluster.api.document import document_routes
+from cluster.api.embedding_routes import EMBEDDING_PATHS, embedding_routes
 from cluster.api.endpoints import Endpoint, json_answer
 from cluster.api.explain import parse_explain
 from cluster.api.failures import TALLY, error_response
@@ -69,11 +70,14 @@ def build_app(
             *token_routes(service, names, _guarded, strict=api.strict),
             *ollama_routes(service, names, _guarded, strict=api.strict),
             *document_routes(service, _guarded, asks_for_key=api.asks_for_key),
+            *embedding_routes(service, endpoints.asked, _guarded),
         ],
         middleware=[
             Middleware(RequestLog),
             *origin_rules(api),
-            Middleware(KeyGate, api=api, dialect=dialect, limited=[surface.path for surface in surfaces]),
+            Middleware(
+                KeyGate, api=api, dialect=dialect, limited=[*(surface.path for surface in surfaces), *EMBEDDING_PATHS]
+            ),
         ],
         exception_handlers={HTTPException: functools.partial(_routing_error, dialect)},
     )
@@ -129,11 +133,14 @@ class _Endpoints:
 
     async def generate(self, surface: Surface, request: Request) -> Response:
         surface = surface.asked_by(self._answered.shelf(_caller(request).digest))
-        parsed = self._asked_by(await self._parsed(request, surface.parse), request)
-        parsed, model_id = self._names.served(parsed)
+        parsed, model_id = await self.asked(request, surface.parse)
         if (answer := surface.at_once(parsed, model=model_id, created=int(time.time()))) is not None:
             return json_answer(answer)
         return GenerationResponse(self._service, parsed, surface, model_id)
+
+    async def asked(self, request: Request, parse: Parse) -> tuple[ApiRequest, str]:
+        """What a body asks for, with who asks, and the name of the model that answers."""
+        return self._names.served(self._asked_by(await self._parsed(request, parse), request))
 
     async def _parsed(self, request: Request, parse: Parse) -> ApiRequest:
         notes = Notes(strict=self._strict)

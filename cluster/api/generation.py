@@ -41,11 +41,11 @@ class GenerationResponse(Response):
         self._model = model
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        writer = _Writer(scope.get(DIRECT_SEND, send))
-        if await _until_left(receive, writer, self._answer(scope, receive, send, writer)) and ABORT in scope:
+        writer = Writer(scope.get(DIRECT_SEND, send))
+        if await until_left(receive, writer, self._answer(scope, receive, send, writer)) and ABORT in scope:
             scope[ABORT]()
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send, writer: "_Writer") -> None:
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, writer: "Writer") -> None:
         events = self._service.generate(self._generations[0])
         try:
             response = await self._begin(events, send, writer)
@@ -56,7 +56,7 @@ class GenerationResponse(Response):
         if response is not None:
             await response(scope, receive, send)
 
-    async def _begin(self, events: AsyncIterator[Event], send: Send, writer: "_Writer") -> Response | None:
+    async def _begin(self, events: AsyncIterator[Event], send: Send, writer: "Writer") -> Response | None:
         """The response to send, or None when it was streamed. Raises what the service raises before the first byte."""
         first = await anext(events)
         if self._request.stream:
@@ -141,7 +141,7 @@ _STREAM_HEADERS = {
 }
 
 
-class _Writer:
+class Writer:
     """Writes an answer, and knows since when its reader has taken nothing of it."""
 
     def __init__(self, send: Send) -> None:
@@ -162,7 +162,7 @@ class _Writer:
             await asyncio.sleep(left_s)
 
 
-async def _until_left(receive: Receive, writer: _Writer, work: Coroutine[Any, Any, None]) -> bool:
+async def until_left(receive: Receive, writer: Writer, work: Coroutine[Any, Any, None]) -> bool:
     """Run `work` to its end, or cancel it as soon as the client goes away or has read nothing for long, and wait until it
     has cleaned up. Whether the client is still there and does not read.
     """

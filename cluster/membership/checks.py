@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from protocol.codec import Envelope
 from protocol.errors import WireError
 from protocol.messages import (
+    Embedded,
     FiguresComputed,
     Heartbeat,
     HeldModel,
@@ -35,11 +36,12 @@ from protocol.messages import (
     Tokens,
     Update,
 )
-from protocol.values import MAX_TOP_LOGPROBS, NAME_PATTERN, LayerRange, Peer, TokenLogprobs
+from protocol.values import MAX_TOP_LOGPROBS, NAME_PATTERN, Buffer, LayerRange, Peer, TokenLogprobs
 from strategy.cost import StageSpeed
 from strategy.layer_speeds import LayerSpeeds
 
 OF_MEMBERS: tuple[type[Message], ...] = (
+    Embedded,
     FiguresComputed,
     Heartbeat,
     Inspected,
@@ -63,6 +65,7 @@ _MOST = 1 << 60
 _MOST_LAYERS = 1 << 16
 _MOST_ADDRESSES = 64
 _MOST_STAGES, _MOST_SUMS = 16, 1 << 16
+_MOST_SIZE = 1 << 20
 _MOST_LINKS, _MOST_MODELS, _MOST_CHARACTERS = 4096, 4096, 256
 # What a step of any machine takes, and a token of it at least.
 _MOST_SECONDS, _LEAST_SECONDS, _MOST_SIZES = 1e6, 1e-12, 64
@@ -94,6 +97,8 @@ def check_member(envelope: Envelope, worker: str) -> None:
             _require(all(map(_is_scored, updates)), "log probabilities of no token")
         case PromptLogprobs(entries=entries):
             _require(all(map(_is_score, entries)), "log probabilities of no token")
+        case Embedded():
+            _require(len(envelope.buffers) == 1 and _is_vector(envelope.buffers[0]), "a vector that is none")
         case Prepared(layers=layers):
             _require(_are_layers(layers), "layers of no model")
         case LinksMeasured(links=links):
@@ -142,6 +147,11 @@ def _is_address(endpoint: str) -> bool:
         return parts.scheme == "tcp" and bool(parts.hostname) and bool(parts.port) and not parts.path
     except ValueError:
         return False
+
+
+def _is_vector(buffer: Buffer) -> bool:
+    """Whether it can be numbers in float32, few enough for a model. What is no number there fails its request, nothing else."""
+    return 0 < len(buffer) <= 4 * _MOST_SIZE and len(buffer) % 4 == 0
 
 
 def _are_layers(layers: LayerRange) -> bool:

@@ -26,6 +26,7 @@ from cluster.planning.starting import Starting
 from protocol.codec import Envelope
 from protocol.errors import ModelError, TandemError, UsageError
 from protocol.messages import (
+    Embedded,
     FiguresComputed,
     Heartbeat,
     Inspected,
@@ -53,8 +54,7 @@ from protocol.values import Buffer
 
 log = logging.getLogger(__name__)
 
-CHECK_EVERY_S = 0.25
-BEAT_EVERY_S = 0.5
+CHECK_EVERY_S, BEAT_EVERY_S = 0.25, 0.5
 # A check that comes later than this after its time finds heartbeats that nobody has read yet.
 _HELD_UP_S = 0.5
 # A connection closes a moment before its process has ended; which of the two it was makes a difference.
@@ -194,6 +194,8 @@ class ControlPlane:
         match message:
             case Tokens():
                 self._listening.tokens(message)
+            case Embedded():
+                self._listening.embedded(message, buffers[0])
             case PrefillProgress() | PromptLogprobs():
                 self._listening.progress(message)
             case SequenceFailed():
@@ -358,8 +360,7 @@ class ControlPlane:
             case planning.Inspect(worker=name):
                 self._mailbox.tell(name, self._model.to_inspect(self._mailbox.inbox, self.roster.sources))
             case planning.Prepare(worker=name, layers=layers):
-                told = self._model.to_prepare(layers, self._mailbox.inbox, self.roster.sources)
-                self._mailbox.tell(name, told)
+                self._mailbox.tell(name, self._model.to_prepare(layers, self._mailbox.inbox, self.roster.sources))
             case planning.SendPlan(partition=found):
                 self._load(found)
             case planning.BeginPlan():
@@ -386,10 +387,9 @@ class ControlPlane:
 
     def _begin(self) -> None:
         assert self._assembly is not None
-        plan = self._assembly.plan()
+        self.plan = plan = self._assembly.plan()
         for route, (message, buffers) in self._assembly.known_prefixes().items():
             self._mailbox.send(route.head, message, buffers)
-        self.plan = plan
         if self.listener is not None:
             self.listener.plan_began(plan)
         self.starting.succeed(plan)

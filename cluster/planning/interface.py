@@ -10,7 +10,8 @@ from cluster.membership.member import Member
 from cluster.planning.events import EventLog
 from cluster.planning.inquiries import Inquiries
 from cluster.planning.plan import Loss, Plan
-from protocol.messages import Message, PrefillProgress, PromptLogprobs, Reused, SequenceFailed, Tokens
+from protocol.messages import Embedded, Message, PrefillProgress, PromptLogprobs, Reused, SequenceFailed, Tokens
+from protocol.values import Buffer
 
 
 class Listener(Protocol):
@@ -28,6 +29,8 @@ class Listener(Protocol):
     def is_awaited(self) -> bool: ...
 
     def tokens(self, message: Tokens) -> None: ...
+
+    def embedded(self, message: Embedded, vector: Buffer) -> None: ...
 
     def progress(self, message: PrefillProgress | PromptLogprobs) -> None: ...
 

@@ -7,7 +7,7 @@ argument. Knows nothing of workers or HTTP.
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from cluster.serving.requests import Delta, Event, Finished, Progress, Scored
+from cluster.serving.requests import Delta, Event, Finished, Progress, Scored, Vector
 from cluster.serving.scores import Scores
 from protocol.messages import PrefillProgress, PromptLogprobs, Reused, Update
 from protocol.values import TokenLogprobs
@@ -15,7 +15,7 @@ from protocol.values import TokenLogprobs
 if TYPE_CHECKING:  # the tokenizer's library takes a second to import, and the coordinator loads it beside other things
     from cluster.serving.text_stream import TextStream
 
-Report = Update | PrefillProgress | PromptLogprobs | Reused
+Report = Update | PrefillProgress | PromptLogprobs | Reused | Vector
 
 
 class Answer:
@@ -95,7 +95,7 @@ class Answer:
                 tokens += report.tokens
                 logprobs += report.logprobs
                 reason = reason or report.finish_reason
-            else:
+            elif not isinstance(report, Vector):
                 events += self._read(report)
         if self._scores is not None and (told := self._scores.whole_prompt()) is not None:
             events.append(told)

@@ -73,7 +73,7 @@ class Decider:
     def asked(self, live: LiveRequest, plan: Plan) -> Asked:
         """What a request is decided by. Raises what `LiveRequest.asked` raises."""
         asked = live.asked(plan, at_once=self._at_once)
-        if not self._forecasting.is_of_use:
+        if not self._forecasting.is_of_use or asked.embeds:
             return asked
         return msgspec.structs.replace(
             asked,
@@ -165,6 +165,8 @@ class Decider:
         """A request runs: what begins like it may come back there."""
         route = decision.route
         self._forecasting.began()
+        if live.request.pooling is not None:
+            return  # nothing is kept of it
         if decision.cached and self._forecasting.is_of_use:
             self._forecasting.keeps(route, live.keys)
         if not route.is_single:
@@ -176,7 +178,9 @@ class Decider:
             self._visited.popitem(last=False)
 
     def answered(self, live: LiveRequest, decision: Decision, finished: Finished, waited_s: float) -> None:
-        """A request has its answer. waited_s: for its turn."""
+        """A request has its answer. waited_s: for its turn. A vector says nothing of how answers come."""
+        if live.request.pooling is not None:
+            return
         if finished.completion_tokens:
             self._forecasting.ended(live.names, finished)
         if live.is_first(decision):

@@ -13,8 +13,9 @@ from cluster.serving.answer import Answer
 from cluster.serving.counts import Counts
 from cluster.serving.deadline import Deadline
 from cluster.serving.lifecycle import RequestEvent, RequestState, following
+from cluster.serving.pooled_answer import PooledAnswer
 from cluster.serving.requests import GenerationRequest, Predicted, Routed
-from protocol.errors import ApiError, ContextTooLong
+from protocol.errors import ApiError, BadRequest, ContextTooLong
 from protocol.messages import Generate
 from strategy.decision import Decision
 from strategy.prefix import BLOCK_TOKENS, Key, block_keys
@@ -37,7 +38,7 @@ class LiveRequest:
         self,
         request: GenerationRequest,
         tokens: tuple[int, ...],
-        answer: Answer,
+        answer: Answer | PooledAnswer,
         counts: Counts,
         deadline: Deadline,
     ):
@@ -112,11 +113,17 @@ class LiveRequest:
         """What is decided by. at_once: caches are as large as they can become from the beginning.
 
         Raises:
-            BadRequest: a token id is outside the loaded vocabulary.
+            BadRequest: a token id is outside the loaded vocabulary, or no vector can be had of this model.
             ContextTooLong: the prompt leaves nothing.
         """
         if self._max_tokens is None:
             self.request.require_known(self.tokens, plan.vocabulary_size)
+            if self.request.pooling is not None and not plan.model.inspected.embeds:
+                raise BadRequest(
+                    f"mlx-lm's code for {plan.model.inspected.architecture} does not show its hidden states, so that no embeddings "
+                    "can be made with this model; serve another one",
+                    param=self.request.prompt_field,
+                )
             context_tokens = plan.model.inspected.context_tokens  # None for a model without a limit
             self._limit(context_tokens or UNBOUNDED_CONTEXT_TOKENS, at_once=at_once)
         assert self._max_tokens is not None
@@ -130,21 +137,21 @@ class LiveRequest:
             mode=Mode(request.mode) if request.mode is not None else None,
             strategy=Strategy(request.strategy) if request.strategy is not None else None,
             began_with=self._first.strategy if self._first is not None else None,
-            beginnings=self.beginnings,
+            beginnings=self.beginnings if request.pooling is None else (),
             scores_prompt=self.answer.lacks_prompt_scores,
+            embeds=request.pooling is not None,
         )
 
     def _limit(self, context: int, *, at_once: bool) -> None:
         request, prompt_tokens = self.request, len(self.tokens)
-        only_scores = (
-            request.max_tokens == 0 and request.scores_prompt
-        )  # by the step that samples one token, which is dropped
-        if prompt_tokens >= context + only_scores:
+        # By the step that samples one token, which is dropped, or of a text whose vector is all.
+        is_only_read = request.pooling is not None or (request.max_tokens == 0 and request.scores_prompt)
+        if prompt_tokens >= context + is_only_read:
             raise ContextTooLong(
                 f"the prompt has {prompt_tokens} tokens but the model's context is {context} tokens; shorten it",
                 param=request.prompt_field,
             )
-        if only_scores:
+        if is_only_read:
             self._max_tokens = 1
             return
         room = context - prompt_tokens
@@ -197,6 +204,7 @@ class LiveRequest:
             read_by=decision.read_by,
             scores_prompt=self.answer.lacks_prompt_scores,
             answered=len(emitted),
+            pooling=self.request.pooling,
         )
         return message, (*self.tokens, *emitted)
 

@@ -22,6 +22,7 @@ from cluster.serving.held_answers import HeldParts
 from cluster.serving.infill import infill_marks, infilled
 from cluster.serving.long_prompts import longest_token
 from cluster.serving.parts import THOUGHT, Parts, begins_in, parts_of
+from cluster.serving.pooling import BY_LAST_TOKEN, PoolingChoice, pooling_of
 from cluster.serving.requests import ChatPrompt, GenerationRequest, Prompt, TextPrompt, TokensPrompt
 from cluster.serving.sampling_defaults import sampling_defaults
 from cluster.serving.templates import TemplateFailed
@@ -80,7 +81,7 @@ class Prompts:
 
     vocabulary_size: rows of the model's embedding, every id that `encode` returns lies below it; make: gives another one
     like `tokenizer`; render: runs its chat template, within this process where None; sampling: the model's own defaults; make_grammar:
-    compiles what answers are to be.
+    compiles what answers are to be; pooling: how a text becomes a vector.
     """
 
     def __init__(
@@ -91,8 +92,10 @@ class Prompts:
         render: Render | None = None,
         sampling: Sampling = GREEDY,
         make_grammar: MakeGrammar = no_grammars,
+        pooling: PoolingChoice = BY_LAST_TOKEN,
     ) -> None:
         self.sampling = sampling
+        self.pooling = pooling
         self._make_grammar = make_grammar
         self._tokenizer = tokenizer
         self._render = render
@@ -124,7 +127,7 @@ class Prompts:
             raise ModelError(f"the tokenizer in {model_path} cannot be read: {_in_one_line(error)}") from error
         size = _vocabulary_size(config, tokenizer)
         make_grammar = make_grammar or (lambda structure: compile_grammar(structure, tokens_of(model_path)))
-        return cls(tokenizer, size, make, render, sampling_defaults(model_path), make_grammar)
+        return cls(tokenizer, size, make, render, sampling_defaults(model_path), make_grammar, pooling_of(model_path))
 
     def encode(
         self, request: GenerationRequest, context_tokens: int | None = None, contexts: int = 1

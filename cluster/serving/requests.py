@@ -12,7 +12,7 @@ from cluster.serving.measures import Measures
 from cluster.serving.status import HealthReport, HostModels, Status, WorkerFigures
 from cluster.serving.tally import Tally
 from protocol.errors import BadRequest
-from protocol.values import Sampling
+from protocol.values import Pooling, Sampling
 from strategy.decision import Verdict
 
 # A fast tokenizer takes about a tenth of a second for these.
@@ -76,7 +76,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     turns; key: the name of its key, where that has one; tally: of the HTTP request that it belongs to; timeout_s: how long it may take, None for what the settings say. ignores_end_tokens: it goes on to max_tokens.
     given: which fields of `sampling` the caller named, for the others the model's own defaults count; None for all of them.
     scores_prompt: how likely the prompt's own tokens were is told as well; then, and only then, max_tokens may be 0. structure: what the
-    answer has to be; as `sampling.grammar` once that is compiled.
+    answer has to be; as `sampling.grammar` once that is compiled. pooling: nothing is generated, the prompt becomes one Vector. follows: it
+    is part of a request that was let in, which waits for a place but is not turned away where many wait.
     """
 
     prompt: Prompt
@@ -96,6 +97,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     given: frozenset[str] | None = None
     scores_prompt: bool = False
     structure: Structure | None = None
+    pooling: Pooling | None = None
+    follows: bool = False
 
     def with_defaults(self, sampling: Sampling) -> "GenerationRequest":
         """With the model's own, where the caller says nothing."""
@@ -206,6 +209,12 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
     calls: tuple[ToolCall, ...] = ()
 
 
+class Vector(msgspec.Struct, frozen=True):
+    """What a prompt with `pooling` became: float32, little endian, as the model made it; once, before Finished."""
+
+    values: bytes
+
+
 class Finished(msgspec.Struct, frozen=True, kw_only=True):
     """Last event of a request that ended well.
 
@@ -228,7 +237,7 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
     decode_tokens_per_s: float | None
 
 
-Event = Routed | Progress | Waiting | PromptScored | Delta | Finished
+Event = Routed | Progress | Waiting | PromptScored | Delta | Vector | Finished
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -254,6 +263,29 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
         return ("completion", *(("chat",) if self.has_chat_template else ()), *self.abilities)
 
 
+class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Texts to embed, at least one. asked: how, for all of them, whatever its prompt is; fields: what the caller called each of the
+    `prompts`. dimensions: how many numbers of each vector to keep, all where None; truncate: of texts beyond the context their
+    beginning is embedded.
+    """
+
+    asked: GenerationRequest
+    prompts: tuple[Prompt, ...]
+    fields: tuple[str, ...]
+    dimensions: int | None = None
+    truncate: bool = False
+
+
+class Embeddings(msgspec.Struct, frozen=True, kw_only=True):
+    """One vector of unit length for each text, in float32, little endian. routed: as the first of them ran; finished: as if all of
+    them were one answer without a token.
+    """
+
+    vectors: tuple[bytes, ...]
+    routed: Routed
+    finished: Finished
+
+
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     """How a request would run, with nothing generated: INTERFACE's `explain --json`."""
 
@@ -272,10 +304,13 @@ class Service(Protocol):
     Errors of the request itself (400, 404, 413, 429) are raised before Routed. Closing the iterator early (`aclose`) cancels
     the request on the workers. `mend` brings back workers that are missing; it gives their names. `models_elsewhere`: what
     lies on the disks of other hosts. `figures`: what the workers' layers make of a fixed input. `encode`: the token ids of a request's
-    prompt, of which nothing is generated; `decode`: the text of token ids, BadRequest for those outside the vocabulary.
+    prompt, of which nothing is generated; `decode`: the text of token ids, BadRequest for those outside the vocabulary. `embed`:
+    many prompts at once as vectors; cancelling it cancels them on the workers.
     """
 
     def generate(self, request: GenerationRequest) -> AsyncIterator[Event]: ...
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings: ...
 
     async def explain(self, request: GenerationRequest) -> Explanation: ...
 

@@ -13,9 +13,19 @@ from typing import Protocol
 from cluster.planning.interface import Cluster
 from cluster.planning.plan import Loss
 from cluster.serving.answer import Report
+from cluster.serving.requests import Vector
 from protocol.errors import ApiError, Unavailable
-from protocol.messages import Cancel, Generate, PrefillProgress, PromptLogprobs, Reused, SequenceFailed, Tokens
-from protocol.values import Route, pack_ids
+from protocol.messages import (
+    Cancel,
+    Embedded,
+    Generate,
+    PrefillProgress,
+    PromptLogprobs,
+    Reused,
+    SequenceFailed,
+    Tokens,
+)
+from protocol.values import Buffer, Route, pack_ids
 from strategy.cost import RouteLoad
 
 # How far a reader may be behind before its sequence stops.
@@ -184,6 +194,11 @@ class Runs:
                     run.foreseen = run.owner.grown(run)
                 if run.num_behind > MAX_BEHIND_TOKENS and not run.is_done and run.number in self._runs:
                     self._pause(run)
+
+    def embedded(self, message: Embedded, vector: Buffer) -> None:
+        if run := self._runs.get(message.sequence):
+            run.is_done = True
+            run.put(Vector(bytes(vector)))
 
     def report(self, message: PrefillProgress | PromptLogprobs | Reused) -> None:
         if run := self._runs.get(message.sequence):

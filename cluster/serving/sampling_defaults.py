@@ -1,15 +1,14 @@
 """How a model's makers want it sampled: what its `generation_config.json` says, where a request says nothing."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from cluster.serving.model_files import said_in
 from protocol.values import Sampling
 
-_MOST_BYTES = 1 << 20
 # Name: the least and the most that is taken; what lies beyond counts as not said.
 _BOUNDS = {
     "temperature": (0.0, 2.0),
@@ -24,7 +23,7 @@ _NEUTRAL = {"repetition_penalty": 1.0, "top_p": 1.0, "min_p": 0.0, "top_k": 0}
 
 def sampling_defaults(model_path: Path) -> Sampling:
     """Greedy where the model says nothing of it, or that it is not to be sampled. A file that is none says nothing."""
-    said = _read(model_path / "generation_config.json")
+    said = said_in(model_path / "generation_config.json", dict)
     if said.get("do_sample") is False:
         return Sampling()
     found = {name: said[name] for name, bounds in _BOUNDS.items() if _is_within(said.get(name), *bounds)}
@@ -37,12 +36,3 @@ def sampling_defaults(model_path: Path) -> Sampling:
 def _is_within(value: Any, low: float, high: float) -> bool:
     kinds = (int,) if type(low) is int else (int, float)
     return type(value) in kinds and math.isfinite(value) and low <= value <= high
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        with file.open("rb") as opened:
-            said = json.loads(opened.read(_MOST_BYTES))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return said if isinstance(said, dict) else {}

@@ -8,7 +8,7 @@ here they are put together.
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -20,6 +20,7 @@ from cluster.serving.answer import Answer, Report
 from cluster.serving.counts import Counts
 from cluster.serving.deadline import Deadline
 from cluster.serving.deciding import Decider
+from cluster.serving.embedding import Embedder
 from cluster.serving.encoding import Encoding, RunInThread
 from cluster.serving.health import Health
 from cluster.serving.lifecycle import RequestEvent, RequestState
@@ -27,14 +28,32 @@ from cluster.serving.live_request import LiveRequest
 from cluster.serving.measures import Measures
 from cluster.serving.overview import Identity, Overview
 from cluster.serving.placed_request import PlacedRequest
-from cluster.serving.requests import Event, Explanation, Finished, GenerationRequest, ModelInfo
+from cluster.serving.pooled_answer import PooledAnswer
+from cluster.serving.requests import (
+    EmbeddingRequest,
+    Embeddings,
+    Event,
+    Explanation,
+    Finished,
+    GenerationRequest,
+    ModelInfo,
+)
 from cluster.serving.runs import Paused, RouteLost, Run, Runs
 from cluster.serving.scores import scores_of
 from cluster.serving.status import HealthReport, HostModels, Status, WorkerFigures, health_report
 from cluster.serving.waiting import until_placed
 from cluster.settings import Settings
 from protocol.errors import ApiError, ContextTooLong, Unavailable, UsageError
-from protocol.messages import ForgetConversation, PrefillProgress, PromptLogprobs, Reused, SequenceFailed, Tokens
+from protocol.messages import (
+    Embedded,
+    ForgetConversation,
+    PrefillProgress,
+    PromptLogprobs,
+    Reused,
+    SequenceFailed,
+    Tokens,
+)
+from protocol.values import Buffer
 from strategy.cache_use import MeasuredUse
 from strategy.decision import Decision
 from strategy.situation import Asked, Mode
@@ -99,7 +118,7 @@ class GenerationService:
 
     # --- the API's side
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         """See `requests.Service`."""
         live = await self._taken_in(request)
         place = self._enter(live)
@@ -126,6 +145,12 @@ class GenerationService:
             self._counts.left(live.state)
             self._admission.leave(place, self._now())
 
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """See `requests.Service`."""
+        context_tokens = self._overview.model().context_tokens
+        embedder = Embedder(self.generate, self._encoding, self._prompts.pooling, context_tokens, self._now)
+        return await embedder.embed(request, request.asked.timeout_s or self._timeout_s)
+
     async def _taken_in(self, request: GenerationRequest) -> LiveRequest:
         """Raises RequestTimeout where already this takes too long, and what `Prompts.encode` raises."""
         arrival = self._now()
@@ -133,13 +158,18 @@ class GenerationService:
         deadline = Deadline(arrival, request.timeout_s or self._timeout_s)
         tokens = await self._encoded(request, deadline, arrival)
         request = await self._encoding.constrained(request, tokens)
-        scores = scores_of(request, tokens, self._prompts.text_of)
-        stream = self._prompts.stream(request, tokens)
-        answer = Answer(stream, prompt_tokens=len(tokens), arrival=arrival, scores=scores)
+        answer = self._answer(request, tokens, arrival)
         live = LiveRequest(request, tokens, answer, self._counts, deadline)
         for clause in self._prompts.unused(request.prompt):
             live.answer.note(clause)
         return live
+
+    def _answer(self, request: GenerationRequest, tokens: tuple[int, ...], arrival: float) -> Answer | PooledAnswer:
+        if request.pooling is not None:
+            return PooledAnswer(prompt_tokens=len(tokens), arrival=arrival)
+        scores = scores_of(request, tokens, self._prompts.text_of)
+        stream = self._prompts.stream(request, tokens)
+        return Answer(stream, prompt_tokens=len(tokens), arrival=arrival, scores=scores)
 
     async def _encoded(
         self, request: GenerationRequest, deadline: Deadline, arrival: float, contexts: int = 1
@@ -151,7 +181,7 @@ class GenerationService:
             raise deadline.error() from None
 
     def _enter(self, live: LiveRequest) -> Place:
-        has_run = live.state is not RequestState.WAITING
+        has_run = live.state is not RequestState.WAITING or live.request.follows
         return self._admission.enter(
             lambda: self._decide(live)[1], self._now(), live.request.client, hash(live.tokens), has_run=has_run
         )
@@ -315,6 +345,10 @@ class GenerationService:
     def tokens(self, message: Tokens) -> None:
         self._health.step_ended(self._now())
         self._runs.tokens(message)
+
+    def embedded(self, message: Embedded, vector: Buffer) -> None:
+        self._health.step_ended(self._now())
+        self._runs.embedded(message, vector)
 
     def progress(self, message: PrefillProgress | PromptLogprobs) -> None:
         self._health.step_ended(self._now())

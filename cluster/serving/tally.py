@@ -9,6 +9,7 @@ from protocol.errors import ApiError
 
 if TYPE_CHECKING:  # which knows the requests that hold a tally
     from cluster.serving.answer import Answer
+    from cluster.serving.pooled_answer import PooledAnswer
 
 
 class Tally:
@@ -17,12 +18,12 @@ class Tally:
     def __init__(self) -> None:
         self.error: ApiError | None = None
         self.strategy: str | None = None
-        self._answers: list[Answer] = []
+        self._answers: list[Answer | PooledAnswer] = []
 
     def __repr__(self) -> str:
         return f"Tally({self.prompt_tokens}+{self.completion_tokens} tokens, {self.strategy})"
 
-    def began(self, answer: "Answer", strategy: str) -> None:
+    def began(self, answer: "Answer | PooledAnswer", strategy: str) -> None:
         """An answer is worked on from now on."""
         self.strategy = self.strategy or strategy
         self._answers.append(answer)

@@ -2,6 +2,7 @@
 
 from protocol.messages.generating import (
     Cancel,
+    Embedded,
     ForgetConversation,
     Generate,
     PrefillProgress,
@@ -55,6 +56,7 @@ from protocol.messages.stages import (
     HandOver,
     KeepPrefix,
     OpenSequence,
+    Pooled,
     ReadingFailed,
     ReadPrompt,
     Row,
@@ -72,6 +74,7 @@ __all__ = [
     "CopyArrived",
     "CopyPrefix",
     "DropPrefix",
+    "Embedded",
     "FiguresComputed",
     "ForgetConversation",
     "Generate",
@@ -97,6 +100,7 @@ __all__ = [
     "Message",
     "ModelsListed",
     "OpenSequence",
+    "Pooled",
     "PrefillProgress",
     "PrepareStage",
     "Prepared",

@@ -3,7 +3,7 @@
 import msgspec
 
 from protocol.messages.message import Message
-from protocol.values import Natural, Route, Sampling, SequenceNumber, TokenLogprobs
+from protocol.values import Natural, Pooling, Route, Sampling, SequenceNumber, TokenLogprobs
 
 
 class Generate(Message, frozen=True, kw_only=True):
@@ -13,7 +13,8 @@ class Generate(Message, frozen=True, kw_only=True):
     scopes share no prefix; client: whose it is, for taking turns; conversation: whose prefix to hold on to. read_by: the
     stages that read the prompt for a route of one worker; None where that reads it alone. scores_prompt: the log
     probabilities of the prompt's own tokens are told, for which nothing that was kept of it is of use. answered: how many of
-    the prompt's last ids are already of the answer, where the request goes on after a loss.
+    the prompt's last ids are already of the answer, where the request goes on after a loss. pooling: nothing is generated, what the
+    last stage makes of the prompt comes back as one vector in an Embedded.
     """
 
     sequence: SequenceNumber
@@ -29,6 +30,14 @@ class Generate(Message, frozen=True, kw_only=True):
     read_by: Route | None = None
     scores_prompt: bool = False
     answered: int = 0
+    pooling: Pooling | None = None
+
+    @property
+    def reuses(self) -> bool:
+        """Whether it begins with what earlier sequences left and leaves something itself. A text that is embedded is not asked again,
+        and what was reused of it would be missing in a mean.
+        """
+        return self.cached and self.pooling is None
 
 
 class Cancel(Message, frozen=True, kw_only=True):
@@ -81,6 +90,12 @@ class Reused(Message, frozen=True, kw_only=True):
 
     sequence: SequenceNumber
     num_tokens: int
+
+
+class Embedded(Message, frozen=True, kw_only=True):
+    """The vector of a sequence with `pooling`, which ends it: buffer 0, float32, little endian, not normalised."""
+
+    sequence: SequenceNumber
 
 
 class SequenceFailed(Message, frozen=True, kw_only=True):

@@ -36,6 +36,7 @@ class Inspected(Message, frozen=True, kw_only=True):
     uncached_in_caches: bool = False
     whole_prompts: bool = False
     caches: tuple[KvNeeds, ...] = ()
+    embeds: bool = False
 
 
 class StagePlan(msgspec.Struct, frozen=True, kw_only=True):

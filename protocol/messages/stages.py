@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 from protocol.messages.message import Message
-from protocol.values import LayerRange, Route, Sampling, TokenLogprobs
+from protocol.values import LayerRange, Pooling, Route, Sampling, TokenLogprobs
 
 
 class OpenSequence(Message, frozen=True, kw_only=True):
@@ -13,8 +13,9 @@ class OpenSequence(Message, frozen=True, kw_only=True):
 
     max_length: the most tokens that it can come to; computed_tokens: how many its cache begins with. history: the last ids
     before the first sampled one, which penalties look at; end_tokens: what ends its answer; answer: the ids that it already has,
-    where its sampling looks back at them. scores_prompt: as of Generate. Buffer 0: keys of the parts that its cache begins with.
-    Passed on from stage to stage, so that it stays in front of the sequence's steps.
+    where its sampling looks back at them. scores_prompt: as of Generate; pooling: nothing is sampled, its max_length tokens become a
+    vector. Buffer 0: keys of the parts that its cache begins with. Passed on from stage to stage, so that it stays in front of the
+    sequence's steps.
     """
 
     sequence: int
@@ -28,6 +29,7 @@ class OpenSequence(Message, frozen=True, kw_only=True):
     scores_prompt: bool = False
     end_tokens: tuple[int, ...] = ()
     answer: tuple[int, ...] = ()
+    pooling: Pooling | None = None
 
 
 class CloseSequence(Message, frozen=True, kw_only=True):
@@ -169,6 +171,13 @@ class Sampled(Message, frozen=True, kw_only=True, omit_defaults=True):
     logprobs: tuple[TokenLogprobs | None, ...] = ()
     scored: tuple[tuple[TokenLogprobs, ...], ...] = ()
     failed: tuple[tuple[int, str], ...] = ()
+
+
+class Pooled(Message, frozen=True, kw_only=True):
+    """The last stage's vector of a sequence with `pooling`, in front of the answer to its last step. Buffer 0: as of Embedded."""
+
+    sequence: int
+    route: Route
 
 
 class StepFailed(Message, frozen=True, kw_only=True):

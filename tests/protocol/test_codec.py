@@ -106,6 +106,7 @@ EXAMPLES: dict[int, messages.Message] = {
         stages=(messages.StageFigures(layers=LayerRange(0, 4), rows=((0.5, -1.0),), is_exact=True),),
     ),
     18: messages.PromptLogprobs(sequence=1, start=1, entries=(SCORED, TokenLogprobs(-0.5))),
+    19: messages.Embedded(sequence=1),
     20: messages.Welcome(inbox=PEER, door=PEER),
     21: messages.Rejected(reason="r"),
     22: messages.InspectModel(model="d", reply_to=PEER),
@@ -164,6 +165,7 @@ EXAMPLES: dict[int, messages.Message] = {
     51: messages.HandOver(sequence=2, route=Route(("a", "b")), holder="b", request=1, start=64, end=128),
     52: messages.HandedOver(sequence=1, route=Route(("a", "b")), worker="a", start=64, end=128, part=["a", 0]),
     53: messages.ReadingFailed(sequence=1, message="m"),
+    54: messages.Pooled(sequence=1, route=Route(("a", "b"))),
 }
 GOLDEN = {
     8: "83a873657175656e636501a970726f63657373656402a5746f74616c03",
@@ -171,6 +173,8 @@ GOLDEN = {
     "94029104c09192cbbff8000000000000929203cbbfd00000000000009204cbbff8000000000000",
     18: "83a873657175656e636501a5737461727401a7656e7472696573"
     "9292cbbff8000000000000929203cbbfd00000000000009204cbbff800000000000092cbbfe000000000000090",
+    19: "81a873657175656e636501",
+    54: "82a873657175656e636501a5726f7574659192a161a162",
     43: "85a66e756d62657201a5726f7574659191a161a6746f6b656e739105"
     "a86c6f6770726f62739192cbbff8000000000000929203cbbfd00000000000009204cbbff8000000000000"
     "a673636f72656492909192cbbff8000000000000929203cbbfd00000000000009204cbbff8000000000000",

@@ -183,6 +183,14 @@ def test_holder_without_room_for_its_stage_and_the_whole_is_passed_over():
     assert "512 tokens needs 0.0 MB on beta" in str(error)
 
 
+def test_nothing_is_handed_over_for_a_text_that_becomes_a_vector():
+    error = refusal(500, 1, strategy=PREFILL, embeds=True)
+    assert "nothing is handed over" in str(error)
+    assert error.lasting
+    assert decided(500, 1, embeds=True).strategy == SINGLE
+    assert decided(500, 1, embeds=True, strategy=CACHED).strategy == CACHED
+
+
 PREFILL_REFUSALS = {
     "takes at least two workers": changed(pipeline=Route(("alpha",)), holders={"alpha": 0}),
     "depend on how a prompt is cut": changed(whole_prompts=True),

@@ -72,8 +72,8 @@ def test_decode_steps_that_wait_behind_a_chunk_do_not_keep_the_next_chunk_from_t
 
 def test_sequence_that_only_reads_takes_no_slot_and_is_there_until_it_is_removed():
     plan = schedule(num_stages=2)
-    plan.add(1, prompt_tokens=25, cached=True, reads_only=True)
-    plan.add(2, prompt_tokens=25, cached=True, computed_tokens=24, reads_only=True)
+    plan.add(1, prompt_tokens=25, cached=True, reads_only=24)
+    plan.add(2, prompt_tokens=25, cached=True, computed_tokens=24, reads_only=24)
     steps = []
     while step := plan.next():
         steps.append(step)
@@ -82,6 +82,23 @@ def test_sequence_that_only_reads_takes_no_slot_and_is_there_until_it_is_removed
     assert sum(row.count for step in steps for row in step.rows) == 24
     assert (plan.remove(1), plan.remove(2)) == (24, 24)
     assert len(plan) == 0
+
+
+def test_sequence_that_only_reads_has_its_last_token_read_where_that_is_wanted():
+    plan = schedule(num_stages=2)
+    plan.add(1, prompt_tokens=25, cached=True, reads_only=25)
+    plan.add(2, prompt_tokens=1, cached=True, reads_only=1)
+    plan.add(3, prompt_tokens=25, cached=False, reads_only=25)
+    steps = []
+    while step := plan.next():
+        steps.append(step)
+        plan.done(step)
+    read = {
+        sequence: [row for step in steps for row in step.rows if row.sequence == sequence] for sequence in (1, 2, 3)
+    }
+    assert not any(row.sample for rows in read.values() for row in rows)
+    assert {sequence: sum(row.count for row in rows) for sequence, rows in read.items()} == {1: 25, 2: 1, 3: 25}
+    assert all(step.slot is None for step in steps)
 
 
 def test_newcomers_spread_over_as_many_slots_as_stages():

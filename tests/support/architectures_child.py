@@ -63,7 +63,13 @@ def outcome(case, directory):
         wrong += other_ids(directory, found, expected)
     except Exception as error:  # noqa: BLE001  reported to the test
         wrong = [f"{type(error).__name__}: {error}"]
-    return {"wrong": wrong, "why_not": found.why_not, "cuts": len(cuts), "layers": found.num_layers}
+    return {
+        "wrong": wrong,
+        "why_not": found.why_not,
+        "cuts": len(cuts),
+        "layers": found.num_layers,
+        "embeds": found.embeds,
+    }
 
 
 def other_ids(directory, found, expected):

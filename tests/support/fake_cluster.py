@@ -1,6 +1,7 @@
 """The cluster behind `planning.interface`, played by hand: a test says which plan is in force and what heads report."""
 
 import asyncio
+from array import array
 from contextlib import aclosing
 
 import msgspec
@@ -23,6 +24,7 @@ from cluster.settings import (
 )
 from protocol.messages import (
     Cancel,
+    Embedded,
     FiguresComputed,
     Generate,
     HeldModel,
@@ -52,8 +54,9 @@ def plan_of(
     vocabulary_size=400,
     room=10**9,
     why_not=None,
+    embeds=True,
 ):
-    """`full` names those with the full model; why_not: why it cannot be cut."""
+    """`full` names those with the full model; why_not: why it cannot be cut; embeds: its hidden states can be had."""
     full = tuple(name for name in full if name in workers)
     needs = KvNeeds(fixed_bytes=0, growth=(KvGrowth(BYTES_PER_TOKEN, None),), snapshots=False)
     pipeline = Route(tuple(workers)) if why_not is None else None
@@ -73,6 +76,7 @@ def plan_of(
                 batches=True,
                 last_position_only=True,
                 context_tokens=context_tokens,
+                embeds=embeds,
             ),
         ),
         stages=tuple(
@@ -154,6 +158,10 @@ class FakeCluster:
     def report(self, sequence, tokens, reason=None, logprobs=()):
         """A head generated tokens."""
         self.listener.tokens(Tokens(updates=(Update(sequence, tuple(tokens), reason, tuple(logprobs)),)))
+
+    def embed(self, sequence, numbers):
+        """A head has the vector of a sequence."""
+        self.listener.embedded(Embedded(sequence=sequence), array("f", numbers).tobytes())
 
     # --- what the test reads
 

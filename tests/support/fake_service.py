@@ -2,16 +2,20 @@
 
 import asyncio
 import json
+from array import array
 from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
+import msgspec
 from starlette.applications import Starlette
 
 from cluster.api import build_app
 from cluster.serving.requests import (
     ChatPrompt,
     Delta,
+    EmbeddingRequest,
+    Embeddings,
     Event,
     Explanation,
     Finished,
@@ -102,6 +106,21 @@ class FakeService:
                 yield item
         finally:
             self.closed.set()
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """(0.6, 0.8) for each text; the script's first where that is an exception, or Ellipsis."""
+        self.requests.append(request)
+        try:
+            if isinstance(self.script[0], BaseException):
+                raise self.script[0]
+            if self.script[0] is ...:
+                self.waiting.set()
+                await asyncio.Event().wait()
+        finally:
+            self.closed.set()
+        vector = array("f", (0.6, 0.8)).tobytes()
+        finished = msgspec.structs.replace(FINISHED, completion_tokens=0, token_ids=())
+        return Embeddings(vectors=(vector,) * len(request.prompts), routed=ROUTED, finished=finished)
 
     async def explain(self, request: GenerationRequest) -> Explanation:
         self.requests.append(request)

@@ -19,6 +19,7 @@ from protocol.codec import Envelope
 from protocol.errors import ModelError
 from protocol.messages import (
     Cancel,
+    Embedded,
     Generate,
     Inspected,
     InspectModel,
@@ -36,7 +37,7 @@ from protocol.messages import (
     Tokens,
 )
 from protocol.transport import InProcessNetwork
-from protocol.values import KvSettings, LayerRange, Sampling, TokenLogprobs
+from protocol.values import KvSettings, LayerRange, Pooling, Sampling, TokenLogprobs
 from strategy.vocabulary import Route
 from tests.support.told_timer import ToldTimer
 from workers.engine.engine import Engine
@@ -107,7 +108,8 @@ class InProcessCluster:
     """`num_stages` engines that hold the layers of one model evenly; the `holder`, the first by default, also holds the full
     model, as all do of one that cannot be cut.
 
-    What the heads report is in `tokens`, `logprobs`, `prompt_logprobs`, `finish_reasons`, `failures` and `progress`, by sequence.
+    What the heads report is in `tokens`, `vectors`, `logprobs`, `prompt_logprobs`, `finish_reasons`, `failures` and `progress`, by
+    sequence.
     """
 
     def __init__(
@@ -150,6 +152,7 @@ class InProcessCluster:
         self.tokens: dict[int, list[int]] = {}
         self.logprobs: dict[int, list[TokenLogprobs]] = {}
         self.prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
+        self.vectors: dict[int, np.ndarray] = {}
         self.finish_reasons: dict[int, str] = {}
         self.failures: dict[int, str] = {}
         self.progress: dict[int, list[int]] = {}
@@ -239,8 +242,9 @@ class InProcessCluster:
         scope: str = "",
         conversation: str | None = None,
         scores_prompt: bool = False,
+        pooling: Pooling | None = None,
     ) -> int:
-        """Start a request; returns its sequence number."""
+        """Start a request; returns its sequence number. pooling: for a vector in `vectors`, in place of tokens."""
         self._num_sequences += 1
         number = self._num_sequences
         sampling = sampling or Sampling()
@@ -258,6 +262,7 @@ class InProcessCluster:
             conversation=conversation,
             read_by=Route(self.names) if strategy == "distributed-prefill" else None,
             scores_prompt=scores_prompt,
+            pooling=pooling,
         )
         self._heads[number] = route.head
         self.tokens[number] = []
@@ -317,6 +322,9 @@ class InProcessCluster:
                 )
                 assert start == len(told) + 1, "in order and without a gap"
                 told += entries
+            case Embedded(sequence=sequence):
+                assert sequence not in self.vectors, "a vector after the end"
+                self.vectors[sequence] = np.frombuffer(envelope.buffers[0], "<f4")
             case SequenceFailed(sequence=sequence, message=message):
                 self.failures[sequence] = message
             case Reused(sequence=sequence, num_tokens=num_tokens):

@@ -25,6 +25,7 @@ from protocol.messages import (
     LoadStage,
     Message,
     OpenSequence,
+    Pooled,
     ReadPrompt,
     Sampled,
     Step,
@@ -65,6 +66,7 @@ class Checks:
             HandOver: self._handing_over,
             HandedOver: self._handed_over,
             Step: self._step,
+            Pooled: self._pooled,
             Sampled: self._sampled,
             StepFailed: lambda message, _: self._begins_here(message.route),
         }
@@ -107,6 +109,7 @@ class Checks:
         _require(0 < message.max_tokens <= MAX_TOKENS - len(ids), f"{message.max_tokens} tokens to generate")
         _require(0 <= message.answered <= len(ids), f"a prompt of which {message.answered} tokens are of the answer")
         self._sampling(message.sampling)
+        _require(message.pooling is None or message.read_by is None, "a vector of a prompt that others read")
         if message.read_by is not None:
             self._loaded(message.read_by)
             _require(not message.scores_prompt, "a prompt that others read, with the log probabilities of its tokens")
@@ -177,6 +180,11 @@ class Checks:
         if len(ids) != num_rows * num_tokens:
             raise UnfitMessage(f"{len(ids)} ids for {num_rows} rows of {num_tokens} tokens")
         self._known(ids)
+
+    def _pooled(self, message: Pooled, buffers: _Buffers) -> None:
+        self._begins_here(message.route)
+        vector = np.frombuffer(required_buffer(buffers, 0, "the vector"), np.float32)
+        _require(len(vector) > 0, "a vector of no numbers")
 
     def _sampled(self, message: Sampled, _: _Buffers) -> None:
         self._begins_here(message.route)

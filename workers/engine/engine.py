@@ -39,6 +39,7 @@ from protocol.messages import (
     LoadStage,
     Message,
     OpenSequence,
+    Pooled,
     PrepareStage,
     ReadingFailed,
     ReadPrompt,
@@ -121,6 +122,7 @@ class Engine:
             CopyPrefix: self._adopt,
             CopyArrived: self._copied,
             Step: lambda step, buffers: [self._runner.received(step, buffers)],
+            Pooled: lambda message, buffers: self._heads.pooled(message, buffers[0]),
             Sampled: self._answered,
             StepFailed: self._answered,
             LinkLost: lambda message, _: [Report(message)],
@@ -294,14 +296,12 @@ class Engine:
             self._perform(failure, None)
             return
         self._heads.ran(step, finished.seconds)
-        if finished.answer is not None:
-            self._answer(finished.answer, None)
+        self._perform(finished.told, None)
 
     def _answer(self, message: Sampled | StepFailed, in_flight: StepInFlight | None) -> StepInFlight | None:
         """To the head of the step's route, directly when that is here."""
         if message.route.head != self._name:
-            _, failure = self._attempt(message, self._links.send, message.route.head, message)
-            return self._perform(failure, in_flight)
+            return self._tell(Tell(message.route.head, message), in_flight)
         return self._follow(in_flight, message, self._answered, message, ())
 
     def _attempt(

@@ -23,7 +23,9 @@ from workers.cache.prefix_store import Handed, PrefixLost, PrefixStore, can_cut,
 from workers.cache.stage_cache import StageCache
 from workers.engine.fitness import UnfitMessage
 from workers.engine.grammar import Grammars, allowed_tokens
-from workers.engine.logprobs import PromptScores, StepLogprobs, Unread, of_sampled
+from workers.engine.launched import Launched
+from workers.engine.logprobs import PromptScores, Unread, of_sampled
+from workers.engine.pooling import Pool
 from workers.engine.sampled import SampledRows, Told
 from workers.engine.sampling import TokenSampler, sample_rows
 from workers.kv_cache import KvSettings
@@ -61,27 +63,13 @@ class _OpenedSequence:
     keys: Sequence[Key] = ()  # of the parts that it began with
     num_tokens: int = 0  # that were computed
     prompt_tokens: int | None = None  # known from the first step of one without cache
+    pool: Pool | None = None  # of one that becomes a vector
 
 
 @dataclass
 class _SlotCache:
     rows: list[int] = field(default_factory=list)
     cache: StageCache | None = None
-
-
-@dataclass(frozen=True)
-class Launched:
-    """A step whose computation has begun.
-
-    output: payload; None where nothing follows. awaited: what is there when it is done; sampled: on the last stage, where that
-    is asked for.
-    """
-
-    step: Step
-    output: Any
-    awaited: Any
-    sampled: SampledRows | None
-    logprobs: StepLogprobs
 
 
 class StageExecutor:
@@ -153,8 +141,9 @@ class StageExecutor:
             return
         constraint = self._grammars.constraint(message) if self._stage.is_last and self._grammars is not None else None
         sampler = TokenSampler(message.sampling, message.seed, message.history, constraint)
+        pool = None if message.pooling is None else Pool(message.pooling, message.max_length)
         self._sequences[message.sequence] = _OpenedSequence(
-            message.cached, sampler, cache, keys, message.computed_tokens
+            message.cached, sampler, cache, keys, message.computed_tokens, pool=pool
         )
         if message.scores_prompt and self._stage.is_last:
             self._scores.open(message.sequence, message.sampling)
@@ -210,24 +199,28 @@ class StageExecutor:
         """
         self._require_next(step)
         sampling = self._stage.is_last and any(row.sample for row in step.rows)
-        at_end = sampling and self._last_position_only and not self._scores.concern(step)
+        pool = self._sequences[step.rows[0].sequence].pool if self._stage.is_last else None
+        is_last_enough = sampling and not self._scores.concern(step) if pool is None else pool.last_position_only
+        at_end = is_last_enough and self._last_position_only
         inputs = self._sampled_before(step) if tokens is None else mx.array(tokens)
         cache = self._cache_of(step) if step.cached else None
         if cache is not None or self._uncached is Uncached.PLAIN:
-            output = self._forward(inputs, cache, payload, at_end=at_end)
+            output = self._forward(inputs, cache, payload, at_end=at_end, pool=pool)
         else:
-            output = self._forward_in_caches(step, inputs, payload, at_end=at_end)
+            output = self._forward_in_caches(step, inputs, payload, at_end=at_end, pool=pool)
         logprobs, rows = self._scores.of(step, inputs, output), None
         if sampling:
             rows, sampled = self._sample(output[:, -1, :], step, cache)
             logprobs = logprobs._replace(sampled=sampled)
         if self._stage.is_last:
             output = None if rows is None else rows.tokens
-        self._model.begin_evaluation([output, *logprobs.arrays], cache)
+        made = output if pool is None else pool.pooled
+        self._model.begin_evaluation([made, *logprobs.arrays], cache)
         for row in step.rows:
             self._sequences[row.sequence].num_tokens = row.position + step.num_tokens
-        awaited = output if output is not None or cache is None else cache.states()
-        return Launched(step, output, awaited, rows, logprobs)
+        awaited = made if made is not None or cache is None else cache.states()
+        vector = pool.pooled if pool is not None and pool.is_whole else None
+        return Launched(step, output, awaited, rows, logprobs, vector)
 
     def _require_next(self, step: Step) -> None:
         """Every sequence of the step is open and where the step says. Raises UnfitMessage."""
@@ -237,31 +230,42 @@ class StageExecutor:
                 raise UnfitMessage(f"sequence {row.sequence} is not open on this worker")
             if step.cached and sequence.num_tokens != row.position:
                 raise UnfitMessage(f"sequence {row.sequence} is at {sequence.num_tokens}, not at {row.position}")
+            if sequence.pool is not None and (len(step.rows) > 1 or row.sample):
+                raise UnfitMessage(f"sequence {row.sequence} becomes a vector, nothing is sampled for it")
 
-    def _forward(self, tokens: mx.array, cache: StageCache | None, payload: Any, *, at_end: bool) -> Any:
-        return self._model.forward(
-            tokens, layers=self._stage.layers, cache=cache, payload=payload, last_position_only=at_end
-        )
+    def _forward(
+        self, tokens: mx.array, cache: StageCache | None, payload: Any, *, at_end: bool, pool: Pool | None
+    ) -> Any:
+        """What the model makes of the tokens; hidden states that are pooled go into `pool`, beside which nothing is asked for."""
+        run = self._model.forward if pool is None else self._model.hidden_states
+        output = run(tokens, layers=self._stage.layers, cache=cache, payload=payload, last_position_only=at_end)
+        if pool is not None:
+            pool.add(output, tokens.shape[1])
+        return output
 
-    def _forward_in_caches(self, step: Step, tokens: mx.array, payload: Any, *, at_end: bool) -> Any:
+    def _forward_in_caches(self, step: Step, tokens: mx.array, payload: Any, *, at_end: bool, pool: Pool | None) -> Any:
         """A pass of all that a sequence has, in caches that are thrown away; cut as mlx-lm would have cut it, where that
         matters: then its payload is the list of what the parts hand on.
         """
         cache = self._model.make_cache(self._stage.layers)
         if self._uncached is Uncached.IN_CACHES:
-            return self._forward(tokens, cache, payload, at_end=at_end)
+            return self._forward(tokens, cache, payload, at_end=at_end, pool=pool)
         parts = mx.split(tokens, self._ends_of_parts(step), axis=1)
         outputs = []
         for part, received in zip(parts, payload or [None] * len(parts), strict=True):
-            outputs.append(self._forward(part, cache, received, at_end=at_end))
+            outputs.append(self._forward(part, cache, received, at_end=at_end, pool=pool))
             self._model.begin_evaluation(outputs[-1], cache)
         if self._scores.concern(step):
             return mx.concatenate(outputs, axis=1)
         return outputs[-1] if self._stage.is_last else outputs
 
     def _ends_of_parts(self, step: Step) -> list[int]:
-        """Where mlx-lm would have ended the passes of a sequence, but for the last: its prompt's chunks, then each token."""
+        """Where mlx-lm would have ended the passes of a sequence, but for the last: its prompt's chunks, then each token. One that
+        becomes a vector has no token apart.
+        """
         sequence = self._sequences[step.rows[0].sequence]
+        if sequence.pool is not None:
+            return list(range(MLX_LM_CHUNK_TOKENS, step.num_tokens, MLX_LM_CHUNK_TOKENS))
         sequence.prompt_tokens = sequence.prompt_tokens or step.num_tokens
         last = sequence.prompt_tokens - 1
         return [*range(MLX_LM_CHUNK_TOKENS, last, MLX_LM_CHUNK_TOKENS), *range(max(last, 1), step.num_tokens)]

@@ -59,11 +59,12 @@ class Generation:
             sampling=sampling,
             seed=request.seed,
             history=tuple(self.tokens[-HISTORY_TOKENS:]),
-            max_length=len(self.tokens) + request.max_tokens,
+            max_length=len(self.tokens) + (0 if request.pooling else request.max_tokens),
             computed_tokens=self.match.num_tokens + self.num_handed,
             scores_prompt=request.scores_prompt,
             end_tokens=request.end_tokens if sampling.looks_back else (),
             answer=tuple(self.tokens[len(self.tokens) - request.answered :]) if sampling.looks_back else (),
+            pooling=request.pooling,
         )
 
     @property
@@ -84,6 +85,13 @@ class Generation:
     def tells_prompt(self) -> bool:
         """Whether the log probabilities of the prompt's tokens are told, with each step until the first token is sampled."""
         return self.request.scores_prompt and self.num_generated == 0
+
+    @property
+    def reads_only(self) -> int | None:
+        """How many of its tokens are read where nothing is sampled; None where something is."""
+        if self.request.pooling is not None:
+            return self.prompt_tokens
+        return None if self.reading is None else self.prompt_tokens - 1
 
     def is_read(self, end: int) -> bool:
         """Whether the first `end` tokens are all of the prompt that is computed before the first token is sampled."""

@@ -6,7 +6,6 @@ An event that does not fit what the head knows raises `UnfitMessage` and changes
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy as np
 from protocol.messages import (
     CloseSequence,
     DropPrefix,
+    Embedded,
     Generate,
     KeepPrefix,
     PrefillProgress,
@@ -26,7 +26,7 @@ from protocol.messages import (
     Tokens,
     Update,
 )
-from protocol.values import Route, TokenLogprobs
+from protocol.values import Buffer, Route, TokenLogprobs
 from strategy.chunking import ChunkCost, ChunkSize
 from strategy.prefix import BLOCK_TOKENS, NO_MATCH, Key, Match, PrefixDirectory
 from strategy.scheduling import RowPlan, Schedule, StepPlan
@@ -35,24 +35,13 @@ from workers.engine.fitness import UnfitMessage
 from workers.engine.generation import Generation, Reading
 from workers.engine.scored import misfit_of, prompts_scored
 from workers.engine.step_kind import StepKind, kind_of
+from workers.engine.step_under_way import StepUnderWay
 from workers.engine.usual_times import UsualTimes
 
 # Prompts longer than this report how far their prefill is.
 PROGRESS_FROM_TOKENS = 256
 # How often the blocks of a prompt on its way are kept.
 KEEP_EVERY_TOKENS = 4 * BLOCK_TOKENS
-
-
-@dataclass
-class _InFlight:
-    """A step that has not come back. limit_s: when it is overdue, those in front of it included."""
-
-    plan: StepPlan
-    kind: StepKind
-    num_tokens: int
-    launched_at: float
-    limit_s: float
-    is_reported: bool = False
 
 
 class Head:
@@ -87,7 +76,7 @@ class Head:
         self._generations: dict[int, Generation] = {}
         self._numbers: dict[int, int] = {}  # the coordinator's number to the route's
         self._num_sequences = 0
-        self._in_flight: dict[int, _InFlight] = {}  # oldest first
+        self._in_flight: dict[int, StepUnderWay] = {}  # oldest first
         self._num_steps = 0
 
     def __repr__(self) -> str:
@@ -111,7 +100,7 @@ class Head:
         """What of a new request's prompt is kept here; held for it until it ends, or until `release`."""
         if request.sequence in self._numbers:
             raise UnfitMessage(f"sequence {request.sequence} is already there")
-        if self._prefixes is None or not request.cached or request.scores_prompt:
+        if self._prefixes is None or not request.reuses or request.scores_prompt:
             return NO_MATCH
         return self._prefixes.match(prompt, request.scope)
 
@@ -164,7 +153,7 @@ class Head:
             client=request.client,
             computed_tokens=opening.computed_tokens,
             runs_ahead=not any(penalties),  # penalties look at the ids before
-            reads_only=generation.reading is not None,
+            reads_only=generation.reads_only,
         )
         return [Forward(opening, generation.match.keys, handed)]
 
@@ -197,7 +186,7 @@ class Head:
 
     def _keep(self, number: int, generation: Generation, num_tokens: int, *, ended: bool) -> list[Action]:
         """Have the stages keep the sequence's first `num_tokens`, all of which are computed, for later ones."""
-        if self._prefixes is None or not generation.request.cached:
+        if self._prefixes is None or not generation.request.reuses:
             return []
         request = generation.request
         conversation = request.conversation if ended else None
@@ -236,7 +225,7 @@ class Head:
         limit_s = self._usual.limit_s(kind, step.num_tokens)
         for ahead in self._in_flight.values():
             limit_s = max(limit_s, ahead.limit_s)
-        self._in_flight[step.number] = _InFlight(plan, kind, step.num_tokens, now, limit_s)
+        self._in_flight[step.number] = StepUnderWay(plan, kind, step.num_tokens, now, limit_s)
         return Launch(step, self._ids(plan))
 
     def _ids(self, plan: StepPlan) -> np.ndarray | None:
@@ -332,6 +321,15 @@ class Head:
         failure = SequenceFailed(sequence=generation.request.sequence, message=why)
         return [*self._close(number, keep=True), Report(failure)]
 
+    def pooled(self, number: int, vector: Buffer) -> list[Action]:
+        """A sequence became a vector, which ends it; its step comes back behind that."""
+        generation = self._generations.get(number)
+        if generation is None:
+            return []
+        if generation.request.pooling is None:
+            raise UnfitMessage(f"sequence {number} of {self.route} is no vector")
+        return [Report(Embedded(sequence=generation.request.sequence), (vector,)), *self._close(number, keep=False)]
+
     def _progress(self, row: RowPlan) -> list[Action]:
         generation = self._generations.get(row.sequence)
         if generation is None:
@@ -343,6 +341,10 @@ class Head:
             actions.append(Report(PrefillProgress(sequence=sequence, processed=processed, total=total)))
         if generation.reading is not None and generation.is_read(processed):
             actions += self._close(row.sequence, keep=True)
+        if generation.request.pooling is not None and processed == total:  # it would have ended before
+            why = f"{self.route.last} gave no vector of it"
+            actions += [Report(SequenceFailed(sequence=generation.request.sequence, message=why))]
+            actions += self._close(row.sequence, keep=False)
         return actions
 
     def failed(self, number: int, message: str) -> list[Action]:
@@ -381,12 +383,12 @@ class Head:
             for number, step in late
         ]
 
-    def _flying(self, number: int) -> _InFlight:
+    def _flying(self, number: int) -> StepUnderWay:
         if number not in self._in_flight:
             raise UnfitMessage(f"step {number} of {self.route} is not in flight")
         return self._in_flight[number]
 
-    def _landed(self, number: int) -> _InFlight:
+    def _landed(self, number: int) -> StepUnderWay:
         done = self._flying(number)
         del self._in_flight[number]
         self._schedule.done(done.plan)

@@ -12,13 +12,14 @@ from protocol.messages import (
     ForgetConversation,
     Generate,
     KnownPrefix,
+    Pooled,
     ReadPrompt,
     Sampled,
     Step,
     StepFailed,
     StopReading,
 )
-from protocol.values import Route, Sampling
+from protocol.values import Buffer, Route, Sampling
 from strategy.prefix import Key, PrefixDirectory
 from workers.engine.actions import Action, Forward
 from workers.engine.fitness import UnfitMessage
@@ -126,6 +127,13 @@ class Heads:
         if isinstance(message, Sampled):
             return head.sampled(message, now)
         return head.failed(message.number, message.message)
+
+    def pooled(self, message: Pooled, vector: Buffer) -> list[Action]:
+        """A sequence of one of the heads became a vector."""
+        head = self._heads.get(message.route)
+        if head is None:
+            raise UnfitMessage(f"no route {message.route} runs from here")
+        return head.pooled(message.sequence, vector)
 
     def ran(self, step: Step, seconds: float) -> None:
         """This worker's stage of a step took so long."""

@@ -54,6 +54,7 @@ class Loading:
                 why_not=found.why_not,
                 batches=found.batches,
                 last_position_only=found.last_position_only,
+                embeds=found.embeds,
                 context_tokens=found.context_tokens,
                 uncached_in_caches=found.uncached_in_caches,
                 whole_prompts=found.whole_prompts,

@@ -23,6 +23,7 @@ from protocol.messages import (
     HandOver,
     KeepPrefix,
     OpenSequence,
+    Pooled,
     Sampled,
     Step,
 )
@@ -32,10 +33,10 @@ from strategy.prefix import Key
 from workers.cache import kv_parts
 from workers.cache.kv_parts import KvPart
 from workers.cache.prefix_store import Handed
-from workers.engine.actions import Launch, Passed, Tell
+from workers.engine.actions import AnswerHead, Launch, Passed, Tell
 from workers.engine.copying import Copying
-from workers.engine.executor import Launched
 from workers.engine.fitness import UnfitMessage, required_buffer
+from workers.engine.launched import Launched
 from workers.engine.step_kind import kind_of
 from workers.engine.trace import Tracer
 from workers.engine.usual_times import UsualTimes
@@ -63,10 +64,10 @@ class StepInFlight(msgspec.Struct, frozen=True, eq=False):
 
 
 class FinishedStep(msgspec.Struct, frozen=True):
-    """What came of a step here. answer: for the head, None where the step went on to another worker."""
+    """What came of a step here. told: for the head, nothing where the step went on to another worker."""
 
     seconds: float
-    answer: Sampled | None
+    told: tuple[Tell | AnswerHead, ...] = ()
 
 
 class StageRunner:
@@ -245,11 +246,12 @@ class StageRunner:
         seconds = self._count(in_flight)
         worker = self._next_worker(step.route)
         if worker is None:
-            return FinishedStep(seconds, Sampled(number=step.number, route=step.route, **output._asdict()))
+            answer = Sampled(number=step.number, route=step.route, **output._asdict())
+            return FinishedStep(seconds, (*_vector_of(in_flight.launched), AnswerHead(answer)))
         spec, arrays = payload.encode(output)
         assert in_flight.tokens is not None, "only a route of one stage runs ahead of its ids"
         self._links.send(worker, msgspec.structs.replace(step, payload=spec), [in_flight.tokens.tobytes(), *arrays])
-        return FinishedStep(seconds, None)
+        return FinishedStep(seconds)
 
     def _count(self, in_flight: StepInFlight) -> float:
         """Seconds that the device was at a step, from when it was free for it."""
@@ -269,3 +271,12 @@ class StageRunner:
             sequences = [row.sequence for row in step.rows]
             self._tracer.ended(kind.value, seconds, step=step.number, sequences=sequences, tokens=step.num_tokens)
         return seconds
+
+
+def _vector_of(launched: Launched) -> tuple[Tell, ...]:
+    """For the head, where a sequence became one with this step."""
+    step, vector = launched.step, launched.vector
+    if vector is None:
+        return ()
+    pooled = Pooled(sequence=step.rows[0].sequence, route=step.route)
+    return (Tell(step.route.head, pooled, (np.array(vector).astype("<f4").tobytes(),)),)

@@ -26,7 +26,7 @@ from workers.model import loading
 from workers.model.trial import Trial
 from workers.zoo.configurations import architecture_of
 
-REVISION = 4
+REVISION = 5
 MAX_TRIED_WEIGHTS = 50_000_000
 _CONTEXT_KEYS = ("max_position_embeddings", "model_max_length", "n_positions", "max_seq_len", "n_ctx", "seq_length")
 
@@ -40,6 +40,7 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     last_position_only: the projection can be limited to the last position. context_tokens: None when the configuration
     says nothing. uncached_in_caches: passes without caches are wrong, so they need caches that are thrown away.
     whole_prompts: what a prompt's chunks are changes the logits, so a prompt must run as in mlx-lm, from its beginning.
+    embeds: what the projection to logits is given can be had.
     """
 
     architecture: str
@@ -52,6 +53,7 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     context_tokens: int | None = None
     uncached_in_caches: bool = True
     whole_prompts: bool = True
+    embeds: bool = False
 
 
 def inspect(path: Path, cache_dir: Path | None) -> Inspection:
@@ -127,6 +129,7 @@ def _tried(trial: Trial, base: Inspection) -> Inspection:
         last_position_only=trial.last_position_only(),
         uncached_in_caches=trial.uncached_is_wrong(),
         whole_prompts=trial.chunks_are_wrong(),
+        embeds=trial.shows_hidden_states(),
     )
 
 
@@ -189,6 +192,8 @@ def _special(found: Inspection) -> str:
         special.append("without a KV cache each pass runs in caches that are thrown away")
     if found.whole_prompts and not found.why_not:
         special.append("prompts run in mlx-lm's own chunks and none is reused")
+    if not found.embeds and not found.why_not:
+        special.append("no embeddings")
     return "; ".join(special)
 
 
@@ -204,7 +209,8 @@ comparing the logits bit for bit (`./launch.sh doctor --architectures` does it a
 `python -m workers.model.inspection --markdown`). Of {len(found)}, {anywhere} split anywhere and {at_some} at some cuts. What cannot be
 split runs whole, on each worker that has room for it. *Batches*: several requests share one step; otherwise they take
 turns. *Special*: where mlx-lm's code gives other logits without a KV cache, or for other chunks of a prompt, than it does
-when it generates by itself, and what is done so that its own answer comes out.
+when it generates by itself, and what is done so that its own answer comes out; and where no embeddings can be made, since the
+model's code shows nothing of its hidden states.
 
 | architecture | splits | batches | special |
 | --- | --- | --- | --- |

@@ -21,6 +21,7 @@ from protocol.values import LayerRange
 from workers.cache.stage_cache import StageCache
 from workers.kv_cache import KINDS, Kind, KvSettings
 from workers.model import loading
+from workers.model.hidden_states import OutsideCalls, given_to_projection
 from workers.model.payload import Carried, Payload, arrays, like, map_arrays
 from workers.model.weights import Weights
 
@@ -46,6 +47,7 @@ class SplitModel:
         self.limits_projection = True  # whether a pass may compute logits for the last position alone
         self.vocabulary_size = 0  # columns of the logits, known from the first pass of any range on
         self._switch = _Switch()
+        self._outside_calls = OutsideCalls(model, self.layers)
         self._owner_of_entry: tuple[int | None, ...] | None = None
         self._kinds: dict[str, Kind] = {}
         self.weights = Weights(model, self.layers)
@@ -127,6 +129,25 @@ class SplitModel:
         if layers[1] == self.num_layers:
             return logits[:, -1:, :] if last_position_only and logits.shape[1] > 1 else logits
         return map_arrays(mx.contiguous, without(current.output, self.unused.get(layers[1], ())))
+
+    def hidden_states(
+        self,
+        tokens: mx.array,
+        *,
+        layers: LayerRange,
+        cache: StageCache | None,
+        payload: Payload = None,
+        last_position_only: bool = False,
+    ) -> mx.array:
+        """As `forward` of a range that ends with the last layer, but what the projection to logits is given: (batch, n, size), or
+        (batch, 1, size) with `last_position_only`. Raises ModelError for an architecture that does not show it.
+        """
+        with self._outside_calls.watched() as calls:
+            logits = self.forward(
+                tokens, layers=layers, cache=cache, payload=payload, last_position_only=last_position_only
+            )
+        hidden = given_to_projection(calls, logits.shape[-1], tokens.shape)
+        return hidden[:, -1:, :] if last_position_only else hidden
 
     def begin_evaluation(self, output: Payload, cache: StageCache | None) -> None:
         """As `evaluate`, without waiting for the end."""

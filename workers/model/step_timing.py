@@ -21,7 +21,8 @@ from protocol.values import KvSettings, LayerRange, Route, Sampling
 from strategy.prefix import Key
 from workers.cache.prefix_store import Handed, PrefixStore
 from workers.cache.stage_cache import StageCache
-from workers.engine.executor import Launched, StageExecutor, StagePlace, Uncached
+from workers.engine.executor import StageExecutor, StagePlace, Uncached
+from workers.engine.launched import Launched
 from workers.kv_cache.probe import Recorder, Shapes
 from workers.model.payload import arrays, noise_like
 from workers.model.split_model import SplitModel

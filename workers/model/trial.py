@@ -111,6 +111,20 @@ class Trial:
 
         return bool(_attempt(same)[0])
 
+    def shows_hidden_states(self) -> bool:
+        """Whether what the projection is given can be had, of each position and of the last one alone."""
+        whole, tokens = LayerRange(0, self.num_layers), mx.array(_BRIEFLY[:1], mx.int32)
+
+        def same() -> bool:
+            every = self._split.hidden_states(tokens, layers=whole, cache=self._split.make_cache(whole))
+            if not self.last_position_only():
+                return every.shape[1] == tokens.shape[1]
+            cache = self._split.make_cache(whole)
+            last = self._split.hidden_states(tokens, layers=whole, cache=cache, last_position_only=True)
+            return _near(last, every[:, -1:])
+
+        return bool(_attempt(same)[0])
+
     def _exact(self, cuts: Sequence[int]) -> bool:
         if not self._same(cuts, _CACHED, cached=True):
             return False

@@ -84,6 +84,8 @@ def _models() -> dict[str, Schema]:
     }
 
 
+# As numbers, or as their bytes in base64.
+_VECTOR = any_of(list_of({"type": "number"}), TEXT)
 _USED = {"usage": or_null(component("Usage")), "tandem": component("Tandem")}
 _REASON = constant("stop", "length", "tool_calls", "content_filter", None)
 _LOGPROBS: Schema = {"type": ["object", "null"]}
@@ -120,6 +122,13 @@ def _completions() -> dict[str, Schema]:
     return {
         "Completion": record(**_head("text_completion"), choices=choices, **_USED),
         "CompletionChunk": record(_USED, **_head("text_completion"), choices=choices),
+        "Embeddings": record(
+            {"tandem": component("Tandem")},
+            object=constant("list"),
+            data=list_of(record(object=constant("embedding"), index=WHOLE, embedding=_VECTOR)),
+            model=TEXT,
+            usage=record(prompt_tokens=WHOLE, total_tokens=WHOLE),
+        ),
     }
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from cluster.api.embedding_routes import EMBEDDING_BODIES
 from cluster.api.explain import EXPLAIN_BODIES
 from cluster.api.kept_responses import PAGE_PARAMETERS, READING_PARAMETERS
 from cluster.api.ollama_routes import show_body
@@ -51,6 +52,12 @@ def _asked(
     return Operation("post", path, tag, summary, answer, (body,), streamed, _OF_BODIES + _OF_ANSWERS, error)
 
 
+def _embedded(tag: str, path: str, summary: str, kinds: tuple[str, str], error: str = "Error") -> Operation:
+    """A request for vectors. kinds: of its body and its answer."""
+    body, answer = kinds
+    return Operation("post", path, tag, summary, answer, (body,), statuses=_OF_BODIES + _OF_ANSWERS, error=error)
+
+
 def operations() -> Iterator[Operation]:
     """All of them, as a page shows them."""
     yield from _openai()
@@ -82,6 +89,7 @@ def _openai() -> Iterator[Operation]:
         statuses=(400, 404),
         parameters=PAGE_PARAMETERS,
     )
+    yield _embedded(tag, "/v1/embeddings", "Texts as vectors", ("EmbeddingRequest", "Embeddings"))
     yield Operation("get", "/v1/models", tag, "The models that are served", "Models")
     yield Operation("get", "/v1/models/{model_id}", tag, "One of them", "Model", statuses=(404, 503))
 
@@ -109,6 +117,10 @@ def _ollama() -> Iterator[Operation]:
     yield _asked(tag, "/api/chat", "A chat's next message", chat, error)
     generate = ("OllamaGenerateRequest", "OllamaGenerateAnswer", (LINES, "OllamaGenerateAnswer"))
     yield _asked(tag, "/api/generate", "An answer to a prompt", generate, error)
+    embed = ("OllamaEmbedRequest", "OllamaEmbedAnswer")
+    yield _embedded(tag, "/api/embed", "Texts as vectors", embed, error)
+    embeddings = ("OllamaEmbeddingsRequest", "OllamaEmbeddingsAnswer")
+    yield _embedded(tag, "/api/embeddings", "One text as a vector", embeddings, error)
     yield Operation("get", "/api/tags", tag, "The models that are there", "OllamaTags", error=error)
     yield Operation("get", "/api/ps", tag, "The models that are loaded", "OllamaRunning", error=error)
     yield Operation("get", "/api/version", tag, "A version, for clients that ask", "OllamaVersion", error=error)
@@ -173,6 +185,7 @@ def bodies() -> dict[str, Schema]:
     named = {operation.path: operation.body[0] for operation in operations() if operation.path in surfaces}
     made: dict[str, Any] = {name: surfaces[path].schema for path, name in named.items()}
     more = {
+        **EMBEDDING_BODIES,
         **EXPLAIN_BODIES,
         **TOKENIZE_BODIES,
         "DetokenizeRequest": detokenize_body,

@@ -53,6 +53,10 @@ def ollama_schemas() -> dict[str, Schema]:
     return {
         "OllamaChatAnswer": record(ending, **head, message=message),
         "OllamaGenerateAnswer": record({**ending, "thinking": TEXT}, **head, response=TEXT),
+        "OllamaEmbedAnswer": record(
+            {**dict.fromkeys(counts[:3], WHOLE), **_TANDEM}, model=TEXT, embeddings=list_of(list_of({"type": "number"}))
+        ),
+        "OllamaEmbeddingsAnswer": record(_TANDEM, embedding=list_of({"type": "number"})),
         "OllamaError": record(error=TEXT),
         "OllamaTags": record(models=list_of(record(**named, modified_at=TEXT))),
         "OllamaRunning": record(models=list_of(running)),

@@ -12,6 +12,7 @@ from jsonschema import Draft202012Validator
 
 from cluster.api.document.building import Known, document
 from cluster.api.document.operations import operations
+from cluster.api.embedding_routes import OllamaEmbed, OllamaEmbeddings, OpenAiEmbeddings
 from cluster.api.events import as_json
 from cluster.api.explain import parse_explain
 from cluster.api.fields import Notes
@@ -41,6 +42,9 @@ PARSERS |= {
     "TokenizeCompletionRequest": parse_tokenize,
     "DetokenizeRequest": parse_detokenize,
     "OllamaShowRequest": parse_show,
+    "EmbeddingRequest": OpenAiEmbeddings().parse,
+    "OllamaEmbedRequest": OllamaEmbed().parse,
+    "OllamaEmbeddingsRequest": OllamaEmbeddings().parse,
 }
 
 

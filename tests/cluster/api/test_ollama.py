@@ -161,7 +161,7 @@ def test_body_that_is_no_json_is_refused_in_the_same_words():
     assert response.json()["error"].startswith("The body is not valid JSON")
 
 
-@pytest.mark.parametrize("path", ["/api/pull", "/api/create", "/api/delete", "/api/embed"])
+@pytest.mark.parametrize("path", ["/api/pull", "/api/create", "/api/delete"])
 def test_what_would_change_models_is_not_served(path):
     assert ask(FakeService(), "POST", path, {"model": "tiny"}).status_code == 404
 

@@ -8,7 +8,17 @@ import pytest
 from cluster.membership.checks import OF_MEMBERS, can_be_reached, check_member, check_stranger
 from protocol.codec import Envelope
 from protocol.errors import WireError
-from protocol.messages import FiguresComputed, Heartbeat, Join, Loaded, ModelsListed, PromptLogprobs, Tokens, Update
+from protocol.messages import (
+    Embedded,
+    FiguresComputed,
+    Heartbeat,
+    Join,
+    Loaded,
+    ModelsListed,
+    PromptLogprobs,
+    Tokens,
+    Update,
+)
 from protocol.values import MAX_TOP_LOGPROBS, Address, LayerRange, Peer, TokenLogprobs
 from strategy.chunking import ChunkCost
 from strategy.layer_speeds import PartSpeed
@@ -59,10 +69,21 @@ def test_stranger_s_join_has_its_own_key_and_possible_numbers(changes):
 @pytest.mark.parametrize("message", [message for message in EXAMPLES.values() if type(message) in OF_MEMBERS])
 def test_member_speaks_for_itself(message):
     buffers = (b"", b"") * len(message.prefixes) if isinstance(message, Loaded) else ()
+    buffers = (b"\0\0\0\0",) if isinstance(message, Embedded) else buffers
     check_member(Envelope(1, message, buffers, key=KEY), "w")
     if hasattr(message, "worker"):
         with pytest.raises(WireError):
             check_member(Envelope(1, message, buffers, key=KEY), "another")
+
+
+@pytest.mark.parametrize(
+    "buffers",
+    [(), (b"",), (b"\0\0\0",), (b"\0" * 4, b"\0" * 4), (bytes(4 * ((1 << 20) + 1)),)],
+    ids=["none", "empty", "no whole number", "two", "too large"],
+)
+def test_vector_is_one_buffer_of_numbers(buffers):
+    with pytest.raises(WireError, match="a vector that is none"):
+        check_member(Envelope(1, of(Embedded), buffers, key=KEY), "w")
 
 
 def test_both_ends_of_a_link_may_say_that_it_is_lost():

@@ -4,6 +4,7 @@ import pytest
 
 from protocol.messages import (
     CloseSequence,
+    Embedded,
     Generate,
     HandOver,
     KeepPrefix,
@@ -66,6 +67,20 @@ class Played:
             end_tokens=end_tokens,
             sampling=Sampling(**sampling),
             seed=7,
+        )
+        self.do(self.head.begin(request, list(prompt)))
+
+    def embed(self, sequence, prompt, *, cached=True):
+        """A text that becomes a vector."""
+        request = Generate(
+            sequence=sequence,
+            route=self.head.route,
+            cached=cached,
+            max_tokens=1,
+            end_tokens=(END,),
+            sampling=Sampling(),
+            seed=0,
+            pooling="mean",
         )
         self.do(self.head.begin(request, list(prompt)))
 
@@ -390,3 +405,60 @@ def test_prompt_that_fails_while_it_is_read_is_told_to_whom_it_is_for_and_no_one
     assert not [message for message in played.reported if not isinstance(message, Reused)]
     assert isinstance(played.forwarded[-1], CloseSequence)
     assert played.nothing_to_run()
+
+
+# --- texts that become vectors
+
+
+@pytest.mark.parametrize(("cached", "num_steps"), [(True, 3), (False, 1)])
+def test_text_is_read_to_its_last_token_and_its_vector_ends_it(played, cached, num_steps):
+    played.embed(7, range(100, 140), cached=cached)
+    (opened,) = played.forwarded
+    assert (opened.pooling, opened.max_length) == ("mean", 40)
+    steps = [played.issue() for _ in range(num_steps)]
+    assert [token for _, ids in steps for token in ids[0].tolist()] == list(range(100, 140))
+    assert not any(row.sample for step, _ in steps for row in step.rows)
+    assert played.nothing_to_run()
+    played.do(played.head.pooled(1, b"vector"))
+    assert played.reported == [Embedded(sequence=7)]
+    assert played.forwarded[1:] == [CloseSequence(sequence=1, route=ROUTE)]
+    for step, _ in steps:
+        played.sampled(step)
+    assert (len(played.head), played.head.num_in_flight) == (0, 0)
+    assert played.reported == [Embedded(sequence=7)]
+
+
+def test_text_is_not_looked_up_and_not_kept():
+    played = Played(prefixes=PrefixDirectory(capacity=8, snapshots=False))
+    prompt = range(100, 100 + 3 * BLOCK_TOKENS)
+    for sequence in (1, 2):
+        played.embed(sequence, prompt)
+        for _ in range(len(prompt) // 16 - 1):
+            played.answer()
+        step, _ = played.issue()
+        played.do(played.head.pooled(sequence, b"vector"))
+        played.sampled(step)
+    assert not [message for message in played.forwarded if isinstance(message, KeepPrefix)]
+    assert not [message for message in played.reported if isinstance(message, Reused)]
+
+
+def test_text_whose_last_step_comes_back_without_its_vector_fails(played):
+    played.embed(7, [1, 2, 3])
+    played.answer()
+    assert played.reported == [SequenceFailed(sequence=7, message="beta gave no vector of it")]
+    assert len(played.head) == 0
+
+
+def test_vector_of_a_text_whose_client_left_is_nobody_s(played):
+    played.embed(7, [1, 2, 3])
+    step, _ = played.issue()
+    played.cancel(7)
+    played.do(played.head.pooled(1, b"vector"))
+    played.sampled(step)
+    assert played.reported == []
+
+
+def test_vector_of_an_answer_is_refused(played):
+    played.begin(1, [1, 2, 3])
+    with pytest.raises(UnfitMessage, match="no vector"):
+        played.head.pooled(1, b"vector")

@@ -71,6 +71,10 @@ def test_only_known_architectures_are_refused_and_each_with_its_reason(outcomes)
     assert all(NOT_SPLIT[case] in reason for case, reason in not_split.items())
 
 
+def test_only_known_architectures_do_not_show_their_hidden_states(outcomes):
+    assert {case for case, outcome in outcomes.items() if outcome.get("embeds") is False} == {"talkie"}
+
+
 def test_layers_that_share_the_kv_of_earlier_ones_stay_with_their_source(outcomes):
     split = {case: found for case, found in outcomes.items() if found.get("cuts")}
     limited = {case for case, found in split.items() if found["cuts"] < found["layers"] - 1}
