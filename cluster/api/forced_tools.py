@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from cluster.api.fields import mapping, refuse, text
-from cluster.api.schemas import described
+from cluster.api.schemas import NULL, Schema, described, or_null
 from cluster.api.structured import MOST_CHARACTERS
 from cluster.serving.requests import ForcedCall, Structure
 from protocol.errors import BadRequest
@@ -43,7 +43,36 @@ _CHOICES = {
 }
 
 
-@described({"anyOf": [{"enum": list(_CHOICES)}, {"type": "object", "required": ["type"]}]})
+_NAME: Schema = {"type": "string", "minLength": 1, "maxLength": 256}
+
+
+def _object(required: Schema, **properties: Schema) -> Schema:
+    return {"type": "object", "properties": required | properties, "required": list(required)}
+
+
+_NAMED: Schema = {"anyOf": [_object({"function": _object({"name": _NAME})}), _object({"name": _NAME}, function=NULL)]}
+_ALLOWED: Schema = {"tools": {"type": "array", "items": _NAMED, "minItems": 1}}
+_MODE: Schema = or_null({"enum": ["auto", "required"]})
+_FUNCTION, _ALLOWED_TOOLS = {"enum": ["function"]}, {"enum": ["allowed_tools"]}
+_OPENAI: Schema = {
+    "anyOf": [
+        {"enum": list(_CHOICES)},
+        _object({"type": _FUNCTION, "function": _object({"name": _NAME})}),
+        _object({"type": _FUNCTION, "name": _NAME}, function=NULL),
+        _object({"type": _ALLOWED_TOOLS, "allowed_tools": _object(_ALLOWED, mode=_MODE)}),
+        _object({"type": _ALLOWED_TOOLS, **_ALLOWED}, mode=_MODE, allowed_tools=NULL),
+    ]
+}
+_IS_SINGLE: Schema = or_null({"type": "boolean"})
+_ANTHROPIC: Schema = {
+    "anyOf": [
+        _object({"type": {"enum": ["auto", "any", "none"]}}, disable_parallel_tool_use=_IS_SINGLE),
+        _object({"type": {"enum": ["tool"]}, "name": _NAME}, disable_parallel_tool_use=_IS_SINGLE),
+    ]
+}
+
+
+@described(_OPENAI)
 def tool_choice(name: str, value: Any) -> ToolChoice:
     """OpenAI's, of chat completions and of responses, which name a tool at different depths."""
     if type(value) is str:
@@ -55,11 +84,12 @@ def tool_choice(name: str, value: Any) -> ToolChoice:
         case "function":
             return ToolChoice((_name_in(name, given),), is_forced=True, is_named=True)
         case "allowed_tools":
-            return _allowed_tools(name, mapping(f"{name}.allowed_tools", given.get("allowed_tools", given)))
+            within = given.get("allowed_tools")
+            return _allowed_tools(name, given if within is None else mapping(f"{name}.allowed_tools", within))
     raise refuse(f"{name}.type", '"function" or "allowed_tools"', given.get("type"))
 
 
-@described({"type": "object", "properties": {"type": {"enum": ["auto", "any", "tool", "none"]}}, "required": ["type"]})
+@described(_ANTHROPIC)
 def anthropic_choice(name: str, value: Any) -> ToolChoice:
     """Anthropic's, an object with a type."""
     given = mapping(name, value)
@@ -72,8 +102,8 @@ def anthropic_choice(name: str, value: Any) -> ToolChoice:
 
 
 def _allowed_tools(name: str, given: Mapping[str, Any]) -> ToolChoice:
-    mode, tools = given.get("mode", "auto"), given.get("tools")
-    if mode not in ("auto", "required"):
+    mode, tools = given.get("mode"), given.get("tools")
+    if mode not in (None, "auto", "required"):
         raise refuse(f"{name}.mode", '"auto" or "required"', mode)
     if type(tools) is not list or not tools:
         raise refuse(f"{name}.tools", "a list of at least one tool", tools)
@@ -83,25 +113,19 @@ def _allowed_tools(name: str, given: Mapping[str, Any]) -> ToolChoice:
 
 def _name_in(name: str, value: Any) -> str:
     given = mapping(name, value)
-    if "function" in given:
+    if given.get("function") is not None:
         name, given = f"{name}.function", mapping(f"{name}.function", given["function"])
     found: str = text(1, 256)(f"{name}.name", given.get("name"))
     return found
 
 
 def chosen(choice: ToolChoice, tools: Sequence[Tool], field: str = "tool_choice") -> ChosenTools:
-    """What follows from it for these tools, which have OpenAI's form. Raises BadRequest for one that is not among them."""
-    schemas = {tool["function"]["name"]: tool["function"].get("parameters") for tool in tools}
-    for name in choice.allowed or ():
-        if name not in schemas:
-            raise BadRequest(f"{field} names {name!r}, which is not among the tools", param=field)
+    """What follows from it for these tools, which have OpenAI's form. Whether they can be followed is found out later."""
+    schemas = {tool["function"]["name"]: tool["function"].get("parameters") or {} for tool in tools}
     names = tuple(schemas) if choice.allowed is None else choice.allowed
     if not choice.is_forced:
         return ChosenTools(tuple(tool for tool in tools if tool["function"]["name"] in names))
-    if not names:
-        raise BadRequest(f"{field} asks for a call, but there are no tools; send some", param=field)
-    arguments = {name: _arguments(name, schemas[name]) for name in names}
-    source = msgspec.json.encode(arguments).decode()
+    source = msgspec.json.encode({name: schemas.get(name) for name in names}).decode()
     if len(source) > MOST_CHARACTERS:
         raise BadRequest(
             f"the tools' parameters have {len(source)} characters; where a call is forced, send at most {MOST_CHARACTERS}",
@@ -109,11 +133,3 @@ def chosen(choice: ToolChoice, tools: Sequence[Tool], field: str = "tool_choice"
         )
     forced = ForcedCall(names, "stop" if choice.is_named else "tool_calls")
     return ChosenTools(tuple(tools), forced, Structure(kind="calls", source=source, field=field))
-
-
-def _arguments(name: str, parameters: Any) -> dict[str, Any]:
-    """The schema of a tool's arguments, which are an object."""
-    schema = {} if parameters is None else parameters
-    if type(schema) is not dict:
-        raise refuse(f"the parameters of {name!r}", "a JSON schema", schema)
-    return schema if "type" in schema else {"type": "object"} | schema

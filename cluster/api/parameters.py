@@ -181,16 +181,12 @@ def said_by(fields: dict[str, Any], names: Iterable[str], notes: Notes) -> Any:
 def api_request(
     fields: dict[str, Any], prompt: Prompt, prompt_field: str, notes: Notes, forced: Structure | None = None
 ) -> ApiRequest:
-    """The request of checked common `fields`. forced: a call that the answer has to be, whatever else is said of it. Raises
-    BadRequest where they contradict each other.
-    """
+    """The request of checked common `fields`. forced: a call that the answer has to be, whatever else is said of it."""
     fields = fields | {name: said_by(fields, (name, *synonyms), notes) for name, synonyms in SYNONYMS.items()}
     stream = fields.get("stream", False)
     if fields.get("stream_options") and not stream:
         notes.without_effect("stream_options", ())
     chosen, structure = _sampling(fields), structure_of(fields, notes)
-    if chosen.get("min_tokens", 0) > (fields.get("max_tokens") or MAX_TOKEN_ID):
-        raise BadRequest("min_tokens is more than max_tokens", param="min_tokens")
     streamed = check_all(fields.get("stream_options", {}), STREAM_OPTIONS, notes, "stream_options.")
     return ApiRequest(
         generation=GenerationRequest(
@@ -203,7 +199,7 @@ def api_request(
             strategy=fields.get("strategy"),
             conversation=fields.get("conversation"),
             timeout_s=fields.get("request_timeout_s"),
-            ignores_end_tokens=fields.get("ignore_eos", False),
+            ignores_end_tokens=fields.get("ignore_eos", False) and (forced or structure) is None,
             given=frozenset(chosen),
             structure=forced or structure,
         ),

@@ -9,21 +9,36 @@ from typing import Any
 import msgspec
 
 from cluster.api.fields import Check, Notes, check_all, flag, hint, mapping, mapping_of, refuse, text
-from cluster.api.schemas import NOTHING, Schema, described
+from cluster.api.schemas import NOTHING, Schema, described, or_null
 from cluster.serving.requests import Structure
 from protocol.errors import BadRequest
 
 MOST_CHARACTERS = 1 << 17
 _MOST_CHOICES = 4096
 _ANY_OBJECT: Schema = {"type": "object"}
+_TEXT: Schema = {"type": "string", "minLength": 1, "maxLength": MOST_CHARACTERS}
+_JSON_SCHEMA: Schema = {"anyOf": [_ANY_OBJECT, _TEXT]}
+
+
+def _format_of(kind: str, properties: Schema, *required: str) -> Schema:
+    return {
+        "type": "object",
+        "properties": {"type": {"enum": [kind]}, **properties},
+        "required": ["type", *required],
+    }
+
+
+_DESCRIBED: Schema = {"schema": _JSON_SCHEMA, "strict": or_null({"type": "boolean"})}
 _FORMAT_SCHEMA: Schema = {
     "anyOf": [
-        {"type": "object", "properties": {"type": {"enum": ["text", "json_object"]}}, "required": ["type"]},
-        {
-            "type": "object",
-            "properties": {"type": {"enum": ["json_schema"]}, "json_schema": {"required": ["schema"]}},
-            "anyOf": [{"required": ["type", "json_schema"]}, {"required": ["type", "schema"]}],
-        },
+        _format_of("text", {}),
+        _format_of("json_object", {"schema": or_null(_JSON_SCHEMA)}),
+        _format_of(
+            "json_schema",
+            {"json_schema": {"type": "object", "properties": _DESCRIBED, "required": ["schema"]}},
+            "json_schema",
+        ),
+        _format_of("json_schema", {"json_schema": {"type": "null"}, **_DESCRIBED}, "schema"),
     ]
 }
 
@@ -34,24 +49,21 @@ def _structure(kind: Any, name: str, source: str) -> Structure:
     return Structure(kind=kind, source=source, field=name)
 
 
-@described({"anyOf": [_ANY_OBJECT, {"type": "string", "contentMediaType": "application/schema+json"}]})
+@described(_JSON_SCHEMA)
 def json_schema(name: str, value: Any) -> Structure:
     """A schema as an object, or as its JSON text."""
     if type(value) is str:
-        try:
-            value = msgspec.json.decode(value)
-        except msgspec.DecodeError:
-            raise refuse(name, "a JSON schema", value) from None
+        return _structure("json", name, text(1, MOST_CHARACTERS)(name, value))
     return _structure("json", name, msgspec.json.encode(mapping(name, value)).decode())
 
 
 @described(_ANY_OBJECT)
 def some_json_schema(name: str, value: Any) -> Structure | None:
     """An empty one asks for nothing."""
-    return json_schema(name, value) if value != {} else None
+    return json_schema(name, mapping(name, value)) if value != {} else None
 
 
-@described({"type": "string", "format": "regex", "minLength": 1, "maxLength": MOST_CHARACTERS})
+@described(_TEXT)
 def regex(name: str, value: Any) -> Structure:
     return _structure("regex", name, text(1, MOST_CHARACTERS)(name, value))
 
@@ -85,8 +97,9 @@ def response_format(name: str, value: Any) -> Structure | None:
         case "text":
             return None
         case "json_object":
-            return json_schema(f"{name}.schema", given.get("schema") or _ANY_OBJECT)
-        case "json_schema" if "json_schema" in given:
+            schema = given.get("schema")
+            return json_schema(f"{name}.schema", _ANY_OBJECT if schema is None else schema)
+        case "json_schema" if given.get("json_schema") is not None:
             return _described(within, mapping(within, given["json_schema"]))
         case "json_schema":
             return _described(name, given)
@@ -152,12 +165,12 @@ _SAID_BY = (*STRUCTURED, "format", "output_format")  # and how one surface or th
 
 
 def structure_of(fields: Mapping[str, Any], notes: Notes) -> Structure | None:
-    """What checked `fields` say that an answer has to be. Raises BadRequest where several do."""
+    """What checked `fields` say that an answer has to be: what the first of them says, the others have no effect then."""
     outputs = check_all(fields.get("structured_outputs", {}), _OUTPUTS, notes, "structured_outputs.")
     said = [item for name in _SAID_BY if isinstance(item := fields.get(name), Structure)]
     said += [item for item in outputs.values() if item is not None]
-    if len(said) > 1:
-        raise BadRequest(f"{said[0].field} and {said[1].field} differ; send one of them", param=said[1].field)
+    for other in said[1:]:
+        notes.without_effect(other.field, ())
     if said and fields.get("ignore_eos"):
-        raise BadRequest(f"ignore_eos goes on where {said[0].field} ends; leave out one of them", param="ignore_eos")
+        notes.without_effect("ignore_eos", ())
     return said[0] if said else None

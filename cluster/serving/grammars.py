@@ -46,6 +46,11 @@ def no_grammars(_: Structure) -> str:
     raise GrammarRefused("the model has no tokenizer.json that can be read, which this needs")
 
 
+def endless(_: Structure) -> str:
+    """For a model whose answers end only where they are cut. Raises GrammarRefused."""
+    raise GrammarRefused("the model has no token that ends an answer")
+
+
 def call_begins(name: str) -> str:
     """The text of a call up to its arguments."""
     return f'{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": '
@@ -60,7 +65,7 @@ def compile_grammar(structure: Structure, tokenizer: "LLTokenizer") -> str:
 
     try:
         text = _as_grammar(structure)
-    except (ValueError, RecursionError) as error:  # of the library, for what it cannot read
+    except (ValueError, RecursionError) as error:  # of JSON, and of the library, for what it cannot read
         raise GrammarRefused(in_one_line(str(error))) from error
     matcher = LLMatcher(tokenizer, text, log_level=0, limits=LLParserLimits(verbose_errors=False))
     if not matcher.is_error():
@@ -101,18 +106,24 @@ def _as_grammar(structure: Structure) -> str:
     return grammar_from("grammar", source)
 
 
-def _calls(tools: Mapping[str, Mapping[str, Any]]) -> str:
-    """A call of one of the tools. tools: the schema of each one's arguments, by its name."""
+def _calls(tools: Mapping[str, Any]) -> str:
+    """A call of one of the tools. tools: the schema of each one's arguments, by its name; None where there is no such tool."""
+    if not tools:
+        raise GrammarRefused("there are no tools; send some")
     rules = ["start: " + " | ".join(f"call_{index}" for index in range(len(tools)))]
     for index, (name, parameters) in enumerate(tools.items()):
-        schema = json.dumps(_checked(parameters) | {_OPTIONS_KEY: _JSON_OPTIONS})
+        if parameters is None:
+            raise GrammarRefused(f"{name!r} is not among the tools")
+        schema = json.dumps({"type": "object"} | _checked(parameters) | {_OPTIONS_KEY: _JSON_OPTIONS})
         rules.append(f"call_{index}: {json.dumps(call_begins(name))} args_{index} {json.dumps(CALL_ENDS)}")
         rules.append(f"args_{index}: %json {schema}")
     return "\n".join(rules)
 
 
-def _checked(schema: Mapping[str, Any]) -> dict[str, Any]:
+def _checked(schema: Any) -> dict[str, Any]:
     """A schema as it is meant, without what is for llguidance. Raises GrammarRefused for what that would follow but in part."""
+    if not isinstance(schema, dict):
+        raise GrammarRefused("a JSON schema is an object")
     _require_followed(schema)
     return closed({name: value for name, value in schema.items() if name != _OPTIONS_KEY})
 

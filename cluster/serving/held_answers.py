@@ -8,9 +8,11 @@ import secrets
 
 import msgspec
 
-from cluster.serving.grammars import CALL_ENDS, call_begins
+from cluster.serving.grammars import CALL_ENDS, GrammarRefused, MakeGrammar, call_begins
 from cluster.serving.parts import AnswerPart
-from cluster.serving.requests import ForcedCall, ToolCall
+from cluster.serving.requests import ChatPrompt, ForcedCall, GenerationRequest, ToolCall
+from protocol.errors import BadRequest
+from protocol.values import Grammar
 
 
 class HeldParts:
@@ -61,6 +63,30 @@ class HeldParts:
             return []
         text, self._held = self._held, ""
         return [AnswerPart(text=text)]
+
+
+def held_parts(request: GenerationRequest, think_end: str | None) -> HeldParts | None:
+    """Of an answer that is held to a grammar; None where all of it is said."""
+    grammar, prompt = request.sampling.grammar, request.prompt
+    forced = prompt.forced if isinstance(prompt, ChatPrompt) else None
+    mark = think_end or "" if grammar is not None and grammar.after else ""
+    return HeldParts(mark, forced) if mark or forced else None
+
+
+def constrained(request: GenerationRequest, make_grammar: MakeGrammar, after: tuple[int, ...]) -> GenerationRequest:
+    """With the grammar of what its answer has to be, where it has to be something. after: as of `Grammar`.
+
+    Raises:
+        BadRequest: that is not supported, or not with this model.
+    """
+    structure = request.structure
+    if structure is None:
+        return request
+    try:
+        grammar = Grammar(text=make_grammar(structure), after=after)
+    except GrammarRefused as error:
+        raise BadRequest(f"{structure.field} cannot be followed: {error}", param=structure.field) from error
+    return msgspec.structs.replace(request, sampling=msgspec.structs.replace(request.sampling, grammar=grammar))
 
 
 def _call(text: str, forced: ForcedCall) -> ToolCall | None:

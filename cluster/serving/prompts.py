@@ -13,12 +13,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
 
-import msgspec
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import load_config, load_tokenizer
 
-from cluster.serving.grammars import GrammarRefused, MakeGrammar, compile_grammar, no_grammars, tokens_of
-from cluster.serving.held_answers import HeldParts
+from cluster.serving.grammars import MakeGrammar, compile_grammar, endless, no_grammars, tokens_of
+from cluster.serving.held_answers import HeldParts, constrained, held_parts
 from cluster.serving.infill import infill_marks, infilled
 from cluster.serving.long_prompts import longest_token
 from cluster.serving.parts import THOUGHT, Parts, begins_in, parts_of
@@ -30,7 +29,7 @@ from cluster.serving.text_stream import TextStream
 from cluster.serving.token_texts import TokenTexts
 from protocol.errors import BadRequest, ContextTooLong, ModelError
 from protocol.heap import give_back_memory
-from protocol.values import Grammar, Sampling
+from protocol.values import Sampling
 
 GREEDY = Sampling()
 TOKENIZER_FILES = (
@@ -191,11 +190,9 @@ class Prompts:
     def stream(self, request: GenerationRequest, tokens: Sequence[int] = ()) -> TextStream:
         """A fresh detokenizer for one answer. tokens: of its prompt."""
         parts: Parts | HeldParts | None = None
-        prompt, grammar = request.prompt, request.sampling.grammar
-        if grammar is not None:
-            forced = prompt.forced if isinstance(prompt, ChatPrompt) else None
-            think_end = str(self._tokenizer.think_end) if grammar.after else ""
-            parts = HeldParts(think_end, forced) if think_end or forced else None
+        prompt = request.prompt
+        if request.sampling.grammar is not None:
+            parts = held_parts(request, self._tokenizer.think_end)
         elif isinstance(prompt, ChatPrompt):
             parts = parts_of(self._tokenizer, tokens, prompt.tools, one_call=prompt.one_call)
         return TextStream(self._tokenizer.detokenizer, request.stop, parts)
@@ -206,23 +203,11 @@ class Prompts:
         return TokenTexts(self._tokenizer)
 
     def constrained(self, request: GenerationRequest, tokens: Sequence[int]) -> GenerationRequest:
-        """With the grammar of what its answer has to be, where it has to be something. tokens: of its prompt.
-
-        Raises:
-            BadRequest: that is not supported, or not with this model.
-        """
-        structure, prompt = request.structure, request.prompt
-        if structure is None:
-            return request
-        try:
-            if all(token >= self.vocabulary_size for token in self.eos_token_ids):
-                raise GrammarRefused("the model has no token that ends an answer")
-            text = self._make_grammar(structure)
-        except GrammarRefused as error:
-            raise BadRequest(f"{structure.field} cannot be followed: {error}", param=structure.field) from error
-        thinks = isinstance(prompt, ChatPrompt) and begins_in(self._tokenizer, tokens) == THOUGHT
-        grammar = Grammar(text=text, after=tuple(self._tokenizer.think_end_tokens) if thinks else ())
-        return msgspec.structs.replace(request, sampling=msgspec.structs.replace(request.sampling, grammar=grammar))
+        """As `held_answers.constrained` has it. tokens: of its prompt."""
+        can_end = any(token < self.vocabulary_size for token in self.eos_token_ids)
+        thinks = isinstance(request.prompt, ChatPrompt) and begins_in(self._tokenizer, tokens) == THOUGHT
+        after = tuple(self._tokenizer.think_end_tokens) if thinks else ()
+        return constrained(request, self._make_grammar if can_end else endless, after)
 
     def unused(self, prompt: Prompt) -> tuple[str, ...]:
         """What of a prompt this model's template makes nothing of, as clauses."""

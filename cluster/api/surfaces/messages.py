@@ -21,7 +21,7 @@ from cluster.api.fields import (
     strings,
     text,
 )
-from cluster.api.forced_tools import AUTO, anthropic_choice, chosen
+from cluster.api.forced_tools import anthropic_choice, chosen
 from cluster.api.parameters import COMMON, api_request, understood, understood_schema
 from cluster.api.schemas import NOTHING, Schema, described, list_of, object_schema
 from cluster.api.structured import response_format
@@ -94,11 +94,9 @@ class Messages(Anthropic):
         fields = understood(body, FIELDS, notes)
         if "messages" not in fields:
             raise BadRequest("messages is missing; send a list of messages", param="messages")
-        choice = fields.get("tool_choice", {})
+        choice = fields.get("tool_choice", {"type": "auto"})
         is_single = check_all(choice, _CHOICE, notes, "tool_choice.").get("disable_parallel_tool_use", False)
-        tools = chosen(
-            anthropic_choice("tool_choice", choice) if choice else AUTO, _tools(fields.get("tools", []), notes)
-        )
+        tools = chosen(anthropic_choice("tool_choice", choice), _tools(fields.get("tools", []), notes))
         wished = check_all(fields.get("output_config", {}), _OUTPUT, notes, "output_config.")
         messages = _system(fields, notes) + template_messages(fields["messages"], notes)
         prompt = ChatPrompt(

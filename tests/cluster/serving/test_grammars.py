@@ -60,6 +60,11 @@ def apart(model):
         ("grammar", "root ::= nothing", "nothing"),
         ("grammar", "root ::= " + "(" * 9000, "nothing|recursion|Expected|line"),
         ("calls", {"x": {"type": "object", "not": {}}}, "not"),
+        ("calls", {"x": 5}, "is an object"),
+        ("calls", {"x": {}, "nobody": None}, "'nobody' is not among the tools"),
+        ("calls", {}, "there are no tools"),
+        ("json", "{", "truncated"),
+        ("json", "5", "is an object"),
     ],
 )
 def test_what_cannot_be_followed_is_refused_by_what_it_is(model, kind, source, why):
