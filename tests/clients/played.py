@@ -15,9 +15,9 @@ from typing import Any
 
 import msgspec
 
-from cluster.api import bind, build_app, serve
+from cluster.api import bind, serve
 from cluster.serving.requests import ChatPrompt, Delta, Event, GenerationRequest, ModelInfo, ToolCall
-from tests.support.fake_service import FINISHED, ROUTED, FakeService
+from tests.support.fake_service import FINISHED, ROUTED, FakeService, app_over
 
 MODEL = ModelInfo(
     id="played",
@@ -72,7 +72,7 @@ def played_model() -> Iterator[str]:
     listener = bind("127.0.0.1", 0)
     address = f"http://127.0.0.1:{listener.getsockname()[1]}"
     loop, stopping = asyncio.new_event_loop(), asyncio.Event()
-    serving = serve(build_app(Played()), listener, stopping=stopping, grace_s=1)
+    serving = serve(app_over(Played()), listener, stopping=stopping, grace_s=1)
     thread = threading.Thread(target=loop.run_until_complete, args=(serving,))
     thread.start()
     try:
