@@ -53,9 +53,11 @@ class RenderedMarkdown:
 
             self._live = Live(console=self._console, auto_refresh=False, transient=True)
             self._live.start()
+        self._live.update(_markdown(self._open))
         if done.strip():
-            self._console.print(_markdown(done))
-        self._live.update(_markdown(self._open), refresh=True)
+            self._console.print(_markdown(done))  # above what may still change, which is shown anew with it
+        else:
+            self._live.refresh()
 
     def pause(self) -> None:
         """Something else is written now; more of the answer may follow."""

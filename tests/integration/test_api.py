@@ -337,7 +337,7 @@ REFUSED = [
     ({"n": 129}, 400, "n"),
     ({"best_of": 2, "stream": True, "n": 1, "prompt": ["hi", "ho"]}, 400, "best_of"),
     ({"suffix": "x"}, 400, "suffix"),
-    ({"guided_json": {}}, 400, "guided_json"),
+    ({"guided_json": 5}, 400, "guided_json"),
 ]
 
 

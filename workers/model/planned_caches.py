@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import mlx.core as mx
+from mlx.utils import tree_map
 
 from protocol.values import KvSettings
 from strategy.memory import KvNeeds
@@ -29,11 +30,17 @@ def planned_caches(config: Mapping[str, Any], kv: KvSettings) -> tuple[KvNeeds, 
 
 
 def _unloaded(config: Mapping[str, Any]) -> SplitModel:
-    model = zoo.random_model(config)
+    """With weights that nothing else is computed from: a graph is looked at here, and another thread may compute its own."""
     text = config.get("text_config")
     said = [each.get(key) for each in (config, text or {}) for key in ("torch_dtype", "dtype")]
-    model.set_dtype(next((_DTYPES[name] for name in said if name in _DTYPES), mx.float32))
+    dtype = next((_DTYPES[name] for name in said if name in _DTYPES), mx.float32)
+    model = zoo.random_model(config)
+    model.update(tree_map(lambda weight: mx.zeros(weight.shape, _kind(weight, dtype)), model.parameters()))
     return SplitModel(model)
+
+
+def _kind(weight: mx.array, dtype: mx.Dtype) -> mx.Dtype:
+    return dtype if mx.issubdtype(weight.dtype, mx.floating) else weight.dtype
 
 
 def _computes(model: SplitModel) -> bool:
