@@ -130,7 +130,7 @@ COMMON: dict[str, Check] = {
     "strategy": described(component("FeasibleStrategy"))(one_of(*(item.value for item in Strategy))),
     "use_distributed_inference": one_of(*(item.value for item in Mode)),
     "conversation": text(1, 128),
-    "request_timeout_s": number(1, 86400),
+    "request_timeout_s": number(0.001, 86400),
     "n": only("several answers", 1),
     **STRUCTURED,
     **_OF_OTHER_SAMPLERS,

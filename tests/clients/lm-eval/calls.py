@@ -46,11 +46,11 @@ for name, text in {"choose": CHOOSE, "name": NAME}.items():
 
 
 def evaluated(model, path, task, chat=True, **settings):
-    """The task's results by metric, and what was asked and answered for each document."""
+    """The task's results by metric, and what was asked and answered for each document. path: of the API, None for a model of its own."""
     arguments = {"model": "default", "base_url": f"{TANDEM}{path}", "max_retries": 1, **settings}
     done = lm_eval.simple_evaluate(
         model=model,
-        model_args=arguments,
+        model_args=None if path is None else arguments,
         tasks=[task],
         task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
         apply_chat_template=chat,
@@ -80,6 +80,18 @@ def loglikelihood_in_batches_of_tokens_and_text():
                 assert logprob < 0
                 assert abs(logprob - again) < 1e-3, settings
                 assert greedy == greedy_again, settings
+
+
+@call
+def loglikelihood_as_by_mlx_lms_own_evaluation():
+    from mlx_lm.evaluate import MLXLM
+
+    _, served = completions("choose_capital", chat=False)
+    _, own = evaluated(MLXLM(os.environ["MODEL_FOLDER"], use_chat_template=False), None, "choose_capital", chat=False)
+    for here, there in zip(served, own, strict=True):
+        for (logprob, greedy), (expected, greedy_there) in zip(here, there, strict=True):
+            assert abs(logprob - expected) < 1e-3, (logprob, expected)
+            assert greedy == greedy_there
 
 
 @call

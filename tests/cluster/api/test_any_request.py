@@ -35,7 +35,7 @@ RIGHT = {
     "strategy": st.sampled_from([item.value for item in Strategy]),
     "use_distributed_inference": st.sampled_from([item.value for item in Mode]),
     "conversation": SOME_TEXT,
-    "request_timeout_s": st.floats(1, 86400),
+    "request_timeout_s": st.floats(0.001, 86400),
     "n": st.just(1),
     "user": SOME_TEXT,
     "metadata": st.dictionaries(SOME_TEXT, SOME_TEXT, max_size=3),
