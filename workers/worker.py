@@ -87,6 +87,8 @@ from workers.weights_ways import fetcher
 log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 0.5
+# For so long a worker that leaves waits to be heard.
+_HEARD_WITHIN_S = 1.0
 _EXIT_GRACE_S = 3.0
 _FROM_WORKERS = (
     OpenSequence,
@@ -224,6 +226,12 @@ class Worker:
             self._engine.post(Envelope(0, Shutdown()))
             self._exit_later()
 
+    def _end_once_heard(self) -> None:
+        """The coordinator answers a Leave with a Shutdown, where it lives; what a process that ends has not sent yet is lost."""
+        timer = threading.Timer(_HEARD_WITHIN_S, self._end)
+        timer.daemon = True
+        timer.start()
+
     def leave(self) -> None:
         """End, and let the coordinator know that nobody need wait for this worker. On any thread."""
         self._events.put(Envelope(0, Leave(worker=self._options.name)))
@@ -287,7 +295,7 @@ class Worker:
         if isinstance(event, Envelope):  # to pass on
             self._say(event.epoch, event.message)
             if isinstance(event.message, Leave):
-                self._end()
+                self._end_once_heard()
             return
         if isinstance(event, Welcomed):
             self._meet(event.inbox, event.door)

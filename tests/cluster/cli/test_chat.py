@@ -38,7 +38,9 @@ def chat(home, api):
     screens = []
 
     def begin(columns=80, **environment):
-        surroundings = {name: value for name, value in os.environ.items() if name not in ("CI", "NO_COLOR")}
+        surroundings = {
+            name: value for name, value in os.environ.items() if name not in ("CI", "NO_COLOR", "COLUMNS", "LINES")
+        }
         screen = Screen(
             [sys.executable, "-m", "cluster.cli", "chat"],
             environment=surroundings | {"TANDEM_HOME": str(home.root), "PYTHONPATH": str(CHECKOUT)} | environment,
