@@ -41,6 +41,7 @@ from protocol.messages import (
     Message,
     ModelsListed,
     OpenSequence,
+    Pooled,
     ReadingFailed,
     ReadPrompt,
     Rejected,
@@ -90,7 +91,7 @@ HEARTBEAT_S = 0.5
 # For so long a worker that leaves waits to be heard.
 _HEARD_WITHIN_S = 1.0
 _EXIT_GRACE_S = 3.0
-_FROM_WORKERS = (
+FROM_WORKERS = (
     OpenSequence,
     CloseSequence,
     KeepPrefix,
@@ -103,6 +104,7 @@ _FROM_WORKERS = (
     HandedOver,
     ReadingFailed,
     Step,
+    Pooled,
     Sampled,
     StepFailed,
 )
@@ -205,7 +207,7 @@ class Worker:
 
     def _deliver_data(self, envelope: Envelope) -> None:
         """From other workers, which have no say in anything but sequences."""
-        if not isinstance(envelope.message, _FROM_WORKERS) or not self._engine.post_of_worker(envelope):
+        if not isinstance(envelope.message, FROM_WORKERS) or not self._engine.post_of_worker(envelope):
             log.warning("dropped a %s from another worker", type(envelope.message).__name__)
 
     def link_lost(self, peer: str, why: str, epoch: int) -> None:

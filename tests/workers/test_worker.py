@@ -19,6 +19,7 @@ from protocol.messages import (
     LinkLost,
     ListModels,
     LoadStage,
+    Message,
     ModelsListed,
     PrepareStage,
     Rejected,
@@ -26,12 +27,13 @@ from protocol.messages import (
     Shutdown,
     StepFailed,
     Welcome,
+    stages,
 )
 from protocol.transport import InProcessNetwork
 from protocol.values import COORDINATOR, KvSettings, LayerRange, Peer, Route, Sampling
 from workers.attachment import BEAT_LIMIT_S, JOIN_EVERY_S
 from workers.engine.arrivals import Adrift
-from workers.worker import HEARTBEAT_S, Worker, WorkerOptions
+from workers.worker import FROM_WORKERS, HEARTBEAT_S, Worker, WorkerOptions
 
 ORPHAN_S = 20.0
 INBOX = Peer(endpoint="inbox", public_key="c")
@@ -333,3 +335,12 @@ def test_worker_of_the_coordinators_own_host_keeps_no_way_back(played, tmp_path)
     played.admit()
     played.pass_time(0)
     assert read_joined(Home(tmp_path)) == ()
+
+
+def test_everything_that_stages_tell_each_other_is_taken_from_other_workers():
+    told = {
+        kind
+        for kind in vars(stages).values()
+        if isinstance(kind, type) and issubclass(kind, Message) and kind is not Message
+    }
+    assert set(FROM_WORKERS) == told
