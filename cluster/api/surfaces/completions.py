@@ -1,6 +1,6 @@
 """OpenAI's completions: POST /v1/completions, raw prompts in, text out."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -85,31 +85,35 @@ FIELDS: dict[str, Check] = {
 
 
 def completion_schema(checks: dict[str, Check], required: Iterable[str] = ()) -> Schema:
-    """What a body with these fields may be, with what one of them wants of others."""
-    texts = list_of(any_of({"type": "string"}, {"type": "array", "maxItems": 0}))
-    wanted = [
-        _if({"max_tokens": {"const": 0}}, {"echo": {"const": True}}, ["echo"]),
-        _if({"stream": {"const": True}}, {"best_of": or_null(integer(1, 1).schema)}),
-        _if({"suffix": {"type": "string", "minLength": 1}}, {"prompt": or_null(any_of({"type": "string"}, texts))}),
-        _if({"prompt": _list_of_prompts(2)}, _at_most(MOST_EACH)),
-        _if({"prompt": _list_of_prompts(MOST_PROMPTS_WITH_SEVERAL + 1)}, _at_most(1)),
+    """What a body with these fields may be, with what one of them wants of others: for each such want, what else holds."""
+    texts = any_of({"type": "string"}, list_of(any_of({"type": "string"}, {"type": "array", "maxItems": 0})))
+    wants = [
+        [
+            _with(max_tokens=token_limit.schema),
+            {"type": "object", "properties": {"echo": {"const": True}}, "required": ["echo"]},
+        ],
+        [_with(stream={"const": False}), _with(best_of=integer(1, 1).schema)],
+        [_with(suffix={"const": ""}), _with(prompt=texts)],
+        [
+            _with(prompt=any_of({"type": "string"}, list_of(TOKEN.schema), _prompts(1))),
+            _with(prompt=_prompts(MOST_PROMPTS_WITH_SEVERAL), **_at_most(MOST_EACH)),
+            _with(**_at_most(1)),
+        ],
     ]
-    return understood_schema(checks, required) | {"allOf": wanted}
+    return understood_schema(checks, required) | {"allOf": [any_of(*ways) for ways in wants]}
 
 
-def _if(fields: dict[str, Schema], then: dict[str, Schema], required: Sequence[str] = ()) -> Schema:
-    return {
-        "if": {"properties": fields, "required": list(fields)},
-        "then": {"properties": then} | ({"required": list(required)} if required else {}),
-    }
+def _with(**fields: Schema) -> Schema:
+    """An object with these fields as said, where they are there and not null."""
+    return {"type": "object", "properties": {name: or_null(schema) for name, schema in fields.items()}}
 
 
-def _list_of_prompts(least: int) -> Schema:
-    return list_of({"type": ["string", "array"]}, minItems=least)
+def _prompts(most: int) -> Schema:
+    return list_of({"type": ["string", "array"]}, maxItems=most)
 
 
 def _at_most(answers: int) -> dict[str, Schema]:
-    return dict.fromkeys(("n", "best_of"), or_null(integer(1, answers).schema))
+    return dict.fromkeys(("n", "best_of"), integer(1, answers).schema)
 
 
 class Completions(Dialect):
