@@ -20,7 +20,7 @@ from cluster.api.failures import error_response
 from cluster.api.fields import Check, Notes, any_text, check_all, flag, hint, integer, one_of, only, refuse
 from cluster.api.generation import DIRECT_SEND, STRATEGY_HEADER, Writer, until_left
 from cluster.api.parameters import COMMON
-from cluster.api.schemas import Schema, any_of, described, list_of, object_schema
+from cluster.api.schemas import Schema, any_of, component, described, list_of, object_schema
 from cluster.api.surface import ApiRequest, Dialect
 from cluster.api.surfaces.completions import TOKEN, tokens_of
 from cluster.api.surfaces.ollama import OllamaDialect
@@ -90,8 +90,8 @@ def _texts_schema(least: int) -> Schema:
 
 
 _HOW: dict[str, Check] = {
-    name: COMMON[name] for name in ("model", "strategy", "use_distributed_inference", "request_timeout_s")
-}
+    name: COMMON[name] for name in ("model", "use_distributed_inference", "request_timeout_s")
+} | {"strategy": described(component("EmbeddingStrategy"))(COMMON["strategy"])}
 _OPENAI_FIELDS: dict[str, Check] = {
     **_HOW,
     "input": described(lambda: _texts_schema(1))(_texts),

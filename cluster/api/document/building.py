@@ -81,6 +81,7 @@ def _schemas(known: Known) -> dict[str, Schema]:
         "TokenIdText": {"type": "string", "pattern": integer_pattern(0, last, is_bare=True)},
         "Suffix": SUFFIX.schema if known.inserts else {"enum": [""]},
         "FeasibleStrategy": {"enum": list(known.strategies)},
+        "EmbeddingStrategy": {"enum": [each for each in known.strategies if each != Strategy.DISTRIBUTED_PREFILL]},
     }
 
 

@@ -14,7 +14,7 @@ from cluster.api.choices import (
     num_choices,
     num_logprobs,
 )
-from cluster.api.fields import MAX_TOKEN_ID, Check, Notes, flag, integer, refuse, text, whole_number
+from cluster.api.fields import MAX_TOKEN_ID, Check, Notes, flag, refuse, text, whole_number
 from cluster.api.parameters import COMMON, api_request, token_limit, understood, understood_schema
 from cluster.api.schemas import Schema, any_of, component, described, list_of, or_null
 from cluster.api.surface import AnswerFormat, ApiRequest, ChoicesFormat, Dialect
@@ -89,10 +89,10 @@ def completion_schema(checks: dict[str, Check], required: Iterable[str] = ()) ->
     texts = any_of({"type": "string"}, list_of(any_of({"type": "string"}, {"type": "array", "maxItems": 0})))
     wants = [
         [
-            _with(max_tokens=token_limit.schema),
+            _with(max_tokens={"not": {"const": 0}}),
             {"type": "object", "properties": {"echo": {"const": True}}, "required": ["echo"]},
         ],
-        [_with(stream={"const": False}), _with(best_of=integer(1, 1).schema)],
+        [_with(stream={"const": False}), _with(best_of=_few(1))],
         [_with(suffix={"const": ""}), _with(prompt=texts)],
         [
             _with(prompt=any_of({"type": "string"}, list_of(TOKEN.schema), _prompts(1))),
@@ -113,7 +113,12 @@ def _prompts(most: int) -> Schema:
 
 
 def _at_most(answers: int) -> dict[str, Schema]:
-    return dict.fromkeys(("n", "best_of"), integer(1, answers).schema)
+    return dict.fromkeys(("n", "best_of"), _few(answers))
+
+
+def _few(most: int) -> Schema:
+    """Numbers from 1 on, listed: two patterns for one text are too much for who makes bodies from this."""
+    return {"enum": [*range(1, most + 1), *map(str, range(1, most + 1))]}
 
 
 class Completions(Dialect):

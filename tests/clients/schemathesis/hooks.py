@@ -1,5 +1,5 @@
 """Keeps what schemathesis asks for short, and right where no schema can say what is: what is valid by the document is asked with a few
-tokens to generate, as much time as they need (a slow machine rightly answers 504 to a second's limit), and without grammars, names
+tokens to generate, as much time as they need (a slow machine rightly answers 504 to a second's limit), and without structures, names
 of tools and sizes of vectors, of which only the API knows whether they can be followed.
 
 SCHEMATHESIS_HOOKS=hooks st run --checks=all http://127.0.0.1:8420/openapi.json     # in this folder
@@ -10,7 +10,11 @@ import schemathesis
 # What can say how many; max_tokens is what each path that generates takes.
 LIMITS = {"max_tokens", "max_completion_tokens", "max_output_tokens", "max_new_tokens", "num_predict", "n_predict"}
 GENERATING = {"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/api/chat", "/api/generate"}
-KNOWN_HERE = {"request_timeout_s", "tool_choice", "guided_grammar", "grammar", "guided_regex", "dimensions"}
+STRUCTURES = {
+    "guided_json", "guided_grammar", "guided_regex", "structured_outputs", "grammar", "json_schema",
+    "response_format", "format", "output_format", "output_config", "text",
+}  # fmt: skip
+KNOWN_HERE = STRUCTURES | {"request_timeout_s", "tool_choice", "dimensions"}
 FEW = 3
 
 
