@@ -16,7 +16,7 @@ from cluster.api.generation import STRATEGY_HEADER
 from cluster.api.number_texts import integer_pattern
 from cluster.api.request_log import ID_HEADER
 from cluster.api.schemas import Schema, any_of, component
-from cluster.api.surfaces.completions import SUFFIX
+from cluster.api.surfaces.completions import SUFFIX, suffix_schema
 from strategy.situation import Strategy
 
 _ABOUT = """Tandem's HTTP API. It speaks OpenAI's, Anthropic's and Ollama's languages, each at its own paths.
@@ -80,6 +80,7 @@ def _schemas(known: Known) -> dict[str, Schema]:
         "TokenId": {"type": "integer", "minimum": 0, "maximum": last},
         "TokenIdText": {"type": "string", "pattern": integer_pattern(0, last, is_bare=True)},
         "Suffix": SUFFIX.schema if known.inserts else {"enum": [""]},
+        "SuffixOfText": suffix_schema() if known.inserts else {},
         "FeasibleStrategy": {"enum": list(known.strategies)},
         "EmbeddingStrategy": {"enum": [each for each in known.strategies if each != Strategy.DISTRIBUTED_PREFILL]},
     }

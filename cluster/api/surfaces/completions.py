@@ -86,21 +86,27 @@ FIELDS: dict[str, Check] = {
 
 def completion_schema(checks: dict[str, Check], required: Iterable[str] = ()) -> Schema:
     """What a body with these fields may be, with what one of them wants of others: for each such want, what else holds."""
-    texts = any_of({"type": "string"}, list_of(any_of({"type": "string"}, {"type": "array", "maxItems": 0})))
     wants = [
         [
             _with(max_tokens={"not": {"const": 0}}),
             {"type": "object", "properties": {"echo": {"const": True}}, "required": ["echo"]},
         ],
         [_with(stream={"const": False}), _with(best_of=_few(1))],
-        [_with(suffix={"const": ""}), _with(prompt=texts)],
         [
             _with(prompt=any_of({"type": "string"}, list_of(TOKEN.schema), _prompts(1))),
             _with(prompt=_prompts(MOST_PROMPTS_WITH_SEVERAL), **_at_most(MOST_EACH)),
             _with(**_at_most(1)),
         ],
     ]
-    return understood_schema(checks, required) | {"allOf": [any_of(*ways) for ways in wants]}
+    return understood_schema(checks, required) | {
+        "allOf": [*(any_of(*ways) for ways in wants), component("SuffixOfText")]
+    }
+
+
+def suffix_schema() -> Schema:
+    """What a body of a model that fills in between texts may be: a suffix wants prompts that are text."""
+    texts = any_of({"type": "string"}, list_of(any_of({"type": "string"}, {"type": "array", "maxItems": 0})))
+    return any_of(_with(suffix={"const": ""}), _with(prompt=texts))
 
 
 def _with(**fields: Schema) -> Schema:
