@@ -93,7 +93,7 @@ def completion_schema(checks: dict[str, Check], required: Iterable[str] = ()) ->
         ],
         [_with(stream={"const": False}), _with(best_of=_few(1))],
         [
-            _with(prompt=any_of({"type": "string"}, list_of(TOKEN.schema), _prompts(1))),
+            _with(prompt=any_of({"type": "string"}, list_of({"type": "integer"}), _prompts(1))),
             _with(prompt=_prompts(MOST_PROMPTS_WITH_SEVERAL), **_at_most(MOST_EACH)),
             _with(**_at_most(1)),
         ],
@@ -115,7 +115,7 @@ def _with(**fields: Schema) -> Schema:
 
 
 def _prompts(most: int) -> Schema:
-    return list_of({"type": ["string", "array"]}, maxItems=most)
+    return {"type": "array", "maxItems": most}
 
 
 def _at_most(answers: int) -> dict[str, Schema]:
