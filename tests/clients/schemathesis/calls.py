@@ -14,7 +14,7 @@ HOOKS = {
 
 @call
 def every_operation():
-    run("st", "run", *OPTIONS, "--max-examples=30", f"{TANDEM}/openapi.json", limit_s=1500, environment=HOOKS)
+    run("st", "run", *OPTIONS, "--max-examples=120", f"{TANDEM}/openapi.json", limit_s=1500, environment=HOOKS)
 
 
 make_all()
