@@ -33,7 +33,8 @@ TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type
 def pins(name):
     python, javascript = HERE / name / "requirements.txt", HERE / name / "package.json"
     if python.is_file():
-        return [line.partition("==")[2] for line in python.read_text().splitlines()]
+        named = (line.partition(" ;")[0] for line in python.read_text().splitlines())  # behind that: on which system
+        return [line.partition("==")[2] for line in named]
     return list(json.loads(javascript.read_text())["dependencies"].values())
 
 
