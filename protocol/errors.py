@@ -19,6 +19,11 @@ def as_sentence(clause: str, name: str | None = None) -> str:
     return begun if begun.endswith((".", "?", "!")) else f"{begun}."
 
 
+def in_one_line(text: str, limit: int = 300) -> str:
+    """What a library says, as part of a clause: its lines as one, and no more than so many characters."""
+    return " ".join(text.split())[:limit]
+
+
 class TandemError(Exception):
     """Base of every error with a message meant for the user. The CLI prints it and exits with `exit_code`.
 

@@ -60,7 +60,8 @@ class KnownModel:
 
     def to_inspect(self, reply_to: Peer, sources: tuple[Peer, ...]) -> InspectModel:
         """What asks a worker to inspect it. reply_to, sources: as in the message."""
-        return InspectModel(model=self.digest, reply_to=reply_to, sources=sources, kv=self._settings.kv_cache.kv)
+        kv = self._settings.kv_cache.kv if self._settings.plan.is_asked else None
+        return InspectModel(model=self.digest, reply_to=reply_to, sources=sources, kv=kv)
 
     def to_prepare(self, layers: LayerRange, reply_to: Peer, sources: tuple[Peer, ...]) -> PrepareStage:
         """What asks a worker to read layers of it in advance. reply_to, sources: as in the message."""

@@ -14,6 +14,7 @@ import msgspec
 
 from cluster.serving.closed_schemas import closed
 from cluster.serving.requests import Structure
+from protocol.errors import in_one_line
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
@@ -152,7 +153,3 @@ def _require_exact(multiple_of: Any) -> None:
         raise GrammarRefused(
             f"multipleOf {multiple_of}: its multiples are no binary fractions, so that validators disagree about them"
         )
-
-
-def in_one_line(text: str, limit: int = 300) -> str:
-    return " ".join(text.split())[:limit]

@@ -27,7 +27,7 @@ from cluster.serving.sampling_defaults import sampling_defaults
 from cluster.serving.templates import TemplateFailed
 from cluster.serving.text_stream import TextStream
 from cluster.serving.token_texts import TokenTexts
-from protocol.errors import BadRequest, ContextTooLong, ModelError
+from protocol.errors import BadRequest, ContextTooLong, ModelError, in_one_line
 from protocol.heap import give_back_memory
 from protocol.values import Sampling
 
@@ -316,4 +316,4 @@ def _vocabulary_size(config: dict[str, Any], tokenizer: TokenizerWrapper) -> int
 
 
 def _in_one_line(error: Exception, limit: int = 300) -> str:
-    return " ".join(str(error).split())[:limit] or type(error).__name__
+    return in_one_line(str(error), limit) or type(error).__name__

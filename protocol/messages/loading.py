@@ -11,18 +11,18 @@ from strategy.memory import KvNeeds
 
 class InspectModel(Message, frozen=True, kw_only=True):
     """Find out how the model's architecture can be cut. reply_to: where the coordinator hears its workers; sources: who may
-    have the model, the likeliest first, for who has not; kv: the caches that it will run with.
+    have the model, the likeliest first, for who has not; kv: the caches that it will run with, None where nobody asks what they take.
     """
 
     model: str
     reply_to: Peer
-    kv: KvSettings = KvSettings()
+    kv: KvSettings | None = None
     sources: tuple[Peer, ...] = ()
 
 
 class Inspected(Message, frozen=True, kw_only=True):
     """What a dry run of the model's architecture found; see `workers.model.inspection`. caches: what each layer's take for one
-    sequence, () where that is not known before it is loaded.
+    sequence, () where that is not asked, or not known before it is loaded.
     """
 
     worker: str

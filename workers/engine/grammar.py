@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from protocol.errors import in_one_line
 from protocol.messages import OpenSequence
 from protocol.values import Sampling
 
@@ -26,6 +27,8 @@ _COMPILED_WITHIN_S = 20.0
 # llguidance goes down into rules that name each other, and a thread's stack is small on some systems; it is only reserved.
 _STACK_BYTES = 256 << 20
 _TAIL_TOKENS = 32
+# Characters of what llguidance says.
+_MOST_SAID = 200
 
 
 class GrammarFailed(Exception):
@@ -77,7 +80,7 @@ class Grammars:
 
         matcher = LLMatcher(self._tokenizer(end_tokens), text, log_level=0, limits=LLParserLimits(verbose_errors=False))
         if matcher.is_error():
-            raise GrammarFailed(_in_one_line(matcher.get_error()))
+            raise GrammarFailed(in_one_line(matcher.get_error(), _MOST_SAID))
         return matcher
 
     def _tokenizer(self, end_tokens: tuple[int, ...]) -> "LLTokenizer":
@@ -94,7 +97,9 @@ class Grammars:
             ends = [token for token in end_tokens if token < known] or None
             return LLTokenizer(path, n_vocab=max(self._vocabulary_size(), known), eos_token=ends)
         except ValueError as error:
-            raise GrammarFailed(f"the model's tokenizer.json cannot be read: {_in_one_line(str(error))}") from error
+            raise GrammarFailed(
+                f"the model's tokenizer.json cannot be read: {in_one_line(str(error), _MOST_SAID)}"
+            ) from error
 
 
 class Constraint:
@@ -201,7 +206,7 @@ class Constraint:
     @staticmethod
     def _require_no_error(matcher: "LLMatcher") -> None:
         if matcher.is_error():
-            raise GrammarFailed(_in_one_line(matcher.get_error()))
+            raise GrammarFailed(in_one_line(matcher.get_error(), _MOST_SAID))
 
 
 def allowed_tokens(constraints: Sequence[Constraint | None], vocabulary_size: int) -> np.ndarray:
@@ -211,7 +216,3 @@ def allowed_tokens(constraints: Sequence[Constraint | None], vocabulary_size: in
         if constraint is not None:
             constraint.allow(row)
     return rows
-
-
-def _in_one_line(text: str, limit: int = 200) -> str:
-    return " ".join(text.split())[:limit]

@@ -58,7 +58,7 @@ class Loading:
                 context_tokens=found.context_tokens,
                 uncached_in_caches=found.uncached_in_caches,
                 whole_prompts=found.whole_prompts,
-                caches=planned_caches(read_config(path), message.kv),
+                caches=() if message.kv is None else planned_caches(read_config(path), message.kv),
             )
         )
 

@@ -20,7 +20,7 @@ import mlx.core as mx
 import msgspec
 from mlx.utils import tree_flatten
 
-from protocol.errors import ModelError
+from protocol.errors import ModelError, in_one_line
 from workers import zoo
 from workers.model import loading
 from workers.model.trial import Trial
@@ -149,7 +149,7 @@ def _layers_of(config: Mapping[str, Any]) -> int:
 
 
 def _said(error: Exception | None) -> str:
-    return " ".join(str(error).split())[:160] if error else ""
+    return in_one_line(str(error), 160) if error else ""
 
 
 def _fingerprint(config: Mapping[str, Any]) -> str:
