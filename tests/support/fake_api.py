@@ -15,6 +15,50 @@ TANDEM = {
 USAGE = {"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11}
 
 
+STATUS = {
+    "state": "ready",
+    "api": "http://127.0.0.1:1",
+    "model": {"id": "tandem-demo", "layers": 8, "bytes": 11_500_000, "has_chat_template": True},
+    "mode": "auto",
+    "policy": "thresholds",
+    "predicted": {
+        "prompt_tokens": 1024,
+        "max_tokens": 128,
+        "strategies": [
+            {"strategy": "single-device-cached", "workers": ["worker-0"], "ttft_s": 0.5167, "decode_tokens_per_s": 92.4}
+        ],
+    },
+    "coordinator": {"pid": 4711},
+    "workers": [
+        {
+            "name": f"worker-{index}",
+            "host": "local",
+            "pid": 4712 + index,
+            "state": "ready",
+            "why_away": None,
+            "layers": [4 * index, 4 * index + 4],
+            "holds_full_model": index == 0,
+            "memory": {"limit_bytes": 10**9, "weights_bytes": 5_750_000, "kv_bytes": 1_500_000},
+            "cache": {
+                "kv_budget_bytes": 600_000_000,
+                "prefix_budget_bytes": 250_000_000,
+                "prefix_bytes": 3_000_000,
+                "shared_bytes": 64_000,
+                "disk_bytes": 2_000_000,
+            },
+            "load": {"busy_share": 0.43, "steps_per_s": 12.5, "batch_size": 2.25, "queue": 1},
+        }
+        for index in range(2)
+    ],
+    "requests": {"running": 0, "waiting": 0, "finished": 3, "failed": 0, "resumed": 0},
+    "cache": {"prompt_tokens": 1200, "cached_tokens": 300, "hit_rate": 0.25},
+    "epoch": 1,
+    "events": [],
+    "hosts": [],
+    "links": [],
+}
+
+
 def event(data) -> bytes:
     return f"data: {json.dumps(data)}\n\n".encode()
 

@@ -8,28 +8,15 @@ import threading
 
 import pytest
 
-from protocol.home import ClusterState, Home, ProcessIdentity
-from tests.cluster.cli.test_cli_commands import CHECKOUT, STATUS
-from tests.support.fake_api import ENDING, FakeApi, chat_piece
+from tests.cluster.cli.test_cli_commands import CHECKOUT
+from tests.support.fake_api import ENDING, chat_piece
 from tests.support.screen import Screen
 
 
-@pytest.fixture
-def home(tmp_path):
-    home = Home(tmp_path / "home")
-    home.create()
-    return home
-
-
-@pytest.fixture
-def api(home):
-    api = FakeApi(STATUS)
-    me = ProcessIdentity.of(os.getpid())
-    home.write_state(ClusterState(supervisor=me, coordinator=me, api=api.url, port=1, started_at=1.0))
+@pytest.fixture(autouse=True)
+def served(api):
     models = {"object": "list", "data": [{"id": "tandem-demo"}]}
     api.answers["/v1/models"] = (200, json.dumps(models).encode())
-    yield api
-    api.close()
 
 
 @pytest.fixture

@@ -16,51 +16,9 @@ from cluster.cli.showing import _picture
 from cluster.config import Flags, load_settings
 from cluster.settings import ApiSettings, KeySettings
 from protocol.home import ClusterState, Home, ProcessIdentity
-from tests.support.fake_api import TANDEM, USAGE, FakeApi, chat_piece, event
+from tests.support.fake_api import STATUS, TANDEM, USAGE, chat_piece, event
 
 CHECKOUT = Path(__file__).resolve().parents[3]
-STATUS = {
-    "state": "ready",
-    "api": "http://127.0.0.1:1",
-    "model": {"id": "tandem-demo", "layers": 8, "bytes": 11_500_000, "has_chat_template": True},
-    "mode": "auto",
-    "policy": "thresholds",
-    "predicted": {
-        "prompt_tokens": 1024,
-        "max_tokens": 128,
-        "strategies": [
-            {"strategy": "single-device-cached", "workers": ["worker-0"], "ttft_s": 0.5167, "decode_tokens_per_s": 92.4}
-        ],
-    },
-    "coordinator": {"pid": 4711},
-    "workers": [
-        {
-            "name": f"worker-{index}",
-            "host": "local",
-            "pid": 4712 + index,
-            "state": "ready",
-            "why_away": None,
-            "layers": [4 * index, 4 * index + 4],
-            "holds_full_model": index == 0,
-            "memory": {"limit_bytes": 10**9, "weights_bytes": 5_750_000, "kv_bytes": 1_500_000},
-            "cache": {
-                "kv_budget_bytes": 600_000_000,
-                "prefix_budget_bytes": 250_000_000,
-                "prefix_bytes": 3_000_000,
-                "shared_bytes": 64_000,
-                "disk_bytes": 2_000_000,
-            },
-            "load": {"busy_share": 0.43, "steps_per_s": 12.5, "batch_size": 2.25, "queue": 1},
-        }
-        for index in range(2)
-    ],
-    "requests": {"running": 0, "waiting": 0, "finished": 3, "failed": 0, "resumed": 0},
-    "cache": {"prompt_tokens": 1200, "cached_tokens": 300, "hit_rate": 0.25},
-    "epoch": 1,
-    "events": [],
-    "hosts": [],
-    "links": [],
-}
 
 
 @pytest.fixture(autouse=True)
@@ -72,23 +30,6 @@ def surroundings(tmp_path, monkeypatch):
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
-
-
-@pytest.fixture
-def home(tmp_path):
-    home = Home(tmp_path / "home")
-    home.create()
-    return home
-
-
-@pytest.fixture
-def api(home):
-    """A cluster that seems to run: the state names this test's own process as its supervisor and coordinator."""
-    api = FakeApi(STATUS)
-    me = ProcessIdentity.of(os.getpid())
-    home.write_state(ClusterState(supervisor=me, coordinator=me, api=api.url, port=1, started_at=1.0))
-    yield api
-    api.close()
 
 
 def failure(capsys, *arguments) -> tuple[int, str]:
