@@ -51,7 +51,7 @@ def end_cluster(home: Home, state: ClusterState, terminal: Terminal, drain_limit
 
 def end_leftovers(home: Home, state: ClusterState) -> int:
     """End the workers of a cluster whose leaders are gone and forget it; returns how many still lived."""
-    current = read_state(home, None)
+    current = _written_state(home)
     if current is not None and current.started_at != state.started_at:
         return 0  # it is another cluster's by now
     num_workers = end_processes((current or state).workers.values(), _WORKER_GRACE_S)
@@ -114,8 +114,16 @@ def _have_ended(state: ClusterState, timeout_s: float) -> bool:
 
 def _as_it_is_now(home: Home, state: ClusterState) -> ClusterState:
     """The state with the coordinator that its supervisor started last."""
-    current = read_state(home, None)
+    current = _written_state(home)
     return current if current is not None and current.started_at == state.started_at else state
+
+
+def _written_state(home: Home) -> ClusterState | None:
+    """What the file says, with nothing looked for and nothing mended: who ends takes the file away before it is gone itself."""
+    try:
+        return home.read_state()
+    except DamagedState:
+        return None
 
 
 def _leftovers(num_workers: int) -> str:
