@@ -10,9 +10,9 @@ from contextlib import ExitStack, contextmanager
 import pytest
 
 from cluster.cli.finding import found_state
-from cluster.cli.stopping import read_state
+from cluster.cli.stopping import end_leftovers, read_state
 from cluster.cli.terminal import Terminal
-from protocol.home import Home, ProcessIdentity
+from protocol.home import ClusterState, Home, ProcessIdentity
 from tests.support.running_cluster import wait_until
 
 CLUSTER = (("cluster.supervisor", ()), ("cluster.coordinator", ()), ("workers", ("--name", "worker-0")))
@@ -81,4 +81,13 @@ def test_state_that_was_damaged_under_a_running_cluster_is_written_anew(home, ho
 def test_damaged_state_of_nobody_is_none(home, how):
     damage(home, how)
     assert read_state(home, None) is None
+    assert home.read_state() is None
+
+
+def test_cluster_that_ends_is_not_written_down_again_by_who_stops_it(home, monkeypatch):
+    me = ProcessIdentity.of(os.getpid())
+    ending = ClusterState(supervisor=me, api="http://127.0.0.1:1", port=1, started_at=2.0)
+    monkeypatch.setattr("cluster.cli.stopping.found_state", lambda _: ending)
+    asked = ClusterState(api="http://127.0.0.1:1", port=1, started_at=1.0)
+    assert end_leftovers(home, asked) == 0
     assert home.read_state() is None
