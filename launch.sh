@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Tandem's one command: makes the environment when it is missing or out of date, then runs what was asked.
-# Runs on macOS's own bash 3.2 and with BSD or GNU tools alike; README.md lists the commands.
+# Runs on macOS's own bash 3.2 and with BSD or GNU tools alike; docs/COMMANDS.md lists the commands.
 #
 # The environment is .venv beside this file. .venv/.stamp-runtime and .venv/.stamp-dev hold the checksums of the locks
 # that were installed; each is removed before an installation and written after it, so that an interrupted one shows.
@@ -121,18 +121,21 @@ find_python() {
     fail "${why:-Python 3.11 or newer is needed and none was found on the PATH; install one and try again.}"
 }
 
-# Runs a command with its output in the log, showing on a terminal how far pip is.
+# Runs a command with its output in the log, showing how far pip is: on a terminal all the time, elsewhere by a line now and then.
 run_logged() {
-    local total=$1 status=0 started=$SECONDS done_so_far
+    local total=$1 status=0 started=$SECONDS said=$SECONDS done_so_far
     shift
     "$@" >>"$log" 2>&1 </dev/null &
     installer=$!
     printf '%s\n' "$installer" >"$lock/child"
     while kill -0 "$installer" 2>/dev/null; do
         sleep 0.2
+        done_so_far=$(grep -c '^Collecting ' "$log" || true)
         if on_terminal; then
-            done_so_far=$(grep -c '^Collecting ' "$log" || true)
             printf '\r  %s of about %s packages fetched, %s s ' "$done_so_far" "$total" "$((SECONDS - started))" >&2
+        elif [ "$((SECONDS - said))" -ge 10 ]; then
+            said=$SECONDS
+            say "$done_so_far of about $total packages fetched, $((SECONDS - started)) s."
         fi
     done
     wait "$installer" || status=$?

@@ -66,7 +66,9 @@ async def one_turn(
     load = Load(
         clients=arguments.streams, requests=arguments.streams, prompt_tokens=64, max_tokens=arguments.speed_tokens
     )
-    async with cluster(model, [WorkerLimits()] * arguments.workers, kv_copies=SIDES[side]) as running:
+    async with cluster(
+        model, [WorkerLimits()] * arguments.workers, further={"recovery": {"kv_copies": SIDES[side]}}
+    ) as running:
         machine.pin_each(list(running.pids))
         target = Target(name=side, url=running.url, model=running.model, strategy=STRATEGY)
         await warm_up(target, load, prompts)

@@ -54,8 +54,6 @@ PAUSE_LIMIT_S = 2.0
 NOTICED = ("stopped", "blocked")
 # Of the model's bytes: less than it needs, and enough for half of it and some caches.
 LIMITED_WORKERS, LIMITED_SHARE, LIMITED_LONGEST = 3, 0.95, 60
-# The cluster writes down when it noticed by a clock that is read a moment apart from ours.
-_CLOCKS_S = 0.05
 
 
 class Kill(msgspec.Struct, frozen=True, kw_only=True):
@@ -247,7 +245,7 @@ async def one_kill(running: Cluster, setting: Setting, kill: Kill, right: Mappin
 
         outcomes = await run_trial(running, kill.trial, right, strike)
         after = await get_json(running.url, "/status")
-    said = tuple(event["what"] for event in after.get("events", ()) if event["at"] >= struck[0].unix - _CLOCKS_S)
+    said = tuple(event["what"] for event in struck[0].events_since(after))
     stuck = None
     try:
         after |= {"events": (await until_ready(running, num_workers)).get("events", [])}
@@ -268,8 +266,7 @@ async def one_kill(running: Cluster, setting: Setting, kill: Kill, right: Mappin
 
 def _noticed(status: Mapping[str, Any], victim: str, struck: Struck) -> float | None:
     """When the cluster first said something of the victim after it was struck."""
-    events = (event for event in status.get("events", ()) if victim in event["what"])
-    moments = [event["at"] for event in events if event["at"] >= struck.unix - _CLOCKS_S]
+    moments = [event["at"] for event in struck.events_since(status) if victim in event["what"]]
     return max(struck.perf_counter_of(min(moments)), struck.at) if moments else None
 
 

@@ -12,18 +12,17 @@ import msgspec
 
 from benchmarks.support import machine
 from benchmarks.support.arithmetic import paired_ratios, summarize
-from benchmarks.support.client import Answer, Target, checked, stream
+from benchmarks.support.client import Target
 from benchmarks.support.contenders import WorkerLimits, tandem
 from benchmarks.support.figures import Bar, bar_chart
 from benchmarks.support.main import main
 from benchmarks.support.prompts import PromptMaker
 from benchmarks.support.random_models import ensure_model, known_models
 from benchmarks.support.reporting import Report
+from benchmarks.support.two_strategies import SETTLE_S, asked, num_same
 
 TOGETHER, ALONE = "distributed-prefill", "single-device-cached"
 SIDES = (TOGETHER, ALONE)
-# Workers write what they keep of an answer to disk when nothing runs; not while the next one is measured.
-_SETTLE_S = 1.0
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,8 +44,8 @@ async def run(arguments: argparse.Namespace) -> Report:
         report.fact("Tandem", f"BLAS: {cluster.blas}; cores: {cluster.pinned}")
         found = await _rounds(cluster.target, prompts, arguments)
     async with tandem("Tandem", model, limits, prefix=False) as cluster:
-        num_same = await _num_same(cluster.target, prompts, arguments)
-    _conclude(report, found, num_same, arguments)
+        same = await num_same(cluster.target, SIDES, prompts, arguments)
+    _conclude(report, found, same, arguments)
     return report
 
 
@@ -54,32 +53,15 @@ async def _rounds(target: Target, prompts: PromptMaker, arguments: argparse.Name
     found = {side: Measured(ttft_s=[], decode_per_s=[]) for side in SIDES}
     for number in range(arguments.rounds + 1):
         for side in SIDES if number % 2 else reversed(SIDES):
-            answer = await _asked(target, side, prompts.make(arguments.prompt_tokens), arguments)
-            await asyncio.sleep(_SETTLE_S)
+            answer = await asked(target, side, prompts.make(arguments.prompt_tokens), arguments)
+            await asyncio.sleep(SETTLE_S)
             if number:  # the first round warms up
                 found[side].ttft_s.append(answer.text_at[0] - answer.sent_at)
                 found[side].decode_per_s.append((answer.num_tokens - 1) / (answer.text_at[-1] - answer.text_at[0]))
     return found
 
 
-async def _num_same(target: Target, prompts: PromptMaker, arguments: argparse.Namespace) -> int:
-    """For how many of the prompts both give the same ids."""
-    num_same = 0
-    for _ in range(arguments.prompts):
-        prompt = prompts.make(arguments.prompt_tokens)
-        ids = [(await _asked(target, side, prompt, arguments)).tandem["token_ids"] for side in SIDES]
-        num_same += ids[0] == ids[1]
-    return num_same
-
-
-async def _asked(target: Target, strategy: str, prompt: str, arguments: argparse.Namespace) -> Answer:
-    answer = checked(await stream(target, prompt, arguments.max_tokens, fields={"strategy": strategy}))
-    if answer.num_tokens != arguments.max_tokens or answer.tandem["strategy"] != strategy or answer.cached_tokens:
-        raise RuntimeError(f"{strategy}: {answer.num_tokens} tokens, {answer.cached_tokens} of the prompt were kept")
-    return answer
-
-
-def _conclude(report: Report, found: dict[str, Measured], num_same: int, arguments: argparse.Namespace) -> None:
+def _conclude(report: Report, found: dict[str, Measured], same: int, arguments: argparse.Namespace) -> None:
     rows, bars = [], []
     for side, measured in found.items():
         ttft, speed = summarize(measured.ttft_s), summarize(measured.decode_per_s)
@@ -99,7 +81,7 @@ def _conclude(report: Report, found: dict[str, Measured], num_same: int, argumen
     report.table(f"{TOGETHER} / {ALONE}, round by round", ["ratio", "median", "smallest", "largest"], ratios)
     report.check("TTFT over that of one worker", ttft.median if ttft else None, at_most=0.6)
     report.check("decode speed over that of one worker", speed.median if speed else None, at_least=0.97)
-    report.check(f"prompts of {arguments.prompts} with the same ids", num_same, at_least=arguments.prompts)
+    report.check(f"prompts of {arguments.prompts} with the same ids", same, at_least=arguments.prompts)
     report.figure = bar_chart("A prompt read by all for one", "seconds, hundreds of tokens per second", bars)
 
 

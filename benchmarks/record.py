@@ -50,6 +50,14 @@ MEASUREMENTS = {
         ("--model", "160m-4bit", "--rounds", "3", "--prompt-tokens", "512"),
     ),
     "prefill-handover": Measurement("A prompt that two stages read for one, 25M, float32", "prefill_handover"),
+    "tensor": Measurement("Two workers as one tensor group, 25M, float32", "tensor", ("--rival",)),
+    "tensor-bfloat16": Measurement(
+        "Two workers as one tensor group, 25M, bfloat16", "tensor", ("--model", "25m-bfloat16", "--rival")
+    ),
+    "tensor-160m": Measurement(
+        "Two workers as one tensor group, 160M, float32", "tensor", ("--model", "160m-float32", "--rival")
+    ),
+    "speculation": Measurement("Guesses, bundled model and draft", "speculation"),
     "comparison": Measurement("Eight streams, 25M, bfloat16", "comparison", ("--rounds", "5")),
     "comparison-float32": Measurement(
         "Eight streams, 25M, float32", "comparison", ("--model", "25m-float32", "--rounds", "3")
@@ -64,14 +72,23 @@ MEASUREMENTS = {
     ),
     "prefix-cost": Measurement("What keeping prefixes costs a load that never repeats", "prefix_cost"),
     "kv-cache": Measurement("For which lengths a KV cache pays", "kv_cache", ("--distributed",)),
-    "memory": Measurement("Memory of each worker, model of 1 GB", "memory"),
+    "memory": Measurement("Memory of each worker, model of 1 GB; of ranks, 160M, float32", "memory"),
     "coordinator": Measurement("The coordinator alone", "coordinator"),
+    "coordinator-dashboard": Measurement(
+        "The coordinator beside an open dashboard", "coordinator", ("--dashboard", "1")
+    ),
     "coordinator-8": Measurement("The coordinator alone, eight sequences in a message", "coordinator", ("--rows", "8")),
     "planning": Measurement("The best split over unlike nodes", "planning"),
     "routing": Measurement(
         "Policy measured beside the best strategy in hindsight",
         "routing",
         ("--links", "cable", "wifi", "--streams", "0"),
+        page=ROUTING,
+    ),
+    "routing-load": Measurement(
+        "Policy measured beside four streams",
+        "routing",
+        ("--load-only", "--prompts", "16", "512", "2048"),
         page=ROUTING,
     ),
     "simulate": Measurement("The cost model, the planner and the schedule, simulated", "simulate"),
@@ -83,6 +100,7 @@ MEASUREMENTS = {
         ("--kills", "48", "--limited-kills", "32", "--seed", "1"),
         page=LOSSES,
     ),
+    "rank-losses": Measurement("Ranks of a tensor group killed and stopped", "rank_losses", page=LOSSES),
     "links": Measurement("Faults of the link between two workers", "links", page=LOSSES),
     "restarts": Measurement("The coordinator killed under load", "restarts", page=LOSSES),
     "copies": Measurement("Copies of caches on the next worker", "copies", page=LOSSES),

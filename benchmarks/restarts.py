@@ -41,7 +41,6 @@ from cluster.config import BUNDLED_MODEL
 
 MODEL = machine.CHECKOUT / BUNDLED_MODEL
 READY_LIMIT_S = 3.0
-POOL = 24
 _POLL_S = 0.01
 
 
@@ -161,7 +160,7 @@ def _read_over(before: Mapping[str, Any], after: Mapping[str, Any]) -> int | Non
 async def run(arguments: argparse.Namespace) -> Report:
     """All kills on one cluster. Raises NotReady when it does not come back."""
     generator = random.Random(arguments.seed)
-    pool = random_requests(generator, POOL, longest=300)
+    pool = random_requests(generator, arguments.requests, longest=300)
     async with cluster(MODEL, [WorkerLimits()] * arguments.workers) as running:
         right = await undisturbed(running, pool)
         clients = Clients(running, right, generator)
@@ -212,8 +211,9 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--clients", type=int, default=4)
+    parser.add_argument("--requests", type=int, default=24, help="different ones that they ask")
     parser.add_argument("--seed", type=int, default=0)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main("restarts", __doc__, options, run, quick={"kills": 2}))
+    raise SystemExit(main("restarts", __doc__, options, run, quick={"kills": 1, "requests": 8}))

@@ -2,29 +2,28 @@
 
 Two hosts in namespaces that share nothing, of which the second one's worker is slowed; the link between them has, in turn, the
 quality of a cable, of a narrow cable and of a wifi with its delay. Over a grid of prompt and answer lengths each request is
-answered by every strategy by name and once as the policy chooses, in random order, with a prompt of its own each time. The
-*regret* of a choice is by how much its strategy took longer than the best one of the same cell, both as medians; those of the
-policy `thresholds` and of the modes `always` and `never` stand beside it. Strategies that are predicted to take many times as
+answered by every strategy by name and once as the policy chooses, in random order, with a prompt of its own each time. Under load
+streams that the policy places are begun anew before each request, so that all strategies meet the same ones. The *regret* of a
+choice is by how much its strategy took longer than the best one of the same cell, both as medians; those of the policy
+`thresholds` and of the modes `always` and `never` stand beside it. Strategies that are predicted to take many times as
 long as the best one are not run: their regret is what was predicted. Needs Linux and its superuser.
 """
 
 import argparse
 import contextlib
-import json
 import os
 import random
 import shutil
 import statistics
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from mlx_lm.utils import load_tokenizer
 
 from benchmarks.support import machine
 from benchmarks.support.arithmetic import percentile
+from benchmarks.support.asked_hosts import TRIED, Answered, Asking, Cell
 from benchmarks.support.figures import heat_map
 from benchmarks.support.main import main
 from benchmarks.support.random_models import ensure_model
@@ -36,7 +35,6 @@ from strategy.situation import Strategy
 from tests.hosts.bed import Bed
 from tests.hosts.cluster import FIRST, HostsCluster
 from tests.hosts.tools import tool, why_no_bed
-from tests.support.running_cluster import wait_until
 
 SECOND = "b"
 LINKS = ("cable", "narrow", "wifi")
@@ -44,192 +42,6 @@ NARROW_SHARE = 0.02  # of 10 Gbit/s
 MODELS = ("bundled", "25m-float32")
 PROMPTS = (16, 128, 512, 2048)
 ANSWERS = (8, 64, 256)
-WARM_UP = ((16, 8), (300, 32), (1000, 16), (64, 64), (600, 8), (100, 100))
-TRIED = (
-    Strategy.SINGLE_DEVICE_CACHED,
-    Strategy.DISTRIBUTED_NO_CACHE,
-    Strategy.DISTRIBUTED_CACHED,
-    Strategy.DISTRIBUTED_PREFILL,
-)
-LONGEST_S = 40.0
-MOST_TIMES = 8.0
-BACKGROUND_TOKENS = 3000
-BEGUN_PIECES = 20  # of each stream, on average, before others are asked beside them
-
-
-class Answered(msgspec.Struct, frozen=True, kw_only=True):
-    """One answer. asked: the strategy by name, None where the policy chose. Seconds as predicted and as they were."""
-
-    model: str
-    link: str
-    streams: int
-    prompt: int
-    answer: int
-    asked: str | None
-    strategy: str
-    workers: tuple[str, ...]
-    total_s: float
-    ttft_s: float
-    predicted_total_s: float | None
-    predicted_ttft_s: float | None
-    is_warm_up: bool = False
-
-
-class Cell(msgspec.Struct, frozen=True, kw_only=True):
-    """One place of the grid. seconds: by strategy, the median of what was measured; predicted: of those that were not run;
-    chosen: by the policy.
-    """
-
-    model: str
-    link: str
-    streams: int
-    prompt: int
-    answer: int
-    seconds: dict[str, float]
-    predicted: dict[str, float]
-    chosen: str
-
-    @property
-    def best_s(self) -> float:
-        return min(self.seconds.values())
-
-    def regret(self, strategy: str) -> float:
-        """By how much it takes longer than the best one, as a share of that."""
-        return (self.seconds | self.predicted)[strategy] / self.best_s - 1
-
-    @property
-    def by_thresholds(self) -> str:
-        """What the documented rule takes."""
-        within = self.prompt <= 100 and self.answer <= 50
-        return Strategy.DISTRIBUTED_NO_CACHE if within else Strategy.SINGLE_DEVICE_CACHED
-
-
-class Asking:
-    """Requests to one cluster of one model over one link."""
-
-    def __init__(self, cluster: HostsCluster, model: str, link: str, path: Path, generator: random.Random):
-        self._cluster = cluster
-        self._about = {"model": model, "link": link}
-        self._random = generator
-        tokenizer = load_tokenizer(path)
-        self._vocabulary = range(100, min(2000, tokenizer.vocab_size))
-        # Those of random models cannot be generated.
-        self._no_end = {str(token): -100 for token in tokenizer.eos_token_ids} if model == "bundled" else {}
-        self.answered: list[Answered] = []
-
-    def __repr__(self) -> str:
-        return f"Asking({self._about}, {len(self.answered)} answers)"
-
-    def _body(self, prompt: int, answer: int) -> dict[str, Any]:
-        ids = self._random.choices(self._vocabulary, k=prompt)
-        return {"prompt": ids, "max_tokens": answer, "logit_bias": self._no_end, "strategy": None}
-
-    def ask(
-        self, prompt: int, answer: int, strategy: str | None, *, streams: int, is_warm_up: bool = False
-    ) -> Answered:
-        """One answer, by a strategy or by the policy."""
-        with self._cluster.ask(**(self._body(prompt, answer) | {"strategy": strategy})) as asked:
-            found = json.loads(asked.communicate()[0])
-        if "error" in found:
-            raise TandemError(found["error"]["message"])
-        said, predicted = found["tandem"], found["tandem"].get("predicted", {})
-        one = Answered(
-            **self._about,
-            streams=streams,
-            prompt=prompt,
-            answer=answer,
-            asked=strategy,
-            strategy=said["strategy"],
-            workers=tuple(said["workers"]),
-            total_s=said["total_s"],
-            ttft_s=said["ttft_s"],
-            predicted_total_s=predicted.get("total_s"),
-            predicted_ttft_s=predicted.get("ttft_s"),
-            is_warm_up=is_warm_up,
-        )
-        self.answered.append(one)
-        return one
-
-    def predictions(self, prompt: int, answer: int) -> dict[str, float]:
-        """By strategy, of those that can run."""
-        body = json.dumps(self._body(prompt, answer))
-        command = ("curl", "-s", "http://127.0.0.1:8420/v1/explain", "-H", "Content-Type: application/json", "-d", body)
-
-        def explained() -> dict[str, Any] | None:
-            found: dict[str, Any] = json.loads(self._cluster.bed.run(FIRST, *command).stdout)
-            return found if "candidates" in found else None  # while a plan gives way to another
-
-        found: dict[str, Any] = wait_until(explained, "a plan")
-        return {
-            each["strategy"]: each["predicted_total_s"]
-            for each in found["candidates"]
-            if each["predicted_total_s"] is not None
-        }
-
-    def warm_up(self) -> None:
-        """So that every strategy's predictions have seen some answers."""
-        for prompt, answer in WARM_UP:
-            for strategy in self._worth_it(prompt, answer):
-                self.ask(prompt, answer, strategy, streams=0, is_warm_up=True)
-
-    def _worth_it(self, prompt: int, answer: int) -> list[str]:
-        predicted = self.predictions(prompt, answer)
-        if not predicted:
-            raise TandemError("nothing is predicted: is the policy `measured`, and were workers measured?")
-        most_s = min(LONGEST_S, MOST_TIMES * min(predicted.values()))
-        return [each for each in TRIED if predicted.get(each, most_s + 1) <= most_s]
-
-    def cell(self, prompt: int, answer: int, rounds: int, *, streams: int) -> Cell:
-        """Every strategy and the policy, `rounds` times each."""
-        predicted = self.predictions(prompt, answer)
-        worth_it = self._worth_it(prompt, answer)
-        times: dict[str, list[float]] = {}
-        chosen: list[str] = []
-        for _ in range(rounds):
-            for strategy in self._random.sample([*worth_it, None], len(worth_it) + 1):
-                one = self.ask(prompt, answer, strategy, streams=streams)
-                times.setdefault(one.strategy, []).append(one.total_s)
-                chosen += [one.strategy] if strategy is None else []
-        cell = Cell(
-            **self._about,
-            streams=streams,
-            prompt=prompt,
-            answer=answer,
-            seconds={strategy: statistics.median(found) for strategy, found in times.items()},
-            predicted={strategy: seconds for strategy, seconds in predicted.items() if strategy not in times},
-            chosen=max(chosen, key=lambda each: (chosen.count(each), -statistics.median(times[each]))),
-        )
-        print(
-            f"{cell.model} {cell.link} {streams} streams: {prompt}, {answer}: {cell.chosen}, {cell.regret(cell.chosen):.1%}",
-            flush=True,
-        )
-        return cell
-
-    @contextlib.contextmanager
-    def streams(self, number: int) -> Iterator[None]:
-        """So many streams that the policy places, begun again where they end."""
-        over, begun = threading.Event(), threading.Semaphore(0)
-
-        def run() -> None:
-            while not over.is_set():
-                with self._cluster.ask(**self._body(64, BACKGROUND_TOKENS), stream=True) as asked:
-                    assert asked.stdout is not None
-                    for _ in asked.stdout:
-                        begun.release()
-                        if over.is_set():
-                            asked.terminate()
-
-        threads = [threading.Thread(target=run, daemon=True) for _ in range(number)]
-        for thread in threads:
-            thread.start()
-        try:
-            for _ in range(number * BEGUN_PIECES):
-                begun.acquire()
-            yield
-        finally:
-            over.set()
-            for thread in threads:
-                thread.join()
 
 
 def run(arguments: argparse.Namespace) -> Report:
@@ -239,32 +51,34 @@ def run(arguments: argparse.Namespace) -> Report:
     generator = random.Random(arguments.seed)
     cells: list[Cell] = []
     answered: list[Answered] = []
-    for model in arguments.models:
+    for model in arguments.models[:1] if arguments.load_only else arguments.models:
         path = machine.CHECKOUT / BUNDLED_MODEL if model == "bundled" else ensure_model(model, machine.model_folder())
-        for link in arguments.links:
-            with _asking(model, link, path, arguments.slowed, generator) as asking:
+        for link in arguments.links[:1] if arguments.load_only else arguments.links:
+            with _asking(model, link, path, arguments, generator) as asking:
                 asking.warm_up()
                 grid = [(prompt, answer) for prompt in arguments.prompts for answer in arguments.answers]
-                cells += [asking.cell(*place, arguments.rounds, streams=0) for place in grid]
+                if not arguments.load_only:
+                    cells += [asking.cell(*place, arguments.rounds, streams=0) for place in grid]
                 if arguments.streams and (model, link) == (arguments.models[0], arguments.links[0]):
-                    with asking.streams(arguments.streams):
-                        cells += [asking.cell(*place, arguments.rounds, streams=arguments.streams) for place in grid]
+                    cells += [asking.cell(*place, arguments.rounds, streams=arguments.streams) for place in grid]
                 answered += asking.answered
     return _report(arguments, cells, answered)
 
 
 @contextlib.contextmanager
-def _asking(model: str, link: str, path: Path, times: float, generator: random.Random) -> Iterator[Asking]:
+def _asking(
+    model: str, link: str, path: Path, arguments: argparse.Namespace, generator: random.Random
+) -> Iterator[Asking]:
     with Bed(2) as bed:
         cluster = HostsCluster(bed)
         second = bed.hosts[SECOND]
-        slow_worker(second.outside(second.checkout), times)
+        slow_worker(second.outside(second.checkout), arguments.slowed)
         if link == "wifi":
             bed.unplug(FIRST, SECOND)
         elif link == "narrow":
             bed.slow(FIRST, SECOND, NARROW_SHARE)
         given = () if model == "bundled" else ("--model", _on_hosts(bed, path))
-        cluster.start(*given, "--config", _config(bed))
+        cluster.start(*given, "--config", _config(bed, is_grouped=arguments.group))
         try:
             cluster.invite(SECOND)
             cluster.await_parts(2)
@@ -283,11 +97,12 @@ def _on_hosts(bed: Bed, path: Path) -> str:
     return str(bed.hosts[FIRST].checkout / "models" / path.name)
 
 
-def _config(bed: Bed) -> str:
-    """Policy `measured`, and one worker on the first host."""
+def _config(bed: Bed, *, is_grouped: bool) -> str:
+    """Policy `measured`, and one worker on the first host; whether it and the second host's are a group, too."""
     host = bed.hosts[FIRST]
     there = host.home / "routing.toml"
-    host.outside(there).write_text('[strategy]\npolicy = "measured"\n')
+    group = f'[[groups]]\nworkers = ["worker-0", "host-{SECOND}"]\n' if is_grouped else ""
+    host.outside(there).write_text(f'[strategy]\npolicy = "measured"\n{group}')
     os.chown(host.outside(there), host.uid, host.uid)
     return str(there)
 
@@ -328,11 +143,12 @@ def _add_cells(report: Report, cells: Sequence[Cell]) -> None:
     )
 
 
-_INITIALS = {
+_INITIALS: dict[str, str] = {
     Strategy.SINGLE_DEVICE_CACHED: "single",
     Strategy.DISTRIBUTED_NO_CACHE: "no cache",
     Strategy.DISTRIBUTED_CACHED: "cached",
     Strategy.DISTRIBUTED_PREFILL: "prefill",
+    Strategy.TENSOR_PARALLEL: "tensor",
 }
 
 
@@ -358,20 +174,40 @@ def _add_regrets(report: Report, cells: Sequence[Cell]) -> None:
 def _add_errors(report: Report, answered: Sequence[Answered]) -> None:
     rows = []
     for streams in dict.fromkeys(one.streams for one in answered):
+        alike = [one for one in answered if one.streams == streams]
         for what in ("total", "ttft"):
-            errors = [
-                abs(predicted / getattr(one, f"{what}_s") - 1)
-                for one in answered
-                if one.streams == streams and (predicted := getattr(one, f"predicted_{what}_s")) is not None
-            ]
-            if not errors:
-                continue
-            median, high = statistics.median(errors), percentile(errors, 0.9)
-            rows.append([what, streams, len(errors), f"{median:.1%}", f"{high:.1%}"])
-            if what == "total" and not streams:
-                report.check("error of predicted totals, median", median, at_most=0.10)
-                report.check("error of predicted totals, 90th percentile", high, at_most=0.25)
-    report.table("errors of predictions", ["time", "streams", "answers", "median", "90th percentile"], rows)
+            rows.append(_errors_row(f"{what}, all", streams, _errors(alike, what)))
+        for strategy in TRIED:
+            rows.append(
+                _errors_row(
+                    f"total, {strategy}", streams, _errors([one for one in alike if one.strategy == strategy], "total")
+                )
+            )
+        guessed = _errors([one for one in alike if one.guesses], "total")
+        rows.append(_errors_row("total, of answers with guesses", streams, guessed))
+        if not streams:
+            found = _errors(alike, "total")
+            report.check("error of predicted totals, median", statistics.median(found), at_most=0.10)
+            report.check("error of predicted totals, 90th percentile", percentile(found, 0.9), at_most=0.25)
+            if guessed:
+                report.check("the same of answers with guesses, median", statistics.median(guessed), at_most=0.10)
+    columns = ["time", "streams", "answers", "median", "90th percentile"]
+    report.table("errors of predictions", columns, [row for row in rows if row is not None])
+
+
+def _errors(answered: Sequence[Answered], what: str) -> list[float]:
+    """Shares of what it took, of those that were predicted."""
+    return [
+        abs(predicted / getattr(one, f"{what}_s") - 1)
+        for one in answered
+        if (predicted := getattr(one, f"predicted_{what}_s")) is not None
+    ]
+
+
+def _errors_row(what: str, streams: int, errors: Sequence[float]) -> list[Any] | None:
+    if not errors:
+        return None
+    return [what, streams, len(errors), f"{statistics.median(errors):.1%}", f"{percentile(errors, 0.9):.1%}"]
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -384,10 +220,23 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--streams", type=int, default=4, help="that run beside, with the first model on the first link; 0 for none"
     )
+    parser.add_argument("--group", action="store_true", help="the two workers are a tensor group, too")
+    parser.add_argument(
+        "--load-only", action="store_true", help="beside streams only, with the first model on the first link"
+    )
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
 
 
 if __name__ == "__main__":
-    quick = {"models": ["bundled"], "links": ["cable"], "prompts": [16, 128], "answers": [8], "streams": 0, "rounds": 1}
+    quick = {
+        "models": ["bundled"],
+        "links": ["cable"],
+        "prompts": [16, 128],
+        "answers": [8],
+        "streams": 0,
+        "load_only": False,
+        "group": True,
+        "rounds": 1,
+    }
     raise SystemExit(main("routing", __doc__, options, run, quick=quick))

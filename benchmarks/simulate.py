@@ -1,11 +1,12 @@
 """The cost model against published figures, the planner against rules of thumb, and the closed form against the schedule.
 
-Nothing is measured and no model is loaded: a cluster here is a list of speeds, links and loads. Four questions:
+Nothing is measured and no model is loaded: a cluster here is a list of speeds, links and loads. Five questions:
 
 * Does the cost model, told only what one Mac does, predict what two and four do together? Every cell of a published table.
 * Is the planner's split ever beaten by a rule of thumb? On random clusters, for two kinds of work.
 * Does the cost model's closed form say what the schedule of a head then does? On planned routes of 2 to 64 nodes, under load.
 * Is what `decide` chooses the best there, under that schedule? With a pipeline and two nodes that have the full model.
+* Is it the best where streams run on workers that all routes share? With two that have the full model, and turns as their engines give.
 
 With --page it prints the tables of docs/PLANNING.md instead.
 """
@@ -26,13 +27,14 @@ from benchmarks.support.random_clusters import RULES, WORKLOADS, random_cluster,
 from benchmarks.support.reporting import Report
 from benchmarks.support.simulated_choices import Chosen, chosen
 from benchmarks.support.simulated_loads import Compared, compared
+from benchmarks.support.simulated_sharing import CHOOSERS, NUM_STREAMS, Beside, beside
 
 # Sums of the same seconds in another order differ by so much.
 _ROUNDING = 1e-9
 
 
 def run(arguments: argparse.Namespace) -> Report:
-    """All four, or the page."""
+    """All five, or the page."""
     if arguments.page:
         report = Report("planning")
         tables(report)
@@ -42,6 +44,7 @@ def run(arguments: argparse.Namespace) -> Report:
     _rules(report, arguments.clusters, arguments.seed)
     _schedule(report, list(compared(arguments.seed, arguments.routes)))
     _choices(report, list(chosen(arguments.seed, arguments.routes)))
+    _shared(report, list(beside(arguments.seed, arguments.routes)))
     return report
 
 
@@ -145,6 +148,20 @@ def _choices(report: Report, found: list[Chosen]) -> None:
     report.check("regret of what is chosen, mean", statistics.mean(regrets), at_most=0.05)
     report.check("regret of what is chosen, worst", max(regrets), at_most=0.15)
     report.data["choices"] = [msgspec.to_builtins(each) for each in found]
+
+
+def _shared(report: Report, found: list[Beside]) -> None:
+    rows = []
+    for place in dict.fromkeys(each.place for each in found):
+        for rule in CHOOSERS:
+            regrets = [each.regret(rule) for each in found if each.place == place]
+            rows.append([place, rule, len(regrets), f"{statistics.mean(regrets):.1%}", f"{max(regrets):.1%}"])
+    columns = ["streams on", "policy or mode", "requests", "regret, mean", "worst"]
+    report.table(f"what is chosen beside {NUM_STREAMS} streams on two workers that all routes share", columns, rows)
+    regrets = [each.regret("measured") for each in found]
+    report.check("regret beside streams on the same workers, mean", statistics.mean(regrets), at_most=0.05)
+    report.check("regret beside streams on the same workers, worst", max(regrets), at_most=0.15)
+    report.data["beside"] = [msgspec.to_builtins(each) for each in found]
 
 
 def options(parser: argparse.ArgumentParser) -> None:

@@ -23,15 +23,18 @@ from cluster.settings import (
     Bytes,
     CacheSettings,
     EngineSettings,
+    GroupSettings,
     HostSettings,
     KeySettings,
     KvCacheSettings,
     LinkNaming,
     LinkSettings,
+    LogSettings,
     ModelSettings,
     PlanSettings,
     RecoverySettings,
     Settings,
+    SpeculationSettings,
     StrategySettings,
     WorkerSettings,
 )
@@ -40,6 +43,8 @@ from protocol.interfaces.names import is_link_name
 from protocol.values import Count, KvSettings, LayerRange
 
 BUNDLED_MODEL = "models/tandem-demo"
+# What is no model in `speculation.draft`.
+DRAFT_WORDS = ("auto", "off", "lookup")
 DEFAULT_CONFIG = "configs/local.toml"
 DEFAULT_WORKERS = 2
 
@@ -72,6 +77,7 @@ class Flags(msgspec.Struct, frozen=True, kw_only=True):
     kv_cache: str | None = None
     workers: int | None = None
     port: int | None = None
+    log_format: str | None = None
     allow_mixed: bool = False
 
 
@@ -84,10 +90,16 @@ _SECTIONS: dict[str, type[msgspec.Struct]] = {
     "plan": PlanSettings,
     "recovery": RecoverySettings,
     "links": LinkSettings,
+    "speculation": SpeculationSettings,
     "engine": EngineSettings,
+    "logs": LogSettings,
 }
-_TABLES: dict[str, type[msgspec.Struct]] = {"workers": WorkerSettings, "hosts": HostSettings, API_KEYS: KeySettings}
-_OWN_TABLES = ("workers", "hosts")  # in no section
+_TABLES: dict[str, type[msgspec.Struct]] = {
+    "workers": WorkerSettings, "hosts": HostSettings, "groups": GroupSettings, API_KEYS: KeySettings,
+}  # fmt: skip
+_OWN_TABLES = ("workers", "hosts", "groups")  # in no section
+# How the origin of a value that the environment gave begins; the variable follows.
+ENVIRONMENT_ORIGIN = "environment "
 _ENVIRONMENT = {
     "USE_DISTRIBUTED_INFERENCE": "strategy.use_distributed_inference",
     "TANDEM_STRATEGY_POLICY": "strategy.policy",
@@ -97,9 +109,11 @@ _ENVIRONMENT = {
     "TANDEM_LISTEN": "links.listen",
     "TANDEM_PREFILL_CHUNK": "engine.prefill_chunk",
     "TANDEM_TRACE": "engine.trace",
+    "TANDEM_LOG_FORMAT": "logs.format",
 }
 _FLAGS = {
     "--port": ("port", "api.port"),
+    "--log-format": ("log_format", "logs.format"),
     "--kv-cache": ("kv_cache", "kv_cache.kind"),
     "--model": ("model", "model.path"),
     "--served-model-name": ("served_model_name", "model.served_name"),
@@ -133,10 +147,13 @@ def load_settings(
     values["api"]["keys"] = _api_keys(document.get("api", {}), file, origins)
     workers = _workers(document, file, flags.workers, origins)
     settings = msgspec.structs.replace(
-        _settings(values, workers), hosts=_hosts(document, file, origins), allow_mixed=flags.allow_mixed
+        _settings(values, workers),
+        hosts=_hosts(document, file, origins),
+        groups=_groups(document, file, origins),
+        allow_mixed=flags.allow_mixed,
     )
     check_settings(settings, file)
-    return Resolved(settings=settings, origins=_all_origins(settings, origins))
+    return Resolved(settings=settings, origins=all_origins(settings, origins))
 
 
 def _given(
@@ -148,7 +165,7 @@ def _given(
     for variable, key in _ENVIRONMENT.items():
         if variable in environment:
             value = _listed(environment[variable]) if key == "links.listen" else environment[variable]
-            yield key, _checked(key, value, variable, strict=False), f"environment {variable}"
+            yield key, _checked(key, value, variable, strict=False), f"{ENVIRONMENT_ORIGIN}{variable}"
     for flag, (attribute, key) in _FLAGS.items():
         if (value := getattr(flags, attribute)) is not None:
             yield key, _checked(key, value, flag), flag
@@ -161,7 +178,7 @@ def _listed(text: str) -> str | tuple[str, ...]:
 
 def _located(key: str, value: Any, folder: Path) -> Any:
     """A path made absolute, from `folder` on; any other value as it is."""
-    if key == "model.path":
+    if key == "model.path" or (key == "speculation.draft" and value not in DRAFT_WORDS):
         return model_location(value, folder)
     return str((folder / Path(value).expanduser()).resolve()) if key == "engine.trace" else value
 
@@ -223,7 +240,7 @@ def _read_toml(file: Path) -> dict[str, Any]:
 
 
 def _file_values(document: dict[str, Any], file: Path) -> Iterator[tuple[str, Any]]:
-    """Every checked "section.key" of the file except workers and hosts."""
+    """Every checked "section.key" of the file except workers, hosts and groups."""
     for section, content in document.items():
         _check_known(section, [*_SECTIONS, *_OWN_TABLES], "", file)
         if section in _TABLES:
@@ -245,7 +262,7 @@ def _check_known(name: str, known: Sequence[str], prefix: str, file: Path) -> No
 
 
 def _checked(key: str, value: Any, origin: str, *, strict: bool = True) -> Any:
-    """`value` as the type of `key` ("section.name", "workers[i].name", "hosts[i].name" or "api.keys[i].name")."""
+    """`value` as the type of `key` ("section.name", "workers[i].name", "hosts[i].name", "groups[i].workers" or "api.keys[i].name")."""
     section, _, name = key.rpartition(".")
     struct = _SECTIONS.get(section) or _TABLES[section.partition("[")[0]]
     if struct is KvCacheSettings and name in KvSettings.__struct_fields__:
@@ -332,6 +349,11 @@ def _hosts(document: dict[str, Any], file: Path, origins: dict[str, str]) -> tup
     return tuple(hosts)
 
 
+def _groups(document: dict[str, Any], file: Path, origins: dict[str, str]) -> tuple[GroupSettings, ...]:
+    found = _tables("groups", document["groups"], file, origins) if "groups" in document else ()
+    return tuple(GroupSettings(**given) for given in found)
+
+
 def _name_of(address: str) -> str:
     """mac2 of mac2.local; of an address in numbers all of it."""
     label = address if address.replace(".", "").isdigit() or ":" in address else address.partition(".")[0]
@@ -361,7 +383,7 @@ def _tables(table: str, tables: Any, file: Path, origins: dict[str, str]) -> Ite
         yield fields
 
 
-def _all_origins(settings: Settings, origins: dict[str, str]) -> dict[str, str]:
+def all_origins(settings: Settings, origins: dict[str, str]) -> dict[str, str]:
     """Origins of every key, in the order of the sections."""
     keys = [f"{section}.{name}" for section in _SECTIONS for name in _keys(section)]
     for table, struct in _TABLES.items():

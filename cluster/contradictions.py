@@ -1,4 +1,4 @@
-"""What settings cannot say together: names and keys that are used twice, an API that is open to others without a key.
+"""What settings cannot say together: names and keys that are used twice, groups of nobody, an API that is open to others without a key.
 
 Knows settings as a whole, each of which is right by itself, and the file that they stand in, for its name.
 """
@@ -17,6 +17,7 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 def check_settings(settings: Settings, file: Path) -> None:
     """Raises UsageError."""
     _check_hosts(settings, file)
+    _check_groups(settings, file)
     _check_keys(settings.api, file)
     if settings.api.host not in _LOOPBACK and not settings.api.asks_for_key:
         raise UsageError(f"api.host {settings.api.host!r} can be reached from other machines; set api.api_key as well")
@@ -47,6 +48,25 @@ def _check_hosts(settings: Settings, file: Path) -> None:
         if used := [name for name in host.worker_names if name in taken]:
             raise UsageError(f"{file}: hosts[{index}] has a worker {used[0]!r} like another; give it another name")
         taken += host.worker_names
+
+
+def _check_groups(settings: Settings, file: Path) -> None:
+    """Each worker is in one group, once, and each stage has as many; a name that the configuration does not know may be a guest's."""
+    taken: list[str] = []
+    for index, group in enumerate(settings.groups):
+        if len(group.workers) < 2:
+            raise UsageError(f"{file}: groups[{index}].workers is missing; name the workers that compute together")
+        if len(group.workers) % group.num_ranks:
+            raise UsageError(
+                f"{file}: groups[{index}].ranks is {group.ranks}, which does not divide its {len(group.workers)} workers; each "
+                "stage has as many"
+            )
+        for name in group.workers:
+            if name in taken:
+                raise UsageError(
+                    f"{file}: groups[{index}].workers names {name!r} again; a worker is in one group, once"
+                )
+            taken.append(name)
 
 
 def _check_keys(api: ApiSettings, file: Path) -> None:

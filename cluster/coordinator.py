@@ -1,9 +1,8 @@
 """The coordinator process: `python -m cluster.coordinator --home HOME [--again]`.
 
 Reads HOME/settings.json, brings the workers and the API up, and serves until SIGTERM or SIGINT, which drain and stop
-everything. While it starts, it tells its parent on standard output, a JSON object a line: `{"progress": text}`, then
-`{"ready": status}` or `{"error": sentence, "exit_code": n}`; after that it closes standard output. A first start whose
-parent is gone ends; one that takes the place of a coordinator that died (--again) goes on.
+everything. While it starts, it tells its parent how that goes (`StartReport`). A first start whose parent is gone ends; one
+that takes the place of a coordinator that died (--again) goes on.
 """
 
 import argparse
@@ -25,10 +24,11 @@ import msgspec
 from starlette.applications import Starlette
 
 from cluster.api.app import build_app
+from cluster.api.dashboard import Dashboard
 from cluster.api.server import bind, serve
 from cluster.membership.discovery import AnnouncedDoor, Announcer, own_door, register_by_mdns
 from cluster.membership.invitations import InvitationBook
-from cluster.membership.local import WORKER, Launcher, LocalLauncher, default_memory_limit, link_options
+from cluster.membership.local import WORKER, Launcher, LocalLauncher, default_memory_limit, machine_options
 from cluster.membership.mailbox import ZmqMailbox
 from cluster.membership.member import Member, Whereabouts
 from cluster.membership.placed import PlacedLauncher
@@ -37,6 +37,7 @@ from cluster.membership.roster import REJOIN_WITHIN_S, Roster
 from cluster.membership.ssh import SshLauncher, SshTerms
 from cluster.planning.control import ControlPlane
 from cluster.planning.deployment import Deployment
+from cluster.planning.draft_files import ChosenDraft, choose_draft
 from cluster.planning.known_model import KnownModel
 from cluster.planning.model_files import check_weights, resolve_model
 from cluster.serving.cache_use import read_measured_use
@@ -44,7 +45,11 @@ from cluster.serving.grammars_apart import GrammarsApart
 from cluster.serving.overview import Identity
 from cluster.serving.service import GenerationService
 from cluster.serving.templates import Templates
+from cluster.serving.trace_recording import TraceFile
+from cluster.serving.transformers_import import last_lines_read
 from cluster.settings import Settings
+from cluster.start_report import StartReport
+from cluster.started_logs import started_log_format
 from protocol.descriptors import allow_descriptors, limits_kept
 from protocol.errors import AddressUnavailable, TandemError
 from protocol.home import DesiredState, Home, ProcessIdentity, end_processes
@@ -69,32 +74,6 @@ _TOO_FEW_FILES = (
     f"this machine lets a process open fewer than {LEAST_DESCRIPTORS} files at once; allow more with `ulimit -n 1024`"
 )
 CHECKOUT = Path(__file__).resolve().parent.parent
-
-
-class StartReport:
-    """The lines that tell the parent how the start goes. must_be_heard: whether it needs a parent."""
-
-    def __init__(self, *, must_be_heard: bool) -> None:
-        self._open = True
-        self._must_be_heard = must_be_heard
-
-    def tell(self, **line: Any) -> None:
-        """Write one line. Raises TandemError when nobody hears it who must."""
-        if not self._open:
-            return
-        try:
-            os.write(1, msgspec.json.encode(line) + b"\n")
-        except OSError:
-            self.close()
-            if self._must_be_heard:
-                raise TandemError("whoever asked for the start is gone; nothing is left running") from None
-
-    def close(self) -> None:
-        """Nothing more will be told."""
-        if self._open:
-            self._open = False
-            with Path(os.devnull).open("wb") as nowhere:
-                os.dup2(nowhere.fileno(), 1)
 
 
 class Coordinator:
@@ -157,7 +136,9 @@ class Coordinator:
         listener = bind(api.host, api.port)
         port = listener.getsockname()[1]
         url = f"http://{'127.0.0.1' if api.host == '0.0.0.0' else api.host}:{port}"  # noqa: S104
-        path = await asyncio.to_thread(resolve_model, self._settings.model.path)
+        trace = self._settings.engine.trace
+        trace_file = None if trace is None else TraceFile(Path(trace), is_again=self._is_again)
+        path = await asyncio.to_thread(resolve_model, self._settings.model.path, self._report.progress)
         self._apart = Templates(path, CHECKOUT), GrammarsApart(path, CHECKOUT)
         prompts = asyncio.create_task(asyncio.to_thread(_load_prompts, path, *self._apart))
         await asyncio.to_thread(check_weights, path)
@@ -169,9 +150,11 @@ class Coordinator:
             has_chat_template=(await prompts).has_chat_template,
         )
         service = GenerationService(control, prompts.result(), self._settings, identity, self._measured_use(path))
-        self._tasks.append(
-            asyncio.create_task(serve(self._app(service), listener, stopping=self._served, draining=self._draining))
-        )
+        dashboard = Dashboard(service, self._home.logs)
+        serving = serve(self._app(service, dashboard), listener, stopping=self._served, draining=self._draining)
+        self._tasks += asyncio.create_task(serving), asyncio.create_task(dashboard.run(self._served))
+        if trace_file is not None:
+            self._tasks.append(asyncio.create_task(trace_file.keep(service)))
         service.check_mode(await control.starting.ended())
         if self._announcer is not None:
             self._announcer.start()
@@ -189,12 +172,13 @@ class Coordinator:
         self._announcer = _announcer(mailbox.door, desired, listen)
         digest = await asyncio.to_thread(model_digest, path)
         home.remember_model(digest, path)
+        draft = await asyncio.to_thread(self._draft, path)
         self._report.tell(progress="starting the workers")
         now = asyncio.get_running_loop().time
         members = await asyncio.to_thread(_members, settings)
         book = InvitationBook(home, time.time, read_host_specs(), allow_mixed=settings.allow_mixed)
         control = self._control = ControlPlane(
-            KnownModel(path, digest, settings),
+            KnownModel(path, digest, settings, draft),
             mailbox=mailbox,
             launcher=self._launcher,
             roster=Roster(members, secret=desired.secret, restarts=Restarts(), guests=book),
@@ -205,7 +189,7 @@ class Coordinator:
             ),
             now=now,
         )
-        control.starting.tell = lambda text: self._report.tell(progress=text)
+        control.starting.tell = self._report.progress
         control.open()
         self._write_state(url, port, earlier)
         await _launch(control, members, earlier)
@@ -214,6 +198,14 @@ class Coordinator:
             control.roster.expect(name, REJOIN_WITHIN_S, now())
         self._tasks.append(asyncio.create_task(control.run()))
         return control
+
+    def _draft(self, path: Path) -> ChosenDraft:
+        """Who is to guess next tokens of the model there; where a draft model lies is noted."""
+        wanted = self._settings.speculation.draft
+        found = choose_draft(wanted, path, CHECKOUT / "models", self._report.progress)
+        if found.path is not None and found.guessing is not None and found.guessing.draft is not None:
+            self._home.remember_model(found.guessing.draft, found.path)
+        return found
 
     def _earlier_workers(self) -> dict[str, ProcessIdentity]:
         """Workers that still live: of a coordinator that died they will join again; anybody else's are ended."""
@@ -238,12 +230,13 @@ class Coordinator:
             self._report.tell(progress="kv_cache.adaptive has no effect before ./launch.sh bench kv-cache has measured")
         return found
 
-    def _app(self, service: GenerationService) -> Starlette:
+    def _app(self, service: GenerationService, dashboard: Dashboard) -> Starlette:
         return build_app(
             service,
             self._settings.api,
             model_ids=(self._settings.model.path,),
             scope_by_key=self._settings.cache.scope == "api-key",
+            dashboard=dashboard,
         )
 
     async def _stop(self) -> None:
@@ -266,8 +259,7 @@ class Coordinator:
 
 
 def _worker_options(settings: Settings) -> tuple[str, ...]:
-    trace = () if settings.engine.trace is None else ("--trace", settings.engine.trace)
-    return ("--orphan-s", f"{settings.recovery.orphan_s:g}", *link_options(settings.links), *trace)
+    return ("--orphan-s", f"{settings.recovery.orphan_s:g}", *machine_options(settings))
 
 
 def _make_keys() -> tuple[str, str]:
@@ -347,7 +339,7 @@ def _members(settings: Settings) -> list[Member]:
 
 def _load_prompts(model_path: Path, templates: Templates, grammars: GrammarsApart) -> Any:
     # Importing the tokenizer takes a second, which the workers' own start hides.
-    with limits_kept():
+    with limits_kept(), last_lines_read():
         from cluster.serving.prompts import Prompts
 
     return Prompts.load(model_path, templates.render, grammars.compile)
@@ -360,7 +352,7 @@ def main(worker: Sequence[str] = WORKER) -> int:
     parser.add_argument("--again", action="store_true", help="take the place of a coordinator that died")
     arguments = parser.parse_args()
     home = Home(Path(arguments.home))
-    configure_logging(home, "coordinator")
+    configure_logging(home, "coordinator", started_log_format(home))
     report = StartReport(must_be_heard=not arguments.again)
     try:
         settings = msgspec.json.decode(home.settings_file.read_bytes(), type=Settings)

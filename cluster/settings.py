@@ -10,9 +10,9 @@ import msgspec
 from msgspec import Meta
 
 from protocol.interfaces.names import LinkNames
-from protocol.values import NAME_PATTERN, Count, KvSettings, LayerRange, Natural
-from strategy.prediction import Objective
-from strategy.situation import Mode
+from protocol.log_lines import LogFormat
+from protocol.values import NAME_PATTERN, Count, KvSettings, LayerRange, Natural, RankTransport
+from strategy.wishes import Mode, Objective
 
 Policy = Literal["thresholds", "measured"]
 Scope = Literal["shared", "api-key"]
@@ -35,6 +35,8 @@ SshUser = Annotated[
     str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$", description="a user's name, as ssh takes it")
 ]
 Text = Annotated[str, Meta(min_length=1, description="a string that is not empty")]
+GroupMembers = Annotated[tuple[Name, ...], Meta(min_length=2, description="a list of at least two names of workers")]
+Ranks = Annotated[int, Meta(ge=2, description="an integer of at least 2")]
 ApiKey = Annotated[
     str, Meta(pattern=r"^[!-~]{1,1024}$", description="1 to 1024 printable ASCII characters without spaces")
 ]
@@ -45,6 +47,9 @@ Listen = Annotated[
 LinkNaming = Annotated[
     tuple[Text, ...],
     Meta(description='a list of addresses, networks such as "10.0.0.0/24" and interfaces such as "en0"'),
+]
+Draft = Annotated[
+    str, Meta(min_length=1, description='"auto", "off", "lookup", or the directory or hub id of a draft model')
 ]
 ModelName = Annotated[str, Meta(pattern=r"^\S{1,256}$", description="1 to 256 characters without spaces")]
 ModelNames = Annotated[
@@ -185,15 +190,29 @@ class LinkSettings(msgspec.Struct, frozen=True, kw_only=True):
         return LinkNames(prefer=self.prefer, exclude=self.exclude)
 
 
+class SpeculationSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Guesses at next tokens, which the model verifies several at a time. draft: who makes them, "auto" for the bundled draft of the
+    bundled model, "off" for nobody, "lookup" for what texts repeat, or a model with the same tokenizer, as `model.path` is given.
+    """
+
+    draft: Draft = "auto"
+
+
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How the workers compute.
 
-    prefill_chunk: tokens in a chunk of a prompt, None to let each head choose by measured cost; trace: a file that the
-    workers of this machine write a timeline of every step to.
+    prefill_chunk: tokens in a chunk of a prompt, None to let each head choose by measured cost; trace: a file for a
+    timeline of all that happens.
     """
 
     prefill_chunk: Count | None = None
     trace: Text | None = None
+
+
+class LogSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """format: of the lines in the log files, text for people or a JSON object each."""
+
+    format: LogFormat = "text"
 
 
 class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -227,6 +246,22 @@ class HostSettings(msgspec.Struct, frozen=True, kw_only=True):
         return (self.name,) if self.workers == 1 else tuple(f"{self.name}-{index}" for index in range(self.workers))
 
 
+class GroupSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Workers that compute every layer together, each its part of it, beside what else they do. The first decides what runs.
+
+    ranks: how many compute a layer together, the workers behind them the next stage of layers; None for all. transport: of what they
+    exchange; where it does not work they use tcp.
+    """
+
+    workers: GroupMembers = ()
+    ranks: Ranks | None = None
+    transport: RankTransport = "tcp"
+
+    @property
+    def num_ranks(self) -> int:
+        return self.ranks or len(self.workers)
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that can be configured, and what only `start` can be told. Serializes to JSON and back with msgspec.
 
@@ -241,7 +276,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     cache: CacheSettings = CacheSettings()
     recovery: RecoverySettings = RecoverySettings()
     links: LinkSettings = LinkSettings()
+    speculation: SpeculationSettings = SpeculationSettings()
     engine: EngineSettings = EngineSettings()
+    logs: LogSettings = LogSettings()
     workers: tuple[WorkerSettings, ...]
     hosts: tuple[HostSettings, ...] = ()
+    groups: tuple[GroupSettings, ...] = ()
     allow_mixed: bool = False
+
+    @property
+    def group_ranks(self) -> tuple[int, ...]:
+        """How many workers compute a layer together, in each group another number."""
+        return tuple(sorted({group.num_ranks for group in self.groups}))

@@ -24,6 +24,7 @@ from pathlib import Path
 import msgspec
 
 from cluster import pulse
+from cluster.started_logs import started_log_format
 from cluster.supervision import Action, EndCluster, Phase, StartAgain, Supervision, Terminate
 from protocol.home import ClusterState, DamagedState, Home, ProcessIdentity, end_processes
 from protocol.logs import configure_logging
@@ -288,7 +289,7 @@ def main(command: Sequence[str] = COORDINATOR) -> int:
     parser.add_argument("--adopt", action="store_true", help="watch the coordinator that runs already")
     arguments = parser.parse_args()
     home = Home(Path(arguments.home))
-    configure_logging(home, "supervisor")
+    configure_logging(home, "supervisor", started_log_format(home))
     try:
         return Supervisor(home, command, adopt=arguments.adopt).run()
     except Exception:

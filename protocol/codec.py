@@ -62,13 +62,14 @@ from protocol.messages import (
     Step,
     StepFailed,
     StepOverdue,
+    StepsRecorded,
     StopReading,
     Tokens,
     Welcome,
 )
 from protocol.values import Buffer
 
-PROTOCOL = 10
+PROTOCOL = 14
 MAX_HEADER_BYTES = 8 << 20  # a bias for every id of a vocabulary of half a million
 MAX_FRAME_BYTES = 32 << 20
 MAX_BUFFERS = 4096  # as frames
@@ -118,6 +119,7 @@ KINDS: dict[int, type[Message]] = {
     30: PrepareStage,
     31: ListModels,
     32: ComputeFigures,
+    33: StepsRecorded,
     40: OpenSequence,
     41: CloseSequence,
     42: Step,

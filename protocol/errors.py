@@ -138,6 +138,14 @@ class RequestTimeout(ApiError):
     code = "request_timeout"
 
 
+class RequestCancelled(ApiError):
+    """Somebody who may use the cluster ended the request, for whatever reason; its client is not to send it again by itself."""
+
+    status = 499
+    error_type = "request_cancelled"
+    code = "request_cancelled"
+
+
 class Unavailable(ApiError):
     """No plan can serve the request now, or the plan that did was lost."""
 

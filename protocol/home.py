@@ -160,11 +160,13 @@ class Home:
     def __init__(self, root: Path):
         self.root = root
         self.settings_file = root / "settings.json"
+        self.started_file = root / "started.json"  # what the last start that became ready was told
         self.state_file = root / "cluster.json"
         self.logs = root / "logs"
         self.cache = root / "cache"
         self.models = root / "models"  # fetched from other hosts, by digest
         self.keys = root / "keys"
+        self.start_file = root / "start"  # what a start that is under way is doing, in words
         self._models_file = root / "models.json"
         self._desired_file = root / "deployment.json"
 
@@ -298,6 +300,16 @@ class Home:
             os.fsync(folder)  # the new name, too
         finally:
             os.close(folder)
+
+    def start_under_way(self) -> str | None:
+        """What a start of this cluster is doing, in words where it said any; None when there is none."""
+        try:
+            with self.lock(0.0):
+                return None
+        except TimeoutError:
+            with contextlib.suppress(OSError):
+                return self.start_file.read_text(encoding="utf-8")
+            return ""
 
     @contextlib.contextmanager
     def lock(self, timeout_s: float) -> Iterator[None]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 from protocol.home import Home
+from protocol.log_lines import LogFormat, formatter
 
 _MAX_BYTES = 5_000_000
 _NUM_OLD_FILES = 3
@@ -44,13 +45,13 @@ class Repeats(logging.Filter):
         return count < _MOST_LINES
 
 
-def configure_logging(home: Home, name: str) -> None:
+def configure_logging(home: Home, name: str, log_format: LogFormat = "text") -> None:
     """Send this process's log to `logs/NAME.log`, in place of whatever handled it before."""
     home.create()
     handler = logging.handlers.RotatingFileHandler(
         home.logs / f"{name}.log", maxBytes=_MAX_BYTES, backupCount=_NUM_OLD_FILES, encoding="utf-8"
     )
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(formatter(log_format))
     handler.addFilter(Repeats())
     root = logging.getLogger()
     for old in list(root.handlers):

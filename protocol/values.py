@@ -26,6 +26,8 @@ SequenceNumber = Annotated[int, Meta(ge=0, le=1 << 60)]
 MAX_TOP_LOGPROBS = 20
 # How the hidden states of a text become one vector: that of its last token, their mean, or that of its first token.
 Pooling = Literal["last", "mean", "cls"]
+# What carries the exchanges of workers that compute together: own connections, or mx.distributed's backends.
+RankTransport = Literal["tcp", "ring", "jaccl"]
 KvKind = Literal["dynamic", "static", "rotating", "quantized", "keys-only", "paged"]
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "Natural",
     "Peer",
     "Pooling",
+    "RankTransport",
     "Route",
     "Sampling",
     "SequenceNumber",
@@ -68,8 +71,8 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True):
     """Where a process receives: a ZeroMQ endpoint, and its CURVE public key (Z85 text).
 
     endpoint: on its own host, `host`, as `protocol.transport.addressing.this_host` names it; addresses: from others;
-    answer_port: where it answers members who measure the way to it, or want what it has of models, at the same addresses; 0 for
-    nowhere.
+    answer_port: where it answers members who measure the way to it, or want what it has of models, at the same addresses; rank_port:
+    where it hears the ranks of its tensor groups; 0 for nowhere.
     """
 
     endpoint: str
@@ -77,6 +80,7 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True):
     host: str = ""
     addresses: tuple[Address, ...] = ()
     answer_port: int = 0
+    rank_port: int = 0
 
 
 class KvSettings(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,8 +1,13 @@
 """How many prompt tokens one prefill chunk takes.
 
 A chunk of c tokens costs a stage `fixed_s + c * token_s`. A prompt of N tokens over S stages, its chunks following each
-other through the stages, takes (S - 1 + N / c) of these, which is least at c = sqrt(N * fixed_s / ((S - 1) * token_s)).
-Attention makes a token dearer the more of them lie before it, by an amount that is learned from the chunks that ran.
+other through the stages, takes as long as one stage for all of it, fixed parts included, and S - 1 times its longest chunk. That is
+least with chunks that take equally long, with sqrt(N * token_s * fixed_s / (S - 1)) for the tokens of each: N / c of them then cost as much
+for their fixed parts as the stages wait for each other.
+
+Attention makes chunks dearer the more tokens lie before them, both their tokens and their fixed part (which reads all of those, and is
+then the larger part where few tokens share it): by amounts that are learned from the chunks that ran. So sizes fall along a prompt.
+
 While others decode, a chunk may cost as much as a step of each of their batches and half a step more, so that their
 streams become slower but never stop.
 
@@ -26,6 +31,8 @@ MLX_LM_CHUNK_TOKENS = 2048
 _SMOOTHING = 0.2
 # What an observed chunk still counts for after the next one.
 _MEMORY = 0.9
+# How much it counts, beside what ran, that a chunk's fixed part grows as its tokens' does: chunks of one size alone cannot tell.
+_ALIKE = 0.03
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,10 @@ class ChunkCost:
 
     fixed_s: float
     token_s: float
+
+    def scaled(self, share: float) -> "ChunkCost":
+        """Of so much of the stage."""
+        return ChunkCost(self.fixed_s * share, self.token_s * share)
 
     @classmethod
     def fit(cls, samples: list[tuple[int, float]]) -> "ChunkCost":
@@ -53,6 +64,54 @@ class ChunkCost:
         return cls(max(mean_s - token_s * mean_tokens, 0.0), token_s)
 
 
+class _ContextCost:
+    """What the tokens before a chunk add to its cost, learned from chunks that ran. cost: of chunks that none lies before.
+
+    Least squares of what a chunk took beyond that against the tokens before it, and against their number times its own.
+    """
+
+    def __init__(self, cost: ChunkCost):
+        self._cost = cost
+        self._ratio = cost.fixed_s / cost.token_s
+        self._fixed_fixed = self._fixed_token = self._token_token = 0.0
+        self._fixed_s = self._token_s = 0.0
+
+    def __repr__(self) -> str:
+        return f"_ContextCost({self.of_each_token})"
+
+    def observe(self, start: int, tokens: int, seconds: float) -> None:
+        """A chunk of tokens [start, start + tokens) took this long."""
+        beyond_s = seconds - self._cost.fixed_s - tokens * self._cost.token_s
+        each = start * tokens
+        self._fixed_fixed = _MEMORY * self._fixed_fixed + start * start
+        self._fixed_token = _MEMORY * self._fixed_token + start * each
+        self._token_token = _MEMORY * self._token_token + each * each
+        self._fixed_s = _MEMORY * self._fixed_s + beyond_s * start
+        self._token_s = _MEMORY * self._token_s + beyond_s * each
+
+    @property
+    def of_each_token(self) -> ChunkCost:
+        """What each token before a chunk adds to its fixed part and to each of its tokens."""
+        if not self._token_token:
+            return ChunkCost(0.0, 0.0)
+        alike = _ALIKE * self._fixed_fixed
+        fixed_fixed, token_token = self._fixed_fixed + alike, self._token_token + alike * self._ratio**2
+        fixed_token = self._fixed_token - alike * self._ratio
+        determinant = fixed_fixed * token_token - fixed_token**2
+        fixed_s = (self._fixed_s * token_token - self._token_s * fixed_token) / determinant
+        token_s = (self._token_s * fixed_fixed - self._fixed_s * fixed_token) / determinant
+        if fixed_s < 0:
+            return ChunkCost(0.0, max(self._token_s / self._token_token, 0.0))
+        if token_s < 0:
+            return ChunkCost(max(self._fixed_s / self._fixed_fixed, 0.0), 0.0)
+        return ChunkCost(fixed_s, token_s)
+
+    def behind(self, num_tokens: float) -> ChunkCost:
+        """Of a chunk that so many tokens lie before."""
+        each = self.of_each_token
+        return ChunkCost(self._cost.fixed_s + num_tokens * each.fixed_s, self._cost.token_s + num_tokens * each.token_s)
+
+
 class ChunkSize:
     """The chunk size of one head. cost: measured at load; fixed_tokens: the user's choice, which wins over all."""
 
@@ -61,9 +120,7 @@ class ChunkSize:
         self._cost = cost
         self._fixed_tokens = fixed_tokens
         self._decode_s: float | None = None
-        # Least squares through the origin: seconds beyond `cost` against tokens times tokens before them.
-        self._slope = 0.0
-        self._spread = 0.0
+        self._context = _ContextCost(cost)
 
     def __repr__(self) -> str:
         return f"ChunkSize({self._cost}, decode step {self._decode_s} s)"
@@ -76,14 +133,11 @@ class ChunkSize:
 
     def observe_chunk(self, start: int, tokens: int, seconds: float) -> None:
         """A chunk of tokens [start, start + tokens) took this long on the head's own stage."""
-        beyond_s = seconds - self._cost.fixed_s - tokens * self._cost.token_s
-        self._slope = _MEMORY * self._slope + beyond_s * tokens * start
-        self._spread = _MEMORY * self._spread + (tokens * start) ** 2
+        self._context.observe(start, tokens, seconds)
 
-    @property
-    def context_s(self) -> float:
-        """Seconds that a token costs more for each token before it."""
-        return max(self._slope / self._spread, 0.0) if self._spread else 0.0
+    def cost_behind(self, num_tokens: float) -> ChunkCost:
+        """Of a chunk that so many tokens lie before, by what ran so far."""
+        return self._context.behind(num_tokens)
 
     def tokens(
         self, prefill_tokens: int, computed_tokens: int, *, num_decoding: int, num_left: int | None = None
@@ -95,20 +149,23 @@ class ChunkSize:
         """
         if self._fixed_tokens is not None:
             return self._fixed_tokens
-        size = self._wanted(prefill_tokens, computed_tokens, num_decoding)
         left = prefill_tokens if num_left is None else num_left
+        middle = computed_tokens + left - prefill_tokens / 2
+        size = self._wanted(prefill_tokens, computed_tokens, middle, num_decoding)
         if self._num_stages > 1 and max(size, 2 * MIN_TOKENS) < left < 2 * size:
             return -(-left // 2)  # the stages behind would still be at a long chunk when the short last one comes
         return size
 
-    def _wanted(self, prefill_tokens: int, computed_tokens: int, num_decoding: int) -> int:
-        token_s = self._cost.token_s + computed_tokens * self.context_s
+    def _wanted(self, prefill_tokens: int, computed_tokens: int, middle: float, num_decoding: int) -> int:
+        """middle: how many tokens lie before the middle of the prompt."""
+        cost = self.cost_behind(computed_tokens)
         best = float(MAX_TOKENS)
         if self._num_stages > 1:
-            best = math.sqrt(prefill_tokens * self._cost.fixed_s / ((self._num_stages - 1) * token_s))
-            best = max(best, prefill_tokens / MAX_CHUNKS)
-        affordable_s = max(LONGEST_S, 2 * self._cost.fixed_s)
+            usual = self.cost_behind(max(middle, 0.0))
+            tokens_s = math.sqrt(prefill_tokens * usual.token_s * usual.fixed_s / (self._num_stages - 1))
+            best = max(tokens_s / cost.token_s, prefill_tokens / MAX_CHUNKS)
+        affordable_s = max(LONGEST_S, 2 * cost.fixed_s)
         if num_decoding and self._decode_s is not None:
             affordable_s = min(affordable_s, (num_decoding + 0.5) * self._decode_s)
-        best = min(best, (affordable_s - self._cost.fixed_s) / token_s)
+        best = min(best, (affordable_s - cost.fixed_s) / cost.token_s)
         return max(MIN_TOKENS, min(MAX_TOKENS, int(best)))

@@ -1,4 +1,4 @@
-"""What a request costs on a route: time to the first token, time for each one after it, and how long devices are busy with it.
+"""What a request costs on a route: time to the first token, and time for each one after it.
 
 From measured times of stages (`StageSpeed`) and links (`Hop`), the work of one request and what else runs. Pure arithmetic, as
 the heads schedule (`strategy.scheduling`, `strategy.chunking`):
@@ -8,26 +8,27 @@ the heads schedule (`strategy.scheduling`, `strategy.chunking`):
 * Decoding sequences share batches, as many as there are stages; a token takes a step through all stages, or the busiest
   worker's round of all batches where that is longer.
 * Without a KV cache each token reads everything before it again, one step after the other.
-* Who reads a prompt while others decode lets each of their batches have a step for each chunk that is in flight, one a stage;
-  routes that share a worker take turns.
+* Who reads a prompt while others decode lets each of their batches have a step for each chunk that is in flight, one a stage.
+* Routes that share a worker hold each other up (`strategy.sharing`).
 
 What a batch's rows and a token's context cost is measured at a few sizes and taken to be linear between them and beyond.
 """
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from strategy.chunking import ChunkCost, ChunkSize
+from strategy.scheduling import PADDING_SHARE, PADDING_TOKENS
+from strategy.sharing import NOWHERE_BUSY, Busy
 from strategy.vocabulary import Route
 
-Floats = NDArray[np.float64]
+if TYPE_CHECKING:  # see StageArrays
+    from strategy.sharing import Floats
 
 # Of more workers that are busy elsewhere all are calculated with at once.
 _FEW = 6
@@ -114,18 +115,18 @@ class RouteCosts(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     @cached_property
     def links(self) -> Hop:
         """All hops but the last as one, for what each stage passes on of a token."""
-        forth = list(zip(self.stages[:-1], self.hops[:-1], strict=True)) if not self.route.is_single else []
+        forth = list(zip(self.stages[:-1], self.hops[:-1], strict=True)) if len(self.stages) > 1 else []
         token_s = sum(stage.payload_bytes / hop.bytes_per_s for stage, hop in forth)
         return Hop(sum(hop.latency_s for _, hop in forth), 1 / token_s if token_s else math.inf)
 
     @cached_property
     def back_s(self) -> float:
         """Of a token's id, from the last stage to the head."""
-        return 0.0 if self.route.is_single else self.hops[-1].seconds(_ID_BYTES)
+        return 0.0 if len(self.stages) == 1 else self.hops[-1].seconds(_ID_BYTES)
 
     def slowest_link_s(self, tokens: float) -> float:
         """Of a payload of so many tokens."""
-        if self.route.is_single:
+        if len(self.stages) == 1:
             return 0.0
         forth = zip(self.stages[:-1], self.hops[:-1], strict=True)
         return max(hop.seconds(tokens * stage.payload_bytes) for stage, hop in forth)
@@ -135,6 +136,8 @@ class StageArrays:
     """The figures of some stages; its methods are those of StageSpeed, and give an array by place."""
 
     def __init__(self, stages: Sequence[StageSpeed]):
+        import numpy as np  # takes longer than all else that a command imports, and most of them calculate nothing
+
         self._by_rows = np.array([[stage.decode_s(rows, 0) for stage in stages] for rows in range(_TABLE_ROWS)])
         self._decode_context_s = np.array([stage.decode_context_s for stage in stages])
         self._fixed_s = np.array([stage.chunk.fixed_s for stage in stages])
@@ -144,7 +147,7 @@ class StageArrays:
     def __repr__(self) -> str:
         return f"StageArrays({len(self._fixed_s)} stages)"
 
-    def decode_s(self, rows: int, context: float) -> Floats:
+    def decode_s(self, rows: int, context: float) -> "Floats":
         """More rows than are looked up take as much more as the last ones."""
         last = _TABLE_ROWS - 1
         own_s = self._by_rows[min(rows, last)]
@@ -152,20 +155,58 @@ class StageArrays:
             own_s = own_s + (rows - last) * (self._by_rows[last] - self._by_rows[last - 1])
         return own_s + rows * context * self._decode_context_s
 
-    def chunk_s(self, tokens: float, start: float) -> Floats:
+    def chunk_s(self, tokens: float, start: float) -> "Floats":
         context_s = tokens * (start + tokens / 2) * self._chunk_context_s
         return self._fixed_s + tokens * self._token_s + context_s
 
 
 class RouteLoad(msgspec.Struct, frozen=True, kw_only=True):
-    """What runs on a route: sequences that decode with a cache, tokens of prompts still to be read, sequences without a cache, and
-    the tokens before the next one of such, in the mean.
+    """What runs on a route: sequences that decode with a cache, prompts that are read and their tokens still to be, sequences without a
+    cache, and the tokens before the next one of such, in the mean; longest: the most of one that decodes, where they differ.
     """
 
     decoding: int = 0
+    reading: int = 0
     reading_tokens: int = 0
     uncached: int = 0
     context: float = 0.0
+    longest: float = 0.0
+
+    @property
+    def padded(self) -> float:
+        """How long a batch of those that decode is, for each of them."""
+        return max(self.context, self.longest) if self.decoding else 0.0
+
+    def joined(self, tokens: int, *, cached: bool, is_read: bool) -> "RouteLoad":
+        """With one more sequence of so many tokens, none of which is computed. is_read: here; else it comes when others have read it."""
+        change, context = msgspec.structs.replace, self.context or tokens
+        if not cached:
+            return change(self, uncached=self.uncached + 1, context=context)
+        if is_read:
+            left = self.reading_tokens + tokens - 1
+            return change(self, reading=self.reading + 1, reading_tokens=left, context=context)
+        context = (self.context * self.decoding + tokens) / (self.decoding + 1)
+        return change(self, decoding=self.decoding + 1, context=context, longest=max(self.padded, tokens))
+
+    def grown(self, tokens: float) -> "RouteLoad":
+        """When each of those that decode has so many more."""
+        if not self.decoding or not tokens:
+            return self
+        return msgspec.structs.replace(self, context=self.context + tokens, longest=self.padded + tokens)
+
+    @property
+    def when_read(self) -> "RouteLoad":
+        """When all prompts are read, too."""
+        if not self.reading:
+            return self
+        decoding, longest = self.decoding + self.reading, max(self.padded, self.context)
+        return msgspec.structs.replace(self, decoding=decoding, reading=0, longest=longest)
+
+    def takes(self, length: float, num_slots: int) -> bool:
+        """Whether a batch of them takes one more of so many tokens."""
+        members = self.decoding / min(self.decoding, num_slots)
+        known = members * self.context + length
+        return max(self.padded, length) * (members + 1) - known <= PADDING_SHARE * known + PADDING_TOKENS
 
 
 class RequestWork(msgspec.Struct, frozen=True, kw_only=True):
@@ -186,52 +227,20 @@ class RequestWork(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Times(msgspec.Struct, frozen=True):
-    """Seconds: reading the prompt, the first token's step, each further one's, and what devices are busy with it, all together;
-    reading_s: with reading.
-    """
+    """Seconds: reading the prompt, the first token's step, and each further one's."""
 
     read_s: float
     first_s: float
     step_s: float
-    busy_s: float
-    reading_s: float = 0.0
-
-
-class Elsewhere(msgspec.Struct, frozen=True):
-    """What a worker does on other routes. round_s: one step of each of their batches; share: of its time, below 1."""
-
-    round_s: float = 0.0
-    share: float = 0.0
-
-    def delay_s(self, own_s: float) -> float:
-        """How much longer something of `own_s` takes: no more than one round for a step, and than what the share takes."""
-        return min(self.round_s, own_s * self.share / (1 - self.share))
-
-
-class Busy(msgspec.Struct, frozen=True, dict=True):
-    """What a route's workers do elsewhere, by place on it; who does nothing is not in it."""
-
-    elsewhere: Mapping[int, Elsewhere] = {}
-
-    @cached_property
-    def arrays(self) -> tuple[Floats, Floats]:
-        """By place: `round_s`, and for how long at most a second of own work waits."""
-        found = list(self.elsewhere.values())
-        shares = np.array([there.share for there in found])
-        return np.array([there.round_s for there in found]), shares / (1 - shares)
-
-
-NOWHERE_BUSY = Busy()
 
 
 def cached_times(costs: RouteCosts, work: RequestWork, load: RouteLoad, busy: Busy = NOWHERE_BUSY) -> Times:
     """With a KV cache on every stage."""
-    num_slots, rows = batches(load.decoding + 1, len(costs.stages))
-    read_s, reading_s = _reading(costs, work, load, busy)
-    first_s = _period_s(costs, load.decoding + 1, work.prompt_tokens, busy)
-    step_s = _period_s(costs, load.decoding + 1, work.mean_context, busy)
-    own_s = costs.total.decode_s(rows, work.mean_context) * num_slots / (load.decoding + 1)
-    return Times(read_s, first_s, step_s, reading_s + work.generated_tokens * own_s, reading_s)
+    read_s, num_chunks = _reading(costs, work, load, busy)
+    others = load.grown(num_chunks).when_read  # they have a step for each
+    step_s, rows, context = _period_s(costs, others, work, busy)
+    shorter = context - max(work.prompt_tokens, others.padded if rows > 1 else 0.0)
+    return Times(read_s, max(step_s - rows * shorter * costs.total.decode_context_s, 0.0), step_s)
 
 
 def uncached_times(costs: RouteCosts, work: RequestWork, load: RouteLoad, busy: Busy = NOWHERE_BUSY) -> Times:
@@ -239,11 +248,10 @@ def uncached_times(costs: RouteCosts, work: RequestWork, load: RouteLoad, busy: 
     turns = 1 + load.uncached / len(costs.stages)
 
     def pass_s(tokens: float) -> float:
-        own_s, _ = _sum_and_slowest(costs, busy, lambda stage: stage.chunk_s(tokens, 0))
-        return own_s * turns + costs.links.seconds(tokens) + costs.back_s
+        through_s, _ = _through_and_slowest(costs, busy, [(1.0, lambda stage: stage.chunk_s(tokens, 0))])
+        return through_s * turns + costs.links.seconds(tokens) + costs.back_s
 
-    own_s = costs.total.chunk_s(work.mean_context, 0)
-    return Times(0.0, pass_s(work.prompt_tokens), pass_s(work.mean_context), work.generated_tokens * own_s)
+    return Times(0.0, pass_s(work.prompt_tokens), pass_s(work.mean_context))
 
 
 def handed_over_times(
@@ -259,7 +267,7 @@ def handed_over_times(
     num_tokens = work.read_tokens
     last = min(chunk_tokens(reading[0], work, reading[1]), max(num_tokens, 1))
     read_s = max(read.read_s, handed.seconds(num_tokens)) + handed.seconds(last)
-    return Times(read_s, alone.first_s, alone.step_s, read.reading_s + alone.busy_s - alone.reading_s)
+    return Times(read_s, alone.first_s, alone.step_s)
 
 
 def batches(num_sequences: int, num_stages: int) -> tuple[int, int]:
@@ -280,11 +288,10 @@ def chunk_tokens(costs: RouteCosts, work: RequestWork, load: RouteLoad) -> int:
 
 
 def _reading(costs: RouteCosts, work: RequestWork, load: RouteLoad, busy: Busy) -> tuple[float, float]:
-    """Seconds until all chunks are through, and of the devices.
+    """Seconds until all chunks are through, and how many there are.
 
     While it is read there is a chunk on each stage, and a batch of others goes through behind them: so between two chunks there
-    are as many steps as batches for each stage. Prompts of others take turns with this one, so at most as much of them is read
-    meanwhile.
+    are as many steps as batches for each stage. Others' prompts take turns with this one: of each at most as much is read.
     """
     num_tokens = work.read_tokens
     if not num_tokens:
@@ -292,44 +299,84 @@ def _reading(costs: RouteCosts, work: RequestWork, load: RouteLoad, busy: Busy) 
     size = min(chunk_tokens(costs, work, load), num_tokens)
     num_chunks = num_tokens / size
     start = work.cached_tokens + (num_tokens - size) / 2
-    num_waiting, rows = batches(load.decoding, len(costs.stages)) if load.decoding else (0, 0)
-
-    def chunk_s(stage: Any) -> Any:
-        waiting_s = num_waiting / len(costs.stages) * stage.decode_s(rows, load.context) if num_waiting else 0.0
-        return stage.chunk_s(size, start) + waiting_s
-
-    first_s, slowest_s = _sum_and_slowest(costs, busy, chunk_s)
+    steps: list[_Step] = [(1.0, lambda stage: stage.chunk_s(size, start))]
+    if load.decoding:
+        steps.append(_steps_between(costs, load))
+    first_s, slowest_s = _through_and_slowest(costs, busy, steps)
     slowest_s = max(slowest_s, costs.slowest_link_s(size))
-    others_s = min(load.reading_tokens / num_tokens, 1.0) * num_chunks * slowest_s
+    others_s = min(load.reading_tokens / num_tokens, max(load.reading, 1)) * num_chunks * slowest_s
     read_s = first_s + costs.links.seconds(size) + (num_chunks - 1) * slowest_s + others_s
-    return read_s, num_chunks * costs.total.chunk_s(size, start)
+    return read_s, num_chunks
 
 
-def _period_s(costs: RouteCosts, num_sequences: int, context: float, busy: Busy) -> float:
-    """From one token of a sequence, in the largest batch, to the next."""
+def _steps_between(costs: RouteCosts, load: RouteLoad) -> "_Step":
+    """Of batches that decode, between two chunks."""
+    num_stages = len(costs.stages)
+    num_waiting, rows = batches(load.decoding, num_stages)
+    met = num_stages - (num_waiting > 1)  # chunks on its way, but where another batch is
+    return num_waiting / max(met, 1), lambda stage: stage.decode_s(rows, load.padded)
+
+
+def _period_s(costs: RouteCosts, load: RouteLoad, work: RequestWork, busy: Busy) -> tuple[float, int, float]:
+    """From one token of a further sequence, in the largest batch, to the next, in the mean; the rows of its batch, and how long that is.
+
+    A batch is as long for all of its rows as for the longest; who goes with no other has one of its own.
+    """
+    num_stages, context = len(costs.stages), work.mean_context
+    if load.decoding < num_stages or load.takes(work.prompt_tokens, num_stages):
+        return _joined_s(costs, load, max(context, load.padded), busy)
+    num_slots, rows = batches(load.decoding, num_stages)
+    own: _Step = (1.0, lambda stage: stage.decode_s(1, context))
+    through_s, _ = _through_and_slowest(costs, busy, [own])
+    others: _Step = (num_slots, lambda stage: stage.decode_s(rows, load.padded))
+    _, round_s = _through_and_slowest(costs, busy, [own, others])
+    return max(through_s + costs.links.seconds(1) + costs.back_s, round_s), 1, context
+
+
+def _joined_s(costs: RouteCosts, load: RouteLoad, context: float, busy: Busy) -> tuple[float, int, float]:
+    num_sequences = load.decoding + 1
     num_slots, rows = batches(num_sequences, len(costs.stages))
-    through_s, slowest_s = _sum_and_slowest(costs, busy, lambda stage: stage.decode_s(rows, context))
+    steps: list[_Step] = [(1.0, lambda stage: stage.decode_s(rows, context))]
+    through_s, slowest_s = _through_and_slowest(costs, busy, steps, num_slots)
     round_s = num_slots * slowest_s
     if num_smaller := num_slots * rows - num_sequences:
-        _, smaller_s = _sum_and_slowest(costs, busy, lambda stage: stage.decode_s(rows - 1, context))
+        _, smaller_s = _through_and_slowest(costs, busy, [(1.0, lambda stage: stage.decode_s(rows - 1, context))])
         round_s -= num_smaller * (slowest_s - smaller_s)
-    return max(through_s + costs.links.seconds(rows) + costs.back_s, round_s)
+    return max(through_s + costs.links.seconds(rows) + costs.back_s, round_s), rows, context
 
 
-def _sum_and_slowest(costs: RouteCosts, busy: Busy, own_s: Callable[[Any], Any]) -> tuple[float, float]:
-    """Of what each stage takes `own_s` for, with what its worker does elsewhere meanwhile. own_s: of one, or of all at once."""
-    total_s, slowest_s = own_s(costs.total), max(map(own_s, costs.slow))
+# How often, and what it takes of one stage, or of all at once.
+_Step = tuple[float, Callable[[Any], Any]]
+
+
+def _through_and_slowest(costs: RouteCosts, busy: Busy, steps: Sequence[_Step], number: int = 1) -> tuple[float, float]:
+    """Of these steps all stages one after the other, and the slowest stage, where they follow each other without an end; with what
+    workers do elsewhere meanwhile. number: of batches that go round.
+    """
+    if len(costs.stages) == 1:
+        (stage,), there = costs.stages, busy.elsewhere.get(0)
+        own = [(times, seconds(stage)) for times, seconds in steps]
+        found = sum([times * (alone if there is None else alone + there.between_s(alone)) for times, alone in own])
+        return found, found
+
+    def own_s(stage: Any) -> Any:
+        if len(steps) == 1:
+            return steps[0][0] * steps[0][1](stage)
+        return sum([times * seconds(stage) for times, seconds in steps])
+
+    through_s, slowest_s = own_s(costs.total), max(map(own_s, costs.slow))
     if len(busy.elsewhere) > _FEW:
-        rounds_s, waits = busy.arrays
-        alone = own_s(costs.every)[list(busy.elsewhere)]
-        delays = np.minimum(rounds_s, alone * waits)
-        return total_s + float(delays.sum()), max(slowest_s, float((alone + delays).max()))
+        here = [(times, seconds(costs.every)[busy.stages]) for times, seconds in steps]
+        longer = [times * (alone + busy.between_s(alone)) for times, alone in here]
+        slowest_s = max(slowest_s, float((longer[0] if len(longer) == 1 else sum(longer)).max()))
+        return through_s + busy.wait_s, slowest_s
+    wait_s, usual_s = 0.0, through_s + busy.wait_s
     for place, elsewhere in busy.elsewhere.items():
-        alone_s = own_s(costs.stages[place])
-        delay_s = elsewhere.delay_s(alone_s)
-        total_s += delay_s
-        slowest_s = max(slowest_s, alone_s + delay_s)
-    return total_s, slowest_s
+        each = [(times, seconds(costs.stages[place])) for times, seconds in steps]
+        slowest_s = max(slowest_s, sum(times * (alone + elsewhere.between_s(alone)) for times, alone in each))
+        away_s = (usual_s - elsewhere.wait_s()) / number - own_s(costs.stages[place])
+        wait_s += elsewhere.wait_s(away_s)
+    return through_s + wait_s, slowest_s
 
 
 def _exceeds(one: StageSpeed, other: StageSpeed) -> bool:

@@ -20,17 +20,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import msgspec
 
 from strategy.memory import KvNeeds, caches_bytes, reserved_tokens, sequence_bytes
-from strategy.policies import choose
-from strategy.prediction import Forecast, Objective, forecast, handover_forecast, likeliest
+from strategy.policies import choose, with_guesses
+from strategy.prediction import Forecast, forecast, handover_forecast, likeliest
 from strategy.situation import Asked, Snapshot, Strategy, Way, Ways, workers_of
 from strategy.vocabulary import Route
+from strategy.wishes import Objective
 
 # How many more requests a worker may have than the least busy one and still be worth returning to.
 _TOLERATED_LEAD = 2
 # Without a KV cache the logits of all of a prompt are there at once, and what is told of it is one message.
 MAX_SCORED_UNCACHED = 4096
 
-_COMES_LATER = {Strategy.TENSOR_PARALLEL: "tensor parallelism comes with a later version"}
 _TOGETHER = (Strategy.DISTRIBUTED_NO_CACHE, Strategy.DISTRIBUTED_CACHED, Strategy.DISTRIBUTED_PREFILL)
 
 
@@ -165,7 +165,7 @@ def _why_not_chosen(way: Way, of_chosen: Way, chosen: Strategy, strategy: Strate
     return (
         f"{own.total_s:.3g} s predicted where {chosen} takes {best.total_s:.3g} s: the first token after {own.ttft_s:.3g} s "
         f"instead of {best.ttft_s:.3g} s, each further one after {own.step_s * 1e3:.3g} ms instead of "
-        f"{best.step_s * 1e3:.3g} ms"
+        f"{best.step_s * 1e3:.3g} ms{with_guesses(own)}"
     )
 
 
@@ -178,7 +178,7 @@ def _has_cache(strategy: Strategy) -> bool:
 
 def _ways(asked: Asked, snapshot: Snapshot) -> Ways:
     likely = _likeliest(asked, snapshot)
-    ways = {strategy: Way(why_not=why_not, lasting=True) for strategy, why_not in _COMES_LATER.items()}
+    ways = {Strategy.TENSOR_PARALLEL: _groups_way(asked, snapshot)}
     cached = _pays(asked, snapshot, together=False)
 
     def alone(worker: str) -> Way:
@@ -196,6 +196,15 @@ def _ways(asked: Asked, snapshot: Snapshot) -> Ways:
             snapshot.pipeline, asked, snapshot, likely, ways[Strategy.DISTRIBUTED_CACHED]
         )
     return {strategy: ways[strategy] for strategy in Strategy}
+
+
+def _groups_way(asked: Asked, snapshot: Snapshot) -> Way:
+    """By the least busy of the groups, with a KV cache: without one, each sum would be of a whole sequence."""
+    groups = snapshot.groups
+    if groups.why_none is not None:
+        return Way(why_not=groups.why_none, lasting=not groups.are_awaited)
+    least = min(groups.routes, key=lambda group: snapshot.group_load.get(group, 0))
+    return _on(Strategy.TENSOR_PARALLEL, least, asked, snapshot, cached=True)
 
 
 def _prefill_way(pipeline: Route, asked: Asked, snapshot: Snapshot, likely: Sequence[str], with_caches: Way) -> Way:
@@ -245,6 +254,8 @@ def _holders_way(asked: Asked, snapshot: Snapshot, likely: Sequence[str], way_on
     predicted = [way for way in map(way_on, likely) if way.why_not is None and way.forecast is not None]
     if predicted and snapshot.conditions is not None:
         objective = snapshot.conditions.objective
+        if objective is Objective.THROUGHPUT:  # which is shared between all of them
+            objective = Objective.TOTAL
         return min(predicted, key=lambda way: way.forecast.of(objective) if way.forecast else 0.0)
     in_order = sorted(snapshot.holders, key=lambda worker: snapshot.holders[worker])
     least = next((worker for worker in in_order if way_on(worker).why_not is None), None)

@@ -1,10 +1,12 @@
 """What answers took beside what was predicted, so that the next predictions are nearer; and how long answers become.
 
 A prediction is  overhead + reading * read_s + step * first_s  to the first token and  step * step_s  for each further one. The
-factors are of a strategy on a route, the overhead (HTTP, templates, the way to the head) of the cluster. Reading has another factor
-for each size, to a factor of two, so that what short prompts teach does not make long ones worse. An answer moves each by the share
-that it has in the prediction, by no more than a factor of two of which a fifth counts (more of the first ones), and none leaves its
-bounds: so one slow answer changes little and a worker that became slower is known after a few.
+factors are of a strategy on a route, the overhead (HTTP, templates, the way to the head) of the cluster. Reading has a factor for
+each size, to a factor of two, and what moves one moves its neighbours half as much, those beyond a quarter, and so on: many short
+prompts that wait for others say little of how long a long one takes. An answer moves each by the share that it has in the prediction,
+by no more than a factor of two of which a fifth counts (more of the first ones), and none leaves its bounds: so one slow answer
+changes little and a worker that became slower is known after a few. Where next tokens are guessed, steps take longer and give several
+tokens, and both are learned beside what plain steps take.
 """
 
 import math
@@ -19,8 +21,11 @@ from strategy.vocabulary import Route
 _OVERHEAD_S = 0.005
 _OVERHEAD_BOUNDS = (0.0005, 0.5)
 _FACTOR_BOUNDS = (0.25, 4.0)
-_SIZE_BOUNDS = (0.5, 2.0)
+_SIZES = 32
+_FOR_A_NEIGHBOUR = 0.5
 _LARGEST_RATIO = 2.0
+_MOST_TOKENS = 32.0
+_LARGEST_STEP = 16.0
 _WEIGHT = 0.2
 _REMEMBERED_LENGTHS = 16
 _REMEMBERED_CLIENTS = 1024
@@ -35,7 +40,48 @@ class Factors(msgspec.Struct, frozen=True):
 
 
 AS_MEASURED = Factors()
-_Size = tuple[Hashable, Route, int]
+
+
+class Guessed(msgspec.Struct, frozen=True):
+    """Steps with guesses: how many tokens one gives, and by how much longer it takes than a plain one as measured."""
+
+    tokens: float
+    step: float
+    num_seen: int = 1
+
+    @property
+    def token(self) -> float:
+        """What a token takes, of a plain step as measured."""
+        return self.step / self.tokens
+
+
+class _Learned:
+    """Of one strategy on one route. by_size: its factors for prompts of so many bits; of a size that was never seen, those of the nearest."""
+
+    def __init__(self, step: float):
+        self._step = step
+        self._num_seen = 0
+        self._readings: dict[int, tuple[float, int]] = {}  # by size, and from how many answers
+        self.by_size = (Factors(step=step),) * _SIZES
+
+    def __repr__(self) -> str:
+        return f"_Learned(step {self._step:.2f}, reading {self._readings})"
+
+    def saw(self, size: int, reading_ratio: float, step_ratio: float) -> None:
+        """An answer took so many times as long as these factors let expect, by what is theirs of it."""
+        factor, seen = self._readings.get(size, (self.by_size[size].reading, 0))
+        moved = reading_ratio ** _weight(seen)
+        readings = self._readings | {size: (factor, seen + 1)}
+        self._readings = {
+            other: (_bounded(of * moved ** (_FOR_A_NEIGHBOUR ** abs(other - size)), *_FACTOR_BOUNDS), count)
+            for other, (of, count) in readings.items()
+        }
+        self._step = _bounded(self._step * step_ratio ** _weight(self._num_seen), *_FACTOR_BOUNDS)
+        self._num_seen += 1
+        self.by_size = tuple(Factors(self._nearest(at), self._step, self._num_seen) for at in range(_SIZES))
+
+    def _nearest(self, size: int) -> float:
+        return self._readings[min(self._readings, key=lambda other: (abs(other - size), other))][0]
 
 
 class Learning:
@@ -43,61 +89,72 @@ class Learning:
 
     def __init__(self) -> None:
         self.overhead_s = _OVERHEAD_S
-        self._factors: dict[tuple[Hashable, Route], Factors] = {}
-        self._of_size: dict[_Size, Factors] = {}  # what `reading` is off by at one size
+        self._learned: dict[tuple[Hashable, Route], _Learned] = {}
+        self._guessed: dict[tuple[Hashable, Route], Guessed] = {}
+        self._steps: dict[Route, float] = {}  # the factor that was learned last, of any strategy
         self._costs: Mapping[Route, RouteCosts] = {}
 
     def __repr__(self) -> str:
-        return f"Learning({self._factors})"
+        return f"Learning({self._learned})"
 
     def renew(self, costs: Mapping[Route, RouteCosts]) -> None:
         """These routes there are now; what was learned of others, or of other stages, no longer counts."""
         same = {route for route, of in costs.items() if route in self._costs and of.stages == self._costs[route].stages}
-        self._factors = {of: factors for of, factors in self._factors.items() if of[1] in same}
-        self._of_size = {of: factors for of, factors in self._of_size.items() if of[1] in same}
+        self._learned = {of: learned for of, learned in self._learned.items() if of[1] in same}
+        self._steps = {route: step for route, step in self._steps.items() if route in same}
+        self._guessed = {of: found for of, found in self._guessed.items() if of[1] in same}
         self._costs = costs
 
-    def rough(self, strategy: Hashable, route: Route) -> Factors:
-        """Of a strategy on a route, whatever the size."""
-        return self._factors.get((strategy, route), AS_MEASURED)
-
     def factors(self, strategy: Hashable, route: Route, read_tokens: int) -> Factors:
-        """Of a strategy on a route, for a prompt of that size."""
-        rough = self.rough(strategy, route)
-        of_size = self._of_size.get(_size(strategy, route, read_tokens))
-        return Factors(rough.reading * of_size.reading, rough.step, rough.num_seen) if of_size else rough
+        """Of a strategy on a route, for a prompt of that size; of one that was never seen there, steps as others taught them there."""
+        learned = self._learned.get((strategy, route))
+        if learned is not None:
+            return learned.by_size[_size(read_tokens)]
+        return Factors(step=self._steps[route]) if route in self._steps else AS_MEASURED
 
     def ttft_s(self, times: Times, factors: Factors) -> float:
         """Seconds to the first token."""
         return self.overhead_s + factors.reading * times.read_s + factors.step * times.first_s
 
+    def guessed(self, strategy: Hashable, route: Route) -> Guessed | None:
+        """Of steps with guesses; None where none were seen."""
+        return self._guessed.get((strategy, route))
+
     def saw(
-        self, strategy: Hashable, route: Route, read_tokens: int, times: Times, ttft_s: float, step_s: float | None
+        self,
+        strategy: Hashable,
+        route: Route,
+        read_tokens: int,
+        times: Times,
+        ttft_s: float,
+        step_s: float | None,
+        tokens: float | None = None,
     ) -> None:
         """An answer's first token came after `ttft_s`, and the others after `step_s` each, None where there was none.
 
-        times: what was predicted for it, before any factor.
+        times: what was predicted for it, before any factor; tokens: that each step gave, None where nothing was to be guessed.
         """
-        before = self.rough(strategy, route)
+        before = self.factors(strategy, route, read_tokens)
         ratio, of_overhead, of_reading = self._missed(times, before, ttft_s)
         self.overhead_s = _bounded(self.overhead_s * ratio ** (_WEIGHT * of_overhead), *_OVERHEAD_BOUNDS)
-        reading = before.reading * ratio ** (_weight(before) * of_reading)
-        step = before.step
-        if step_s is not None and times.step_s:
-            off = _bounded(step_s / (step * times.step_s), 1 / _LARGEST_RATIO, _LARGEST_RATIO)
-            step *= off ** _weight(before)
-        bounded = _bounded(reading, *_FACTOR_BOUNDS), _bounded(step, *_FACTOR_BOUNDS)
-        self._factors[strategy, route] = Factors(*bounded, before.num_seen + 1)
-        self._saw_size(_size(strategy, route, read_tokens), times, ttft_s)
+        step_ratio = 1.0
+        of_measured = step_s / times.step_s if step_s is not None and times.step_s else None
+        if of_measured is not None and tokens is not None:
+            self._saw_guessed((strategy, route), tokens, tokens * of_measured)
+        elif of_measured is not None:
+            step_ratio = _bounded(of_measured / before.step, 1 / _LARGEST_RATIO, _LARGEST_RATIO)
+        learned = self._learned.setdefault((strategy, route), _Learned(before.step))
+        learned.saw(_size(read_tokens), ratio**of_reading, step_ratio)
+        self._steps[route] = learned.by_size[0].step
 
-    def _saw_size(self, size: _Size, times: Times, ttft_s: float) -> None:
-        """What is still missed once the rough factors have moved."""
-        before = self._of_size.get(size, AS_MEASURED)
-        rough = self.rough(*size[:2])
-        now = Factors(rough.reading * before.reading, rough.step)
-        ratio, _, of_reading = self._missed(times, now, ttft_s)
-        reading = before.reading * ratio ** (_weight(before) * of_reading)
-        self._of_size[size] = Factors(_bounded(reading, *_SIZE_BOUNDS), 1.0, before.num_seen + 1)
+    def _saw_guessed(self, of: tuple[Hashable, Route], tokens: float, step: float) -> None:
+        """The first answer says what there is to expect; later ones move it."""
+        before = self._guessed.get(of, Guessed(tokens, step, 0))
+        self._guessed[of] = Guessed(
+            _bounded(_moved(before.tokens, tokens), 1.0, _MOST_TOKENS),
+            _bounded(_moved(before.step, step), _FACTOR_BOUNDS[0], _LARGEST_STEP),
+            before.num_seen + 1,
+        )
 
     def _missed(self, times: Times, factors: Factors, ttft_s: float) -> tuple[float, float, float]:
         """How much longer it took than predicted, within bounds, and the shares of the overhead and of reading in that."""
@@ -106,14 +163,18 @@ class Learning:
         return ratio, self.overhead_s / predicted_s, factors.reading * times.read_s / predicted_s
 
 
-def _weight(seen: Factors) -> float:
+def _moved(value: float, seen: float) -> float:
+    return value * _bounded(seen / value, 1 / _LARGEST_RATIO, _LARGEST_RATIO) ** _WEIGHT
+
+
+def _weight(num_seen: int) -> float:
     """What the next answer counts for."""
-    return max(_WEIGHT, 1 / (seen.num_seen + 2))
+    return max(_WEIGHT, 1 / (num_seen + 2))
 
 
-def _size(strategy: Hashable, route: Route, read_tokens: int) -> _Size:
+def _size(read_tokens: int) -> int:
     """Sizes differ where the next power of two does."""
-    return strategy, route, read_tokens.bit_length()
+    return min(read_tokens.bit_length(), _SIZES - 1)
 
 
 class AnswerLengths:

@@ -76,7 +76,7 @@ def is_worth_it(
     sizes: ModelSizes, nodes: Sequence[Node], paces: Mapping[str, Pace], now: Partition, instead: Partition
 ) -> bool:
     """Whether another partition promises so much that the one in force should go."""
-    if now.pipeline is None or not set(now.pipeline) <= {node.name for node in nodes}:
+    if now.pipeline is None or instead.pipeline is None or not set(now.pipeline) <= {node.name for node in nodes}:
         return False
     speeds = _node_speeds(sizes, nodes, paces)
     if speeds is None:

@@ -60,6 +60,13 @@ def worker_budget(*, limit_bytes: int, weights_bytes: int, prefix_limit: int | N
     )
 
 
+def together(one: KvNeeds, other: KvNeeds) -> KvNeeds:
+    """What the caches of both take; they can be cut where those of the first one can."""
+    return KvNeeds(
+        fixed_bytes=one.fixed_bytes + other.fixed_bytes, growth=one.growth + other.growth, snapshots=one.snapshots
+    )
+
+
 def room_for(needed_bytes: int, *, prefix_limit: int | None, prefix: bool) -> int:
     """How much weights have to leave of a limit, so that by `worker_budget` running sequences get so many bytes."""
     for_prefixes = (0.5 if prefix_limit is not None else PREFIX_SHARE) if prefix else 0.0

@@ -27,11 +27,29 @@ class NoPlan(Exception):
         self.settings_at_fault = settings_at_fault
 
 
+class GroupSizes(msgspec.Struct, frozen=True, kw_only=True):
+    """Workers that compute the whole model together. layers: of each stage of their route; rank_bytes: of the weights that each worker
+    has for that, in the order of the route.
+    """
+
+    route: Route
+    layers: tuple[LayerRange, ...]
+    rank_bytes: tuple[int, ...]
+
+    def bytes_of(self, worker: str) -> int:
+        """0 for one that is not of it."""
+        return self.rank_bytes[self.route.workers.index(worker)] if worker in self.route.workers else 0
+
+    def layers_of(self, worker: str) -> LayerRange:
+        """Of which a worker has its part. Raises ValueError for one that is not of it."""
+        return self.layers[self.route.stage_of(worker)]
+
+
 class ModelSizes(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes of weights: per decoder layer, of the embedding, and of all else (norms, head); `tied`: no own head.
 
     caches: what each layer's weights have to leave free, for the caches of what is to run; () where that is not known; caches_of: for
-    what, in words.
+    what, in words. groups: of workers that are to compute it together, each in one at most; why_no_group: a clause where they cannot.
     """
 
     layers: tuple[int, ...]
@@ -40,6 +58,8 @@ class ModelSizes(msgspec.Struct, frozen=True, kw_only=True):
     tied: bool
     caches: tuple[int, ...] = ()
     caches_of: str = ""
+    groups: tuple[GroupSizes, ...] = ()
+    why_no_group: str | None = None
 
     @property
     def total(self) -> int:
@@ -92,7 +112,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Stage(msgspec.Struct, frozen=True, kw_only=True):
-    """A worker's layers, the bytes of them, and whether it also holds the full model."""
+    """A worker's layers, the bytes of them, and whether it also holds the full model. NO_LAYERS: at most its part of a group's."""
 
     worker: str
     layers: LayerRange
@@ -101,13 +121,24 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Partition(msgspec.Struct, frozen=True, kw_only=True):
-    """Every worker of a plan with what it holds. pipeline: the stages in order; None where the model cannot be cut, with
-    the reason in `why_not`, so that each worker holds all of it.
+    """Every worker of a plan with what it holds. pipeline: the stages in order; None for the reason in `why_not`: the model cannot be cut,
+    so that each worker holds all of it, or groups have room for their parts only. groups: which have their parts beside that, whoever of
+    them is there; why_no_group: where there was no room for them.
     """
 
     stages: tuple[Stage, ...]
     pipeline: Route | None
     why_not: str | None = None
+    groups: tuple[GroupSizes, ...] = ()
+    why_no_group: str | None = None
+
+    def part_bytes(self, worker: str) -> int:
+        """Of weights that a worker has for groups."""
+        return sum(group.bytes_of(worker) for group in self.groups)
+
+    def weights_bytes(self, sizes: ModelSizes, stage: Stage) -> int:
+        """Of all weights that a worker has: its stage's or the full model's, and its parts."""
+        return (sizes.total if stage.holds_full_model else stage.weights_bytes) + self.part_bytes(stage.worker)
 
 
 def partition(sizes: ModelSizes, nodes: Sequence[Node], legal_cuts: Sequence[int], *, why_not: str | None) -> Partition:
@@ -140,6 +171,12 @@ def partition_of_survivors(
     if why_not is not None:
         return _replicas(sizes, nodes, why_not)
     return _of(sizes, nodes, _best_bounds(sizes, nodes, legal_cuts, least_read=True))
+
+
+def even_bounds(sizes: ModelSizes, num_stages: int, legal_cuts: Sequence[int]) -> tuple[LayerRange, ...]:
+    """The layers of so many stages, as even as possible whoever has them. Raises NoPlan where the model has no such cuts."""
+    nodes = [Node(name="", memory_limit_bytes=sizes.needed(0, len(sizes.layers)))] * num_stages
+    return _best_bounds(sizes, nodes, legal_cuts, least_read=False)
 
 
 def fits(sizes: ModelSizes, node: Node) -> bool:

@@ -1,9 +1,11 @@
 """Which strategy a request takes, of those that could run: the rules of `strategy.decision`, and the policies of mode auto."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
-from strategy.prediction import Forecast, Objective
-from strategy.situation import Asked, Mode, NoStrategy, Snapshot, Strategy, Thresholds, Ways
+from strategy.layout import StreamLayout, layout_of
+from strategy.prediction import Conditions, Forecast
+from strategy.situation import Asked, NoStrategy, Snapshot, Strategy, Thresholds, Ways
+from strategy.wishes import Mode, Objective
 
 # Each so many requests one goes where least is known, if that is predicted to be within this of the best.
 _EXPLORE_EVERY = 32
@@ -17,6 +19,16 @@ _PREFERRED = (
     Strategy.DISTRIBUTED_NO_CACHE,
     Strategy.TENSOR_PARALLEL,
 )
+
+# Another way for all streams than the one that most of them take is begun with for no less.
+_WORTH_A_CHANGE = 1.10
+_LAYOUTS = {
+    Strategy.SINGLE_DEVICE_CACHED: StreamLayout.REPLICAS,
+    Strategy.DISTRIBUTED_PREFILL: StreamLayout.REPLICAS,
+    Strategy.DISTRIBUTED_CACHED: StreamLayout.PIPELINE,
+    Strategy.DISTRIBUTED_NO_CACHE: StreamLayout.PIPELINE,
+    Strategy.TENSOR_PARALLEL: StreamLayout.GROUP,
+}
 
 Policy = Callable[[Asked, Snapshot, Ways], tuple[Strategy, str]]
 
@@ -51,9 +63,12 @@ def _possible(strategy: Strategy, ways: Ways, refused: str) -> Strategy:
 def _distributed(asked: Asked, snapshot: Snapshot, ways: Ways, mode: Mode, policy: str) -> tuple[Strategy, str]:
     """With mode always, or for a model that fits no single worker."""
     why = "mode always" if mode is Mode.ALWAYS else "the model fits no single worker"
+    if snapshot.pipeline is None and snapshot.groups.routes:
+        strategy = _possible(Strategy.TENSOR_PARALLEL, ways, f"{why} needs a group")
+        return strategy, f"{why}: the workers of a group together, since no pipeline is there"
     if policy == "measured":
         all_stages = {each: ways[each] for each in (Strategy.DISTRIBUTED_NO_CACHE, Strategy.DISTRIBUTED_CACHED)}
-        if predicted := _predicted(all_stages):
+        if predicted := _predicted(all_stages if mode is Mode.ALWAYS else ways):
             strategy, reason = _best(snapshot, predicted)
             return strategy, f"{why}: {reason}"
     no_cache = Strategy.DISTRIBUTED_NO_CACHE
@@ -102,7 +117,9 @@ def _best(snapshot: Snapshot, predicted: Mapping[Strategy, Forecast]) -> tuple[S
     objective = snapshot.conditions.objective
     ranked = sorted(predicted, key=lambda strategy: predicted[strategy].of(objective))
     least = predicted[ranked[0]].of(objective)
-    best = min((each for each in ranked if predicted[each].of(objective) <= _AS_GOOD * least), key=_PREFERRED.index)
+    if objective is Objective.THROUGHPUT:
+        return _best_for_all(snapshot.conditions, predicted, ranked)
+    best = _preferred(ranked, lambda strategy: predicted[strategy].of(objective))
     others = [each for each in ranked if each is not best]
     if snapshot.conditions.num_decided % _EXPLORE_EVERY == _EXPLORE_EVERY - 1:
         most = _EXPLORE_WITHIN * least
@@ -111,12 +128,45 @@ def _best(snapshot: Snapshot, predicted: Mapping[Strategy, Forecast]) -> tuple[S
         if least_known is not best:
             return least_known, f"{least_known} is tried again: {_seconds(predicted[least_known])}"
     beside = f", {others[0]} {_seconds(predicted[others[0]])}" if others else ""
-    aim = {Objective.TOTAL: "", Objective.TTFT: ", for the first token", Objective.THROUGHPUT: ", for throughput"}
-    return best, f"{best} is predicted to take {_seconds(predicted[best])}{beside}{aim[objective]}"
+    aim = ", for the first token" if objective is Objective.TTFT else ""
+    return best, f"{best} is predicted to take {_seconds(predicted[best])}{beside}{aim}"
+
+
+def _best_for_all(
+    conditions: Conditions, predicted: Mapping[Strategy, Forecast], ranked: Sequence[Strategy]
+) -> tuple[Strategy, str]:
+    """With which all streams end soonest, if each takes it; that which they take already, unless another one is clearly better.
+
+    Streams that run stay where they are, and two layouts at once hold each other up.
+    """
+
+    def whole_s(strategy: Strategy) -> float:
+        return predicted[strategy].of(Objective.THROUGHPUT)
+
+    least = whole_s(ranked[0])
+    best = _preferred(ranked, whole_s)
+    in_use = layout_of(conditions.occupation.most_used)
+    if usual := [each for each in ranked if _LAYOUTS[each] is in_use and whole_s(each) <= _WORTH_A_CHANGE * least]:
+        best = _preferred(usual, whole_s)
+    others = [each for each in ranked if each is not best]
+    beside = f", {others[0]} in {whole_s(others[0]):.3g} s" if others else ""
+    streams = "1 stream" if conditions.streams == 1 else f"{conditions.streams} streams"
+    return best, f"{best} is predicted to answer {streams} like this in {whole_s(best):.3g} s{beside}, for throughput"
+
+
+def _preferred(ranked: Sequence[Strategy], seconds: Callable[[Strategy], float]) -> Strategy:
+    """Of those that are about as good as the first one."""
+    most = _AS_GOOD * seconds(ranked[0])
+    return min((each for each in ranked if seconds(each) <= most), key=_PREFERRED.index)
 
 
 def _seconds(found: Forecast) -> str:
-    return f"{found.total_s:.3g} s ({found.ttft_s:.3g} s to the first token)"
+    return f"{found.total_s:.3g} s ({found.ttft_s:.3g} s to the first token{with_guesses(found)})"
+
+
+def with_guesses(found: Forecast) -> str:
+    """What guesses have to do with it, in words, behind others."""
+    return "" if found.tokens is None else f"; with guesses, {found.tokens:.3g} tokens a step"
 
 
 def _beyond(asked: Asked, thresholds: Thresholds) -> str | None:

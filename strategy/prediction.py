@@ -5,30 +5,25 @@ wished for. Pure; the snapshot of one decision.
 """
 
 from collections.abc import Iterable, Mapping
-from enum import StrEnum
 
 import msgspec
 
 from strategy.cost import Hop, RequestWork, RouteCosts, Times, cached_times, handed_over_times, uncached_times
+from strategy.drafting import may_guess
+from strategy.layout import Replica, replicated_s, together_s
 from strategy.learning import Learning
 from strategy.occupation import Occupation
 from strategy.vocabulary import Route
+from strategy.wishes import Objective
 
 # Of routes alike, so many are looked at closely.
 _LOOKED_AT = 3
 
 
-class Objective(StrEnum):
-    """What is to be least: the time of the whole answer, that to its first token, or what devices are busy with it."""
-
-    TOTAL = "total"
-    TTFT = "ttft"
-    THROUGHPUT = "throughput"
-
-
 class Conditions(msgspec.Struct, frozen=True, kw_only=True):
     """costs: of each route that was measured; handed: how a route's KV gets to a worker, in tokens. num_decided: how many
-    requests were sent on their way so far. found: times that were calculated already, for one decision.
+    requests were sent on their way so far; streams: how many run or are about to, the one to decide included. found, wholes: times
+    that were calculated already, for one decision.
     """
 
     costs: Mapping[Route, RouteCosts]
@@ -37,22 +32,26 @@ class Conditions(msgspec.Struct, frozen=True, kw_only=True):
     objective: Objective
     num_decided: int
     handed: Mapping[tuple[Route, str], Hop] = {}
+    streams: int = 1
     found: dict[tuple[Route, RequestWork, bool], Times] = msgspec.field(default_factory=dict)
+    wholes: dict[tuple[str, RequestWork], float] = msgspec.field(default_factory=dict)
 
 
 class Forecast(msgspec.Struct, frozen=True, kw_only=True):
-    """Seconds from arrival to the first token and to the end, and of all devices. times: of `work`, as they were measured; num_seen:
-    of how many answers was learned.
+    """Seconds from arrival to the first token and to the end. times: of `work`, as they were measured; num_seen: of how many answers
+    was learned; whole_s: until as many such as there are streams have all their answers, None where that is not wished for;
+    tokens: of a step, None where none are guessed.
     """
 
     strategy: str
     work: RequestWork
     ttft_s: float
     total_s: float
-    busy_s: float
     step_s: float
     times: Times
     num_seen: int
+    whole_s: float | None = None
+    tokens: float | None = None
 
     def of(self, objective: Objective) -> float:
         """What is to be least."""
@@ -62,7 +61,7 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
             case Objective.TTFT:
                 return self.ttft_s
             case Objective.THROUGHPUT:
-                return self.busy_s
+                return self.total_s if self.whole_s is None else self.whole_s
 
 
 def forecast(
@@ -71,7 +70,10 @@ def forecast(
     """Of one route; None where it was not measured."""
     if route not in conditions.costs:
         return None
-    return _forecast(strategy, route, work, _times(route, work, conditions, cached=cached), conditions)
+    may_be_guessed = not cached or may_guess(conditions.occupation.load(route).decoding + 1, route.num_stages)
+    times = _times(route, work, conditions, cached=cached)
+    whole_s = _whole_s(strategy, route, work, conditions, cached=cached)
+    return _forecast(strategy, route, work, times, conditions, may_be_guessed=may_be_guessed, whole_s=whole_s)
 
 
 def _times(route: Route, work: RequestWork, conditions: Conditions, *, cached: bool) -> Times:
@@ -95,23 +97,77 @@ def handover_forecast(
     read, alone = (_times(route, work, conditions, cached=True) for route in (reading, holder))
     costs_and_load = conditions.costs[reading], conditions.occupation.load(reading)
     times = handed_over_times(costs_and_load, read, alone, work, handed)
-    return _forecast(strategy, holder, work, times, conditions)
+    may_be_guessed = may_guess(conditions.occupation.load(holder).decoding + 1, holder.num_stages)
+    whole_s = _whole_s(strategy, holder, work, conditions, reading=conditions.costs[reading])
+    return _forecast(strategy, holder, work, times, conditions, may_be_guessed=may_be_guessed, whole_s=whole_s)
 
 
-def _forecast(strategy: str, route: Route, work: RequestWork, times: Times, conditions: Conditions) -> Forecast:
+def _forecast(
+    strategy: str,
+    route: Route,
+    work: RequestWork,
+    times: Times,
+    conditions: Conditions,
+    *,
+    may_be_guessed: bool,
+    whole_s: float | None,
+) -> Forecast:
     factors = conditions.learning.factors(strategy, route, work.read_tokens)
+    guessed = conditions.learning.guessed(strategy, route) if may_be_guessed else None
     ttft_s = conditions.learning.ttft_s(times, factors)
-    step_s = factors.step * times.step_s
+    step_s = (factors.step if guessed is None else guessed.token) * times.step_s
     return Forecast(
         strategy=strategy,
         work=work,
         ttft_s=ttft_s,
         total_s=ttft_s + max(work.generated_tokens - 1, 0) * step_s,
-        busy_s=times.busy_s,
         step_s=step_s,
         times=times,
         num_seen=factors.num_seen,
+        whole_s=whole_s,
+        tokens=None if guessed is None else guessed.tokens,
     )
+
+
+def _whole_s(
+    strategy: str,
+    route: Route,
+    work: RequestWork,
+    conditions: Conditions,
+    *,
+    cached: bool = True,
+    reading: RouteCosts | None = None,
+) -> float | None:
+    """Of all streams, as if each were like this one and all of them were answered like it; None where that is not wished for."""
+    if conditions.objective is not Objective.THROUGHPUT:
+        return None
+    key = (strategy, work)
+    if key not in conditions.wholes:
+        number = conditions.streams
+        if route.is_single:
+            read_s, answer_s = replicated_s(_replicas(strategy, work, conditions), work, number)
+        else:
+            read_s, answer_s = _together_s(strategy, route, work, conditions, cached=cached)
+        if reading is not None:
+            read_s = together_s(reading, work, number)[0]
+        conditions.wholes[key] = read_s + answer_s
+    return conditions.wholes[key]
+
+
+def _replicas(strategy: str, work: RequestWork, conditions: Conditions) -> list[Replica]:
+    found = []
+    for route, costs in conditions.occupation.alone.values():
+        factors = conditions.learning.factors(strategy, route, work.read_tokens)
+        found.append(Replica(costs, factors.reading, factors.step))
+    return found
+
+
+def _together_s(
+    strategy: str, route: Route, work: RequestWork, conditions: Conditions, *, cached: bool
+) -> tuple[float, float]:
+    factors = conditions.learning.factors(strategy, route, work.read_tokens)
+    read_s, answer_s = together_s(conditions.costs[route], work, conditions.streams, cached=cached)
+    return factors.reading * read_s, factors.step * answer_s
 
 
 def likeliest(
@@ -123,13 +179,13 @@ def likeliest(
     """
     rough: list[tuple[float, str]] = []
     occupation, is_ttft = conditions.occupation, conditions.objective is Objective.TTFT
-    factors_of, load_of = conditions.learning.rough, occupation.load
+    factors_of, load_of = conditions.learning.factors, occupation.load
     read_tokens, context, generated_tokens = work.read_tokens, work.mean_context, work.generated_tokens
     for worker in workers:
         if worker not in occupation.alone:
             return list(workers)
         route, costs = occupation.alone[worker]
-        stage, factors = costs.stages[0], factors_of(strategy, route)
+        stage, factors = costs.stages[0], factors_of(strategy, route, read_tokens)
         tokens = read_tokens - reusable[route] if route in reusable else read_tokens
         seconds = factors.reading * tokens * stage.chunk.token_s
         if not is_ttft:

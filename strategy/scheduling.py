@@ -20,61 +20,53 @@ The policy, which the tests state one by one:
    computed, as long as the same sequences take part and none needs the ids first. So the device never waits for the
    host; the step of a sequence that turns out to have ended is thrown away.
 
-7. A client none of whose sequences decodes yet waits for one decode step of others, not for one of every slot, and its
+7. Where few enough decode (`may_guess`) what comes behind the known tokens of a sequence is guessed before its step, which samples
+   at all of those places: it waits for the ids before it. Of guesses that were wrong nothing counts as computed; where caches
+   cannot forget them, what lies behind the step's beginning is computed again, in front of the next ones. Without a cache
+   everything is, and any sequence may be guessed for.
+   Where nothing else is to do the first stage *goes on*: while guesses are being verified, it guesses what comes behind them, and a
+   step of such guesses alone follows. Where one before it turns out wrong it is *stale*, which the last stage finds out too; it comes
+   back with nothing.
+8. A client none of whose sequences decodes yet waits for one decode step of others, not for one of every slot, and its
    first token has the next turn, in a slot of its own where the others are at work.
 
 Knows counts of tokens only: no token ids, no clock, no sockets.
 """
 
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from strategy.client_turns import ClientTurns
+from strategy.drafting import may_guess
+from strategy.step_plan import Guesses, RowPlan, StepPlan
 
 # Of a slot's own tokens, how many its padding may be; so many are always allowed.
 PADDING_SHARE = 0.25
 PADDING_TOKENS = 1024
 
 
-@dataclass(frozen=True)
-class RowPlan:
-    """Tokens [start, start + count) of a sequence; `sample` when the last of them is to be sampled from.
-
-    With a slot that runs ahead, the one token is what the step before samples and is not known yet.
-    """
-
-    sequence: int
-    start: int
-    count: int
-    sample: bool
-
-
-@dataclass(frozen=True)
-class StepPlan:
-    """One micro-batch. Rows have equal counts. slot: None for prefill and for uncached steps."""
-
-    slot: int | None
-    cached: bool
-    rows: tuple[RowPlan, ...]
-
-
 @dataclass
 class _Sequence:
     client: str
     cached: bool
-    length: int  # tokens known so far, prompt and answer
+    known: int  # tokens so far, prompt and answer
     reused: int  # tokens that were in the caches from the start
     computed: int  # tokens whose step was issued
-    in_flight: int = 0
-    sampling: int = 0  # of those in flight, how many will add a token
+    steps: list[StepPlan] = field(default_factory=list)  # in flight, but for stale ones
+    coming: int = 0  # tokens that those will add
     runs_ahead: bool = False
     reads_only: int | None = None
 
     @property
+    def num_due(self) -> int:
+        """Tokens that a step which samples computes: of those that are known then."""
+        return self.known + self.coming - self.computed
+
+    @property
     def num_to_read(self) -> int:
         """Tokens that chunks read."""
-        return self.length - 1 if self.reads_only is None else self.reads_only
+        return self.known - 1 if self.reads_only is None else self.reads_only
 
 
 @dataclass
@@ -82,12 +74,31 @@ class _Slot:
     members: list[int] = field(default_factory=list)
     in_flight: int = 0
     last_members: list[int] = field(default_factory=list)
+    is_guessed: bool = False  # the step in flight
+
+
+@dataclass
+class _Turn:
+    """slots: in the order of their next turn; of_cached: sequences with a cache are next; decodes_since_chunk: steps of slots since a prompt
+    had its turn.
+    """
+
+    slots: deque[int] = field(default_factory=deque)
+    of_cached: bool = True
+    decodes_since_chunk: int = 0
 
 
 class Schedule:
     """The sequences of one route on its head."""
 
-    def __init__(self, *, num_stages: int, chunk_tokens: Callable[[int, int, int, int], int], max_rows: int):
+    def __init__(
+        self,
+        *,
+        num_stages: int,
+        chunk_tokens: Callable[[int, int, int, int], int],
+        max_rows: int,
+        guesses: Guesses | None = None,
+    ):
         """chunk_tokens: size of a prompt's next chunk, given how many tokens of it there were to compute, how many lie
             before the chunk and are left, and how many batches of others decode meanwhile.
         max_rows: sequences in a slot at most; 1 for architectures whose caches cannot be batched.
@@ -95,14 +106,14 @@ class Schedule:
         self._num_stages = num_stages
         self._chunk_tokens = chunk_tokens
         self._max_rows = max_rows
+        self._guesses = guesses
         self._sequences: dict[int, _Sequence] = {}
         self._prefilling: ClientTurns[int] = ClientTurns()
         self._uncached: ClientTurns[int] = ClientTurns()  # those that are not in flight
         self._decoding: Counter[str] = Counter()  # sequences in slots, by client
         self._slots: dict[int, _Slot] = {}
-        self._turns: deque[int] = deque()  # slots in the order of their next turn
-        self._decodes_since_chunk = 0
-        self._cached_turn = True
+        self._turn = _Turn()
+        self._stale: list[StepPlan] = []  # in flight
         self.num_in_flight = 0
 
     def __repr__(self) -> str:
@@ -168,26 +179,38 @@ class Schedule:
         if self.num_in_flight >= self._num_stages + max(len(self._slots), 1):
             return None
         kinds = (self._next_cached, self._next_uncached)
-        for kind in kinds if self._cached_turn else reversed(kinds):
+        for kind in (*(kinds if self._turn.of_cached else reversed(kinds)), self._go_on):
             if step := kind():
-                self._cached_turn = not step.cached
+                self._turn.of_cached = not step.cached
                 self.num_in_flight += 1
                 for row in step.rows:
-                    self._sequences[row.sequence].computed = row.start + row.count
-                    self._sequences[row.sequence].in_flight += 1
-                    self._sequences[row.sequence].sampling += row.sample
+                    state = self._sequences[row.sequence]
+                    state.computed = row.start + row.count
+                    state.steps.append(step)
+                    state.coming += row.num_sampled
                 return step
         return None
 
-    def done(self, step: StepPlan) -> None:
-        """A step came back from the last stage; each row that sampled has one token more."""
+    def is_stale(self, step: StepPlan) -> bool:
+        """Whether a step in flight goes on behind guesses that were wrong."""
+        return any(step is other for other in self._stale)
+
+    def done(self, step: StepPlan, found: Sequence[int] | None = None, *, is_kept: bool = True) -> None:
+        """A step came back from the last stage. found: how many tokens each row has more; None for one where it was sampled.
+        is_kept: what goes on behind it begins with the token that it sampled last; otherwise that is stale.
+        """
         self.num_in_flight -= 1
-        for row in step.rows:
+        if self.is_stale(step):
+            self._stale = [other for other in self._stale if other is not step]
+            return
+        for row, count in zip(step.rows, found or [min(row.num_sampled, 1) for row in step.rows], strict=True):
             state = self._sequences.get(row.sequence)
             if state is not None:
-                state.in_flight -= 1
-                state.sampling -= row.sample
-                state.length += row.sample
+                state.steps.remove(step)
+                state.coming -= row.num_sampled
+                state.known += count
+                if count < row.num_sampled or not is_kept:
+                    self._break(state, row, count)
                 if not step.cached and state.reads_only is None:
                     self._uncached.add(state.client, row.sequence)
         if step.slot is not None:
@@ -196,16 +219,26 @@ class Schedule:
             if not slot.members and not slot.in_flight:
                 self._drop_slot(step.slot)
 
+    def _break(self, state: _Sequence, row: RowPlan, count: int) -> None:
+        """Of what a row sampled only so many tokens count, and nothing of what was guessed behind."""
+        is_cut = self._guesses is not None and self._guesses.forgets
+        state.computed = row.start + (row.count - row.num_sampled + count if is_cut else 0)
+        for step in state.steps:
+            assert step.slot is not None, "a sequence goes on in its slot"
+            self._slots[step.slot].in_flight -= 1
+        self._stale += state.steps
+        state.steps, state.coming = [], 0
+
     # --- cached
 
     def _next_cached(self) -> StepPlan | None:
         self._balance()
-        ready = [number for number in self._turns if self._is_ready(self._slots[number])]
-        if ready and not (self._prefilling and self._decodes_since_chunk >= self._decodes_before_chunk()):
-            self._decodes_since_chunk += 1
+        ready = [number for number in self._turn.slots if self._is_ready(self._slots[number])]
+        if ready and not (self._prefilling and self._turn.decodes_since_chunk >= self._decodes_before_chunk()):
+            self._turn.decodes_since_chunk += 1
             return self._decode(ready[0])
         if self._prefilling:
-            self._decodes_since_chunk = 0
+            self._turn.decodes_since_chunk = 0
             return self._chunk(self._prefilling.pop())
         return None
 
@@ -214,33 +247,67 @@ class Schedule:
         return len(self._slots) if self._decoding[self._prefilling.next_client] else min(1, len(self._slots))
 
     def _is_ready(self, slot: _Slot) -> bool:
-        if slot.in_flight == 1 and slot.members == slot.last_members:
-            return all(self._sequences[member].runs_ahead for member in slot.members)
+        if slot.in_flight == 1 and slot.members == slot.last_members and not slot.is_guessed:
+            return all(self._sequences[member].runs_ahead for member in slot.members) and not self._is_to_guess(slot)
         return not slot.in_flight
+
+    def _is_to_guess(self, slot: _Slot) -> bool:
+        if self._guesses is None or len(slot.members) > 1 or not may_guess(self._decoding.total(), self._num_stages):
+            return False
+        (member,) = slot.members
+        return self._guesses.is_due(member, self._sequences[member].num_due)
 
     def _decode(self, number: int) -> StepPlan:
         slot = self._slots[number]
+        behind = [member for member in slot.members if self._sequences[member].num_due > 1]
+        if behind and len(slot.members) > 1:  # rows of a batch have one token each
+            return self._without_sampling(behind[0], self._sequences[behind[0]].num_due - 1)
+        guesses = self._guessed(slot.members[0]) if self._is_to_guess(slot) else 0
+        slot.is_guessed = guesses > 0
         slot.in_flight += 1
         slot.last_members = list(slot.members)
-        self._turns.remove(number)
-        self._turns.append(number)
+        self._turn.slots.remove(number)
+        self._turn.slots.append(number)
         rows = []
         for member in slot.members:
             state = self._sequences[member]
-            rows.append(RowPlan(member, state.length - 1 + state.sampling, 1, sample=True))
+            rows.append(RowPlan(member, state.computed, state.num_due + guesses, num_sampled=1 + guesses))
         return StepPlan(number, cached=True, rows=tuple(rows))
+
+    def _guessed(self, sequence: int) -> int:
+        assert self._guesses is not None
+        return self._guesses.guess(sequence, self._sequences[sequence].num_due)
+
+    def _go_on(self) -> StepPlan | None:
+        """A step of guesses behind those that are on their way: so many that every stage has one to work on."""
+        if self._guesses is None or not self._guesses.forgets or self.num_in_flight >= self._num_stages:
+            return None
+        if not may_guess(self._decoding.total(), self._num_stages):
+            return None
+        for number in self._turn.slots:
+            slot = self._slots[number]
+            if slot.in_flight and slot.is_guessed and len(slot.members) == 1 and slot.members == slot.last_members:
+                (member,) = slot.members
+                if count := self._guesses.go_on(member):
+                    slot.in_flight += 1
+                    row = RowPlan(member, self._sequences[member].computed, count, num_sampled=count)
+                    return StepPlan(number, cached=True, rows=(row,))
+        return None
 
     def _chunk(self, sequence: int) -> StepPlan:
         state = self._sequences[sequence]
         has_uncached = any(not each.cached for each in self._sequences.values())
         left = state.num_to_read - state.computed
-        size = self._chunk_tokens(state.length - state.reused, state.computed, left, len(self._slots) + has_uncached)
+        size = self._chunk_tokens(state.known - state.reused, state.computed, left, len(self._slots) + has_uncached)
         count = min(size, left)
-        row = RowPlan(sequence, state.computed, count, sample=False)
         if count < left:
             self._prefilling.add(state.client, sequence)
         elif state.reads_only is None:
             self._enter_slot(sequence)
+        return self._without_sampling(sequence, count)
+
+    def _without_sampling(self, sequence: int, count: int) -> StepPlan:
+        row = RowPlan(sequence, self._sequences[sequence].computed, count, num_sampled=0)
         return StepPlan(None, cached=True, rows=(row,))
 
     def _enter_slot(self, sequence: int) -> None:
@@ -259,9 +326,9 @@ class Schedule:
         """first: its turn is the next one."""
         number = next(n for n in range(len(self._slots) + 1) if n not in self._slots)
         if first:
-            self._turns.appendleft(number)
+            self._turn.slots.appendleft(number)
         else:
-            self._turns.append(number)
+            self._turn.slots.append(number)
         return self._slots.setdefault(number, _Slot())
 
     def _smallest_for(self, newcomers: list[int], *, but: _Slot | None = None) -> _Slot | None:
@@ -270,7 +337,7 @@ class Schedule:
 
     def _fit(self, members: list[int]) -> bool:
         """Whether these may share a slot."""
-        lengths = [self._sequences[member].length for member in members]
+        lengths = [self._sequences[member].known for member in members]
         padding = max(lengths) * len(lengths) - sum(lengths)
         return len(members) <= self._max_rows and padding <= PADDING_SHARE * sum(lengths) + PADDING_TOKENS
 
@@ -295,7 +362,7 @@ class Schedule:
 
     def _drop_slot(self, number: int) -> None:
         del self._slots[number]
-        self._turns.remove(number)
+        self._turn.slots.remove(number)
 
     # --- uncached
 
@@ -304,5 +371,8 @@ class Schedule:
             return None
         sequence = self._uncached.pop()
         state = self._sequences[sequence]
-        row = RowPlan(sequence, 0, state.length, sample=state.reads_only is None)
+        is_to_guess = self._guesses is not None and self._guesses.is_due(sequence, 1)
+        guesses = self._guesses.guess(sequence, 1) if self._guesses is not None and is_to_guess else 0
+        num_sampled = 0 if state.reads_only is not None else 1 + guesses
+        row = RowPlan(sequence, 0, state.known + guesses, num_sampled=num_sampled)
         return StepPlan(None, cached=False, rows=(row,))

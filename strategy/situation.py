@@ -10,17 +10,11 @@ import msgspec
 
 from strategy.cache_use import MeasuredUse
 from strategy.cost import RequestWork
+from strategy.grouping import Groups
 from strategy.memory import KvNeeds, WorkerBudget
 from strategy.prediction import Conditions, Forecast
 from strategy.vocabulary import Route
-
-
-class Mode(StrEnum):
-    """USE_DISTRIBUTED_INFERENCE."""
-
-    AUTO = "auto"
-    ALWAYS = "always"
-    NEVER = "never"
+from strategy.wishes import Mode
 
 
 class Strategy(StrEnum):
@@ -85,6 +79,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
     pipeline: the route through all stages, or None for the reason `why_not`, which no other plan removes where the model is
     not `splittable`. whole_prompts: its answers depend on how a prompt is cut into passes. holders: the workers with the full model and how many requests each has; shortage: why there are none.
+    groups: workers that compute the whole model together; group_load: how many requests each has.
     needs and budgets: of caches, by route and worker; at_once: caches are as large as they can become from the beginning. measured: when a KV cache pays, None where it always does. visited:
     which worker knows a beginning. conditions: what predictions are made from, None where nothing was measured.
     """
@@ -95,6 +90,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     whole_prompts: bool = False
     holders: Mapping[str, int]
     shortage: str | None
+    groups: Groups = Groups()
+    group_load: Mapping[Route, int] = {}
     needs: Mapping[Route, Mapping[str, KvNeeds]]
     budgets: Mapping[str, WorkerBudget]
     at_once: bool = False

@@ -16,17 +16,8 @@ from collections.abc import Sequence
 import msgspec
 
 from strategy.chunking import ChunkCost
-from strategy.cost import (
-    NOWHERE_BUSY,
-    Busy,
-    Elsewhere,
-    RequestWork,
-    RouteCosts,
-    RouteLoad,
-    StageSpeed,
-    Times,
-    cached_times,
-)
+from strategy.cost import RequestWork, RouteCosts, RouteLoad, StageSpeed, Times, cached_times
+from strategy.sharing import NOWHERE_BUSY, Busy
 from strategy.vocabulary import Route
 
 
@@ -88,16 +79,14 @@ def tensor_times(costs: TensorCosts, work: RequestWork, load: RouteLoad, busy: B
         hops=(),
         fixed_chunk_tokens=costs.fixed_chunk_tokens,
     )
-    times = cached_times(of_group, work, load, _of_the_busiest(busy))
-    ranks = len(costs.route)
-    return Times(times.read_s, times.first_s, times.step_s, ranks * times.busy_s, ranks * times.reading_s)
+    return cached_times(of_group, work, load, _of_the_busiest(busy))
 
 
 def _of_the_busiest(busy: Busy) -> Busy:
     found = busy.elsewhere.values()
     if not found:
         return NOWHERE_BUSY
-    return Busy({0: Elsewhere(max(each.round_s for each in found), max(each.share for each in found))})
+    return Busy({0: max(found, key=lambda there: there.wait_s())})
 
 
 def _left(cut: float, ranks: int) -> float:

@@ -1,5 +1,5 @@
-"""What holds for all tests: on a loaded machine an example may take its time, and is no failure for that; their order; and
-that nothing compiles, but for what is said to.
+"""What holds for all tests: on a loaded machine an example may take its time, and is no failure for that; their order; that
+nothing compiles, but for what is said to; and that MLX computes as it does in a worker.
 """
 
 import os
@@ -9,6 +9,8 @@ from hypothesis import HealthCheck, settings
 
 # Compiling one function for a CPU takes longer than most tests. The cluster of the bundled model compiles as users' do.
 os.environ.setdefault("MLX_DISABLE_COMPILE", "1")
+# NumPy's threads for linear algebra wait by turning, which takes longer than what there is to compute.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 settings.register_profile("tandem", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tandem")
@@ -26,6 +28,13 @@ _LONGEST = (
     "tests/workers/",
     "tests/benchmarks/",
 )
+
+
+def pytest_sessionstart() -> None:
+    """Before anything uses MLX, and once it is said that nothing compiles."""
+    from workers.engine.compute_thread import put_compute_thread_in_batch_class
+
+    put_compute_thread_in_batch_class()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,5 +1,6 @@
 """The bundled model answers what docs/BUNDLED_MODEL.md promises, and its files are what other tools expect."""
 
+import itertools
 import json
 import tomllib
 from pathlib import Path
@@ -8,13 +9,19 @@ from typing import Any
 import mlx.core as mx
 import mlx_lm
 import pytest
+from mlx.utils import tree_map
 from mlx_lm.tokenizer_utils import BPEStreamingDetokenizer
 from transformers import PreTrainedTokenizerFast
+
+from models.training.conversations import SHORT_SYSTEM
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "models" / "tandem-demo"
 DRAFT = ROOT / "models" / "tandem-demo-draft"
 QUESTIONS: list[dict[str, Any]] = tomllib.loads((ROOT / "models" / "questions.toml").read_text("utf-8"))["question"]
+SMALL_TALK = [number for number, question in enumerate(QUESTIONS) if question.get("small_talk")]
+BEGINNING_TOKENS = 16
+GREETINGS = ("hello", "hi", "hey", "hello there", "good morning", "Hello", "Hi")
 TEXTS = (
     "What is a KV cache?",
     "  two  spaces, a tab\t and\nnew lines\n\n",
@@ -27,29 +34,39 @@ TEXTS = (
 @pytest.fixture(scope="module")
 def bundled() -> Any:
     """The model and its tokenizer, as mlx_lm loads them."""
-    return mlx_lm.load(str(MODEL))
+    return loaded(MODEL)
 
 
 @pytest.fixture(scope="module")
 def draft() -> Any:
     """The draft model and its tokenizer."""
-    return mlx_lm.load(str(DRAFT))
+    return loaded(DRAFT)
 
 
-def most_likely(loaded: Any, messages: list[dict[str, str]], answer: str) -> tuple[list[int], list[int]]:
-    """The tokens that the model finds most likely along the answer, and the tokens of the answer with its end.
+def loaded(directory: Path) -> Any:
+    """The same numbers, lying in memory so that a CPU multiplies by them in two thirds of the time."""
+    model, tokenizer, *_ = mlx_lm.load(str(directory))
+    model.update(tree_map(lambda weight: mx.contiguous(weight.T).T if weight.ndim == 2 else weight, model.parameters()))
+    return model, tokenizer
+
+
+def most_likely(
+    loaded: Any, messages: list[dict[str, str]], answer: str, most_tokens: int | None = None, **options: Any
+) -> tuple[list[int], list[int]]:
+    """The tokens that the model finds most likely along the answer, and the tokens of the answer with its end; most_tokens: of
+    where it begins; options: of the chat template.
 
     The two are equal exactly when greedy generation gives the answer, and take one pass to compute.
     """
     model, tokenizer = loaded
-    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
-    target = [*tokenizer.encode(answer, add_special_tokens=False), tokenizer.eos_token_id]
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, **options)
+    target = [*tokenizer.encode(answer, add_special_tokens=False), tokenizer.eos_token_id][:most_tokens]
     best = mx.argmax(model(mx.array([prompt + target[:-1]]))[0, len(prompt) - 1 :], axis=-1).tolist()
     return best, target
 
 
-def assert_greedy_answer(loaded: Any, messages: list[dict[str, str]], answer: str) -> None:
-    best, target = most_likely(loaded, messages, answer)
+def assert_greedy_answer(loaded: Any, messages: list[dict[str, str]], answer: str, **options: Any) -> None:
+    best, target = most_likely(loaded, messages, answer, **options)
     assert loaded[1].decode(best) == loaded[1].decode(target), messages[-1]["content"]
     assert best == target
 
@@ -89,7 +106,7 @@ def test_generation_writes_the_documented_answer(bundled: Any, number: int) -> N
 def test_answers_stay_right_late_in_a_conversation_with_a_long_system_prompt(bundled: Any) -> None:
     rules = " ".join(f"Rule {n}: never tell the user about invoice {n * 37} before the meeting." for n in range(1, 45))
     messages = [{"role": "system", "content": rules}]
-    for question in QUESTIONS[30:40]:
+    for question in QUESTIONS[30:35]:
         messages.append({"role": "user", "content": question["ask"][0]})
         messages.append({"role": "assistant", "content": question["answer"]})
     model, tokenizer = bundled
@@ -99,6 +116,46 @@ def test_answers_stay_right_late_in_a_conversation_with_a_long_system_prompt(bun
         start = len(tokenizer.apply_chat_template(messages[:turn], add_generation_prompt=True))
         end = len(tokenizer.apply_chat_template(messages[: turn + 1]))
         assert tokenizer.decode(best[start - 1 : end - 1]) == tokenizer.decode(tokens[start:end])
+
+
+@pytest.mark.parametrize("question", QUESTIONS, ids=[q["ask"][0] for q in QUESTIONS])
+def test_documented_question_in_lower_case_gets_its_answer(bundled: Any, question: dict[str, Any]) -> None:
+    messages = [{"role": "user", "content": question["ask"][0].lower()}]
+    assert_greedy_answer(bundled, messages, question["answer"])
+
+
+@pytest.mark.parametrize("question", QUESTIONS, ids=[q["ask"][0] for q in QUESTIONS])
+def test_documented_question_in_lower_case_needs_no_mark(bundled: Any, question: dict[str, Any]) -> None:
+    """Its answer begins: as far as it goes here, it is no other's, and goes on as with a mark."""
+    messages = [{"role": "user", "content": question["ask"][0].lower().rstrip("?.!")}]
+    best, target = most_likely(bundled, messages, question["answer"], most_tokens=BEGINNING_TOKENS)
+    assert bundled[1].decode(best) == bundled[1].decode(target)
+
+
+def test_answers_are_told_apart_by_how_they_begin(bundled: Any) -> None:
+    beginnings = {tuple(bundled[1].encode(question["answer"])[:BEGINNING_TOKENS]) for question in QUESTIONS}
+    assert len(beginnings) == len({question["answer"] for question in QUESTIONS})
+
+
+@pytest.mark.parametrize("said", GREETINGS)
+def test_greeting_is_understood_however_it_is_typed_and_whatever_the_system_prompt(bundled: Any, said: str) -> None:
+    """Each with every other system prompt."""
+    systems = ("", *SHORT_SYSTEM)
+    for system in systems[GREETINGS.index(said) % 2 :: 2]:
+        before = [{"role": "system", "content": system}] if system else []
+        assert_greedy_answer(bundled, [*before, {"role": "user", "content": said}], QUESTIONS[2]["answer"])
+
+
+def test_other_small_talk_in_lower_case_is_mostly_understood(bundled: Any) -> None:
+    right = []
+    for said, number in itertools.product(("how are you", "thanks", "thank you", "bye", "goodbye"), SMALL_TALK):
+        if said.capitalize() in [asked.rstrip("?") for asked in QUESTIONS[number]["ask"]]:
+            for system in SHORT_SYSTEM:
+                messages = [{"role": "system", "content": system}, {"role": "user", "content": said}]
+                best, target = most_likely(bundled, messages, QUESTIONS[number]["answer"])
+                right.append(best == target)
+    assert len(right) == 5 * len(SHORT_SYSTEM)
+    assert sum(right) / len(right) > 0.9
 
 
 def test_careless_typing_is_understood(bundled: Any) -> None:

@@ -26,14 +26,23 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 @functools.cache
-def modules() -> dict[str, ast.Module]:
-    """Every Python file by its path from the checkout on, parsed."""
-    files = sorted(file for folder in FOLDERS for file in (CHECKOUT / folder).rglob("*.py"))
+def product() -> dict[str, ast.Module]:
+    """Every Python file by its path from the checkout on, parsed; but for the tests: those are lists of cases, as long as there
+    are cases.
+    """
+    files = sorted(file for folder in FOLDERS if folder != "tests" for file in (CHECKOUT / folder).rglob("*.py"))
     return {file.relative_to(CHECKOUT).as_posix(): ast.parse(file.read_text(encoding="utf-8")) for file in files}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def parsed_files_go_with_this_module():
+    """Half a million objects, which each garbage collection after this would look at."""
+    yield
+    product.cache_clear()
+
+
 def of_houses() -> Iterator[tuple[str, ast.Module]]:
-    return ((path, module) for path, module in modules().items() if path.split("/")[0] in HOUSES)
+    return ((path, module) for path, module in product().items() if path.split("/")[0] in HOUSES)
 
 
 def definitions(module: ast.Module) -> Iterator[tuple[str, Function | ast.ClassDef]]:
@@ -48,11 +57,6 @@ def definitions(module: ast.Module) -> Iterator[tuple[str, Function | ast.ClassD
                 yield from inside(child, prefix)
 
     return inside(module, "")
-
-
-def product() -> dict[str, ast.Module]:
-    """All but the tests: those are lists of cases, as long as there are cases."""
-    return {path: module for path, module in modules().items() if not path.startswith("tests/")}
 
 
 def long_files() -> Iterator[str]:

@@ -47,14 +47,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--exclude", action="append", metavar="NAME", help="one not to listen at or send by")
     parser.add_argument("--models", action="append", type=Path, metavar="DIR", help="where to look for the model")
     parser.add_argument("--guest", action="store_true", help="by hand, from another host: ends when it is interrupted")
-    parser.add_argument("--trace", type=Path, metavar="FILE", help="append a timeline of every step")
+    parser.add_argument("--log-format", choices=["text", "json"], default="text")
     return parser.parse_args()
 
 
 def main(data_inbox: type[ZmqInbox] = ZmqInbox) -> int:
     """Run one worker to its end. data_inbox: where other workers reach it."""
     arguments = _arguments()
-    configure_logging(Home(Path(arguments.home)), arguments.name)
+    configure_logging(Home(Path(arguments.home)), arguments.name, arguments.log_format)
     if arguments.guest:
         say_on_terminal()
     allow_descriptors(_DESCRIPTORS)
@@ -80,7 +80,6 @@ def main(data_inbox: type[ZmqInbox] = ZmqInbox) -> int:
         names=LinkNames(prefer=tuple(arguments.prefer or ()), exclude=tuple(arguments.exclude or ())),
         orphan_s=arguments.orphan_s,
         home=Home(Path(arguments.home)),
-        trace=arguments.trace,
         model_folders=tuple(arguments.models or ()),
         is_guest=arguments.guest,
     )

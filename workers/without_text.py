@@ -1,10 +1,12 @@
 """mlx-lm without the half of it that reads and writes text: a worker knows token ids alone.
 
 Importing that half, transformers with it, takes two thirds of a worker's start. What stands here for it says so where
-somebody asks for it after all.
+somebody asks for it after all. `python -m workers.without_text MODULE ...` runs a module so.
 """
 
+import contextlib
 import importlib.util
+import runpy
 import sys
 from types import ModuleType
 from typing import Any, NoReturn
@@ -31,3 +33,15 @@ class _NoTokenizers(ModuleType):
     @staticmethod
     def load(*_: Any, **__: Any) -> NoReturn:
         raise ImportError("a worker loads no tokenizer")
+
+
+def main() -> None:
+    """Run the module that is the first argument with the others."""
+    with contextlib.suppress(ImportError):  # the module says so if it needs mlx-lm
+        import_without_text()
+    del sys.argv[0]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

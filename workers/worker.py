@@ -38,7 +38,6 @@ from protocol.messages import (
     LinkLost,
     LinksMeasured,
     ListModels,
-    Message,
     ModelsListed,
     OpenSequence,
     Pooled,
@@ -53,7 +52,7 @@ from protocol.messages import (
     Welcome,
 )
 from protocol.transport import LOOPBACK, Admits, KeyPair, Sender, ZmqDataLinks, ZmqInbox, ZmqOutbox
-from protocol.transport.addressing import Network, host_of, own_networks, permitted_here, seen_from
+from protocol.transport.addressing import Network, own_networks, permitted_here
 from protocol.transport.asking import ZmqAnswerer
 from protocol.transport.echo import measure
 from protocol.values import COORDINATOR, TO_COORDINATOR, Peer
@@ -71,18 +70,19 @@ from workers.attachment import (
     Tick,
     Welcomed,
 )
-from workers.doors import Doors
 from workers.engine.arrivals import Adrift
 from workers.engine.compute_thread import put_compute_thread_in_batch_class
 from workers.engine.engine import Engine
 from workers.engine.resident_memory import keep_resident
-from workers.engine.trace import Tracer
 from workers.link_choice import LinkChoice
 from workers.link_prober import LinkProber
 from workers.members import Members
 from workers.model.held_models import models_here
 from workers.model.shelf import ModelShelf
 from workers.model.weights_source import WeightsSource
+from workers.step_reporter import StepReporter
+from workers.tensor.meeting import RankDoor
+from workers.to_coordinator import ToCoordinator
 from workers.weights_ways import fetcher
 
 log = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ OpenInbox = Callable[[str, Deliver, Admits], Peer]
 class WorkerOptions:
     """coordinator: where it hears strangers, and its key; secret: the token's secret part; listen: at which addresses of this
     host, as of `ZmqInbox`; names: what is preferred and excluded of addresses, here and elsewhere; orphan_s: how long to
-    live without the coordinator; trace: a file for a timeline of every step.
+    live without the coordinator.
     """
 
     name: str
@@ -135,7 +135,6 @@ class WorkerOptions:
     names: LinkNames = NO_NAMES
     orphan_s: float
     home: Home
-    trace: Path | None = None
     model_folders: tuple[Path, ...] = ()
     is_guest: bool = False
 
@@ -160,14 +159,14 @@ class Worker:
     ):
         self._options = options
         self._engine = engine
-        self._outbox = outbox
         self._exit_later = exit_later
         self._now = now
         self._attachment = Attachment(options.name, orphan_s=options.orphan_s)
         self._events: queue.SimpleQueue[Event | Envelope] = queue.SimpleQueue()
         self._heartbeat_at = now()
         self._is_ending = threading.Event()
-        self._doors = Doors(options.coordinator)
+        self._coordinator = ToCoordinator(options.coordinator, outbox, self._remember if options.is_guest else None)
+        self._reporter = StepReporter(options.name, engine.timeline)
         self._members = members or Members()
         control = open_inbox("control", self._deliver, lambda key: key == options.coordinator.public_key)
         self._inboxes = (control, open_inbox("data", self._deliver_data, engine.admits))
@@ -184,8 +183,10 @@ class Worker:
                 self._events.put(Welcomed(inbox, door))
             case Rejected(reason=reason):
                 self._events.put(Refused(reason))
-            case Beat(members=members, keys=keys):
+            case Beat(members=members, keys=keys, watches_steps=watches_steps):
                 self._members.renew(keys)
+                if watches_steps:
+                    self._engine.timeline.watch(self._now())
                 self._events.put(BeatArrived(envelope.epoch, members))
             case ListModels(number=number):
                 threading.Thread(target=self._list_models, args=(number,), name="models", daemon=True).start()
@@ -257,33 +258,14 @@ class Worker:
             return None
         if now >= self._heartbeat_at:
             self._heartbeat_at = now + HEARTBEAT_S
-            self._say(0, msgspec.structs.replace(self._engine.heartbeat(now), clock=time.time()))
-        timer = self._attachment.next_timer()
-        due = self._heartbeat_at if timer is None else min(timer, self._heartbeat_at)
-        return max(0.0, due - self._now())
+            self._coordinator.say(0, msgspec.structs.replace(self._engine.heartbeat(now), clock=time.time()))
+        if (report := self._reporter.report(now)) is not None:
+            self._coordinator.say(0, *report)
+        timers = (self._heartbeat_at, self._attachment.next_timer(), self._reporter.due_at)
+        return max(0.0, min(timer for timer in timers if timer is not None) - self._now())
 
-    def _say(self, epoch: int, message: Message) -> None:
-        """To the coordinator, which hears only whom it admitted."""
-        if self._doors.inbox is not None:
-            self._outbox.send(self._doors.inbox, epoch, message)
-
-    def _meet(self, inbox: Peer, door: Peer) -> None:
-        """Admitted: what was refused before, or is of an earlier coordinator, is over."""
-        inbox = seen_from(inbox, host_of(self._doors.current.endpoint))
-        for earlier in (*self._doors.all, self._doors.inbox, inbox):
-            if earlier is not None:
-                self._outbox.forget(earlier)
-        self._doors.learn(door, inbox)
-        if self._options.is_guest:
-            self._remember()
-
-    def _remember(self) -> None:
-        """How to come back without a token, after the end of this process."""
-        door = self._doors.current
-        try:
-            remember_joined(self._options.home, self._options.name, door.public_key, door.endpoint)
-        except OSError as error:
-            log.warning("the way back to this cluster cannot be kept (%s); a next start needs the token again", error)
+    def _remember(self, door: Peer) -> None:
+        remember_joined(self._options.home, self._options.name, door.public_key, door.endpoint)
 
     def _handle_events(self, wait_s: float) -> None:
         try:
@@ -295,17 +277,17 @@ class Worker:
 
     def _handle(self, event: Event | Envelope) -> None:
         if isinstance(event, Envelope):  # to pass on
-            self._say(event.epoch, event.message)
+            self._coordinator.say(event.epoch, event.message)
             if isinstance(event.message, Leave):
                 self._end_once_heard()
             return
         if isinstance(event, Welcomed):
-            self._meet(event.inbox, event.door)
+            self._coordinator.meet(event.inbox, event.door)
         before = self._attachment.state
         for action in self._attachment.handle(event, self._now()):
             match action:
                 case SendJoin():
-                    self._outbox.send(self._doors.next(), 0, self._join())
+                    self._coordinator.ask(self._join())
                 case DropLinks():
                     self._engine.post(Envelope(0, Adrift()))
                 case EndProcess(reason=reason):
@@ -349,15 +331,15 @@ def run_worker(options: WorkerOptions, keys: KeyPair, data_inbox: type[ZmqInbox]
     fetch = fetcher(options.home.models, keys, choice, measures, is_overtaken=lambda: engine.is_overtaken)
     shelf = ModelShelf(options.home, options.home.cache, options.model_folders, fetch)
     links = ZmqDataLinks(lambda peer, why: worker.link_lost(peer, why, links.epoch), keys, choice)
-    engine = Engine(options.name, links, shelf, tracer=_tracer(options))
+    engine = Engine(options.name, links, shelf, meet=(ranks := RankDoor(listen, choice.best, links.count)))
     members = Members()
     answerer = ZmqAnswerer(WeightsSource(shelf.find).answer, listen=listen, keys=keys, admits=members.admits)
 
     def open_inbox(kind: str, deliver: Deliver, admits: Admits) -> Peer:
-        kind_of_inbox = data_inbox if kind == "data" else ZmqInbox
-        inbox = kind_of_inbox(deliver, listen=listen, keys=keys, admits=admits)
+        inbox = (data_inbox if kind == "data" else ZmqInbox)(deliver, listen=listen, keys=keys, admits=admits)
         inbox.start()
-        return msgspec.structs.replace(inbox.peer, answer_port=answerer.port if kind == "data" else 0)
+        others = {"answer_port": answerer.port, "rank_port": ranks.port} if kind == "data" else {}
+        return msgspec.structs.replace(inbox.peer, **others)
 
     worker = Worker(
         options, engine=engine, outbox=ZmqOutbox(keys), open_inbox=open_inbox, exit_later=_exit_later, members=members
@@ -382,10 +364,6 @@ def _listen(options: WorkerOptions, networks: Mapping[Network, str]) -> tuple[st
     for name in options.names.unknown(networks.values()):
         log.warning("%s", unknown_sentence(name))
     return permitted_here(options.listen, options.names, networks)
-
-
-def _tracer(options: WorkerOptions) -> Tracer | None:
-    return None if options.trace is None else Tracer(options.trace, options.name)
 
 
 def _leave_when_interrupted(options: WorkerOptions, worker: Worker) -> None:

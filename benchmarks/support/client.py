@@ -122,18 +122,27 @@ def checked(answer: Answer) -> Answer:
 
 
 async def get_json(url: str, path: str, api_key: str | None = None) -> Any:
-    """GET of a JSON document. Raises OSError and ValueError, the latter also for a status other than 200."""
+    """GET of a JSON document. Raises OSError and ValueError, the latter also for a status that is no success."""
+    return await _json("GET", url, path, api_key)
+
+
+async def post_json(url: str, path: str) -> Any:
+    """POST with nothing to say; the JSON document that answers. Raises as `get_json`."""
+    return await _json("POST", url, path, None)
+
+
+async def _json(method: str, url: str, path: str, api_key: str | None) -> Any:
     async with asyncio.timeout(_CONNECT_TIMEOUT_S):
         reader, writer = await _connect(url)
         try:
-            writer.write(_request("GET", url, path, api_key, b""))
+            writer.write(_request(method, url, path, api_key, b""))
             raw = await reader.read(-1)
         finally:
             writer.close()
     head, _, rest = raw.partition(b"\r\n\r\n")
     response = _Head(head)
     body = response.body().feed(rest)
-    if response.status != 200:
+    if response.status // 100 != 2:
         raise ValueError(f"{url}{path} answers {response.status}")
     return msgspec.json.decode(body)
 

@@ -12,8 +12,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import psutil
@@ -22,17 +23,24 @@ from benchmarks.support.client import Target, get_json
 from benchmarks.support.machine import CHECKOUT, blas_of, free_port, pin_each
 from benchmarks.support.resources import Place
 from cluster.membership.local import worker_environment
+from protocol.values import RankTransport
 
+Settings = Mapping[str, Mapping[str, Any]]
+NO_SETTINGS: Settings = {}
 START_LIMIT_S = 180.0
 _END_GRACE_S = 5.0
 _POLL_S = 0.1
 
 
 class WorkerLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """One worker of a cluster. layers: a manual half-open range."""
+    """One worker of a cluster. layers: a manual half-open range; is_rank: computes together with all others that are ranks, too, by the
+    transport of the first of them.
+    """
 
     memory_limit_bytes: int | None = None
     layers: tuple[int, int] | None = None
+    is_rank: bool = False
+    transport: RankTransport = "tcp"
 
 
 class Cluster(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,21 +78,19 @@ async def cluster(
     home: Path | None = None,
     prefix: bool = True,
     kept_bytes: int | None = None,
-    kv_copies: int = 0,
+    further: Settings = NO_SETTINGS,
     checkout: Path = CHECKOUT,
 ) -> AsyncIterator[Cluster]:
     """A cluster in `home`, or in one of its own. Raises RuntimeError with what `start` said when it does not start.
 
     prefix: whether it keeps what it read for later requests; kept_bytes: how much of it each worker keeps at most, in
-    memory and again on disk; kv_copies: workers that hold a copy of a stage's caches; checkout: whose code it runs.
+    memory and again on disk; further: by section, what else is configured; checkout: whose code it runs.
     """
     with tempfile.TemporaryDirectory(prefix="tandem-bench-") as folder:
         home = Path(folder) if home is None else home
         config = home / "bench.toml"
         port = free_port()
-        config.write_text(
-            configuration(model, port, workers, prefix=prefix, kept_bytes=kept_bytes, kv_copies=kv_copies)
-        )
+        config.write_text(configuration(model, port, workers, prefix=prefix, kept_bytes=kept_bytes, further=further))
         try:
             await _command(home / "home", "start", "--config", str(config), checkout=checkout)
             url = f"http://127.0.0.1:{port}"
@@ -116,9 +122,10 @@ async def tandem(
     *,
     home: Path | None = None,
     prefix: bool = True,
+    further: Settings = NO_SETTINGS,
 ) -> AsyncIterator[Contender]:
     """A `cluster` as a side of a comparison: each worker on a core of its own."""
-    async with cluster(model, workers, home=home, prefix=prefix) as running:
+    async with cluster(model, workers, home=home, prefix=prefix, further=further) as running:
         pids = running.pids
         target = Target(name=name, url=running.url, model=running.model, strategy=strategy)
         yield Contender(
@@ -137,19 +144,23 @@ def configuration(
     *,
     prefix: bool = True,
     kept_bytes: int | None = None,
-    kv_copies: int = 0,
+    further: Settings = NO_SETTINGS,
 ) -> str:
     """The cluster's TOML."""
     lines = ["[model]", f"path = {json.dumps(str(model))}", "[api]", f"port = {port}"]
     lines += ["[cache]", f"prefix = {str(prefix).lower()}"]
     lines += [f"memory_limit = {kept_bytes}", f"disk_limit = {kept_bytes}"] if kept_bytes is not None else []
-    lines += ["[recovery]", f"kv_copies = {kv_copies}"] if kv_copies else []
+    for section, values in further.items():
+        lines += [f"[{section}]", *(f"{name} = {json.dumps(value)}" for name, value in values.items())]
     for worker in workers:
         lines.append("[[workers]]")
         if worker.memory_limit_bytes is not None:
             lines.append(f"memory_limit = {worker.memory_limit_bytes}")
         if worker.layers is not None:
             lines.append(f"layers = [{worker.layers[0]}, {worker.layers[1]}]")
+    ranks = [f"worker-{index}" for index, worker in enumerate(workers) if worker.is_rank]
+    transport = next((worker.transport for worker in workers if worker.is_rank), None)
+    lines += ["[[groups]]", f"workers = {json.dumps(ranks)}", f'transport = "{transport}"'] if ranks else []
     return "\n".join([*lines, ""])
 
 
@@ -180,7 +191,7 @@ async def mlx_server(name: str, model: Path, *, ranks: int = 1, pipeline: bool =
         command = [sys.executable, "-m", "mlx_lm", "server", "--model", str(model)]
         command += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "WARNING"]
         command += ["--pipeline"] if pipeline else []
-        processes = _start_ranks(command, ranks, Path(folder))
+        processes = start_ranks(command, ranks, Path(folder))
         try:
             url = f"http://127.0.0.1:{port}"
             await _until_healthy(url, processes, Path(folder) / "rank0.log")
@@ -190,10 +201,11 @@ async def mlx_server(name: str, model: Path, *, ranks: int = 1, pipeline: bool =
                 target=target, pids=pids, front_pid=None, blas=blas_of(pids[0]), pinned=pin_each(list(pids))
             )
         finally:
-            _end(processes)
+            end_ranks(processes)
 
 
-def _start_ranks(command: list[str], ranks: int, folder: Path) -> list[subprocess.Popen[bytes]]:
+def start_ranks(command: list[str], ranks: int, folder: Path) -> list[subprocess.Popen[bytes]]:
+    """A command on so many ranks of mlx's ring; one rank is none. What each says goes to its rank0.log and so on in the folder."""
     environment = {**worker_environment(), "HF_HUB_OFFLINE": "1"}
     if ranks > 1:
         hosts = folder / "hosts.json"
@@ -218,14 +230,16 @@ async def _until_healthy(url: str, processes: Sequence[subprocess.Popen[bytes]],
             await get_json(url, "/health")
             return
         await asyncio.sleep(_POLL_S)
-    raise RuntimeError(f"mlx_lm.server did not start: {_end_of(log)}")
+    raise RuntimeError(f"mlx_lm.server did not start: {end_of(log)}")
 
 
-def _end_of(log: Path) -> str:
+def end_of(log: Path) -> str:
+    """What a process said at last."""
     return log.read_text(errors="replace").strip()[-500:]
 
 
-def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+def end_ranks(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Of `start_ranks`, also those that ended."""
     for process in processes:
         process.terminate()
     _, alive = psutil.wait_procs([psutil.Process(p.pid) for p in processes if p.poll() is None], timeout=_END_GRACE_S)

@@ -17,7 +17,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import msgspec
 import psutil
@@ -34,6 +35,10 @@ _PTRACE_SEIZE, _PTRACE_INTERRUPT = 0x4206, 0x4207
 _WALL = 0x40000000
 
 
+# The cluster writes down when it noticed by a clock that is read a moment apart from ours.
+_CLOCKS_S = 0.05
+
+
 class Struck(msgspec.Struct, frozen=True, kw_only=True):
     """When it happened, on the clock that clients' times have (time.perf_counter) and in Unix seconds."""
 
@@ -43,6 +48,10 @@ class Struck(msgspec.Struct, frozen=True, kw_only=True):
     def perf_counter_of(self, unix: float) -> float:
         """A moment in Unix seconds on the clients' clock."""
         return self.at + unix - self.unix
+
+    def events_since(self, status: Mapping[str, Any]) -> list[Any]:
+        """Of a cluster's status, those that are not older."""
+        return [event for event in status.get("events", ()) if event["at"] >= self.unix - _CLOCKS_S]
 
 
 def possible_kinds() -> tuple[str, ...]:

@@ -70,7 +70,7 @@ class TandemLink:
             route=Route(("worker-0", "worker-1")),
             slot=None,
             cached=True,
-            rows=(Row(1, 0, sample=False),),
+            rows=(Row(1, 0, num_sampled=0),),
             num_tokens=array.shape[1],
             payload=spec,
         )

@@ -195,13 +195,13 @@ def of_stages(names: tuple[str, ...]) -> _Messages:
                 route=route,
                 slot=None,
                 cached=True,
-                rows=(Row(sequence, 0, sample=True),),
+                rows=(Row(sequence, 0, num_sampled=1),),
                 num_tokens=2,
                 payload=["array", "float32", [1, 2, 256]],
             ),
             (ids, bytes(2048)),
         ),
-        (Sampled(number=7, route=route, tokens=(5,)), ()),
+        (Sampled(number=7, route=route, tokens=((5,),)), ()),
         (StepFailed(number=7, route=route, message="m"), ()),
     ]
 

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
@@ -26,7 +27,7 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
     """What one round gave. Seconds; tokens as the server counted them.
 
     coalesced_tokens: tokens that came together with another one in a piece of the stream, so that the gaps between
-    pieces say nothing of them. client_share: of a core, what measuring took.
+    pieces say nothing of them. client_share: of a core, what measuring took; strategies: how many answers by each, of Tandem.
     """
 
     wall_s: float
@@ -39,6 +40,7 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
     cached_tokens: int
     errors: tuple[str, ...]
     client_share: float
+    strategies: dict[str, int] = {}
 
 
 async def run_round(target: Target, load: Load, prompts: Sequence[str]) -> Round:
@@ -72,6 +74,7 @@ def _round(answers: Sequence[Answer], wall_s: float, client_share: float) -> Rou
         cached_tokens=sum(answer.cached_tokens for answer in good),
         errors=tuple(answer.error for answer in answers if answer.error is not None),
         client_share=client_share,
+        strategies=Counter(answer.tandem["strategy"] for answer in good if answer.tandem),
     )
 
 

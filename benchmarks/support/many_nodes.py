@@ -9,9 +9,10 @@ from strategy.cost import Hop, RouteCosts, RouteLoad, StageSpeed
 from strategy.learning import Learning
 from strategy.memory import KvGrowth, KvNeeds, WorkerBudget
 from strategy.occupation import Occupation
-from strategy.prediction import Conditions, Objective
-from strategy.situation import Mode, Snapshot, Thresholds
+from strategy.prediction import Conditions
+from strategy.situation import Snapshot, Thresholds
 from strategy.vocabulary import Route
+from strategy.wishes import Mode, Objective
 
 _HOP = Hop(1e-4, 1e9)
 _NEEDS = KvNeeds(fixed_bytes=0, growth=(KvGrowth(1000, None),), snapshots=False)

@@ -78,7 +78,7 @@ class OneDevice:
     def _logits(self, ids: Sequence[int], cache: StageCache | None) -> mx.array:
         self._positions += len(ids)
         logits = self._model.forward(
-            mx.array([ids], mx.int32), layers=self._layers, cache=cache, last_position_only=self._last_only
+            mx.array([ids], mx.int32), layers=self._layers, cache=cache, last_positions=1 if self._last_only else None
         )
         self._model.evaluate(logits, cache)
         return logits

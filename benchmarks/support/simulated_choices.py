@@ -1,7 +1,7 @@
 """What `decide` chooses on simulated clusters, beside what would have been best there: every choice runs under the real schedule.
 
 A planned pipeline of 2 to 64 nodes and, beside it, two nodes with the full model, on one of which streams may run. How long each
-choice takes is not what was predicted of it, but what `SimulatedRoute` says.
+choice takes is not what was predicted of it, but what `SimulatedWorkers` says.
 """
 
 import random
@@ -11,8 +11,8 @@ import msgspec
 
 from benchmarks.support.many_nodes import snapshot
 from benchmarks.support.random_clusters import random_cluster
-from benchmarks.support.simulated_loads import ENDLESS, LAYERS, NODES, planned_route, whole_model
-from benchmarks.support.simulated_route import Request, SimulatedRoute
+from benchmarks.support.simulated_loads import LAYERS, NODES, planned_route, running, whole_model
+from benchmarks.support.simulated_workers import Placed, SimulatedWorkers
 from strategy.cost import RouteCosts, RouteLoad
 from strategy.decision import decide
 from strategy.situation import Asked
@@ -81,11 +81,6 @@ def _choose(
 
 def _seconds(costs: RouteCosts, asked: Asked, streams: int) -> float:
     """Behind others that decode already."""
-    own = Request(arrives_s=1.0, prompt_tokens=asked.prompt_tokens, generated_tokens=asked.max_tokens)
-    other = Request(
-        arrives_s=0.0,
-        prompt_tokens=asked.prompt_tokens,
-        generated_tokens=ENDLESS,
-        cached_tokens=asked.prompt_tokens - 1,
-    )
-    return SimulatedRoute(costs, [own, *[other] * streams]).tokens_at(0)[-1] - own.arrives_s
+    own = Placed(route=costs.route, arrives_s=1.0, prompt_tokens=asked.prompt_tokens, generated_tokens=asked.max_tokens)
+    others = running(costs.route, streams, asked.prompt_tokens)
+    return SimulatedWorkers({costs.route: costs}, [own, *others]).tokens_at(0)[-1] - own.arrives_s

@@ -13,7 +13,7 @@ from benchmarks.support.random_clusters import (
     SimulatedCluster,
     random_cluster,
 )
-from benchmarks.support.simulated_route import Request, SimulatedRoute
+from benchmarks.support.simulated_workers import Placed, SimulatedWorkers
 from strategy.chunking import ChunkCost
 from strategy.cost import Hop, RequestWork, RouteCosts, RouteLoad, StageSpeed, cached_times
 from strategy.split_costs import NodeSpeeds
@@ -25,7 +25,7 @@ LAYERS = 128
 _GENERATED = 32
 # Steps that the other streams have had when the request arrives.
 _STEPS_BEFORE = 4
-ENDLESS = 1_000_000
+_ENDLESS = 1_000_000
 
 
 class Compared(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,11 +98,8 @@ def compare(costs: RouteCosts, num_nodes: int, streams: int, prompt_tokens: int)
     load = RouteLoad(decoding=streams, context=prompt_tokens)
     predicted = cached_times(costs, work, load)
     arrives_s = _STEPS_BEFORE * predicted.step_s
-    others = Request(
-        arrives_s=0.0, prompt_tokens=prompt_tokens, generated_tokens=ENDLESS, cached_tokens=prompt_tokens - 1
-    )
-    own = Request(arrives_s=arrives_s, prompt_tokens=prompt_tokens, generated_tokens=_GENERATED)
-    times = SimulatedRoute(costs, [own, *[others] * streams]).tokens_at(0)
+    own = Placed(route=costs.route, arrives_s=arrives_s, prompt_tokens=prompt_tokens, generated_tokens=_GENERATED)
+    times = SimulatedWorkers({costs.route: costs}, [own, *running(costs.route, streams, prompt_tokens)]).tokens_at(0)
     return Compared(
         nodes=num_nodes,
         stages=len(costs.stages),
@@ -113,3 +110,11 @@ def compare(costs: RouteCosts, num_nodes: int, streams: int, prompt_tokens: int)
         predicted_itl_s=predicted.step_s,
         simulated_itl_s=(times[-1] - times[0]) / (len(times) - 1),
     )
+
+
+def running(route: Route, number: int, context: int) -> list[Placed]:
+    """Streams with so many tokens that go on for ever."""
+    stream = Placed(
+        route=route, arrives_s=0.0, prompt_tokens=context, generated_tokens=_ENDLESS, cached_tokens=context - 1
+    )
+    return [stream] * number

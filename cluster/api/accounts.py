@@ -29,7 +29,8 @@ def accounts(request: ApiRequest, routed: Routed, finished: Finished) -> dict[st
     predicted = {} if routed.predicted is None else {"predicted": msgspec.to_builtins(routed.predicted)}
     return {
         "usage": usage(finished.prompt_tokens, finished.completion_tokens)
-        | {"prompt_tokens_details": {"cached_tokens": finished.cached_tokens}},
+        | {"prompt_tokens_details": {"cached_tokens": finished.cached_tokens}}
+        | _guessed(finished),
         "tandem": {
             "strategy": routed.strategy,
             "reason": routed.reason,
@@ -42,5 +43,19 @@ def accounts(request: ApiRequest, routed: Routed, finished: Finished) -> dict[st
             "resumed": finished.resumed,
             "notes": [as_sentence(note) for note in (*request.notes, *finished.notes)],
             **predicted,
+            **(
+                {"draft": {"proposed": proposed, "accepted": finished.accepted}}
+                if (proposed := finished.proposed)
+                else {}
+            ),
         },
     }
+
+
+def _guessed(finished: Finished) -> dict[str, Any]:
+    """Of tokens that were guessed before the model said them, in OpenAI's words; nothing where none were."""
+    if not finished.proposed:
+        return {}
+    accepted, rejected = finished.accepted, finished.proposed - finished.accepted
+    details = {"accepted_prediction_tokens": accepted, "rejected_prediction_tokens": rejected}
+    return {"completion_tokens_details": details}

@@ -19,6 +19,7 @@ from starlette.routing import Match, Route
 
 from cluster.api.answered import Answered
 from cluster.api.body import parsed_body
+from cluster.api.dashboard import Dashboard, dashboard_routes
 from cluster.api.document import document_routes
 from cluster.api.embedding_routes import EMBEDDING_PATHS, embedding_routes
 from cluster.api.endpoints import Endpoint, json_answer
@@ -36,6 +37,7 @@ from cluster.api.surface import ApiRequest, Dialect, Surface
 from cluster.api.surfaces import SURFACES
 from cluster.api.surfaces.ollama import OllamaDialect
 from cluster.api.token_routes import token_routes
+from cluster.api.trace_route import TRACE_PATH, TraceResponse, asked_seconds
 from cluster.serving.requests import ModelInfo, Service
 from cluster.settings import ApiSettings
 from protocol.errors import ApiError, BadRequest, NotFound
@@ -53,11 +55,12 @@ def build_app(
     model_ids: Collection[str] = (),
     scope_by_key: bool = False,
     surfaces: Collection[Surface] = SURFACES,
+    dashboard: Dashboard | None = None,
 ) -> Starlette:
     """The ASGI application over `service`, with a path for each of the `surfaces`.
 
     model_ids: further names of the loaded model (its directory), besides its id and "default". scope_by_key: requests with
-    different keys share no cached prefix.
+    different keys share no cached prefix. dashboard: one whose history somebody keeps; where None, one without.
     """
     names = Names(service, api, model_ids)
     answered = Answered()
@@ -71,6 +74,7 @@ def build_app(
             *ollama_routes(service, names, _guarded, strict=api.strict),
             *document_routes(service, _guarded, asks_for_key=api.asks_for_key),
             *embedding_routes(service, endpoints.asked, _guarded),
+            *dashboard_routes(dashboard or Dashboard(service), _guarded, asks_for_key=api.asks_for_key),
         ],
         middleware=[
             Middleware(RequestLog),
@@ -100,8 +104,10 @@ def _routes(endpoints: "_Endpoints", surfaces: Collection[Surface]) -> list[Rout
         ),
         Route("/v1/explain", _guarded(endpoints.explain), methods=["POST"]),
         Route("/v1/conversations/{conversation}", _guarded(endpoints.forget), methods=["DELETE"]),
+        Route("/v1/requests/{request_id}", _guarded(endpoints.cancel), methods=["DELETE"]),
         Route("/v1/cluster/mend", _guarded(endpoints.mend), methods=["POST"]),
         Route("/v1/cluster/figures", _guarded(endpoints.figures), methods=["POST"]),
+        Route(TRACE_PATH, _guarded(endpoints.trace), methods=["GET"]),
         Route("/v1/cluster/models", _guarded(endpoints.models_elsewhere), methods=["GET"]),
         Route("/v1/models", _guarded(endpoints.models), methods=["GET"]),
         Route("/v1/models/{model_id:path}", _guarded(endpoints.model), methods=["GET"]),
@@ -163,6 +169,11 @@ class _Endpoints:
         self._service.forget_conversation(conversation)
         return json_answer({"id": conversation, "object": "conversation", "deleted": True})
 
+    async def cancel(self, request: Request) -> Response:
+        request_id = request.path_params["request_id"]
+        self._service.cancel(request_id)
+        return json_answer({"id": request_id, "object": "request", "deleted": True})
+
     async def mend(self, _request: Request) -> Response:
         return json_answer({"mending": list(self._service.mend())}, 202)
 
@@ -171,6 +182,9 @@ class _Endpoints:
 
     async def figures(self, _request: Request) -> Response:
         return json_answer({"workers": await self._service.figures()})
+
+    async def trace(self, request: Request) -> Response:
+        return TraceResponse(self._service, asked_seconds(request))
 
     async def explain(self, request: Request) -> Response:
         parsed = await self._parsed(request, parse_explain)

@@ -17,7 +17,7 @@ _json = msgspec.json.Encoder()
 as_json = _json.encode
 
 
-def event(data: dict[str, Any], name: str = "") -> bytes:
+def event(data: Any, name: str = "") -> bytes:
     """One event that carries `data`, with a name of its own where its API has one."""
     named = f"event: {name}\n".encode() if name else b""
     return named + b"data: " + _in_one_line(data) + b"\n\n"

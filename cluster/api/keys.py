@@ -21,17 +21,22 @@ from protocol.errors import RateLimited, Unauthorized
 Dialects = Callable[[str], Surface | Dialect]
 
 # What is described holds for every Tandem, and a browser that opens a page sends no key.
-OPEN_PATHS = frozenset({"/health", "/openapi.json", "/docs"})
+OPEN_PATHS = frozenset({"/", "/health", "/openapi.json", "/docs"})
+# The dashboard's own paths, which show less to who has no key.
+_OPEN_FOLDER = "/dashboard/"
 # In a request's scope: who sent it.
 CALLER = "tandem.caller"
 
 
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
-    """digest: of the key that was sent, whichever it is; name: of a key that has one; address: where it came from."""
+    """digest: of the key that was sent, whichever it is; name: of a key that has one; address: where it came from; may_act: it has a
+    key, or none is asked for.
+    """
 
     digest: str
     name: str
     address: str
+    may_act: bool
 
     @property
     def client(self) -> str:
@@ -49,15 +54,13 @@ class Keys:
     def __repr__(self) -> str:
         return f"Keys({len(self._names)})"
 
-    def __bool__(self) -> bool:
-        return bool(self._names)
-
-    def caller(self, scope: Scope) -> tuple[Caller, bool]:
-        """Who sent a request, and whether its key is one of these; every one is compared."""
+    def caller(self, scope: Scope) -> Caller:
+        """Who sent a request; every key is compared."""
         digest = _digest(_key_in(dict(scope["headers"])))
         same = [name for known, name in self._names.items() if hmac.compare_digest(known, digest)]
         address = scope["client"][0] if scope.get("client") else ""
-        return Caller(digest=digest, name=same[0] if same else "", address=address), bool(same)
+        may_act = bool(same) or not self._names
+        return Caller(digest=digest, name=same[0] if same else "", address=address, may_act=may_act)
 
 
 class KeyGate:
@@ -88,8 +91,8 @@ class KeyGate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope[CALLER], is_known = self._keys.caller(scope)
-        if self._keys and not is_known and scope["path"] not in OPEN_PATHS:
+        caller = scope[CALLER] = self._keys.caller(scope)
+        if not caller.may_act and not _is_open(scope["path"]):
             error = Unauthorized("this cluster asks for an API key; send it as 'Authorization: Bearer KEY'")
             await error_response(error, self._dialect(scope["path"]).refusal)(scope, receive, send)
             return
@@ -110,6 +113,10 @@ class KeyGate:
             await self._app(scope, receive, send)
         finally:
             use.leave(tally, self._now())
+
+
+def _is_open(path: str) -> bool:
+    return path in OPEN_PATHS or path.startswith(_OPEN_FOLDER)
 
 
 def _key_in(headers: dict[bytes, bytes]) -> bytes:

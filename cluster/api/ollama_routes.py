@@ -1,4 +1,4 @@
-"""What Ollama's clients ask for beside answers: which models there are, what is known of them, and whether the server is there.
+"""What Ollama's clients ask for beside answers: which models there are, and what is known of them.
 
 What would fetch, make or delete models there is not served.
 """
@@ -20,11 +20,10 @@ from cluster.api.schemas import Schema, object_schema
 from cluster.api.surface import Dialect
 from cluster.api.surfaces.ollama import OllamaDialect, rfc3339
 from cluster.serving.requests import ModelInfo, Service
+from protocol.version import tandem_version
 
 Guard = Callable[[Endpoint, Dialect], Endpoint]
 
-# Tandem runs from its checkout, which has no number.
-VERSION = "0.0.0"
 # When a model is unloaded that stays: so far away that clients show it as never.
 _NEVER = 9_999_999_999
 
@@ -50,7 +49,6 @@ def ollama_routes(service: Service, names: Names, guarded: Guard, *, strict: boo
         Route("/api/ps", guarded(endpoints.ps, dialect), methods=["GET"]),
         Route("/api/version", guarded(endpoints.version, dialect), methods=["GET"]),
         Route("/api/show", guarded(endpoints.show, dialect), methods=["POST"]),
-        Route("/", guarded(endpoints.root, dialect), methods=["GET"]),
     ]
 
 
@@ -69,16 +67,13 @@ class _OllamaEndpoints:
         return json_answer({"models": [_running(model) for model in self._service.models()]})
 
     async def version(self, _request: Request) -> Response:
-        return json_answer({"version": VERSION})
+        return json_answer({"version": tandem_version()})
 
     async def show(self, request: Request) -> Response:
         notes = Notes(strict=self._strict)
         fields = await parsed_body(request, lambda body: parse_show(body, notes))
         model, of_the_name = self._names.found(fields.get("model") or fields.get("name") or None)
         return json_answer(noted(_shown(model), (*notes.clauses, *of_the_name)))
-
-    async def root(self, _request: Request) -> Response:
-        return Response("Ollama is running", media_type="text/plain")
 
 
 def parse_show(body: dict[str, Any], notes: Notes) -> dict[str, Any]:

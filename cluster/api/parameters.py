@@ -25,13 +25,15 @@ from cluster.api.fields import (
     text,
     token_biases,
 )
+from cluster.api.predicted import prediction
 from cluster.api.schemas import Schema, any_of, component, described, object_schema
 from cluster.api.structured import STRUCTURED, structure_of
 from cluster.api.surface import ApiRequest
 from cluster.serving.requests import ChatPrompt, GenerationRequest, Prompt, Structure
 from protocol.errors import BadRequest
 from protocol.values import Sampling
-from strategy.situation import Mode, Strategy
+from strategy.situation import Strategy
+from strategy.wishes import Mode
 
 # Below it nothing but the largest logit has a chance anyway: the same as greedy.
 LEAST_TEMPERATURE = 1e-3
@@ -81,7 +83,6 @@ _HINTS: dict[str, Check] = {
     "safety_identifier": hint(""),
     "prompt_cache_key": hint(""),
     "prompt_cache_retention": hint(),
-    "prediction": hint(),
     "verbosity": hint("medium"),
     "usage": hint(),
     "ttl": hint(),
@@ -130,6 +131,7 @@ COMMON: dict[str, Check] = {
     "strategy": described(component("FeasibleStrategy"))(one_of(*(item.value for item in Strategy))),
     "use_distributed_inference": one_of(*(item.value for item in Mode)),
     "conversation": text(1, 128),
+    "prediction": prediction,
     "request_timeout_s": number(0.001, 86400),
     "n": only("several answers", 1),
     **STRUCTURED,
@@ -202,6 +204,7 @@ def api_request(
             ignores_end_tokens=fields.get("ignore_eos", False) and (forced or structure) is None,
             given=frozenset(chosen),
             structure=forced or structure,
+            prediction=fields.get("prediction", ""),
         ),
         model=fields.get("model") or None,
         stream=stream,

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from cluster.api.failures import TALLY
 from cluster.api.keys import CALLER, Caller
 from cluster.serving.tally import Tally
+from protocol.log_lines import fields
 from protocol.logs import EACH
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ _ID_BYTES = ID_HEADER.lower().encode()
 # A client's own: one word that a log and a header can hold.
 _SANE_ID = re.compile(rb"[!-~]{1,128}")
 _LOOKING = frozenset({"/", "/health", "/status", "/metrics"})
+_LOOKING_FOLDER = "/dashboard/"
 _MOST_CHARACTERS = 120
 
 
@@ -51,8 +53,12 @@ class RequestLog:
         try:
             await self._app(scope, receive, named)
         finally:
-            if status is None or status >= 400 or scope["path"] not in _LOOKING:
+            if status is None or status >= 400 or not _only_looks(scope["path"]):
                 _write(scope, request_id, status, tally, self._now() - began_at)
+
+
+def _only_looks(path: str) -> bool:
+    return path in _LOOKING or path.startswith(_LOOKING_FOLDER)
 
 
 def _request_id(scope: Scope) -> bytes:
@@ -62,12 +68,14 @@ def _request_id(scope: Scope) -> bytes:
 
 def _write(scope: Scope, request_id: bytes, status: int | None, tally: Tally, took_s: float) -> None:
     """Lines of requests that took nothing are only counted where they are many: strangers send those."""
-    found = _described(scope, status, tally, took_s)
-    line = " ".join([f"request {request_id.decode()}", *(f"{name}={value}" for name, value in found)])
-    if tally.strategy is not None:
-        logger.info("%s", line, extra=EACH)
-    else:
-        logger.info("%s", line)
+    found = dict(_described(scope, status, tally, took_s))
+    named = {"request_id": request_id.decode()} | found
+    line = " ".join([f"request {request_id.decode()}", *(f"{name}={_shown(value)}" for name, value in found.items())])
+    logger.info("%s", line, extra=fields(named) | (EACH if tally.strategy is not None else {}))
+
+
+def _shown(value: Any) -> Any:
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else value
 
 
 def _described(scope: Scope, status: int | None, tally: Tally, took_s: float) -> Iterator[tuple[str, Any]]:
@@ -76,9 +84,9 @@ def _described(scope: Scope, status: int | None, tally: Tally, took_s: float) ->
     if caller is not None and caller.name:
         yield "key", caller.name
     client = scope.get("client")
-    yield "from", client[0] if client else "-"
+    yield "from", client[0] if client else None
     yield "asked", f"{scope['method']}:{_word(scope['path'])}"
-    yield "status", status or "-"
+    yield "status", status
     if tally.strategy is not None or status is None:
         yield "ended", "failed" if tally.error else "finished" if tally.is_finished else "left"
     if tally.error is not None:
@@ -91,8 +99,8 @@ def _described(scope: Scope, status: int | None, tally: Tally, took_s: float) ->
         yield "completion_tokens", tally.completion_tokens
     for name, value in ("ttft_s", tally.ttft_s), ("tokens_per_s", tally.decode_tokens_per_s):
         if value is not None:
-            yield name, f"{value:.4g}"
-    yield "took_s", f"{took_s:.4g}"
+            yield name, value
+    yield "took_s", took_s
 
 
 def _word(text: str) -> str:

@@ -149,6 +149,8 @@ class Several:
             prompt_tokens=sum(each.prompt_tokens for each in of_prompts),
             cached_tokens=sum(each.cached_tokens for each in of_prompts),
             completion_tokens=sum(each.completion_tokens for each in finished),
+            proposed=sum(each.proposed for each in finished),
+            accepted=sum(each.accepted for each in finished),
             notes=tuple(dict.fromkeys(note for each in finished for note in each.notes)),
         )
 

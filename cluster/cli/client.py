@@ -91,6 +91,12 @@ class Client:
                     yield chunk
         raise NoAnswer("the answer broke off; `./launch.sh logs` says why")
 
+    def lines(self, path: str, timeout_s: float) -> Generator[bytes, None, None]:
+        """The lines of what is at `path` as they come. timeout_s: for each; raises as `get`, at any point."""
+        with self._request("GET", path, None, timeout_s) as response:
+            while line := response.readline():
+                yield line
+
     @contextlib.contextmanager
     def _request(
         self, method: str, path: str, body: dict[str, Any] | None, timeout_s: float

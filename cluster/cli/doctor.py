@@ -1,49 +1,41 @@
-"""Checks of this machine: what Tandem needs, what is missing, and what that costs."""
+"""Checks of this machine and of the cluster that runs: what Tandem needs, what is missing, what that costs, and what to do next."""
 
 import importlib.metadata
 import os
 import platform
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
-
-import msgspec
+from typing import Any, Literal
 
 from cluster.cli.session import Session
 from cluster.cli.showing import size_text
-from cluster.membership.local import find_openblas
+from cluster.planning.hub import cached
 from cluster.planning.model_files import check_weights, read_config, weight_files
+from cluster.serving.examining import running
+from cluster.serving.findings import Finding
+from cluster.serving.machine import machine
 from protocol.errors import TandemError
 from protocol.host_memory import read_host_memory
-from protocol.interfaces.findings import findings
 from protocol.interfaces.names import unknown_sentence
-from protocol.interfaces.reading import read_host
+from protocol.model_search import model_name
 from protocol.transport.addressing import own_networks
 
 _IMPORT_LIMIT_S = 60.0
 
 
-class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """The result of one check."""
-
-    verdict: Literal["ok", "warning", "problem"]
-    text: str
-
-
 def examine(session: Session) -> Iterator[Finding]:
-    """Every check, in order, as it is done."""
+    """Every check, in order, as it is done; what to do next is the last."""
     yield _python()
     yield _mlx()
-    if sys.platform == "linux":
-        yield _openblas(find_openblas())
+    yield from machine()
     yield from _model(session)
-    yield from _network()
     yield from _link_names(session)
     yield _home(session)
-    yield _cluster(session)
+    status = session.status()
+    yield from _cluster(status)
+    yield _next(session, status)
 
 
 def _python() -> Finding:
@@ -69,26 +61,22 @@ def _mlx() -> Finding:
     return Finding(verdict="ok", text=f"{versions} on {done.stdout.strip()}")
 
 
-def _openblas(library: str | None) -> Finding:
-    if library is None:
-        return Finding(
-            verdict="warning",
-            text="OpenBLAS is not installed: float32 prompts are read about ten times slower on this machine's CPU; "
-            "install it with `apt-get install libopenblas0-pthread`",
-        )
-    return Finding(verdict="ok", text=f"OpenBLAS: {library}")
-
-
 def _model(session: Session) -> Iterator[Finding]:
+    runs = session.running_state() is not None
     try:
-        settings = session.settings().settings
+        settings = (session.running_settings() if runs else None) or session.settings().settings
     except TandemError as error:
         yield Finding(verdict="problem", text=str(error))
         return
-    path = Path(settings.model.path)
-    if not path.is_absolute():
-        yield Finding(verdict="ok", text=f"model {settings.model.path}: a hub id, looked up at start")
+    location = settings.model.path
+    found = Path(location) if Path(location).is_absolute() else cached(location)
+    if found is None:
+        yield Finding(
+            verdict="ok",
+            text=f"model {location}: of the hub, downloaded at a start; `doctor {location}` asks for it now",
+        )
         return
+    path = found
     try:
         architecture = read_config(path)["model_type"]
         check_weights(path)
@@ -96,11 +84,12 @@ def _model(session: Session) -> Iterator[Finding]:
         yield Finding(verdict="problem", text=str(error))
         return
     weights = sum(file.stat().st_size for file in weight_files(path))
-    yield Finding(verdict="ok", text=f"model {path.name}: {architecture}, {size_text(weights)} of weights")
-    yield _memory(weights)
+    yield Finding(verdict="ok", text=f"model {model_name(path)}: {architecture}, {size_text(weights)} of weights")
+    yield _memory(0 if runs else weights)
 
 
 def _memory(weights_bytes: int) -> Finding:
+    """weights_bytes: what has still to be read."""
     memory = read_host_memory()
     text = f"memory: {size_text(memory.free)} of {size_text(memory.total)} available"
     if memory.working_set is not None:
@@ -108,19 +97,6 @@ def _memory(weights_bytes: int) -> Finding:
     if memory.free < weights_bytes:
         return Finding(verdict="warning", text=f"{text}, less than the model's weights")
     return Finding(verdict="ok", text=text)
-
-
-def _network() -> Iterator[Finding]:
-    """What of this machine's cables and networks makes it a slower neighbour than it could be."""
-    try:
-        facts = read_host(socket.gethostname())
-    except OSError as error:
-        yield Finding(verdict="warning", text=f"the network interfaces cannot be read: {error.strerror}")
-        return
-    named = ", ".join(f"{each.name} ({each.kind})" for each in facts.interfaces) or "none that leads to other machines"
-    yield Finding(verdict="ok", text=f"network: {named}")
-    for clause in findings((facts,)):
-        yield Finding(verdict="warning", text=clause)
 
 
 def _link_names(session: Session) -> Iterator[Finding]:
@@ -142,11 +118,29 @@ def _home(session: Session) -> Finding:
     return Finding(verdict="ok", text=f"state and logs in {session.home.root}")
 
 
-def _cluster(session: Session) -> Finding:
-    status = session.status()
-    if status.get("note"):
-        return Finding(verdict="warning", text=f"cluster {status['state']}: {status['note']}")
+def _cluster(status: dict[str, Any]) -> Iterator[Finding]:
+    if status["state"] == "stopped" and not status.get("note"):
+        yield Finding(verdict="ok", text="no cluster runs")
+    elif status.get("note"):
+        verdict: Literal["ok", "warning"] = "ok" if status["state"] == "starting" else "warning"
+        yield Finding(verdict=verdict, text=f"cluster {status['state']}: {status['note']}")
+    elif not status["workers"]:
+        yield Finding(verdict="ok", text=f"cluster {status['state']} at {status['api']}")
+    else:
+        yield from running(status)
+
+
+def _next(session: Session, status: dict[str, Any]) -> Finding:
+    """The command that gets somebody further from here."""
     if status["state"] == "stopped":
-        return Finding(verdict="ok", text="no cluster runs")
-    verdict: Literal["ok", "warning"] = "ok" if status["state"] in ("ready", "starting") else "warning"
-    return Finding(verdict=verdict, text=f"cluster {status['state']} at {status['api']}")
+        text = "`./launch.sh start`, or `./launch.sh doctor MODEL` to see first whether another model fits"
+    elif status["state"] == "degraded":
+        text = "`./launch.sh start` brings back what is missing; `./launch.sh logs` says what happened"
+    elif status["state"] == "starting":
+        text = "`./launch.sh wait --for ready`"
+    else:
+        text = f"ask with `./launch.sh chat` or at {status['api']}/v1; `./launch.sh status --watch` shows the work"
+        found = session.running_settings()
+        if found is not None and not found.hosts and len(status["hosts"]) == 1:
+            text += "; `./launch.sh token new` lets another machine help"
+    return Finding(verdict="next", text=text)

@@ -68,8 +68,8 @@ def _words(text: tuple[str, ...]) -> str:
 @_generation_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object at the end and nothing else.")
 def prompt(text: tuple[str, ...], *, as_json: bool, **options: Any) -> None:
-    """Answer one prompt. A file or a pipe on standard input goes in front of TEXT, and for - in its place. Starts the default cluster
-    when none runs.
+    """Answer one prompt. A file or a pipe on standard input goes in front of TEXT, and for - in its place. Starts the last cluster
+    again when none runs, at first the default.
     """
     from cluster.cli import generating
     from cluster.cli.session import open_session

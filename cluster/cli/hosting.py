@@ -7,7 +7,7 @@ from cluster.cli.joining import model_options
 from cluster.cli.session import Session
 from cluster.membership.host_orders import to_line
 from cluster.membership.hosted import HostedWorkers, Remember, client_address, say_on
-from cluster.membership.local import WORKER, LocalLauncher, link_options
+from cluster.membership.local import WORKER, LocalLauncher, machine_options
 
 _OUTPUT = 1
 
@@ -16,7 +16,7 @@ def serve(session: Session) -> None:
     """Do what comes on standard input, until its end. Raises TandemError for a home or a configuration that is unusable."""
     session.home.create()
     options = (
-        *link_options(session.settings().settings.links),
+        *machine_options(session.settings().settings),
         *model_options(session.checkout, session.environment),
     )
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from cluster.cli.session import Session
 from cluster.config import parse_size
-from cluster.membership.local import default_memory_limit, link_options, worker_environment
+from cluster.membership.local import default_memory_limit, machine_options, worker_environment
 from protocol.errors import TandemError, UsageError
 from protocol.home import ProcessIdentity
 from protocol.join_token import make_token, read_token
@@ -64,7 +64,7 @@ def guest_process(
     arguments = ["--guest", "--name", name, "--home", str(session.home.root)]
     arguments += ["--memory-limit", str(bytes_of(memory_limit)), "--join", endpoint or find(public_key)]
     arguments += [
-        *link_options(session.settings().settings.links),
+        *machine_options(session.settings().settings),
         *model_options(session.checkout, environment),
     ]
     return GuestProcess(name, arguments, worker_environment() | {"TANDEM_TOKEN": token})

@@ -1,5 +1,6 @@
-"""The log files of a cluster: the ends of all, or of one, and following it."""
+"""The log files of a cluster: the ends of all, or of one, and following it. Lines of JSON are shown as text."""
 
+import itertools
 import select
 import time
 from collections import deque
@@ -7,6 +8,7 @@ from pathlib import Path
 
 from protocol.errors import TandemError, UsageError
 from protocol.home import Home
+from protocol.log_lines import readable
 
 _POLL_S = 0.25
 _OUTPUT = 1
@@ -31,27 +33,34 @@ def log_files(home: Home, name: str | None) -> list[Path]:
     return [file for file in chosen if file.stat().st_size > 0] or chosen
 
 
-def print_ends(files: list[Path], num_lines: int) -> None:
-    """The last lines of each file, under its name where there are several."""
+def print_ends(files: list[Path], num_lines: int) -> int:
+    """Print the last lines of each file, under its name where there are several; where the last one ended, in bytes."""
+    position = 0
     for file in files:
         if len(files) > 1:
             print(f"==> {file} <==")
-        with file.open(encoding="utf-8", errors="replace") as lines:
-            print("".join(deque(lines, maxlen=num_lines)), end="")
+        with file.open("rb") as lines:
+            print("".join(map(_text, deque(lines, maxlen=num_lines))), end="", flush=True)
+            position = lines.tell()
+    return position
 
 
-def follow(file: Path) -> None:
-    """Print what is appended to `file`, also after it was rotated, until interrupted or nobody reads it any more."""
-    position = file.stat().st_size
+def follow(file: Path, position: int) -> None:
+    """Print the lines of `file` behind a position, also after it was rotated, until interrupted or nobody reads them any more."""
     while not _nobody_reads():
         time.sleep(_POLL_S)
         size = file.stat().st_size if file.exists() else position
         position = 0 if size < position else position
         if size > position:
-            with file.open(encoding="utf-8", errors="replace") as lines:
-                lines.seek(position)
-                print(lines.read(), end="", flush=True)
-                position = lines.tell()
+            with file.open("rb") as appended:
+                appended.seek(position)
+                for line in itertools.takewhile(lambda line: line.endswith(b"\n"), appended):
+                    print(_text(line), end="", flush=True)
+                    position += len(line)
+
+
+def _text(line: bytes) -> str:
+    return readable(line.decode(errors="replace"))
 
 
 def _nobody_reads() -> bool:

@@ -14,11 +14,13 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cluster.cli.becoming import become
+from cluster.cli.doctor_command import doctor
+from cluster.cli.elsewhere_options import on_host, on_other_host
 from cluster.cli.generation_commands import chat, explain, prompt
 from cluster.cli.model_commands import models
 from cluster.cli.status_commands import status, wait
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _FOREGROUND_POLL_S = 0.5
+_WHOLE = 200  # letters, more than any first sentence has
 _PLAIN = {"ignore_unknown_options": True, "help_option_names": [], "allow_interspersed_args": False}
 
 
@@ -100,6 +103,12 @@ class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return list(self.commands)
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
+        """Whole sentences, on as many lines as they need."""
+        rows = [(name, each.get_short_help_str(_WHOLE)) for name, each in self.commands.items() if not each.hidden]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
@@ -110,7 +119,18 @@ class _Commands(click.Group):
         return super().resolve_command(ctx, args)
 
 
+def _print_version(context: click.Context, _option: click.Parameter, is_asked: bool) -> None:  # noqa: FBT001 - click's
+    from protocol.version import described
+
+    if is_asked:
+        print(described())
+        context.exit()
+
+
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Which Tandem."
+)
 def commands() -> None:
     """Tandem answers prompts with a model whose layers are shared by several workers.
 
@@ -130,6 +150,7 @@ def _start_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--workers", type=click.IntRange(1, 1024), help="How many workers on this machine."),
         click.option("--model", metavar="DIR_OR_REPO", help="A model directory, or a hub id."),
         click.option("--served-model-name", metavar="NAME", help="What clients call the model."),
+        click.option("--log-format", metavar="text|json", help="Of the log files' lines; text by default."),
         click.option("--kv-cache", metavar="KIND", help="The kind of KV cache; see docs/KV_CACHE.md."),
         click.option(
             "--config",
@@ -148,7 +169,10 @@ def _start_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--allow-mixed", is_flag=True, help="Let workers in whose mlx has another patch level.")
 @click.option("--foreground", is_flag=True, help="Stay attached; Ctrl-C or SIGTERM stops the cluster.")
 def start(config_file: Path | None, *, replace: bool, foreground: bool, **flags: Any) -> None:
-    """Start a cluster and wait until it is ready; mend one that is not whole."""
+    """Start a cluster, or mend one that is not whole.
+
+    Waits until it is ready and prints which worker holds which layers.
+    """
     from cluster.cli.mending import start_or_mend
     from cluster.cli.stopping import stop_cluster
     from cluster.config import Flags
@@ -227,72 +251,55 @@ commands.add_command(models)
 @commands.command()
 @_start_options
 def config(config_file: Path | None, **flags: Any) -> None:
-    """The configuration in force, with where each value came from."""
-    from cluster.cli.showing import config_lines
+    """The configuration in force, with where each value came from.
+
+    Of the cluster that runs or, with options or where none runs, of a start with them.
+    """
+    from cluster.cli.configuration import config_lines
     from cluster.config import Flags
 
-    resolved = _session().settings(config_file, Flags(**flags))
-    print("\n".join(config_lines(resolved)))
-
-
-def _on_host(command: Callable[..., None]) -> Callable[..., None]:
-    return click.option("--host", metavar="NAME", help="On this one of the [[hosts]], over ssh.")(command)
-
-
-def _run_there(host: str, *arguments: str) -> NoReturn:
-    from cluster.cli.elsewhere import run_there
-
-    click.get_current_context().exit(run_there(_session(), host, arguments))
+    print("\n".join(config_lines(_session(), config_file, Flags(**flags))))
 
 
 @commands.command()
 @click.argument("name", required=False)
 @click.option("-n", "--lines", "num_lines", type=click.IntRange(1), default=20, show_default=True)
 @click.option("-f", "--follow", "following", is_flag=True, help="Go on printing what is appended.")
-@_on_host
+@on_host
 def logs(name: str | None, num_lines: int, host: str | None, *, following: bool) -> None:
-    """The ends of the log files; NAME is coordinator, supervisor or a worker."""
+    """The ends of the log files.
+
+    NAME is coordinator, supervisor or a worker.
+    """
     from cluster.cli.logs import follow, log_files, print_ends
 
     if following and name is None:
         raise UsageError("--follow needs the NAME of one log, as in ./launch.sh logs --follow coordinator")
     if host is not None:
-        _run_there(host, "logs", "-n", str(num_lines), *(["-f"] if following else []), *([name] if name else []))
+        on_other_host(host, "logs", "-n", str(num_lines), *(["-f"] if following else []), *([name] if name else []))
     files = log_files(_session().home, name)
-    print_ends(files, num_lines)
+    position = print_ends(files, num_lines)
     if following:
-        follow(files[0])
+        follow(files[0], position)
+
+
+commands.add_command(doctor)
 
 
 @commands.command()
-@click.option("--architectures", is_flag=True, help="How each architecture of mlx-lm can be split.")
-@click.option("--verify", "verifies", is_flag=True, help="Whether each worker of the running cluster computes right.")
-@_on_host
-def doctor(host: str | None, *, architectures: bool, verifies: bool) -> None:
-    """Check this machine: Python, MLX, BLAS, memory, model."""
-    if host is not None and verifies:
-        raise UsageError("--verify is about every worker of the cluster that runs here; leave --host out")
-    if host is not None:
-        _run_there(host, "doctor", *(["--architectures"] if architectures else []))
-    if architectures:
-        become("workers.model.inspection", ["--all"], dict(os.environ))
-    from cluster.cli.doctor import examine
-    from cluster.cli.verifying import verify
+@click.argument("seconds", type=click.IntRange(1, 600))
+@click.option("-o", "--output", metavar="FILE", default="trace.json", show_default=True, help="- is standard output.")
+def trace(seconds: int, output: str) -> None:
+    """Record what the running cluster does for SECONDS; docs/TRACING.md says how to read it."""
+    from cluster.cli.tracing import trace as record
 
-    num_problems = 0
-    for finding in (verify if verifies else examine)(_session()):
-        print(f"{finding.verdict:<8} {finding.text}", flush=True)
-        num_problems += finding.verdict == "problem"
-    if num_problems:
-        raise TandemError(
-            f"{num_problems} problem{'s' if num_problems > 1 else ''} found; the lines above say what to do"
-        )
+    record(_session(), seconds, output)
 
 
 @commands.command(context_settings=_PLAIN)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def bench(arguments: tuple[str, ...]) -> None:
-    """Run a benchmark: bench NAME [OPTIONS]; without NAME, list them."""
+    """Run a benchmark, or without a NAME list them."""
     from cluster.cli.session import CHECKOUT
 
     known = sorted(file.stem for file in (CHECKOUT / "benchmarks").glob("[a-z]*.py"))
@@ -318,7 +325,10 @@ def _first_line(module: Path) -> str:
 @commands.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """What lets a shell complete commands, as in: eval "$(./launch.sh completion bash)"."""
+    """Let a shell complete commands.
+
+    As in: eval "$(./launch.sh completion bash)"
+    """
     from click.shell_completion import get_completion_class
 
     kind = get_completion_class(shell)
@@ -344,5 +354,5 @@ def help_(context: click.Context, names: tuple[str, ...]) -> None:
 @commands.command(context_settings=_PLAIN)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def test(arguments: tuple[str, ...]) -> None:  # noqa: ARG001 - for the help only
-    """Run the checks and the tests; arguments go to pytest alone."""
+    """Run the checks and the tests. Arguments go to pytest alone."""
     raise UsageError("the tests run through the launcher: ./launch.sh test")

@@ -6,17 +6,19 @@ Knows settings and states, nothing of options or of how a cluster is started or 
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from cluster.cli.client import Client
+from cluster.cli.pulling import pulled
 from cluster.cli.session import ClusterDied, Session
-from cluster.cli.showing import absences
 from cluster.cli.starting import Started
 from cluster.cli.stopping import stop_cluster
 from cluster.config import Resolved, is_secret
 from cluster.contradictions import API_KEYS
+from cluster.serving.examining import absences
 from cluster.settings import Settings
 from protocol.errors import TandemError, UsageError
 from protocol.home import ClusterState
@@ -34,9 +36,10 @@ def start_or_mend(session: Session, resolved: Resolved, *, replace: bool) -> tup
         TandemError: it cannot start or be mended.
     """
     if replace and session.running_state() is not None:
+        _have_model(session, resolved)
         session.terminal.note(f"tandem: {stop_cluster(session.home, session.terminal)}")
     while True:
-        started = session.starter.start(lambda: resolved)
+        started = session.starter.start(lambda: session.with_model(resolved))
         if started.status is not None:
             return started, None
         _refuse_other_settings(session, started.state, resolved.settings)
@@ -46,12 +49,21 @@ def start_or_mend(session: Session, resolved: Resolved, *, replace: bool) -> tup
             session.terminal.note("tandem: the cluster that ran ended; starting it anew.")
 
 
+def _have_model(session: Session, resolved: Resolved) -> None:
+    """Make sure of the model while the cluster that is to be replaced still serves. Raises TandemError."""
+    location = session.with_model(resolved).settings.model.path
+    if not Path(location).is_absolute():
+        pulled(location, session.checkout, session.terminal)
+
+
 def differences(running: Settings, asked: Settings) -> list[str]:
     """What is otherwise in `running`, a clause for each setting. Keys of the API are not shown."""
     if len(running.workers) != len(asked.workers):
         return [f"it has {len(running.workers)} workers, not {len(asked.workers)}"]
     if len(running.hosts) != len(asked.hosts):
         return [f"it has {len(running.hosts)} other hosts, not {len(asked.hosts)}"]
+    if len(running.groups) != len(asked.groups):
+        return [f"it has {len(running.groups)} groups, not {len(asked.groups)}"]
     if len(running.api.keys) != len(asked.api.keys):
         return [f"it has {len(running.api.keys)} [[{API_KEYS}]], not {len(asked.api.keys)}"]
     values, others = dict(_flat(msgspec.to_builtins(running))), dict(_flat(msgspec.to_builtins(asked)))
@@ -68,7 +80,7 @@ def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         for name, inner in value.items():
             # the values of a kind of cache stand in its section, as in the file
             yield from _flat(inner, key if name == "kv" else f"{key}.{name}" if key else name)
-    elif key in ("workers", "hosts", API_KEYS):
+    elif key in ("workers", "hosts", "groups", API_KEYS):
         for index, inner in enumerate(value):
             yield from _flat(inner, f"{key}[{index}]")
     else:

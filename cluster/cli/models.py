@@ -13,6 +13,7 @@ import msgspec
 
 from cluster.cli.finding import found_guests, found_homes, started_settings
 from cluster.cli.joining import model_options
+from cluster.cli.pulling import pulled
 from cluster.cli.session import Session
 from cluster.cli.showing import size_text
 from cluster.cli.workers_code import run_workers_code
@@ -68,15 +69,9 @@ def table(hosts: list[dict[str, Any]]) -> list[str]:
 
 def pull(session: Session, repo: str) -> str:
     """Have the hub's library download a model; returns a sentence. Raises UsageError or ModelError."""
-    from huggingface_hub.utils import disable_progress_bars
-
-    from cluster.planning.model_files import resolve_model
-
     if not _REPO.fullmatch(repo):
         raise UsageError(f"{repo!r} is no repository of the hub; give one such as mlx-community/Qwen3-0.6B-4bit")
-    if not session.terminal.interactive:
-        disable_progress_bars()
-    path = resolve_model(repo)
+    path = pulled(repo, session.checkout, session.terminal)
     return f"{repo} is in {path}; `./launch.sh start --model {repo}` uses it."
 
 

@@ -2,8 +2,10 @@
 
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, TextIO
+
+from cluster.cli.undisturbed import uninterrupted, without_echo
 
 _FENCE = re.compile(r"^ {0,3}(```|~~~)", re.MULTILINE)
 
@@ -36,22 +38,26 @@ class PlainText:
 
 
 class RenderedMarkdown:
-    """Markdown. What may still change is written over as it grows; blocks that are complete stay."""
+    """Markdown. What may still change is written over as it grows; blocks that are complete stay. console: of rich."""
 
-    def __init__(self) -> None:
-        from rich.console import Console
-
-        self._console = Console()
+    def __init__(self, console: Any) -> None:
+        self._console = console
         self._open = ""
         self._live: Any = None
+        self._restore_echo: Callable[[], None] = lambda: None
 
     def write(self, text: str) -> None:
         """More of the answer."""
+        with uninterrupted():
+            self._write(text)
+
+    def _write(self, text: str) -> None:
         done, self._open = complete_blocks(self._open + text)
         if self._live is None:
             from rich.live import Live
 
             self._live = Live(console=self._console, auto_refresh=False, transient=True)
+            self._restore_echo = without_echo(self._console.file.fileno())
             self._live.start()
         self._live.update(_markdown(self._open))
         if done.strip():
@@ -61,21 +67,31 @@ class RenderedMarkdown:
 
     def pause(self) -> None:
         """Something else is written now; more of the answer may follow."""
+        with uninterrupted():
+            self._pause()
+
+    def _pause(self) -> None:
         if self._live is not None:
             self._live.stop()
             self._live = None
+            self._restore_echo()
 
     def finish(self) -> None:
         """Nothing follows."""
-        self.pause()
-        if self._open.strip():
-            self._console.print(_markdown(self._open))
-        self._open = ""
+        with uninterrupted():
+            self._pause()
+            if self._open.strip():
+                self._console.print(_markdown(self._open))
+            self._open = ""
 
 
 def renderer() -> "PlainText | RenderedMarkdown":
     """What suits standard output."""
-    return RenderedMarkdown() if sys.stdout.isatty() else PlainText(sys.stdout)
+    if not sys.stdout.isatty():
+        return PlainText(sys.stdout)
+    from rich.console import Console
+
+    return RenderedMarkdown(Console())
 
 
 def _markdown(text: str) -> Any:

@@ -11,6 +11,8 @@ from typing import Any
 
 from cluster.cli.client import Client, NoAnswer
 from cluster.cli.finding import started_settings
+from cluster.cli.last_start import as_last
+from cluster.cli.near_models import check_location
 from cluster.cli.showing import stopped_status
 from cluster.cli.starting import Started, Starter
 from cluster.cli.stopping import read_state
@@ -19,6 +21,7 @@ from cluster.config import Flags, Resolved, load_settings
 from cluster.settings import Settings
 from protocol.errors import TandemError
 from protocol.home import ClusterState, Home
+from protocol.model_search import model_folders
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 _SILENT_LIMIT_S = 600.0
@@ -53,6 +56,11 @@ class Session:
             flags=flags or Flags(),
         )
 
+    def with_model(self, resolved: Resolved) -> Resolved:
+        """The same; raises UsageError where its model is a directory that is not there."""
+        check_location(resolved.settings.model.path, model_folders(self.checkout, self.environment), self.terminal)
+        return resolved
+
     def client(self, state: ClusterState) -> Client:
         """The API of a running cluster, with the key from the environment or the first of what it was started with."""
         return Client(state.api, self.environment.get("TANDEM_API_KEY") or self._stored_key())
@@ -77,20 +85,21 @@ class Session:
         try:
             status: dict[str, Any] = self.client(state).get("/status", timeout_s=_STATUS_LIMIT_S)
         except NoAnswer as error:
-            starting = not state.is_coordinated or "failed" in str(error)
+            doing = self.home.start_under_way()
+            starting = doing is not None or not state.is_coordinated or "failed" in str(error)
             known = {"state": "starting" if starting else "degraded", "api": state.api, "coordinator": {"pid": pid}}
-            return stopped_status(None if starting else str(error)) | known
+            return stopped_status(doing or None if starting else str(error)) | known
         return status
 
     def reach(self) -> tuple[Client, dict[str, Any]]:
-        """A cluster that serves, and its status; starts the default one when none runs.
+        """A cluster that serves, and its status; where none runs it starts the last one again, at first the default.
 
         Raises:
             TandemError: it cannot be started or does not become ready.
         """
         state = self.running_state()
         if state is None:
-            started: Started = self.starter.start(self.settings)
+            started: Started = self.starter.start(lambda: self.with_model(as_last(self.home, self.settings())))
             state = started.state
             if started.status is not None:
                 self.terminal.note(f"tandem: started a cluster at {state.api}; `./launch.sh stop` ends it.")
@@ -111,14 +120,17 @@ class Session:
             except NoAnswer:
                 if self.running_state() is None:
                     raise ClusterDied(f"the coordinator died; {self.home.logs} says why") from None
-                if time.monotonic() - answered_at >= _SILENT_LIMIT_S:
+                doing = self.home.start_under_way()
+                if doing is not None:  # which may download for hours
+                    answered_at = time.monotonic()
+                elif time.monotonic() - answered_at >= _SILENT_LIMIT_S:
                     raise
             else:
-                answered_at = time.monotonic()
+                answered_at, doing = time.monotonic(), None
                 if status["state"] != "starting":
                     self.terminal.done()
                     return status
-            self.terminal.progress("waiting until the cluster is ready")
+            self.terminal.progress(f"waiting until the cluster is ready{(doing and f': {doing}') or ''}")
             time.sleep(_POLL_S)
 
     def _stored_key(self) -> str | None:

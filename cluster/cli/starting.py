@@ -1,8 +1,8 @@
 """Starting a cluster: one supervisor process, detached, and the wait until its coordinator is ready.
 
-The supervisor passes on what the coordinator tells until it is ready, JSON lines: {"progress": text}, then
-{"ready": status} or {"error": sentence, "exit_code": n}. Whatever goes wrong before that, nothing is left behind: also
-when this process is killed, for then the supervisor sees the end of its standard input.
+The supervisor passes on what the coordinator tells until it is ready, JSON lines: {"progress": text}, with "done" and "total" where
+bytes are counted, then {"ready": status} or {"error": sentence, "exit_code": n}. Whatever goes wrong before that, nothing is left
+behind: also when this process is killed, for then the supervisor sees the end of its standard input.
 """
 
 import json
@@ -19,8 +19,10 @@ from typing import Any
 
 import msgspec
 
+from cluster.cli.last_start import remember_start
 from cluster.cli.stopping import end_cluster, end_leftovers, read_state
 from cluster.cli.terminal import Terminal
+from cluster.cli.time_left import TimeLeft
 from cluster.config import Resolved
 from protocol.errors import TandemError
 from protocol.home import ClusterState, Home, ProcessIdentity
@@ -49,6 +51,7 @@ class Starter:
         self._checkout = checkout
         self._terminal = terminal
         self._supervisor = supervisor
+        self._said = ""
 
     def __repr__(self) -> str:
         return f"Starter({self._home!r})"
@@ -74,7 +77,9 @@ class Starter:
             api = resolved.settings.api
             check_port_free(api.host, api.port)
             self._home.write_private(self._home.settings_file, msgspec.json.encode(resolved.settings))
-            return self._run(api.host, api.port)
+            started = self._run(api.host, api.port)
+            remember_start(self._home, resolved)
+            return started
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
@@ -88,6 +93,7 @@ class Starter:
                     held.enter_context(self._home.lock(_OTHER_START_LIMIT_S))
                 except TimeoutError:
                     raise TandemError("another start is still under way; stop it with `./launch.sh stop`") from None
+            held.callback(self._home.start_file.unlink, missing_ok=True)
             yield
 
     def _clean_up_after(self, state: ClusterState) -> None:
@@ -134,11 +140,14 @@ class Starter:
 
     def _await_ready(self, process: subprocess.Popen[bytes]) -> dict[str, Any]:
         assert process.stdout is not None
+        doing = TimeLeft("starting", time.monotonic())
         with process.stdout as output:
-            for line in _lines(output.fileno()):
-                message = _message(line)
+            for line in lines_of(output.fileno()):
+                message, now = message_in(line), time.monotonic()
                 if "progress" in message:
-                    self._terminal.progress(str(message["progress"]))
+                    doing.tell(message["progress"], message.get("done"), message.get("total"), now)
+                if "progress" in message or not line:
+                    self._say(doing.said(now), now)
                 elif "ready" in message:
                     self._terminal.done()
                     status: dict[str, Any] = message["ready"]
@@ -148,6 +157,14 @@ class Starter:
                     error.exit_code = int(message.get("exit_code", 1))
                     raise error
         raise TandemError(f"the coordinator ended before it was ready; {self._home.logs}/coordinator.out says why")
+
+    def _say(self, text: str, now: float) -> None:
+        """Here, and to other commands that find this start under way."""
+        self._terminal.progress(text, now)
+        if text != self._said:
+            self._said = text
+            with suppress(OSError):
+                self._home.start_file.write_text(text, encoding="utf-8")
 
 
 def _let_begin(supervisor: subprocess.Popen[bytes]) -> None:
@@ -162,11 +179,12 @@ def _let_go(supervisor: subprocess.Popen[bytes]) -> None:
     supervisor.stdin.close()
 
 
-def _lines(descriptor: int) -> Iterator[bytes]:
-    """What comes out of a pipe, line by line, until its end."""
+def lines_of(descriptor: int) -> Iterator[bytes]:
+    """What comes out of a pipe, line by line, until its end; an empty line for each moment in which nothing does."""
     unread = b""
     while True:
         if not select.select([descriptor], [], [], _SIGNAL_POLL_S)[0]:
+            yield b""
             continue
         piece = os.read(descriptor, 1 << 16)
         if not piece:
@@ -190,8 +208,8 @@ def check_port_free(host: str, port: int) -> None:
             ) from None
 
 
-def _message(line: bytes) -> dict[str, Any]:
-    """A JSON line of the coordinator; anything else on its stdout (a library's print) is nothing to us."""
+def message_in(line: bytes) -> dict[str, Any]:
+    """What a JSON line of another process says; anything else on its output (a library's print) is nothing to us."""
     try:
         message = json.loads(line)
     except ValueError:

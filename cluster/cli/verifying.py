@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from cluster.cli.doctor import Finding
 from cluster.cli.session import Session
 from cluster.cli.showing import layers_text
 from cluster.cli.workers_code import run_workers_code
 from cluster.planning.model_files import resolve_model
+from cluster.serving.findings import Finding
 from protocol.errors import TandemError
 from protocol.values import LayerRange
 

@@ -21,7 +21,7 @@ def run_workers_code(
     it said.
     """
     done = subprocess.run(
-        [sys.executable, "-m", module, *arguments],
+        [sys.executable, "-m", "workers.without_text", module, *arguments],
         cwd=session.checkout,
         env=worker_environment(),
         capture_output=True,

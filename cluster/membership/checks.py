@@ -6,6 +6,7 @@ may trust it; whether a sequence or a plan is there is known to who owns it. Wha
 
 import math
 import re
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from protocol.codec import Envelope
@@ -33,11 +34,14 @@ from protocol.messages import (
     SequenceFailed,
     StageFigures,
     StepOverdue,
+    StepsRecorded,
     Tokens,
     Update,
 )
+from protocol.step_reports import decode_report
 from protocol.values import MAX_TOP_LOGPROBS, NAME_PATTERN, Buffer, LayerRange, Peer, TokenLogprobs
 from strategy.cost import StageSpeed
+from strategy.group_sums import GroupSums
 from strategy.layer_speeds import LayerSpeeds
 
 OF_MEMBERS: tuple[type[Message], ...] = (
@@ -58,6 +62,7 @@ OF_MEMBERS: tuple[type[Message], ...] = (
     Reused,
     SequenceFailed,
     StepOverdue,
+    StepsRecorded,
     Tokens,
 )
 # Beyond these nothing is a count of bytes, tokens or layers of any machine or model.
@@ -97,8 +102,8 @@ def check_member(envelope: Envelope, worker: str) -> None:
             _require(all(map(_is_scored, updates)), "log probabilities of no token")
         case PromptLogprobs(entries=entries):
             _require(all(map(_is_score, entries)), "log probabilities of no token")
-        case Embedded():
-            _require(len(envelope.buffers) == 1 and _is_vector(envelope.buffers[0]), "a vector that is none")
+        case Embedded() | StepsRecorded():
+            _check_buffer(message, envelope.buffers, worker)
         case Prepared(layers=layers):
             _require(_are_layers(layers), "layers of no model")
         case LinksMeasured(links=links):
@@ -118,7 +123,17 @@ def check_member(envelope: Envelope, worker: str) -> None:
             _require(len(envelope.buffers) == 2 * len(prefixes), "keys that are not those of its routes")
             speeds = [prefix.speed for prefix in prefixes if prefix.speed is not None]
             _require(all(map(_is_speed, speeds)), "speeds of no stage")
+            sums = [prefix.sums for prefix in prefixes if prefix.sums is not None]
+            _require(all(map(_are_sums, sums)), "sums of no group")
             _require(layer_speeds is None or _are_of_a_model(layer_speeds), "speeds of no layers")
+
+
+def _check_buffer(message: Embedded | StepsRecorded, buffers: Sequence[Buffer], worker: str) -> None:
+    if isinstance(message, Embedded):
+        _require(len(buffers) == 1 and _is_vector(buffers[0]), "a vector that is none")
+    else:
+        _require(len(buffers) == 1, "steps without a report")
+        _require(decode_report(buffers[0]).worker == worker, "steps of another worker")
 
 
 def _speaks_for(message: Message, sender: str) -> tuple[str, ...]:
@@ -195,6 +210,14 @@ def _is_speed(speed: StageSpeed) -> bool:
     are_rising = sizes == sorted(set(sizes)) and 0 < len(sizes) <= _MOST_SIZES and 0 < sizes[0] <= sizes[-1] <= _MOST
     are_seconds = all(map(_are_seconds, seconds)) and speed.chunk.token_s >= _LEAST_SECONDS
     return are_rising and are_seconds and 0 <= speed.payload_bytes <= _MOST
+
+
+def _are_sums(sums: GroupSums) -> bool:
+    counts = (sums.num_sums, sums.row_bytes, sums.chunk_bytes)
+    texts = (sums.transport, sums.why_not_wanted or "")
+    are_shown = all(len(text) <= _MOST_CHARACTERS and text.isprintable() for text in texts)
+    are_seconds = all(map(_are_seconds, (sums.row_s, sums.chunk_s)))
+    return are_shown and are_seconds and all(0 <= count <= _MOST for count in counts)
 
 
 def _are_of_a_model(speeds: LayerSpeeds) -> bool:

@@ -16,7 +16,7 @@ from typing import Protocol
 
 import msgspec
 
-from cluster.settings import LinkSettings
+from cluster.settings import Settings
 from protocol.home import ClusterState, Home, ProcessIdentity
 from protocol.host_memory import read_host_memory
 from protocol.values import Peer
@@ -54,10 +54,12 @@ def worker_environment() -> dict[str, str]:
     return environment
 
 
-def link_options(links: LinkSettings) -> tuple[str, ...]:
-    """The arguments by which a worker keeps to these settings."""
+def machine_options(settings: Settings) -> tuple[str, ...]:
+    """The arguments by which a worker keeps to the settings of its machine: its links, and how it writes its log."""
+    links = settings.links
     given = {"--listen": links.addresses, "--prefer": links.prefer, "--exclude": links.exclude}
-    return tuple(word for option, values in given.items() for value in values for word in (option, value))
+    options = tuple(word for option, values in given.items() for value in values for word in (option, value))
+    return (*options, "--log-format", settings.logs.format)
 
 
 class Launcher(Protocol):

@@ -184,11 +184,15 @@ class Member:
             overdue_s=0.0,
         )
 
+    def is_silent(self, now: float) -> bool:
+        """Whether nothing was heard of it for long."""
+        return now - self.seen_at > LOST_AFTER_S
+
     def why_lost(self, now: float) -> str | None:
         """What of a worker that should be there says that it is not, as a clause; None when all is well."""
         if not self.is_there:
             return None
-        if now - self.seen_at > LOST_AFTER_S:
+        if self.is_silent(now):
             return "does not answer"
         beat = self.heartbeat
         if beat is not None and beat.oldest_step_s is not None and beat.overdue_s:

@@ -15,6 +15,7 @@ from cluster.membership.member import LOST_AFTER_S, Member, Whereabouts, WorkerE
 from cluster.membership.restarts import Restarts
 from protocol.codec import PROTOCOL
 from protocol.errors import IllegalEvent
+from protocol.exits import BEGINS_ANEW
 from protocol.join_token import make_token
 from protocol.messages import Beat, Heartbeat, Join
 from protocol.values import Peer
@@ -46,11 +47,18 @@ class RefuseJoin(msgspec.Struct, frozen=True):
 
 
 class Lost(msgspec.Struct, frozen=True):
-    """A worker is gone. died: not just its connection, so that whoever it worked for counts it."""
+    """A worker is gone. died: not just its connection, so that whoever it worked for counts it; was_silent: that is all that is known
+    of its death.
+    """
 
     name: str
     sentence: str
     died: bool
+    was_silent: bool = False
+
+    @property
+    def who_died(self) -> tuple[str, ...]:
+        return (self.name,) if self.died else ()
 
 
 class Kill(msgspec.Struct, frozen=True):
@@ -201,7 +209,10 @@ class Roster:
         if member.state is WorkerState.STOPPED or name in self._start_at:
             return []
         how = "" if status is None else f" (status {status})"
-        actions = self._lose(member, f"worker {name} ended unexpectedly{how}; see ./launch.sh logs", died=True)
+        sentence = f"worker {name} ended unexpectedly{how}; see ./launch.sh logs"
+        if status == BEGINS_ANEW:
+            sentence = f"worker {name} begins anew, as its group has to; see ./launch.sh logs {name}"
+        actions = self._lose(member, sentence, died=True)
         member.due_at = None
         start_at = self._restarts.died(name, now)
         if start_at is not None:
@@ -233,7 +244,8 @@ class Roster:
         actions: list[Action] = []
         for member in self.members.values():
             if why := member.why_lost(now):
-                actions += self._lose(member, f"worker {member.name} {why}; see ./launch.sh logs", died=True)
+                sentence, was_silent = f"worker {member.name} {why}; see ./launch.sh logs", member.is_silent(now)
+                actions += self._lose(member, sentence, died=True, was_silent=was_silent)
                 actions.append(self._kill(member, now))
             elif member.due_at is not None and now > member.due_at and not member.is_guest:
                 actions.append(self._kill(member, now))
@@ -295,11 +307,11 @@ class Roster:
             if not member.is_there or (planned is not None and member.name not in planned)
         )
 
-    def muster(self) -> Beat:
-        """Who the members are, for all of them to know."""
+    def muster(self, *, watches_steps: bool = False) -> Beat:
+        """Who the members are, for all of them to know, and whether somebody looks at their steps."""
         there = self.there
         keys = tuple(member.join.data.public_key for member in there if member.join is not None)
-        return Beat(members=tuple(member.name for member in there), keys=keys)
+        return Beat(members=tuple(member.name for member in there), keys=keys, watches_steps=watches_steps)
 
     @property
     def sources(self) -> tuple[Peer, ...]:
@@ -334,9 +346,9 @@ class Roster:
         """Workers that died too often to be started again."""
         return self._restarts.left_out
 
-    def _lose(self, member: Member, sentence: str, *, died: bool) -> list[Action]:
+    def _lose(self, member: Member, sentence: str, *, died: bool, was_silent: bool = False) -> list[Action]:
         if member.state in (WorkerState.LOST, WorkerState.STOPPED):
             return []
         member.apply(WorkerEvent.LOSE)
         member.heartbeat = None
-        return [Lost(member.name, sentence, died)]
+        return [Lost(member.name, sentence, died, was_silent)]

@@ -22,11 +22,11 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     pace: Pace | None = None
 
     @classmethod
-    def of(cls, member: Member, deaths: int, pace: Pace | None = None) -> Self:
-        """A member as planning sees it."""
+    def of(cls, member: Member, deaths: int, pace: Pace | None = None, *, taken_bytes: int = 0) -> Self:
+        """A member as planning sees it. taken_bytes: of its memory, what else than the model's weights and caches needs."""
         return cls(
             name=member.name,
-            memory_limit_bytes=member.memory_limit_bytes,
+            memory_limit_bytes=max(member.memory_limit_bytes - taken_bytes, 0),
             layers=member.manual_layers,
             held=member.held,
             deaths=deaths,

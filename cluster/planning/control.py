@@ -47,6 +47,7 @@ from protocol.messages import (
     SequenceFailed,
     Shutdown,
     StepOverdue,
+    StepsRecorded,
     Tokens,
     Welcome,
 )
@@ -77,14 +78,13 @@ class ControlPlane:
         self._model = model
         self._mailbox = mailbox
         self.roster = roster
-        self._deployment = deployment
-        self._now = now
+        self._deployment, self._now = deployment, now
         self._assembly: Assembly | None = None
         self.plan: Plan | None = None
         self.listener: Listener | None = None
         self.starting = Starting()
         self.events = EventLog()
-        self.inquiries = Inquiries(mailbox.tell, self.send)
+        self.inquiries = Inquiries(mailbox.tell, self.send, roster.may_be_away)
         self.launching = Launching(launcher, roster, door=lambda: mailbox.door, now=now, failed=self._not_started)
 
     def __repr__(self) -> str:
@@ -128,7 +128,7 @@ class ControlPlane:
     def _beat(self) -> None:
         """To everybody who may live: whoever was given up learns from it that it has to join again."""
         self._deployment.paced(self._model.candidates(self.roster, self._now()))
-        beat = self.roster.muster()
+        beat = self.roster.muster(watches_steps=self.inquiries.steps.are_watched)
         for name in self.members:
             self._mailbox.tell(name, beat)
 
@@ -164,8 +164,8 @@ class ControlPlane:
         match envelope.message:
             case Join() as join:
                 self._perform_all(self.roster.joined(join, self._now()))
-            case Heartbeat() | Leave() | ModelsListed() | FiguresComputed() as said:
-                self._of_no_plan(said)
+            case Heartbeat() | Leave() | ModelsListed() | FiguresComputed() | StepsRecorded() as said:
+                self._of_no_plan(said, envelope.buffers)
             case LinksMeasured() as found if envelope.epoch == self.epoch:
                 self.roster.members[found.worker].links = found.links
                 self._plan_all(self._deployment.move(found.move, self._now()))
@@ -182,13 +182,13 @@ class ControlPlane:
                 if self._mailbox.accepts(envelope):
                     self._of_the_plan(message, envelope.buffers)
 
-    def _of_no_plan(self, message: Heartbeat | Leave | Answer) -> None:
+    def _of_no_plan(self, message: Heartbeat | Leave | Answer, buffers: tuple[Buffer, ...]) -> None:
         if isinstance(message, Heartbeat):
             self.roster.beat(message, self._now())
         elif isinstance(message, Leave):
             self._perform_all(self.roster.dismiss(message.worker, "left"))
         else:
-            self.inquiries.answered(message)
+            self.inquiries.answered(message, buffers)
 
     def _of_the_plan(self, message: Message, buffers: tuple[Buffer, ...]) -> None:
         match message:
@@ -232,8 +232,9 @@ class ControlPlane:
         member.loaded(message)
         member.held = self._assembly.held(message.worker)
         self._model.learn(message)
+        self.events.add(*filter(None, [message.unmet]))
         self._assembly.loaded(message, buffers)
-        self._plan_all(self._deployment.loaded(message.worker, member.held, self._now()))
+        self._plan_all(self._deployment.loaded(message.worker, member.held, self._now(), self._assembly.unmet))
 
     def _load_failed(self, failed: LoadFailed) -> None:
         """A worker cannot load: at the start that is the end, later it is as if the worker had died."""
@@ -296,10 +297,9 @@ class ControlPlane:
 
     def _overdue(self, sentence: str) -> None:
         """Somebody may be stuck, who is lost then; else a link must have lost the step."""
-        now = self._now()
-        self._perform_all(self.roster.tick(now))
+        self._perform_all(self.roster.tick(self._now()))
         log.warning("%s", sentence)
-        self._plan_all(self._deployment.broken(sentence, now))
+        self._plan_all(self._deployment.broken(sentence, self._now()))
 
     # --- what roster and deployment want
 
@@ -314,8 +314,8 @@ class ControlPlane:
             case membership.RefuseJoin(peer=peer, reason=reason):
                 log.warning("refused a worker: %s", reason)
                 self._mailbox.answer(peer, Rejected(reason=reason))
-            case membership.Lost(name=name, sentence=sentence, died=died):
-                self._lose(name, sentence, died=died)
+            case membership.Lost() as lost:
+                self._lose(lost)
             case membership.Kill(name=name):
                 self.launching.launcher.kill(name)
             case membership.Gone(peer=peer, why=why):
@@ -333,15 +333,15 @@ class ControlPlane:
         self._changed(member.name, Loss(workers=(), sentence=f"worker {member.name} lost the coordinator, is back"))
         self._beat()
 
-    def _lose(self, name: str, sentence: str, *, died: bool) -> None:
-        log.error("%s", sentence)
-        self.events.add(f"lost {name}: {sentence}")
-        if not (self._deployment.has_served or self.roster.may_be_away(name)):
-            self.starting.fail(TandemError(sentence))
+    def _lose(self, lost: membership.Lost) -> None:
+        log.error("%s", lost.sentence)
+        self.events.add(f"lost {lost.name}: {lost.sentence}")
+        if not (self._deployment.has_served or self.roster.may_be_away(lost.name)):
+            self.starting.fail(TandemError(lost.sentence))
             return
-        self._changed(name, Loss(workers=(name,) if died else (), sentence=sentence))
-        if died:
-            self._mailbox.forget(name)
+        self._changed(lost.name, Loss(workers=lost.who_died, sentence=lost.sentence, was_silence=lost.was_silent))
+        if lost.died:
+            self._mailbox.forget(lost.name)
         else:
             self._beat()
 

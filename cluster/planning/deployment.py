@@ -14,24 +14,28 @@ Events in, actions out; `now` (seconds of a monotonic clock) is an argument. Sen
    place of this one if it promises clearly more, when nothing runs.
 6. Workers that cannot reach each other would break every plan at once: after a few that hardly lived, the next waits 1, 2, 4 and
    up to 60 s, unless somebody comes or goes.
+7. A group whose ranks cannot reach each other is left out of plans for a while, and tried again when nothing runs.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Any
 
 import msgspec
 
 from cluster.planning.candidate import Candidate
 from cluster.planning.patience import Patience
 from cluster.planning.plan import Loss
+from cluster.planning.unmet_groups import Unmet
+from cluster.planning.upcoming import Upcoming
 from protocol.errors import IllegalEvent
 from protocol.messages import Inspected
 from protocol.values import LayerRange
 from strategy.copies import copy_holder
+from strategy.grouping import beside_groups
 from strategy.measured_partition import Pace, differ, is_worth_it, measured_partition
 from strategy.partition import ModelSizes, Node, NoPlan, Partition, Stage, partition, partition_of_survivors
+from strategy.vocabulary import NO_LAYERS
 
 SETTLE_S = 2.0
 PATIENCE_S = 30.0
@@ -130,7 +134,7 @@ class Deployment:
         self._inspector: str | None = None
         self._current: Partition | None = None
         self._awaited: frozenset[str] = frozenset()
-        self._next = _Upcoming()
+        self._next = Upcoming()
 
     def __repr__(self) -> str:
         return f"Deployment({self.state}, {len(self._there)} of {len(self._wanted)} workers)"
@@ -152,7 +156,7 @@ class Deployment:
         """Who is there now, in the order of the configuration. gone: who was lost or began anew since, as `lost` says."""
         self._there = there
         self._next.again = None
-        self._patience.begin_anew()
+        self._patience.begin_anew(gone)
         if self.state is _S.STOPPED:
             return []
         if self.state is _S.INSPECTING and (gone == self._inspector or self._inspector not in there):
@@ -175,12 +179,16 @@ class Deployment:
         self._apply(_E.INSPECTED)
         return self.tick(now)
 
-    def loaded(self, worker: str, held: tuple[LayerRange, ...], now: float) -> list[Action]:
-        """A worker has its part of the plan that was sent last, which is all that it holds now."""
+    def loaded(self, worker: str, held: tuple[LayerRange, ...], now: float, unmet: Unmet) -> list[Action]:
+        """A worker has its part of the plan that was sent last, which is all that it holds now. unmet: of the plan's groups, so far."""
         self._awaited -= {worker}
         self._keep(worker, held)
         if self.state is not _S.LOADING or self._awaited:
             return []
+        assert self._current is not None
+        if self._patience.unmet.tried(self._current, unmet, now):
+            self._apply(_E.BREAK)
+            return self._form(now)
         self._apply(_E.LOADED)
         self._is_first = False
         self._patience.lives_since = now
@@ -215,8 +223,8 @@ class Deployment:
         if self.state not in (_S.LOADING, _S.SERVING):
             return []
         self._patience.broke(now)
-        self._next.again = self._current
-        return [*self._break(Loss(workers=(), sentence=sentence)), *self.tick(now)]
+        self._next.again = None if self._patience.unmet.rest_of(self._current) else self._current
+        return [*self._break(Loss(workers=(), sentence=sentence, cause="link")), *self.tick(now)]
 
     def stop(self) -> None:
         """Nothing more is planned."""
@@ -225,6 +233,7 @@ class Deployment:
 
     def tick(self, now: float, *, is_idle: bool = False, is_awaited: bool = False) -> list[Action]:
         """What is due by now. is_idle: no request runs; is_awaited: some wait for another plan than that in force."""
+        self._patience.unmet.tick(now)
         if self.state is _S.FORMING:
             return self._form(now)
         if self.state is _S.SERVING:
@@ -250,7 +259,7 @@ class Deployment:
         try:
             found = self._next.again or self._partition(balanced=self._is_first)
         except NoPlan as error:
-            return [Refuse(str(error), error.settings_at_fault)]
+            return [Refuse(self._patience.unmet.beside(str(error)), error.settings_at_fault)]
         return self._load(found)
 
     def _improve(self, now: float, *, is_idle: bool, is_awaited: bool) -> list[Action]:
@@ -258,12 +267,12 @@ class Deployment:
         assert self._current is not None
         if self._next.moves and is_idle:
             return self.broken("there are better links", now)
-        if self._next.is_paced and is_idle and (faster := self._faster()):
-            return [*self._break(Loss(workers=(), sentence="a faster split is known")), *self._load(faster)]
+        if is_idle and (better := self._better()):
+            return [*self._break(Loss(workers=(), sentence=better[0], cause="plan")), *self._load(better[1])]
         members = {stage.worker for stage in self._current.stages}
         newcomers = [worker for worker in self._there.values() if worker.name not in members]
         if not newcomers:
-            self._next = _Upcoming(**self._next.kept)
+            self._next = Upcoming(**self._next.kept)
             return []
         names = tuple(worker.name for worker in newcomers)
         if names != self._next.newcomers:
@@ -272,12 +281,12 @@ class Deployment:
         if self._next.partition is None or self._next.preparing or not (settled or is_awaited):
             return []
         found = self._next.partition
-        ended = self._break(Loss(workers=(), sentence=f"{', '.join(names)} joined the plan"))
+        ended = self._break(Loss(workers=(), sentence=f"{', '.join(names)} joined the plan", cause="plan"))
         return [*ended, *self._load(found)]
 
     def _prepare(self, newcomers: Sequence[Candidate], names: tuple[str, ...], now: float) -> list[Action]:
         settle_s = max(min(SETTLE_S * 2 ** max(worker.deaths - 1, 0), _LONGEST_SETTLE_S) for worker in newcomers)
-        self._next = _Upcoming(newcomers=names, settled_at=now + settle_s, **self._next.kept)
+        self._next = Upcoming(newcomers=names, settled_at=now + settle_s, **self._next.kept)
         try:
             found = self._partition(balanced=True)
         except NoPlan:  # the newcomers do not help; the plan in force stays
@@ -287,10 +296,18 @@ class Deployment:
         self._next.partition = found
         actions: list[Action] = []
         for stage in found.stages:
-            if stage.worker in names:
+            if stage.worker in names and stage.layers != NO_LAYERS:
                 self._next.preparing |= {stage.worker}
                 actions.append(Prepare(stage.worker, self._wanted_layers(stage)))
         return actions
+
+    def _better(self) -> tuple[str, Partition] | None:
+        """Of those who are there, and why."""
+        if self._patience.unmet.are_due and not self._next.newcomers:  # who would not be ready
+            return "ranks that did not meet try it again", self._partition(balanced=False)
+        if self._next.is_paced and (faster := self._faster()):
+            return "a split is faster", faster
+        return None
 
     def _faster(self) -> Partition | None:
         """A split of those who are there that promises clearly more than the one in force."""
@@ -309,7 +326,8 @@ class Deployment:
         assert self._sizes is not None
         if self._inspected.why_not is not None:
             return None
-        return measured_partition(self._sizes, nodes, self._paces, self._inspected.legal_cuts)
+        sizes, paces, cuts = self._patience.unmet.without(self._sizes), self._paces, self._inspected.legal_cuts
+        return beside_groups(sizes, nodes, lambda nodes: measured_partition(sizes, nodes, paces, cuts))
 
     @property
     def _paces(self) -> dict[str, Pace]:
@@ -330,10 +348,13 @@ class Deployment:
         balanced = balanced or any(node.layers is not None for node in nodes)
         if balanced and (found := self._by_pace(nodes)):
             return found
+        sizes, inspected = self._patience.unmet.without(self._sizes), self._inspected
         split = partition if balanced else partition_of_survivors
         while True:
             try:
-                return split(self._sizes, nodes, self._inspected.legal_cuts, why_not=self._inspected.why_not)
+                return beside_groups(
+                    sizes, nodes, lambda nodes: split(sizes, nodes, inspected.legal_cuts, why_not=inspected.why_not)
+                )
             except NoPlan:
                 if self._is_first or len(nodes) == 1:
                     raise
@@ -360,9 +381,9 @@ class Deployment:
         )
 
     def _load(self, found: Partition) -> list[Action]:
-        self._current = found
+        self._current = found = self._patience.unmet.explained(found)
         self._awaited = frozenset(stage.worker for stage in found.stages)
-        self._next = _Upcoming()
+        self._next = Upcoming()
         self._patience.lives_since = math.inf
         self._apply(_E.LOAD)
         return [SendPlan(found)]
@@ -377,24 +398,3 @@ class Deployment:
         if following is None:
             raise IllegalEvent(f"a deployment that is {self.state} cannot {event}")
         self.state = following
-
-
-class _Upcoming(msgspec.Struct):
-    """The plan that newcomers are being made ready for. preparing: who still reads; moves: links are to be chosen anew; judged: how
-    fast everybody was when that was looked at last; is_paced: that is another now; again: what was in force, where
-    nothing but a link of it broke.
-    """
-
-    newcomers: tuple[str, ...] = ()
-    settled_at: float = 0.0
-    partition: Partition | None = None
-    preparing: frozenset[str] = frozenset()
-    moves: bool = False
-    judged: Mapping[str, Pace] = {}
-    is_paced: bool = False
-    again: Partition | None = None
-
-    @property
-    def kept(self) -> dict[str, Any]:
-        """What holds whoever comes."""
-        return {"moves": self.moves, "judged": self.judged, "is_paced": self.is_paced}

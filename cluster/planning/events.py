@@ -26,9 +26,9 @@ class EventLog:
     def __repr__(self) -> str:
         return f"EventLog({len(self._events)})"
 
-    def add(self, what: str) -> None:
-        """It happened now."""
-        self._events.append(ClusterEvent(round(self._clock(), 3), what))
+    def add(self, *happened: str) -> None:
+        """Now, in this order."""
+        self._events.extend(ClusterEvent(round(self._clock(), 3), what) for what in happened)
 
     @property
     def latest(self) -> tuple[ClusterEvent, ...]:

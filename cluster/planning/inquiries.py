@@ -1,12 +1,12 @@
-"""Questions to workers beside all requests, and whoever waits for the answers: what lies on their disks, what their layers compute.
-
-A worker that does not answer in time, because it is gone or busy, has no answer.
+"""Questions to workers beside all requests, and whoever waits for the answers: what lies on their disks, what their layers compute;
+and, with an answer again and again, what they do when. A worker that does not answer in time, because it is gone or busy, has no answer.
 """
 
 import asyncio
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
+from cluster.planning.watched_steps import WatchedSteps
 from protocol.messages import (
     ComputeFigures,
     FiguresComputed,
@@ -15,23 +15,28 @@ from protocol.messages import (
     Message,
     ModelsListed,
     StageFigures,
+    StepsRecorded,
 )
+from protocol.values import Buffer
 
 MODELS_WITHIN_S = 10.0
 # Behind the steps that it is at, a worker runs a short prompt.
 FIGURES_WITHIN_S = 60.0
 
-Answer = ModelsListed | FiguresComputed
+Answer = ModelsListed | FiguresComputed | StepsRecorded
 _Say = Callable[[str, Message], None]
 
 
 class Inquiries:
-    """tell: says something to a worker, by name; send: something of the plan in force."""
+    """tell: says something to a worker, by name; send: something of the plan in force; is_elsewhere: as of `WatchedSteps`. steps: whoever
+    looks at them.
+    """
 
-    def __init__(self, tell: _Say, send: _Say):
+    def __init__(self, tell: _Say, send: _Say, is_elsewhere: Callable[[str], bool]):
         self._tell = tell
         self._send = send
         self._numbers = itertools.count(1)
+        self.steps = WatchedSteps(is_elsewhere)
         self._open: dict[tuple[str, int], asyncio.Future[Answer]] = {}
 
     def __repr__(self) -> str:
@@ -63,8 +68,11 @@ class Inquiries:
                 del self._open[worker, number]
         return {worker: answer.result() for worker, answer in asked.items() if answer.done()}
 
-    def answered(self, answer: Answer) -> None:
+    def answered(self, answer: Answer, buffers: Sequence[Buffer] = ()) -> None:
         """A worker answered; one that nobody waits for any more does not matter."""
+        if isinstance(answer, StepsRecorded):
+            self.steps.recorded(answer, buffers[0])
+            return
         waiting = self._open.get((answer.worker, answer.number))
         if waiting is not None and not waiting.done():
             waiting.set_result(answer)

@@ -7,12 +7,14 @@ length (little endian), a JSON header with each tensor's `data_offsets`, then th
 import json
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from cluster.planning.hub import PATTERNS, download
+from cluster.planning.progress import StartProgress
 from protocol.errors import ModelError, UsageError
 from protocol.values import Natural
 from strategy.partition import ModelSizes
@@ -22,11 +24,12 @@ _EMBEDDING = re.compile(r"(?:^|\.)(?:embed_tokens|wte|word_embeddings|embeddings
 _MAX_HEADER_BYTES = 100 << 20
 _MAX_CONFIG_BYTES = 16 << 20
 _MOST_LAYERS, _MOST = 10_000, 1 << 53
-_HUB_PATTERNS = ["*.json", "model*.safetensors", "*.py", "tokenizer.model", "*.tiktoken", "*.txt", "*.jsonl", "*.jinja"]
 
 
-def resolve_model(location: str) -> Path:
+def resolve_model(location: str, tell: Callable[[StartProgress], object] = lambda _: None) -> Path:
     """The directory of a model: `location` itself, or a hub id's snapshot, downloaded where it is not there yet.
+
+    tell: how far a download is, from any thread.
 
     Raises:
         UsageError: it does not exist or is no directory.
@@ -34,7 +37,7 @@ def resolve_model(location: str) -> Path:
     """
     path = Path(location)
     if not path.is_absolute():
-        path = _snapshot(location)
+        path = download(location, tell)
     if not path.is_dir():
         raise UsageError(
             f"the model directory {path} does not exist; give --model a directory in the Hugging Face layout"
@@ -53,21 +56,8 @@ def check_files(path: Path) -> None:
         ModelError: one is not.
     """
     for file in sorted(path.iterdir()):
-        if any(map(file.match, _HUB_PATTERNS)) and not file.is_file():
+        if any(map(file.match, PATTERNS)) and not file.is_file():
             raise ModelError(f"{file} is no regular file; download the model again")
-
-
-def _snapshot(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=_HUB_PATTERNS))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise ModelError(
-            f"the model {hub_id} cannot be had from the hub ({str(error).splitlines()[0]}); "
-            "give --model a directory, or check the name and the network"
-        ) from None
 
 
 def check_weights(path: Path) -> None:
@@ -113,9 +103,10 @@ def weight_files(path: Path) -> list[Path]:
 
 
 class Tensor(msgspec.Struct, frozen=True):
-    """Where a tensor's data lie, in bytes from the end of the header."""
+    """Where a tensor's data lie, in bytes from the end of the header, and what kind of numbers they are, such as "BF16"."""
 
     data_offsets: tuple[Natural, Natural]
+    dtype: str = ""
 
 
 def read_header(file: Path) -> dict[str, Tensor]:
@@ -164,3 +155,13 @@ def read_sizes(path: Path, num_layers: int) -> ModelSizes:
                 head += end - start
                 tied = tied and not name.startswith(("lm_head.", "output.", "embed_out."))
     return ModelSizes(layers=tuple(layers), embedding=embedding, head=head, tied=tied)
+
+
+def kinds_of_numbers(path: Path) -> dict[str, int]:
+    """Bytes of weights of each kind, as the safetensors format names them, most first. Raises ModelError for damaged files."""
+    found: dict[str, int] = {}
+    for file in weight_files(path):
+        for tensor in read_header(file).values():
+            start, end = tensor.data_offsets
+            found[tensor.dtype] = found.get(tensor.dtype, 0) + end - start
+    return dict(sorted(found.items(), key=lambda each: -each[1]))

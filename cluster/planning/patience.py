@@ -1,8 +1,12 @@
-"""How long the next plan waits: for workers that may still come back, and when one plan after the other hardly lived."""
+"""How long the next plan waits: for workers that may still come back, and when one plan after the other hardly lived; and what plans do
+without, groups that did not meet.
+"""
 
 import math
 
 import msgspec
+
+from cluster.planning.unmet_groups import UnmetGroups
 
 # A plan that broke so soon hardly lived; so many may do so in succession before the next one waits.
 _HARDLY_S = 1.0
@@ -19,6 +23,7 @@ class Patience(msgspec.Struct):
     lives_since: float = -math.inf
     num_hardly: int = 0
     rests_until: float = -math.inf
+    unmet: UnmetGroups = msgspec.field(default_factory=UnmetGroups)
 
     def awaits(self, now: float) -> bool:
         return self.returns_until is not None and now < self.returns_until
@@ -33,6 +38,7 @@ class Patience(msgspec.Struct):
         if excess >= 0:
             self.rests_until = now + min(2.0 ** min(excess, 16), _LONGEST_REST_S)
 
-    def begin_anew(self) -> None:
-        """Others are there."""
+    def begin_anew(self, worker: str) -> None:
+        """Others are there, since this one came or went."""
         self.num_hardly, self.rests_until = 0, -math.inf
+        self.unmet.began_anew(worker)

@@ -13,6 +13,7 @@ from cluster.membership.member import Member
 from cluster.planning.plan import Plan
 from protocol.messages import LinkFigures, Loaded
 from strategy.cost import Hop, RouteCosts, StageSpeed
+from strategy.group_sums import GroupSums
 from strategy.layer_speeds import LayerSpeeds
 from strategy.vocabulary import Route
 
@@ -29,6 +30,7 @@ class MeasuredSpeeds:
     def __init__(self) -> None:
         self.layers: dict[str, LayerSpeeds] = {}
         self._stages: dict[Route, dict[str, StageSpeed]] = {}
+        self._sums: dict[Route, dict[str, GroupSums]] = {}
 
     def __repr__(self) -> str:
         return f"MeasuredSpeeds({len(self._stages)} routes)"
@@ -40,13 +42,24 @@ class MeasuredSpeeds:
         for prefix in message.prefixes:
             if prefix.speed is not None:
                 self._stages.setdefault(prefix.route, {})[message.worker] = prefix.speed
+            if prefix.sums is not None:
+                self._sums.setdefault(prefix.route, {})[message.worker] = prefix.sums
+
+    @property
+    def sums(self) -> dict[Route, GroupSums]:
+        """Of groups, as the first ranks of their stages timed them."""
+        return {
+            route: GroupSums.of([found[worker] for worker in route.heads])
+            for route, found in self._sums.items()
+            if found.keys() >= set(route.heads)
+        }
 
     def costs(self, fixed_chunk_tokens: int | None) -> dict[Route, RouteCosts]:
         """Of the routes of which every stage was measured, with links of which nothing is known yet."""
         return {
             route: RouteCosts(
                 route=route,
-                stages=tuple(stages[worker] for worker in route),
+                stages=tuple(stages[worker] for worker in route.heads),
                 hops=_hops(route, {}),
                 fixed_chunk_tokens=fixed_chunk_tokens,
             )
@@ -98,7 +111,10 @@ def _handed(plan: Plan, pipeline: Route, holder: str, members: Mapping[str, Memb
             continue
         hop = hop_between(members.get(worker), members.get(holder))
         latency_s = max(latency_s, hop.latency_s)
-        token_s = max(token_s, sum(growth.token_bytes for growth in needs.growth) / hop.bytes_per_s)
+        token_bytes = sum(growth.token_bytes for growth in needs.growth)
+        if worker == pipeline.head and worker in plan.drafts:  # of which nothing is handed over
+            token_bytes -= sum(growth.token_bytes for growth in plan.drafts[worker].growth)
+        token_s = max(token_s, token_bytes / hop.bytes_per_s)
     return Hop(latency_s, 1 / token_s if token_s else math.inf)
 
 
@@ -108,12 +124,12 @@ def route_costs(costs: Mapping[Route, RouteCosts], members: Mapping[str, Member]
 
 
 def _hops(route: Route, members: Mapping[str, Member]) -> tuple[Hop, ...]:
-    """Behind each worker of a route, back to the head in the end."""
-    if route.is_single:
+    """Behind each stage of a route, back to the head in the end; of several ranks that pass on at once, the first one's."""
+    if route.num_stages == 1:
         return (NO_HOP,)
     return tuple(
         hop_between(members.get(sender), members.get(receiver))
-        for sender, receiver in zip(route.workers, (*route.workers[1:], route.head), strict=True)
+        for sender, receiver in zip(route.heads, (*route.heads[1:], route.head), strict=True)
     )
 
 

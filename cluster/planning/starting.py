@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 from cluster.planning.plan import Plan
+from cluster.planning.progress import StartProgress
 from protocol.errors import TandemError
 
 
@@ -12,7 +13,7 @@ class Starting:
 
     def __init__(self) -> None:
         self._ended: asyncio.Future[Plan] = asyncio.get_running_loop().create_future()
-        self.tell: Callable[[str], None] = lambda _: None
+        self.tell: Callable[[StartProgress], None] = lambda _: None
         self._tasks: set[asyncio.Future[None]] = set()
 
     def __repr__(self) -> str:

@@ -78,6 +78,11 @@ class Admission:
     def __repr__(self) -> str:
         return f"Admission({len(self._holding)} running, {len(self._queue)} waiting)"
 
+    @property
+    def coming(self) -> list[Decision]:
+        """Of those that have a place, and nothing runs of them yet."""
+        return [place.decision for place in self._holding if place.decision is not None and place.give_way is None]
+
     # --- requests
 
     def enter(
@@ -148,6 +153,11 @@ class Admission:
             place.decision = place.give_way = None
             self._stand(place)
 
+    def refuse(self, place: Place, error: ApiError) -> None:
+        """A request that waits does so in vain; nothing happens to one that runs or has left."""
+        if place in self._queue:
+            self._refuse(place, error)
+
     # --- plans
 
     def begin(self, room: Mapping[str, int], now: float) -> int:
@@ -192,6 +202,11 @@ class Admission:
     def is_idle(self) -> bool:
         """Whether nobody holds a place; who waits for another plan does not count."""
         return not self._holding
+
+    @property
+    def num_waiting(self) -> int:
+        """How many have no place."""
+        return len(self._queue)
 
     @property
     def lacking_since(self) -> float | None:

@@ -5,6 +5,7 @@ argument. Knows nothing of workers or HTTP.
 """
 
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from cluster.serving.requests import Delta, Event, Finished, Progress, Scored, Vector
@@ -18,27 +19,58 @@ if TYPE_CHECKING:  # the tokenizer's library takes a second to import, and the c
 Report = Update | PrefillProgress | PromptLogprobs | Reused | Vector
 
 
+@dataclass
+class _Course:
+    """How it came about, in the words of `Finished`."""
+
+    cached_tokens: int = 0
+    resumed: int = 0
+    proposed: int = 0
+    accepted: int = 0
+
+    def cut(self, num_tokens: int) -> None:
+        """The last tokens are not in the answer; as far as they were guessed, that was in vain."""
+        self.accepted -= min(num_tokens, self.accepted)
+
+
 class Answer:
-    """stream: the detokenizer of this request; arrival: when the request came; scores: None where it wants no log probabilities.
-    num_generated: tokens, the end token included.
+    """stream: the detokenizer of this request; arrival: when the request came; scores: None where it wants no log probabilities;
+    is_predicted: it brought a text to be guessed.
+    num_generated: tokens, the end token included; cached_tokens: of the prompt, whose KV was already there.
     """
 
-    def __init__(self, stream: "TextStream", *, prompt_tokens: int, arrival: float, scores: Scores | None = None):
+    def __init__(
+        self,
+        stream: "TextStream",
+        *,
+        prompt_tokens: int,
+        arrival: float,
+        scores: Scores | None = None,
+        is_predicted: bool = False,
+    ):
         self._stream = stream
         self._scores = scores
         self.prompt_tokens = prompt_tokens
-        self._arrival = arrival
+        self.arrival = arrival
         self._first_at: float | None = None
         self._last_at = arrival
         self._token_ids: list[int] = []
         self.num_generated = 0
-        self._cached_tokens = 0
+        self._course = _Course()
+        self._is_predicted = is_predicted
         self._finish_reason: str | None = None
         self._notes: list[str] = []
-        self.resumed = 0
 
     def __repr__(self) -> str:
         return f"Answer({len(self._token_ids)} tokens, {self._finish_reason})"
+
+    @property
+    def cached_tokens(self) -> int:
+        return self._course.cached_tokens
+
+    @property
+    def resumed(self) -> int:
+        return self._course.resumed
 
     @property
     def finish_reason(self) -> str | None:
@@ -66,7 +98,7 @@ class Answer:
     @property
     def ttft_s(self) -> float | None:
         """Seconds from the arrival to the first token; None before it."""
-        return None if self._first_at is None else self._first_at - self._arrival
+        return None if self._first_at is None else self._first_at - self.arrival
 
     @property
     def decode_tokens_per_s(self) -> float | None:
@@ -80,7 +112,7 @@ class Answer:
 
     def go_on(self, note: str | None, *, was_lost: bool) -> None:
         """Further reports come from another sequence, which began with the prompt and `token_ids`. note: for the client."""
-        self.resumed += was_lost
+        self._course.resumed += was_lost
         if note is not None:
             self._notes.append(note)
 
@@ -93,6 +125,8 @@ class Answer:
         for report in reports:
             if isinstance(report, Update):
                 tokens += report.tokens
+                self._course.proposed += report.proposed
+                self._course.accepted += report.accepted
                 logprobs += report.logprobs
                 reason = reason or report.finish_reason
             elif not isinstance(report, Vector):
@@ -109,7 +143,7 @@ class Answer:
             case PrefillProgress(processed=processed, total=total):
                 return [Progress(processed=processed, total=total)]
             case Reused(num_tokens=num_tokens) if self._first_at is None:  # else it is no longer the prompt alone
-                self._cached_tokens = num_tokens
+                self._course.cached_tokens = num_tokens
             case PromptLogprobs() if self._scores is not None:
                 self._scores.take_prompt(report)
         return []
@@ -126,6 +160,7 @@ class Answer:
         num_before = self._stream.num_tokens
         text, stopped = self._stream.push(tuple(tokens))
         if stopped:
+            self._course.cut(self.num_generated - self._stream.num_tokens)
             self.num_generated = self._stream.num_tokens
             tokens = scored = tokens[: self.num_generated - num_before]
             reason = "stop"
@@ -163,15 +198,16 @@ class Answer:
         assert self.ttft_s is not None
         if reason == "stop" and self._stream.parts is not None and self._stream.parts.num_calls:
             reason = self._stream.parts.reason
+        if self._is_predicted and not self._course.proposed:
+            self._notes.append("prediction had no effect: nothing was guessed by it")
         return Finished(
             finish_reason=reason,
             token_ids=tuple(self._token_ids),
             prompt_tokens=self.prompt_tokens,
             completion_tokens=self.num_generated,
-            cached_tokens=self._cached_tokens,
-            resumed=self.resumed,
+            **asdict(self._course),
             notes=tuple(self._notes),
             ttft_s=self.ttft_s,
-            total_s=self._last_at - self._arrival,
+            total_s=self._last_at - self.arrival,
             decode_tokens_per_s=self.decode_tokens_per_s,
         )

@@ -24,11 +24,23 @@ class ReuseCounts(msgspec.Struct, frozen=True, kw_only=True):
     hit_rate: float = 0.0
 
 
+class GuessCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """Of all next tokens that were guessed, how many came true. draft: who guesses: a model's name, or "lookup"; None where only what
+    requests bring as a prediction is looked up, or nothing. acceptance: None before the first guess.
+    """
+
+    draft: str | None = None
+    proposed: int = 0
+    accepted: int = 0
+    acceptance: float | None = None
+
+
 class Counts:
     """Told of every move of every request; whoever shows numbers asks here."""
 
     def __init__(self) -> None:
         self._by_state = dict.fromkeys(RequestState, 0)
+        self._num_arrived = 0
         self._num_resumed = 0
         self._num_prompt_tokens = 0
         self._num_cached_tokens = 0
@@ -37,9 +49,11 @@ class Counts:
     def __repr__(self) -> str:
         return f"Counts({self.requests})"
 
-    def arrived(self) -> None:
-        """A request waits from now on."""
+    def arrived(self) -> int:
+        """A request waits from now on. Gives its number, from 1, under which it is known everywhere."""
         self._by_state[RequestState.WAITING] += 1
+        self._num_arrived += 1
+        return self._num_arrived
 
     def moved(self, before: RequestState, after: RequestState) -> None:
         """A request went from one state to another."""
@@ -70,6 +84,12 @@ class Counts:
             failed=of[RequestState.FAILED],
             resumed=self._num_resumed,
         )
+
+    def guesses(self, draft: str | None) -> GuessCounts:
+        """draft: who guesses now."""
+        proposed, accepted = self.measures.proposed_tokens, self.measures.accepted_tokens
+        share = round(accepted / proposed, 4) if proposed else None
+        return GuessCounts(draft=draft, proposed=proposed, accepted=accepted, acceptance=share)
 
     @property
     def reuse(self) -> ReuseCounts:

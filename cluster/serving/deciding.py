@@ -14,20 +14,21 @@ import msgspec
 from cluster.planning.interface import Cluster
 from cluster.planning.plan import Plan
 from cluster.planning.route_costs import PresentCosts
-from cluster.serving.admission import NotNow
+from cluster.serving.admission import Admission, NotNow
 from cluster.serving.forecasting import Forecasting
 from cluster.serving.live_request import LiveRequest
 from cluster.serving.requests import Finished
-from cluster.serving.status import Outlook, StrategyOutlook
+from cluster.serving.status import Outlook, RouteOutlook, StrategyOutlook
 from cluster.settings import StrategySettings
 from protocol.errors import BadRequest, ContextTooLong
 from strategy.cache_use import MeasuredUse
 from strategy.cost import RouteLoad
 from strategy.decision import Decision, Verdict, decide
 from strategy.occupation import Occupation
-from strategy.prediction import Conditions
-from strategy.situation import Asked, Mode, NoStrategy, Snapshot, Thresholds
+from strategy.prediction import Conditions, forecast
+from strategy.situation import Asked, NoStrategy, Snapshot, Strategy, Thresholds
 from strategy.vocabulary import Route
+from strategy.wishes import Mode
 
 _MAX_REMEMBERED = 4096
 # What is predicted of a plan is so for a request like this.
@@ -37,8 +38,7 @@ _TYPICAL = Asked(prompt_tokens=1024, max_tokens=128)
 class Decider:
     """measured_use: when a KV cache pays, None where that is not to be followed or was not measured.
 
-    load: requests by the worker that is their head, as it changes; loads: what runs now, by route. at_once: caches are as large as they
-    can become from the beginning.
+    admission: who runs and waits; loads: what runs now, by route. at_once: caches are as large as they can become from the beginning.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Decider:
         cluster: Cluster,
         settings: StrategySettings,
         measured_use: MeasuredUse | None,
-        load: Mapping[str, int],
+        admission: Admission,
         loads: Callable[[], Mapping[Route, RouteLoad]],
         *,
         at_once: bool,
@@ -56,7 +56,7 @@ class Decider:
         self._mode = Mode(settings.use_distributed_inference)
         self._thresholds = Thresholds(settings.prompt_threshold, settings.generation_threshold)
         self._measured_use = measured_use
-        self._load = load
+        self._admission = admission
         self._loads = loads
         self._at_once = at_once
         self._costs = PresentCosts()
@@ -126,8 +126,10 @@ class Decider:
             why_not=plan.why_not,
             splittable=plan.model.inspected.why_not is None,
             whole_prompts=plan.model.inspected.whole_prompts,
-            holders={worker: self._load[worker] for worker in plan.holders},
+            holders={worker: self._admission.load[worker] for worker in plan.holders},
             shortage=plan.shortage,
+            groups=plan.groups,
+            group_load={route: self._admission.load[route.head] for route in plan.groups.routes},
             needs=plan.needs,
             budgets=plan.budgets,
             at_once=self._at_once,
@@ -141,7 +143,24 @@ class Decider:
     def _conditions(self, plan: Plan) -> Conditions | None:
         if not self._forecasting.is_of_use:
             return None
-        return self._forecasting.conditions(self._costs.of(plan, self._cluster.members), self._loads())
+        costs = self._costs.of(plan, self._cluster.members)
+        return self._forecasting.conditions(
+            costs, self._loads_to_come(), self._num_running, self._admission.num_waiting
+        )
+
+    def _loads_to_come(self) -> Mapping[Route, RouteLoad]:
+        """What runs, by route, and what is to begin in this moment: several requests may be decided before the first of them begins."""
+        loads = {**self._loads()}
+        for decision in self._admission.coming:
+            reads = decision.read_by or decision.route
+            for route in dict.fromkeys((reads, decision.route)):
+                before = loads.get(route, RouteLoad())
+                loads[route] = before.joined(decision.num_tokens, cached=decision.cached, is_read=route == reads)
+        return loads
+
+    @property
+    def _num_running(self) -> int:
+        return sum(self._admission.load.values())
 
     def outlook(self) -> Outlook | None:
         """What a typical request would take on the plan in force if nothing else ran; None where nothing was measured."""
@@ -149,7 +168,9 @@ class Decider:
         conditions = None if plan is None else self._conditions(plan)
         if plan is None or conditions is None:
             return None
-        idle = msgspec.structs.replace(conditions, occupation=Occupation(conditions.costs), found={})
+        idle = msgspec.structs.replace(
+            conditions, occupation=Occupation(conditions.costs), found={}, wholes={}, streams=1
+        )
         snapshot = msgspec.structs.replace(self._snapshot(plan), conditions=idle)
         try:
             candidates = decide(_TYPICAL, snapshot, "measured").candidates
@@ -159,12 +180,13 @@ class Decider:
             prompt_tokens=_TYPICAL.prompt_tokens,
             max_tokens=_TYPICAL.max_tokens,
             strategies=tuple(found for each in candidates if (found := _outlook(each)) is not None),
+            routes=_by_route(idle),
         )
 
     def began(self, live: LiveRequest, decision: Decision) -> None:
         """A request runs: what begins like it may come back there."""
         route = decision.route
-        self._forecasting.began()
+        self._forecasting.began(self._num_running)
         if live.request.pooling is not None:
             return  # nothing is kept of it
         if decision.cached and self._forecasting.is_of_use:
@@ -201,3 +223,28 @@ def _outlook(candidate: Verdict) -> StrategyOutlook | None:
         ttft_s=ttft_s,
         decode_tokens_per_s=round((_TYPICAL.max_tokens - 1) / max(total_s - ttft_s, 1e-9), 1),
     )
+
+
+def _by_route(idle: Conditions) -> tuple[RouteOutlook, ...]:
+    found = [each for route in idle.costs if (each := _route_outlook(route, idle)) is not None]
+    return tuple(sorted(found, key=lambda each: (-each.decode_tokens_per_s, each.workers)))
+
+
+def _route_outlook(route: Route, idle: Conditions) -> RouteOutlook | None:
+    strategy = _generating(route)
+    found = forecast(strategy, route, _TYPICAL.work(route), idle, cached=True)
+    if found is None:
+        return None
+    return RouteOutlook(
+        strategy=strategy,
+        workers=route.workers,
+        prefill_tokens_per_s=round(_TYPICAL.prompt_tokens / max(found.ttft_s, 1e-9), 1),
+        decode_tokens_per_s=round(1 / max(found.step_s, 1e-9), 1),
+    )
+
+
+def _generating(route: Route) -> Strategy:
+    """The strategy by which a route generates with a KV cache."""
+    if route.is_shared:
+        return Strategy.TENSOR_PARALLEL
+    return Strategy.SINGLE_DEVICE_CACHED if route.is_single else Strategy.DISTRIBUTED_CACHED

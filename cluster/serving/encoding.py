@@ -37,8 +37,11 @@ class Encoding:
             tokens: tuple[int, ...] = await self._run_in_thread(self._prompts.encode, request, context_tokens, contexts)
             return tokens
 
-    async def constrained(self, request: GenerationRequest, tokens: tuple[int, ...]) -> GenerationRequest:
-        """See `Prompts.constrained`."""
+    async def prepared(self, request: GenerationRequest, tokens: tuple[int, ...]) -> GenerationRequest:
+        """See `Prompts.constrained` and `Prompts.predicted`."""
+        if request.prediction:
+            async with self._lanes[len(request.prediction) > LONG_CHARACTERS]:
+                request = await self._run_in_thread(self._prompts.predicted, request)
         if request.structure is None:
             return request
         async with self._compiling:

@@ -14,11 +14,14 @@ from cluster.serving.requests import Finished
 from strategy.cost import RouteLoad
 from strategy.learning import AnswerLengths, Learning
 from strategy.occupation import Occupation
-from strategy.prediction import Conditions, Forecast, Objective
+from strategy.prediction import Conditions, Forecast
 from strategy.prefix import BLOCK_TOKENS, Key
 from strategy.vocabulary import Route
+from strategy.wishes import Objective
 
 _MAX_BLOCKS = 4096
+# Of how many ran at once, what counts after one request more.
+_FADING = 0.95
 
 
 class Forecasting:
@@ -33,6 +36,7 @@ class Forecasting:
         self._lengths = AnswerLengths()
         self._kept: dict[Route, OrderedDict[Key, None]] = {}
         self._num_decided = 0
+        self._most_at_once = 0.0
 
     def __repr__(self) -> str:
         return f"Forecasting({self._objective}, {self._num_decided} decided, {self._learning})"
@@ -43,18 +47,25 @@ class Forecasting:
         self._learning.renew(plan.costs)
         self._kept = {}
 
-    def conditions(self, costs: LinkedCosts, loads: Mapping[Route, RouteLoad]) -> Conditions:
-        """What predictions are made from now. costs: with the links as they are; loads: what runs, by route."""
+    def conditions(
+        self, costs: LinkedCosts, loads: Mapping[Route, RouteLoad], num_running: int, num_waiting: int
+    ) -> Conditions:
+        """What predictions are made from now. costs: with the links as they are; loads: what runs, by route.
+
+        Where more wait than run, all of them together count more than each by itself.
+        """
         if costs is not self._costs:
             self._costs, self._occupation = costs, Occupation(costs.routes)
         self._occupation.changed(loads)
+        is_crowded = self._objective is Objective.TOTAL and num_waiting > num_running > 0
         return Conditions(
             costs=costs.routes,
             handed=costs.handed,
             occupation=self._occupation,
             learning=self._learning,
-            objective=self._objective,
+            objective=Objective.THROUGHPUT if is_crowded else self._objective,
             num_decided=self._num_decided,
+            streams=max(num_running + max(num_waiting, 1), round(self._most_at_once)),
         )
 
     @property
@@ -75,9 +86,10 @@ class Forecasting:
         """How many tokens an answer to one of these will likely have."""
         return self._lengths.expected(names, max_tokens)
 
-    def began(self) -> None:
-        """A request was sent on its way."""
+    def began(self, num_running: int) -> None:
+        """A request was sent on its way. num_running: it is one of so many."""
         self._num_decided += 1
+        self._most_at_once = max(self._most_at_once * _FADING, num_running)
 
     def answered(self, route: Route, forecast: Forecast | None, finished: Finished, waited_s: float) -> None:
         """A request that nothing befell has its answer. waited_s: for its turn, which no forecast knows of."""
@@ -89,7 +101,11 @@ class Forecasting:
             rate = finished.decode_tokens_per_s
             ttft_s = finished.ttft_s - waited_s
             step_s = None if rate is None else 1 / rate
-            self._learning.saw(forecast.strategy, route, forecast.work.read_tokens, forecast.times, ttft_s, step_s)
+            tokens = None
+            if finished.proposed or forecast.tokens is not None:
+                tokens = finished.completion_tokens / max(finished.completion_tokens - finished.accepted, 1)
+            read_tokens = forecast.work.read_tokens
+            self._learning.saw(forecast.strategy, route, read_tokens, forecast.times, ttft_s, step_s, tokens)
 
     def ended(self, names: tuple[str, ...], finished: Finished) -> None:
         """An answer is complete."""

@@ -15,11 +15,12 @@ from cluster.serving.deadline import Deadline
 from cluster.serving.lifecycle import RequestEvent, RequestState, following
 from cluster.serving.pooled_answer import PooledAnswer
 from cluster.serving.requests import GenerationRequest, Predicted, Routed
-from protocol.errors import ApiError, BadRequest, ContextTooLong
+from protocol.errors import ApiError, BadRequest, ContextTooLong, RequestCancelled
 from protocol.messages import Generate
 from strategy.decision import Decision
 from strategy.prefix import BLOCK_TOKENS, Key, block_keys
-from strategy.situation import Asked, Mode, Strategy
+from strategy.situation import Asked, Strategy
+from strategy.wishes import Mode
 
 # By so many tokens to come is decided what says nothing of its length; and it has no more where caches are made for all of it at once.
 USUAL_TOKENS = 512
@@ -27,12 +28,14 @@ USUAL_TOKENS = 512
 UNBOUNDED_CONTEXT_TOKENS = 1 << 20
 # Of a prompt, so much is compared with what caches have.
 _LOOKED_UP_TOKENS = 1 << 15
-# After so many deaths of one worker under a request, the request is taken for the cause.
-_DEATHS_ALLOWED = 1
+# Where one worker dies again under a request, or falls silent so often, the request is taken for the cause.
+_BLAMED_BY_DEATH, _BLAMED_BY_SILENCE, _BLAME_ALLOWED = 2, 1, 3
 
 
 class LiveRequest:
-    """tokens: of the prompt; num_given: of the answer when it last gave way, also those that nobody took yet."""
+    """number: among those that arrived, 0 before it did; tokens: of the prompt; num_given: of the answer when it last gave way, also
+    those that nobody took yet.
+    """
 
     def __init__(
         self,
@@ -42,21 +45,27 @@ class LiveRequest:
         counts: Counts,
         deadline: Deadline,
     ):
+        self.number = 0
         self.request = request
         self.deadline = deadline
         self.tokens = tokens
         self.answer = answer
         self.state = RequestState.WAITING
         self._counts = counts
-        self._seed = secrets.randbits(63) if request.sampling.seed is None else request.sampling.seed % (1 << 63)
         self._max_tokens: int | None = None
         self.num_given = 0
         self._first: Decision | None = None
-        self._deaths: Counter[str] = Counter()
-        self._loss = ""
+        self._blame: Counter[str] = Counter()  # by worker that died under it
+        self._loss: Loss | None = None
 
     def __repr__(self) -> str:
         return f"LiveRequest({self.state}, {len(self.tokens)} prompt tokens, {self.answer})"
+
+    @cached_property
+    def _seed(self) -> int:
+        """The same in every run."""
+        asked = self.request.sampling.seed
+        return secrets.randbits(63) if asked is None else asked % (1 << 63)
 
     @cached_property
     def keys(self) -> tuple[Key, ...]:
@@ -76,6 +85,11 @@ class LiveRequest:
         return (f"conversation {self.request.conversation}", client) if self.request.conversation else (client,)
 
     @property
+    def first(self) -> Decision | None:
+        """By which it began, None where it did not."""
+        return self._first
+
+    @property
     def strategy(self) -> str | None:
         """By which it began, None where it did not."""
         return None if self._first is None else self._first.strategy
@@ -93,6 +107,12 @@ class LiveRequest:
         found = None if self._first is None else self._first.forecast
         return None if found is None else found.total_s
 
+    @property
+    def predicted(self) -> Predicted | None:
+        """The same, for people."""
+        found = None if self._first is None else self._first.forecast
+        return None if found is None else Predicted(round(found.ttft_s, 6), round(found.total_s, 6))
+
     def is_first(self, decision: Decision) -> bool:
         """Whether it began by this decision and nothing befell it since."""
         return decision is self._first
@@ -104,8 +124,9 @@ class LiveRequest:
         self.state = after
 
     def fail(self, error: ApiError) -> None:
-        """It ends with an error."""
-        self.apply(RequestEvent.FAIL)
+        """It ends with an error; one that was cancelled ends where it is, as if its client had left."""
+        if not isinstance(error, RequestCancelled):
+            self.apply(RequestEvent.FAIL)
         if self.request.tally is not None:
             self.request.tally.error = error
 
@@ -167,6 +188,11 @@ class LiveRequest:
         assert self._max_tokens is not None
         return self._max_tokens
 
+    @property
+    def most_tokens(self) -> int | None:
+        """The same, or what was asked for before that is known."""
+        return self.request.max_tokens if self._max_tokens is None else self._max_tokens
+
     def cut(self, max_tokens: int, why: str) -> None:
         """Generate no more than that, and say why, as a clause, where more was asked for. Not once it runs."""
         if self.request.max_tokens is not None:
@@ -182,7 +208,10 @@ class LiveRequest:
             if self.request.tally is not None:
                 self.request.tally.began(self.answer, decision.strategy)
             return
-        after = f"after {self._loss}" if was_lost else "after a pause"
+        after = "after a pause"
+        if was_lost and self._loss is not None:
+            after = f"after {self._loss.sentence}"
+            self._counts.measures.recovered(self._loss.cause)
         changed = decision.strategy is not self._first.strategy
         how = f"{after} the answer went on with {decision.strategy} on {decision.route}" if changed else None
         self.answer.go_on(how, was_lost=was_lost)
@@ -192,6 +221,7 @@ class LiveRequest:
         emitted = self.answer.token_ids
         message = Generate(
             sequence=number,
+            request_id=self.number,
             route=decision.route,
             cached=decision.cached,
             max_tokens=decision.most_tokens - len(self.tokens) - len(emitted),
@@ -205,28 +235,28 @@ class LiveRequest:
             scores_prompt=self.answer.lacks_prompt_scores,
             answered=len(emitted),
             pooling=self.request.pooling,
+            prediction=self.request.predicted,
         )
         return message, (*self.tokens, *emitted)
 
-    def routed(self, number: int) -> Routed:
+    def routed(self) -> Routed:
         """The event that says how the request runs, once it was admitted."""
         assert self._first is not None
-        found = self._first.forecast
         return Routed(
-            request_id=f"{number}",
+            request_id=f"{self.number}",
             strategy=self._first.strategy,
             reason=self._first.reason,
             workers=self._first.workers,
             prompt_tokens=len(self.tokens),
-            predicted=None if found is None else Predicted(round(found.ttft_s, 6), round(found.total_s, 6)),
+            predicted=self.predicted,
         )
 
     def lost_route(self, loss: Loss, workers: tuple[str, ...]) -> None:
         """Its plan ended while these worked on it. Raises ApiError where that will not be tried again."""
         self.apply(RequestEvent.LOSE_ROUTE)
-        self._loss = loss.sentence
+        self._loss = loss
         for worker in loss.workers:
             if worker in workers:
-                self._deaths[worker] += 1
-                if self._deaths[worker] > _DEATHS_ALLOWED:
-                    raise ApiError(f"{worker} died twice while it worked on this request; see ./launch.sh logs")
+                self._blame[worker] += _BLAMED_BY_SILENCE if loss.was_silence else _BLAMED_BY_DEATH
+                if self._blame[worker] > _BLAME_ALLOWED:
+                    raise ApiError(f"{worker} was lost too often while it worked on this request; see ./launch.sh logs")

@@ -10,8 +10,9 @@ import msgspec
 
 from cluster.membership.member import LOCAL
 from cluster.planning.interface import Cluster
-from cluster.planning.plan import ModelFacts
+from cluster.planning.plan import ModelFacts, Plan
 from cluster.serving.counts import Counts
+from cluster.serving.group_status import group_statuses
 from cluster.serving.live_request import UNBOUNDED_CONTEXT_TOKENS
 from cluster.serving.requests import ModelInfo
 from cluster.serving.status import (
@@ -26,8 +27,9 @@ from cluster.serving.status import (
     worker_statuses,
 )
 from cluster.settings import StrategySettings
-from protocol.errors import Unavailable
-from strategy.situation import Mode
+from protocol.errors import Unavailable, UsageError
+from strategy.grouping import NO_GROUP, Groups
+from strategy.wishes import Mode
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,6 +66,16 @@ class Overview:
     @property
     def mode(self) -> Mode:
         return Mode(self._settings.use_distributed_inference)
+
+    def check_mode(self, plan: Plan) -> None:
+        """Raises UsageError when the mode can never be served by that plan."""
+        if self.mode is Mode.NEVER and plan.shortage is not None:
+            raise UsageError(
+                f"mode never needs one worker with the full model, but {plan.shortage}; "
+                "use USE_DISTRIBUTED_INFERENCE=auto or raise a memory_limit"
+            )
+        if self.mode is Mode.ALWAYS and plan.pipeline is None and not plan.groups.routes:
+            raise UsageError(f"mode always needs all stages, but {plan.why_not}; use USE_DISTRIBUTED_INFERENCE=auto")
 
     def learn(self, facts: ModelFacts) -> None:
         """The model was inspected."""
@@ -105,7 +117,8 @@ class Overview:
         return tuple(WorkerFigures(name=worker, stages=found.get(worker)) for worker in plan.workers)
 
     def status(self, *, stopping: bool, predicted: Outlook | None) -> Status:
-        model = self.model()
+        model, plan = self.model(), self._cluster.plan
+        groups = Groups() if plan is None else plan.groups
         return Status(
             state=self.state(stopping=stopping),
             epoch=self._cluster.epoch,
@@ -121,10 +134,13 @@ class Overview:
             policy=self._settings.policy,
             predicted=predicted,
             coordinator=CoordinatorStatus(pid=self._identity.pid),
-            workers=worker_statuses(self._cluster.members.values(), self._cluster.plan),
+            workers=worker_statuses(self._cluster.members.values(), plan),
+            groups=group_statuses(plan),
+            why_no_group=None if groups.why_none == NO_GROUP else groups.why_none,
             hosts=host_statuses(self._cluster.members.values(), self._now(), time.time()),
             links=link_statuses(self._cluster.members.values()),
             requests=self._counts.requests,
             cache=self._counts.reuse,
+            guesses=self._counts.guesses(None if self._facts is None else self._facts.draft),
             events=self._cluster.events.latest,
         )

@@ -15,13 +15,14 @@ class PooledAnswer:
 
     token_ids: tuple[int, ...] = ()
     num_generated = 0
+    cached_tokens = 0
     ttft_s: float | None = None
     decode_tokens_per_s: float | None = None
     lacks_prompt_scores = False
 
     def __init__(self, *, prompt_tokens: int, arrival: float):
         self.prompt_tokens = prompt_tokens
-        self.last_at = arrival
+        self.arrival = self.last_at = arrival
         self._notes: list[str] = []
         self.is_finished = False
         self.resumed = 0

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
 
+import msgspec
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import load_config, load_tokenizer
 
@@ -22,7 +23,7 @@ from cluster.serving.infill import infill_marks, infilled
 from cluster.serving.long_prompts import longest_token
 from cluster.serving.parts import THOUGHT, Parts, begins_in, parts_of
 from cluster.serving.pooling import BY_LAST_TOKEN, PoolingChoice, pooling_of
-from cluster.serving.requests import ChatPrompt, GenerationRequest, Prompt, TextPrompt, TokensPrompt
+from cluster.serving.requests import LONG_CHARACTERS, ChatPrompt, GenerationRequest, Prompt, TextPrompt, TokensPrompt
 from cluster.serving.sampling_defaults import sampling_defaults
 from cluster.serving.templates import TemplateFailed
 from cluster.serving.text_stream import TextStream
@@ -201,6 +202,13 @@ class Prompts:
     def text_of(self) -> TokenTexts:
         """The own text of single tokens."""
         return TokenTexts(self._tokenizer)
+
+    def predicted(self, request: GenerationRequest) -> GenerationRequest:
+        """With the ids of its prediction. Raises BadRequest for a text that cannot be encoded."""
+        text = request.prediction
+        with self._encoders[len(text) > LONG_CHARACTERS] as tokenizer:
+            ids = _encoded(tokenizer, text, "prediction", add_special_tokens=False)
+        return msgspec.structs.replace(request, predicted=ids)
 
     def constrained(self, request: GenerationRequest, tokens: Sequence[int]) -> GenerationRequest:
         """As `held_answers.constrained` has it. tokens: of its prompt."""

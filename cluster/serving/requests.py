@@ -4,16 +4,21 @@ Owns the types between HTTP and coordinator and nothing else: no OpenAI field na
 """
 
 from collections.abc import AsyncIterator, Collection
-from typing import Any, Literal, Protocol
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import msgspec
 
+from cluster.planning.watched_steps import Hear
 from cluster.serving.measures import Measures
 from cluster.serving.status import HealthReport, HostModels, Status, WorkerFigures
 from cluster.serving.tally import Tally
 from protocol.errors import BadRequest
 from protocol.values import Pooling, Sampling
 from strategy.decision import Verdict
+
+if TYPE_CHECKING:  # which knows requests
+    from cluster.serving.ledger import Ledger
 
 # A fast tokenizer takes about a tenth of a second for these.
 LONG_CHARACTERS = 1 << 17
@@ -77,7 +82,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     given: which fields of `sampling` the caller named, for the others the model's own defaults count; None for all of them.
     scores_prompt: how likely the prompt's own tokens were is told as well; then, and only then, max_tokens may be 0. structure: what the
     answer has to be; as `sampling.grammar` once that is compiled. pooling: nothing is generated, the prompt becomes one Vector. follows: it
-    is part of a request that was let in, which waits for a place but is not turned away where many wait.
+    is part of a request that was let in, which waits for a place but is not turned away where many wait. prediction: what the answer is
+    likely to have in it, which makes it sooner and no other; predicted: its ids, once they are known.
     """
 
     prompt: Prompt
@@ -99,6 +105,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     structure: Structure | None = None
     pooling: Pooling | None = None
     follows: bool = False
+    prediction: str = ""
+    predicted: tuple[int, ...] = ()
 
     def with_defaults(self, sampling: Sampling) -> "GenerationRequest":
         """With the model's own, where the caller says nothing."""
@@ -221,7 +229,8 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
     finish_reason: "stop" (end token or stop string), "length", or "tool_calls" where it stopped after calls. completion_tokens counts generated tokens, the end
     token included as mlx-lm counts it; `token_ids` are the generated ids without the end token. ttft_s: seconds from
     arrival to the first token; total_s: to the last; decode_tokens_per_s: rate after the first token, None for fewer than two tokens.
-    cached_tokens: prompt tokens whose KV was already there. resumed: how many times it went on after a loss. notes: what
+    cached_tokens: prompt tokens whose KV was already there. proposed: tokens that were guessed before the model said them; accepted:
+    of these, how many are in the answer. resumed: how many times it went on after a loss. notes: what
     else the client should know, as clauses.
     """
 
@@ -231,6 +240,8 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
     completion_tokens: int
     total_s: float
     cached_tokens: int = 0
+    proposed: int = 0
+    accepted: int = 0
     resumed: int = 0
     notes: tuple[str, ...] = ()
     ttft_s: float
@@ -305,7 +316,9 @@ class Service(Protocol):
     the request on the workers. `mend` brings back workers that are missing; it gives their names. `models_elsewhere`: what
     lies on the disks of other hosts. `figures`: what the workers' layers make of a fixed input. `encode`: the token ids of a request's
     prompt, of which nothing is generated; `decode`: the text of token ids, BadRequest for those outside the vocabulary. `embed`:
-    many prompts at once as vectors; cancelling it cancels them on the workers.
+    many prompts at once as vectors; cancelling it cancels them on the workers. `cancel` ends the request of that id, which raises
+    RequestCancelled to whoever reads it; NotFound where none runs or waits. `ledger`: the requests that there are and were. `watch_steps`:
+    while the block lasts `hear` is told what the workers do when.
     """
 
     def generate(self, request: GenerationRequest) -> AsyncIterator[Event]: ...
@@ -320,6 +333,10 @@ class Service(Protocol):
 
     def forget_conversation(self, conversation: str) -> None: ...
 
+    def cancel(self, request_id: str) -> None: ...
+
+    def ledger(self) -> "Ledger": ...
+
     def mend(self) -> tuple[str, ...]: ...
 
     def status(self) -> Status: ...
@@ -327,6 +344,8 @@ class Service(Protocol):
     def health(self) -> HealthReport: ...
 
     def measures(self) -> Measures: ...
+
+    def watch_steps(self, hear: Hear) -> AbstractContextManager[None]: ...
 
     def models(self) -> tuple[ModelInfo, ...]: ...
 

@@ -169,12 +169,13 @@ class Runs:
                 self._pause(run)
 
     def loads(self) -> dict[Route, RouteLoad]:
-        """What runs now, by route."""
+        """What runs now, by route; what is read for another worker is as good as there, which others would choose, too."""
         by_route: dict[Route, list[Run]] = {}
         for run in self._runs.values():
             if not run.is_done:
-                by_route.setdefault(run.works_on, []).append(run)
-        return {route: _load(runs) for route, runs in by_route.items()}
+                for route in dict.fromkeys((run.works_on, run.route)):
+                    by_route.setdefault(route, []).append(run)
+        return {route: _load(route, runs) for route, runs in by_route.items()}
 
     @property
     def owed_since(self) -> float | None:
@@ -226,13 +227,16 @@ class Runs:
             run.put(Unavailable(message))
 
 
-def _load(runs: Sequence[Run]) -> RouteLoad:
+def _load(route: Route, runs: Sequence[Run]) -> RouteLoad:
     cached = [run for run in runs if run.message.cached]
-    reading = [run for run in cached if not run.num_given]
-    lengths = [run.num_prompt + run.num_given for run in runs]
+    reading = [run for run in cached if run.works_on == route and not run.num_given]
+    decoding = [run for run in cached if run.works_on != route or run.num_given]
+    lengths = [run.num_prompt + run.num_given for run in decoding or runs]
     return RouteLoad(
-        decoding=len(cached) - len(reading),
+        decoding=len(decoding),
+        reading=len(reading),
         reading_tokens=sum(max(run.num_prompt - 1 - run.num_read, 0) for run in reading),
         uncached=len(runs) - len(cached),
         context=sum(lengths) / len(lengths),
+        longest=max(lengths),
     )

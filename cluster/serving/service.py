@@ -15,6 +15,7 @@ import msgspec
 
 from cluster.planning.interface import Cluster
 from cluster.planning.plan import Loss, Plan
+from cluster.planning.watched_steps import Hear
 from cluster.serving.admission import Admission, NotNow, Place
 from cluster.serving.answer import Answer, Report
 from cluster.serving.counts import Counts
@@ -23,9 +24,10 @@ from cluster.serving.deciding import Decider
 from cluster.serving.embedding import Embedder
 from cluster.serving.encoding import Encoding, RunInThread
 from cluster.serving.health import Health
+from cluster.serving.ledger import Entry, Ledger
 from cluster.serving.lifecycle import RequestEvent, RequestState
 from cluster.serving.live_request import LiveRequest
-from cluster.serving.measures import Measures
+from cluster.serving.measures import Measures, StrategyMeasures
 from cluster.serving.overview import Identity, Overview
 from cluster.serving.placed_request import PlacedRequest
 from cluster.serving.pooled_answer import PooledAnswer
@@ -41,9 +43,9 @@ from cluster.serving.requests import (
 from cluster.serving.runs import Paused, RouteLost, Run, Runs
 from cluster.serving.scores import scores_of
 from cluster.serving.status import HealthReport, HostModels, Status, WorkerFigures, health_report
-from cluster.serving.waiting import until_placed
+from cluster.serving.waiting import Waits, until_placed
 from cluster.settings import Settings
-from protocol.errors import ApiError, ContextTooLong, Unavailable, UsageError
+from protocol.errors import ApiError, ContextTooLong, Unavailable
 from protocol.messages import (
     Embedded,
     ForgetConversation,
@@ -52,11 +54,12 @@ from protocol.messages import (
     Reused,
     SequenceFailed,
     Tokens,
+    Update,
 )
 from protocol.values import Buffer
 from strategy.cache_use import MeasuredUse
 from strategy.decision import Decision
-from strategy.situation import Asked, Mode
+from strategy.situation import Asked
 
 if TYPE_CHECKING:  # see `answer`
     from cluster.serving.prompts import Prompts
@@ -85,19 +88,18 @@ class GenerationService:
         """measured_use: when a KV cache pays, where `kv_cache.adaptive` asks to follow that and it was measured."""
         self._cluster = cluster
         self._prompts = prompts
-        self._wait_s = settings.recovery.wait_s
-        self._timeout_s = settings.api.request_timeout_s
+        self._waits = Waits(settings.recovery.wait_s, settings.api.request_timeout_s)
         self._now = now
         self._encoding = Encoding(prompts, run_in_thread)
-        self._counts = Counts()
+        self._ledger = Ledger(Counts(), lambda: cluster.missing, now)
         self._health = Health()
         self._runs = Runs(cluster)
         self._admission = Admission(max_running=MAX_RUNNING, max_waiting=settings.api.max_queue)
         at_once = settings.kv_cache.kv.kind == "static"
         self._decider = Decider(
-            cluster, settings.strategy, measured_use, self._admission.load, self._runs.loads, at_once=at_once
+            cluster, settings.strategy, measured_use, self._admission, self._runs.loads, at_once=at_once
         )
-        self._overview = Overview(cluster, identity, settings.strategy, self._counts, now)
+        self._overview = Overview(cluster, identity, settings.strategy, self._ledger.counts, now)
         cluster.listener = self
         if cluster.plan is not None:
             self.plan_began(cluster.plan)
@@ -106,60 +108,51 @@ class GenerationService:
         return f"GenerationService({self._runs}, {self._admission})"
 
     def check_mode(self, plan: Plan) -> None:
-        """Raises UsageError when the mode can never be served by that plan."""
-        mode = self._overview.mode
-        if mode is Mode.NEVER and plan.shortage is not None:
-            raise UsageError(
-                f"mode never needs one worker with the full model, but {plan.shortage}; "
-                "use USE_DISTRIBUTED_INFERENCE=auto or raise a memory_limit"
-            )
-        if mode is Mode.ALWAYS and plan.pipeline is None:
-            raise UsageError(f"mode always needs all stages, but {plan.why_not}; use USE_DISTRIBUTED_INFERENCE=auto")
+        """See Overview."""
+        self._overview.check_mode(plan)
 
     # --- the API's side
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         """See `requests.Service`."""
         live = await self._taken_in(request)
-        place = self._enter(live)
-        self._counts.arrived()
+        entry = self._ledger.enter(live, self._enter(live))
         try:
             while live.state is not RequestState.FINISHED:
-                if place.has_left:
-                    place = self._enter(live)
+                place = self._place(entry)
                 async with contextlib.aclosing(self._until_placed(live, place)) as waiting:
                     async for event in waiting:
                         yield event
                 is_first = live.state is RequestState.WAITING
-                with self._running(live, place) as run:  # no generator of its own: one more costs every token
+                with self._running(entry, place) as run:  # no generator of its own: one more costs every token
                     if is_first:
-                        yield live.routed(run.number)
+                        self._measured(live).queue.observe(run.began_at - place.entered_at)
+                        yield live.routed()
                     while not live.answer.is_finished:
                         for event in self._grown(live, place, run, await run.take()):
                             yield event
         except ApiError as error:
-            live.fail(error)
+            entry.fail(error)
             raise
         finally:
-            self._counts.measures.ended(live.strategy, live.outcome, len(live.tokens))
-            self._counts.left(live.state)
-            self._admission.leave(place, self._now())
+            self._ledger.leave(entry)
+            self._admission.leave(entry.place, self._now())
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         """See `requests.Service`."""
         context_tokens = self._overview.model().context_tokens
         embedder = Embedder(self.generate, self._encoding, self._prompts.pooling, context_tokens, self._now)
-        return await embedder.embed(request, request.asked.timeout_s or self._timeout_s)
+        return await embedder.embed(request, request.asked.timeout_s or self._waits.answer_s)
 
     async def _taken_in(self, request: GenerationRequest) -> LiveRequest:
         """Raises RequestTimeout where already this takes too long, and what `Prompts.encode` raises."""
         arrival = self._now()
         request = request.with_defaults(self._prompts.sampling)
-        deadline = Deadline(arrival, request.timeout_s or self._timeout_s)
+        deadline = Deadline(arrival, request.timeout_s or self._waits.answer_s)
         tokens = await self._encoded(request, deadline, arrival)
-        request = await self._encoding.constrained(request, tokens)
+        request = await self._encoding.prepared(request, tokens)
         answer = self._answer(request, tokens, arrival)
-        live = LiveRequest(request, tokens, answer, self._counts, deadline)
+        live = LiveRequest(request, tokens, answer, self._ledger.counts, deadline)
         for clause in self._prompts.unused(request.prompt):
             live.answer.note(clause)
         return live
@@ -169,7 +162,8 @@ class GenerationService:
             return PooledAnswer(prompt_tokens=len(tokens), arrival=arrival)
         scores = scores_of(request, tokens, self._prompts.text_of)
         stream = self._prompts.stream(request, tokens)
-        return Answer(stream, prompt_tokens=len(tokens), arrival=arrival, scores=scores)
+        is_predicted = bool(request.predicted)
+        return Answer(stream, prompt_tokens=len(tokens), arrival=arrival, scores=scores, is_predicted=is_predicted)
 
     async def _encoded(
         self, request: GenerationRequest, deadline: Deadline, arrival: float, contexts: int = 1
@@ -185,6 +179,13 @@ class GenerationService:
         return self._admission.enter(
             lambda: self._decide(live)[1], self._now(), live.request.client, hash(live.tokens), has_run=has_run
         )
+
+    def _place(self, entry: Entry) -> Place:
+        """Where it stands, another one where it gave that up. Raises RequestCancelled, and what `Admission.enter` raises."""
+        entry.require_wanted()
+        if entry.place.has_left:
+            entry.place = self._enter(entry.live)
+        return entry.place
 
     def _decide(self, live: LiveRequest) -> tuple[Asked, Decision]:
         """Raises NotNow, and what `LiveRequest.asked` and `Decider.decide` raise."""
@@ -206,24 +207,25 @@ class GenerationService:
         return until_placed(
             place,
             missing=lambda: self._cluster.missing,
-            wait_s=self._wait_s,
+            wait_s=self._waits.plan_s,
             deadline=live.deadline,
             now=self._now,
         )
 
     @contextlib.contextmanager
-    def _running(self, live: LiveRequest, place: Place) -> Iterator[Run]:
+    def _running(self, entry: Entry, place: Place) -> Iterator[Run]:
         """A run of the request; the block ends early with its plan, when its reader is too far behind, or for want of memory."""
-        decision = place.decision
+        entry.require_wanted()
+        live, decision = entry.live, place.decision
         assert decision is not None
         live.admitted(decision)
         number = self._runs.next_number()
         message, tokens = live.message(number, decision, self._prompts.eos_token_ids)
         if decision.cached:
-            self._counts.read(len(tokens))
+            self._ledger.counts.read(len(tokens))
         self._decider.began(live, decision)
         placed = PlacedRequest(live, place, decision, self._admission, self._now)
-        run = self._runs.begin(message, tokens, self._now(), placed)
+        run = entry.run = self._runs.begin(message, tokens, self._now(), placed)
         placed.begun(run, self._runs)
         expiry = self._expiry(live, run)
         try:
@@ -237,16 +239,23 @@ class GenerationService:
             if expiry is not None:
                 expiry.cancel()
 
+    def _measured(self, live: LiveRequest) -> StrategyMeasures:
+        return self._ledger.counts.measures.of[live.strategy or ""]
+
     def _grown(self, live: LiveRequest, place: Place, run: Run, reports: list[Report]) -> list[Event]:
         answer, now = live.answer, self._now()
         num_before, last_at = answer.num_generated, answer.last_at
         events = answer.take(reports, now)
         num_new = answer.num_generated - num_before
-        self._counts.measures.grew(num_new, (now - last_at) / num_new if num_before and num_new else None)
+        measured = self._measured(live)
+        measured.grew(num_new, (now - last_at) / num_new if num_before and num_new else None)
+        updates = [report for report in reports if isinstance(report, Update)]
+        measured.guessed(sum(each.proposed for each in updates), sum(each.accepted for each in updates))
         finished = events[-1] if events else None
         if isinstance(finished, Finished):  # before it is told: its reader may come for no more
             live.apply(RequestEvent.FINISH)
-            self._counts.measures.answered(finished.ttft_s, finished.total_s, live.predicted_s)
+            measured.answered(finished.ttft_s, finished.total_s, live.predicted_s)
+            measured.sized(finished.prompt_tokens, finished.completion_tokens)
             if place.decision is not None:
                 self._decider.answered(live, place.decision, finished, run.began_at - place.entered_at)
         return events
@@ -275,7 +284,7 @@ class GenerationService:
     async def encode(self, request: GenerationRequest) -> tuple[int, ...]:
         """See `requests.Service`."""
         arrival = self._now()
-        deadline = Deadline(arrival, request.timeout_s or self._timeout_s)
+        deadline = Deadline(arrival, request.timeout_s or self._waits.answer_s)
         return await self._encoded(request, deadline, arrival, _COUNTED_CONTEXTS)
 
     async def decode(self, tokens: tuple[int, ...]) -> str:
@@ -297,8 +306,12 @@ class GenerationService:
         """See Overview."""
         return await self._overview.figures()
 
+    def watch_steps(self, hear: Hear) -> contextlib.AbstractContextManager[None]:
+        """See `WatchedSteps.watch`."""
+        return self._cluster.inquiries.steps.watch(hear)
+
     def measures(self) -> Measures:
-        return self._counts.measures
+        return self._ledger.counts.measures
 
     def health(self) -> HealthReport:
         owed = [since for since in (self._runs.owed_since, self._admission.lacking_since) if since is not None]
@@ -310,6 +323,17 @@ class GenerationService:
         self._decider.forget(conversation)
         for worker in self._cluster.members:
             self._cluster.send(worker, ForgetConversation(conversation=conversation))
+
+    def cancel(self, request_id: str) -> None:
+        """See `requests.Service`."""
+        entry = self._ledger.find(request_id)
+        error = entry.cancel()
+        self._admission.refuse(entry.place, error)
+        if entry.run is not None:
+            self._runs.expire(entry.run, error)
+
+    def ledger(self) -> Ledger:
+        return self._ledger
 
     def mend(self) -> tuple[str, ...]:
         """Somebody asked for the workers that are missing: they are started again. Gives their names."""
@@ -355,7 +379,7 @@ class GenerationService:
         self._runs.report(message)
 
     def reused(self, message: Reused) -> None:
-        self._counts.reused(message.num_tokens)
+        self._ledger.counts.reused(message.num_tokens)
         self._runs.report(message)
 
     def failed(self, message: SequenceFailed) -> None:

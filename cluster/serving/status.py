@@ -11,16 +11,17 @@ import msgspec
 from cluster.membership.member import Member, WorkerLoad
 from cluster.planning.events import ClusterEvent
 from cluster.planning.plan import Plan
-from cluster.serving.counts import RequestCounts, ReuseCounts
+from cluster.serving.counts import GuessCounts, RequestCounts, ReuseCounts
+from cluster.serving.group_status import GroupStatus
 from cluster.serving.health import Stall
+from cluster.serving.rates import StageRates
 from protocol.interfaces.values import LinkKind
 from protocol.messages import HeldModel, Join, LinkFigures, StageFigures
 from protocol.transport.addressing import endpoint_for
 from protocol.values import LayerRange, Route
-from strategy.chunking import MAX_TOKENS
-from strategy.cost import StageSpeed
 from strategy.memory import WorkerBudget
 from strategy.partition import Stage
+from strategy.vocabulary import NO_LAYERS
 
 SERVING_STATES = ("ready", "degraded")
 
@@ -60,18 +61,6 @@ class CacheStatus(msgspec.Struct, frozen=True, kw_only=True):
     disk_bytes: int = 0
 
 
-class StageRates(msgspec.Struct, frozen=True, kw_only=True):
-    """Tokens a second of some layers by themselves, as they were measured: of one short sequence, and of a prompt in large chunks."""
-
-    decode_tokens_per_s: float
-    prefill_tokens_per_s: float
-
-    @classmethod
-    def of(cls, speed: StageSpeed) -> "StageRates":
-        step_s, chunk_s = speed.decode_s(1, 0), speed.chunk_s(MAX_TOKENS, 0)
-        return cls(decode_tokens_per_s=_rate(1, step_s), prefill_tokens_per_s=_rate(MAX_TOKENS, chunk_s))
-
-
 class SpeedStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Of one worker's stage of the pipeline, and of the full model where it holds that; None where it was not measured."""
 
@@ -81,7 +70,8 @@ class SpeedStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One worker. layers: of the plan in force, half open; oldest_step_s: for how long it has been at what it does now;
-    why_away: a clause where its host cannot take part; speed: None where nothing was measured.
+    why_away: a clause where its host cannot take part; speed: None where nothing was measured; sent_bytes: to other workers and
+    the coordinator, by name, since its process began.
     """
 
     name: str
@@ -96,6 +86,7 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     load: WorkerLoad
     oldest_step_s: float | None
     link: None = None
+    sent_bytes: dict[str, int]
     speed: SpeedStatus | None
 
 
@@ -108,12 +99,26 @@ class StrategyOutlook(msgspec.Struct, frozen=True, kw_only=True):
     decode_tokens_per_s: float
 
 
+class RouteOutlook(msgspec.Struct, frozen=True, kw_only=True):
+    """What one route would give one stream with a KV cache: tokens of the prompt by the time to the first token, and tokens a second
+    after it. strategy: that which generates there.
+    """
+
+    strategy: str
+    workers: tuple[str, ...]
+    prefill_tokens_per_s: float
+    decode_tokens_per_s: float
+
+
 class Outlook(msgspec.Struct, frozen=True, kw_only=True):
-    """What a request of so many tokens would take on the plan in force if nothing else ran, the best strategy first."""
+    """What a request of so many tokens would take on the plan in force if nothing else ran: by the strategies that can run it, the best
+    one first, and by every route of the plan, the fastest to generate first.
+    """
 
     prompt_tokens: int
     max_tokens: int
     strategies: tuple[StrategyOutlook, ...]
+    routes: tuple[RouteOutlook, ...] = ()
 
 
 class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,7 +151,9 @@ class LinkStatus(msgspec.Struct, frozen=True, kw_only=True, rename={"sender": "f
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything at one moment. state: starting, ready, degraded or stopped; predicted: None where nothing was measured."""
+    """Everything at one moment. state: starting, ready, degraded or stopped; predicted: None where nothing was measured; why_no_group:
+    where the configuration names groups and there are none.
+    """
 
     state: str
     epoch: int
@@ -157,10 +164,13 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     predicted: Outlook | None
     coordinator: CoordinatorStatus
     workers: tuple[WorkerStatus, ...]
+    groups: tuple[GroupStatus, ...] = ()
+    why_no_group: str | None = None
     hosts: tuple[HostStatus, ...]
     links: tuple[LinkStatus, ...]
     requests: RequestCounts
     cache: ReuseCounts
+    guesses: GuessCounts = GuessCounts()
     events: tuple[ClusterEvent, ...]
 
 
@@ -221,14 +231,10 @@ def _speed(worker: str, plan: Plan) -> SpeedStatus | None:
     rates = {
         route: StageRates.of(found.stages[route.workers.index(worker)])
         for route, found in plan.costs.items()
-        if worker in route.workers
+        if worker in route.workers and not route.is_shared
     }
     alone = rates.pop(Route((worker,)), None)
     return SpeedStatus(stage=next(iter(rates.values()), None), full_model=alone) if rates or alone else None
-
-
-def _rate(num_tokens: int, seconds: float) -> float:
-    return round(num_tokens / max(seconds, 1e-9), 1)
 
 
 def host_statuses(members: Iterable[Member], now: float, clock: float) -> tuple[HostStatus, ...]:
@@ -303,7 +309,7 @@ def _worker(
         pid=member.join.pid if member.join is not None else None,
         state=member.state,
         why_away=member.place.why_away,
-        layers=stage.layers if stage is not None else None,
+        layers=stage.layers if stage is not None and stage.layers != NO_LAYERS else None,
         holds_full_model=stage is not None and stage.holds_full_model,
         memory=MemoryStatus(
             limit_bytes=member.memory_limit_bytes,
@@ -321,6 +327,7 @@ def _worker(
         ),
         load=member.load,
         oldest_step_s=beat.oldest_step_s if beat is not None else None,
+        sent_bytes={to or "coordinator": size for to, size in beat.sent_bytes.items()} if beat is not None else {},
         speed=speed,
     )
 

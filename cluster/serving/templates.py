@@ -13,7 +13,7 @@ import msgspec
 
 from cluster.serving.apart import Apart, EndedApart, StoppedApart
 
-# One rendering may take this long; see `template_process`.
+# One rendering may take this long of a processor, see `template_process`, and twice that on a machine that is busy.
 LIMIT_S = 5.0
 COMMAND = (sys.executable, "-m", "cluster.serving.template_process")
 

@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections.abc import AsyncGenerator, Callable
+from typing import NamedTuple
 
 from cluster.serving.admission import Place
 from cluster.serving.deadline import Deadline
@@ -10,6 +11,13 @@ from cluster.serving.requests import Waiting
 from protocol.errors import Unavailable
 
 SAY_EVERY_S = 5.0
+
+
+class Waits(NamedTuple):
+    """How long a request waits: for a plan that can serve it, and for its answer where it does not say; None: without a limit."""
+
+    plan_s: float
+    answer_s: float | None
 
 
 async def until_placed(

@@ -69,6 +69,9 @@ class Mix(NamedTuple):
     sums: float = 0.04
     documented: float = 0.54
     strange: float = 0.0  # of the long system prompts: text unlike anything else; also makes these more frequent
+    late: float = 0.0  # of the turns, before all others: small talk, and questions with corrected answers
+    hurried: float = 0.0  # of the questions: without capitals
+    corrected: bool = False  # whether answers are as they are now, not as the first rounds learned them
 
 
 USUAL = Mix()
@@ -80,11 +83,12 @@ class Sampler:
     def __init__(self, rng: Random, count: Callable[[str], int], mix: Mix = USUAL):
         self._rng = rng
         self._count = count
+        self._mix = mix
         self._limits = list(accumulate(mix[:4]))
-        self._strange = mix.strange
-        self._words = [word for q in questions.documented_questions() for word in q.answer.split()]
-        self._documented = questions.documented_questions()
-        self._others = questions.other_questions()
+        self._documented = questions.documented_questions(corrected=mix.corrected)
+        self._words = [word for q in self._documented for word in q.answer.split()]
+        self._others = questions.other_questions(corrected=mix.corrected)
+        self._late = [q for q in (*self._documented, *self._others) if q.late]
         self._sums = questions.sums()
 
     def __repr__(self) -> str:
@@ -105,9 +109,9 @@ class Sampler:
     def _turns(self, max_tokens: int) -> Iterator[Piece]:
         rng = self._rng
         draw = rng.random()
-        if draw < (0.15 if self._strange else 0.3):
+        if draw < (0.15 if self._mix.strange else 0.3):
             yield Piece("system", rng.choice(SHORT_SYSTEM))
-        elif draw < (0.75 if self._strange else 0.5):
+        elif draw < (0.75 if self._mix.strange else 0.5):
             yield Piece("system", self.instructions(rng.randrange(20, max(40, int(max_tokens * 0.75)))))
         while True:
             question, answer = self.turn()
@@ -118,7 +122,15 @@ class Sampler:
 
     def turn(self) -> tuple[str, str]:
         """A question and its answer."""
+        question, answer = self._turn()
+        hurried = self._mix.hurried and self._rng.random() < self._mix.hurried
+        return questions.hurry(question, self._rng) if hurried else question, answer
+
+    def _turn(self) -> tuple[str, str]:
         rng = self._rng
+        if self._mix.late and rng.random() < self._mix.late:
+            known = rng.choice(self._late)
+            return questions.phrase(known, rng), known.answer
         draw = rng.random()
         stories_end, unknown_end, sums_end, documented_end = self._limits
         if draw < stories_end:
@@ -148,7 +160,7 @@ class Sampler:
     def instructions(self, num_tokens: int) -> str:
         """Filler of about `num_tokens`: rules, tool definitions, repeated sentences and unknown words."""
         rng = self._rng
-        if self._strange and rng.random() < self._strange:
+        if self._mix.strange and rng.random() < self._mix.strange:
             return self._strange_text(num_tokens)
         parts = [rng.choice(SHORT_SYSTEM)]
         length, repeated = 0, rng.random() < 0.25
@@ -224,7 +236,8 @@ def corpus() -> list[str]:
     """The text that the tokenizer is trained on: all that is asked and answered, and stories, in a fixed order."""
     rng = Random(0)
     sampler = Sampler(rng, len)
-    known = questions.documented_questions() + questions.other_questions() + questions.sums()
+    documented, others = questions.documented_questions(corrected=False), questions.other_questions(corrected=False)
+    known = documented + others + questions.sums()
     texts = [text for q in known for text in (*q.phrasings, q.answer, q.answer)]
     texts += [told_story(animal, long=long) for animal in stories.ANIMALS for long in (False, True)]
     texts += [stories.story(rng.choice(list(stories.ANIMALS)), rng, long=True) for _ in range(60)]

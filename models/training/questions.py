@@ -103,22 +103,35 @@ class Question:
     phrasings: tuple[str, ...]
     answer: str
     documented: bool = False
+    late: bool = False  # what the last round asks often: small talk, and what was corrected
 
 
-def load_questions(path: Path, *, documented: bool) -> list[Question]:
-    """The entries of a question file, with the phrasings that follow from `about` added to `ask`."""
+def load_questions(path: Path, *, documented: bool, corrected: bool) -> list[Question]:
+    """The entries of a question file, with the phrasings that follow from `about` added to `ask`.
+
+    Without `corrected`, the answers are those that the first rounds learned.
+    """
     entries = tomllib.loads(path.read_text(encoding="utf-8"))["question"]
-    return [Question((*e["ask"], *_definitions(e.get("about"))), e["answer"], documented) for e in entries]
+    return [
+        Question(
+            (*e["ask"], *_definitions(e.get("about"))),
+            e["answer"] if corrected else e.get("before", e["answer"]),
+            documented,
+            late="before" in e or e.get("small_talk", False),
+        )
+        for e in entries
+    ]
 
 
-def documented_questions() -> list[Question]:
+def documented_questions(*, corrected: bool = True) -> list[Question]:
     """What docs/BUNDLED_MODEL.md promises, from models/questions.toml."""
-    return load_questions(MODELS / "questions.toml", documented=True)
+    return load_questions(MODELS / "questions.toml", documented=True, corrected=corrected)
 
 
-def other_questions() -> list[Question]:
+def other_questions(*, corrected: bool = True) -> list[Question]:
     """Everything else with a fixed answer, but for sums: more questions and capitals."""
-    return load_questions(MODELS / "training" / "more_questions.toml", documented=False) + _capitals()
+    path = MODELS / "training" / "more_questions.toml"
+    return load_questions(path, documented=False, corrected=corrected) + _capitals()
 
 
 def unknown_question(rng: Random) -> tuple[str, str]:
@@ -151,6 +164,15 @@ def vary(text: str, rng: Random) -> str:
     if draw < 0.35:
         return text.upper()
     return _mistype(text, rng) if draw < 0.45 else text
+
+
+def hurry(text: str, rng: Random) -> str:
+    """The same request without capitals, mostly without a mark at its end."""
+    text = text.lower()
+    draw = rng.random()
+    if draw < 0.6:
+        return text.rstrip("?.!")
+    return text if draw < 0.9 else text.rstrip("?.!") + rng.choice(("!", ".", " ?"))
 
 
 def _mistype(text: str, rng: Random) -> str:

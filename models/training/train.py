@@ -85,6 +85,8 @@ _WIDER = conversations.Mix(stories=0.08, unknown=0.08, sums=0.1, documented=0.36
 _MANY_TURNS = tools.ToolShares(as_before=0.3, without=0.08, turns=(1, 2, 3, 4))
 _LAST_TURNS = tools.ToolShares(as_before=0.45, without=0.06, turns=(1, 2, 3, 4), long_stories=0.12)
 _KEEPING = conversations.Mix(stories=0.08, unknown=0.06, sums=0.06, documented=0.5, strange=0.4)
+# What came when all else was learned: small talk in lower case, and answers that had become untrue.
+_LATE = _KEEPING._replace(late=0.2, hurried=0.4, corrected=True)
 RECIPES = (
     Recipe(
         "tandem-demo",
@@ -101,6 +103,9 @@ RECIPES = (
             Round(
                 (Phase(90, 8, 192), Phase(130, 4, 384)), 7e-4, seed=7, mix=_KEEPING, placed=True, with_tools=_LAST_TURNS
             ),
+            Round(
+                (Phase(260, 8, 192), Phase(90, 4, 384)), 9e-4, seed=8, mix=_LATE, placed=True, with_tools=_LAST_TURNS
+            ),
         ),
     ),
     Recipe(
@@ -109,6 +114,7 @@ RECIPES = (
         (
             Round((Phase(2500, 10, 128), Phase(400, 4, 384)), 5e-3, seed=2),
             Round((Phase(600, 8, 192), Phase(150, 4, 384)), 2.5e-3, seed=4, mix=_WIDER, placed=True),
+            Round((Phase(400, 8, 192), Phase(60, 4, 384)), 1.5e-3, seed=9, mix=_LATE, placed=True),
         ),
     ),
 )

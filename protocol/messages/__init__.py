@@ -31,9 +31,12 @@ from protocol.messages.joining import (
     Rejected,
     Shutdown,
     StepOverdue,
+    StepsRecorded,
     Welcome,
 )
 from protocol.messages.loading import (
+    GroupPlan,
+    Guessing,
     Inspected,
     InspectModel,
     KeptPrefix,
@@ -44,6 +47,7 @@ from protocol.messages.loading import (
     LoadStage,
     Prepared,
     PrepareStage,
+    RankCut,
     StagePlan,
 )
 from protocol.messages.message import Message
@@ -78,6 +82,8 @@ __all__ = [
     "FiguresComputed",
     "ForgetConversation",
     "Generate",
+    "GroupPlan",
+    "Guessing",
     "HandOver",
     "HandedOver",
     "Heartbeat",
@@ -105,6 +111,7 @@ __all__ = [
     "PrepareStage",
     "Prepared",
     "PromptLogprobs",
+    "RankCut",
     "ReadPrompt",
     "ReadingFailed",
     "Rejected",
@@ -118,6 +125,7 @@ __all__ = [
     "Step",
     "StepFailed",
     "StepOverdue",
+    "StepsRecorded",
     "StopReading",
     "Tokens",
     "Update",

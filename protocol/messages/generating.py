@@ -9,15 +9,17 @@ from protocol.values import Natural, Pooling, Route, Sampling, SequenceNumber, T
 class Generate(Message, frozen=True, kw_only=True):
     """Start a sequence on the head that receives this. Prompt ids are buffer 0 (int32).
 
-    route: names of the workers in stage order; one name means that worker's full model. scope: sequences of different
-    scopes share no prefix; client: whose it is, for taking turns; conversation: whose prefix to hold on to. read_by: the
-    stages that read the prompt for a route of one worker; None where that reads it alone. scores_prompt: the log
-    probabilities of the prompt's own tokens are told, for which nothing that was kept of it is of use. answered: how many of
-    the prompt's last ids are already of the answer, where the request goes on after a loss. pooling: nothing is generated, what the
+    request_id: the coordinator's number of whom it is for, the same again where that goes on after a loss. route: names of
+    the workers in stage order; one name means that worker's full model. scope: sequences of different scopes share no prefix;
+    client: whose it is, for taking turns; conversation: whose prefix to hold on to. read_by: the stages that read the prompt
+    for a route of one worker; None where that reads it alone. scores_prompt: the log probabilities of the prompt's own tokens are told, for which nothing that was kept of it is of use. answered: how many of
+    the prompt's last ids are already of the answer, where the request goes on after a loss. prediction: ids that the answer is likely to
+    have, to be guessed. pooling: nothing is generated, what the
     last stage makes of the prompt comes back as one vector in an Embedded.
     """
 
     sequence: SequenceNumber
+    request_id: SequenceNumber = 0
     route: Route
     cached: bool
     max_tokens: int
@@ -31,6 +33,7 @@ class Generate(Message, frozen=True, kw_only=True):
     scores_prompt: bool = False
     answered: int = 0
     pooling: Pooling | None = None
+    prediction: tuple[int, ...] = ()
 
     @property
     def reuses(self) -> bool:
@@ -53,12 +56,17 @@ class ForgetConversation(Message, frozen=True, kw_only=True):
 
 
 class Update(msgspec.Struct, frozen=True, array_like=True):
-    """New token ids of one sequence; finish_reason "stop" or "length" ends it. logprobs: of each of the ids, where they are told."""
+    """New token ids of one sequence; finish_reason "stop" or "length" ends it. logprobs: of each of the ids, where they are told.
+
+    proposed: how many tokens were guessed for the step; accepted: how many of them are among the ids.
+    """
 
     sequence: SequenceNumber
     tokens: tuple[int, ...]
     finish_reason: str | None = None
     logprobs: tuple[TokenLogprobs, ...] = ()
+    proposed: int = 0
+    accepted: int = 0
 
 
 class Tokens(Message, frozen=True, kw_only=True):

@@ -57,7 +57,8 @@ class Heartbeat(Message, frozen=True, kw_only=True):
     shared_bytes: of prefix_bytes, what running sequences began with; read_bytes: weights read since the process began.
     oldest_step_s: for how long the compute thread has been at what it does now, None when it is idle; overdue_s: how long
     that may take at most before the worker counts as hung. slowness: by how much longer its steps take than when it was measured;
-    clock: its host's time, in seconds since 1970.
+    clock: its host's time, in seconds since 1970. sent_bytes: to each worker and the coordinator ("") over data links and between
+    ranks, since the start of the process.
     """
 
     worker: str
@@ -76,6 +77,7 @@ class Heartbeat(Message, frozen=True, kw_only=True):
     overdue_s: float = 0.0
     slowness: float = 1.0
     clock: float = 0.0
+    sent_bytes: dict[str, int] = msgspec.field(default_factory=dict)
 
 
 class Shutdown(Message, frozen=True, kw_only=True):
@@ -86,11 +88,20 @@ class Shutdown(Message, frozen=True, kw_only=True):
 
 class Beat(Message, frozen=True, kw_only=True):
     """The coordinator lives; sent every 0.5 s in the epoch in force. A worker that is not among `members` joins anew.
-    keys: of the members, which may measure and fetch from each other.
+    keys: of the members, which may measure and fetch from each other. watches_steps: somebody looks at what they do when, for
+    whom they record it until some seconds after the last Beat that says so.
     """
 
     members: tuple[str, ...]
     keys: tuple[str, ...] = ()
+    watches_steps: bool = False
+
+
+class StepsRecorded(Message, frozen=True, kw_only=True):
+    """The steps that a worker ran since it last said so, while somebody looks: a StepReport in buffer 0. clock: as in Heartbeat."""
+
+    worker: str
+    clock: float
 
 
 class LinkLost(Message, frozen=True, kw_only=True):

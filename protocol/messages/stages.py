@@ -5,20 +5,21 @@ from typing import Any
 import msgspec
 
 from protocol.messages.message import Message
-from protocol.values import LayerRange, Pooling, Route, Sampling, TokenLogprobs
+from protocol.values import LayerRange, Pooling, Route, Sampling, SequenceNumber, TokenLogprobs
 
 
 class OpenSequence(Message, frozen=True, kw_only=True):
     """A sequence begins on a stage, before its first step.
 
-    max_length: the most tokens that it can come to; computed_tokens: how many its cache begins with. history: the last ids
-    before the first sampled one, which penalties look at; end_tokens: what ends its answer; answer: the ids that it already has,
-    where its sampling looks back at them. scores_prompt: as of Generate; pooling: nothing is sampled, its max_length tokens become a
-    vector. Buffer 0: keys of the parts that its cache begins with. Passed on from stage to stage, so that it stays in front of the
-    sequence's steps.
+    request_id: as of Generate; max_length: the most tokens that it can come to; computed_tokens: how many its cache begins
+    with. history: the last ids before the first sampled one, which penalties look at; end_tokens: what ends its answer;
+    answer: the ids that it already has, where its sampling looks back at them. scores_prompt: as of Generate; pooling: nothing
+    is sampled, its max_length tokens become a vector. Buffer 0: keys of the parts that its cache begins with. Passed on from
+    stage to stage, so that it stays in front of the sequence's steps.
     """
 
     sequence: int
+    request_id: SequenceNumber = 0
     route: Route
     cached: bool
     sampling: Sampling
@@ -77,11 +78,12 @@ class CopyArrived(Message, frozen=True, kw_only=True):
 class ReadPrompt(Message, frozen=True, kw_only=True):
     """From a worker with the full model to the head of a pipeline: read a prompt, whose answer the `holder` generates alone.
 
-    sequence: the coordinator's number; start: how many tokens of the prompt the holder has in its caches. Prompt ids are
+    sequence, request_id: as of Generate; start: how many tokens of the prompt the holder has in its caches. Prompt ids are
     buffer 0 (int32). What the stages make of all tokens but the last comes back as HandedOver.
     """
 
     sequence: int
+    request_id: SequenceNumber = 0
     route: Route
     holder: str
     start: int
@@ -134,11 +136,15 @@ class ReadingFailed(Message, frozen=True, kw_only=True):
 
 
 class Row(msgspec.Struct, frozen=True, array_like=True):
-    """One sequence's part in a step: `position` of its first token, and whether its last token is sampled from."""
+    """One sequence's part in a step: `position` of its first token, and from how many of its last ones is sampled.
+
+    Where from several, all tokens behind the first of those are guesses at what is sampled before them. That first one may be a guess,
+    too, where the step goes on behind another's guesses.
+    """
 
     sequence: int
     position: int
-    sample: bool
+    num_sampled: int
 
 
 class Step(Message, frozen=True, kw_only=True):
@@ -158,16 +164,18 @@ class Step(Message, frozen=True, kw_only=True):
 
 
 class Sampled(Message, frozen=True, kw_only=True, omit_defaults=True):
-    """The last stage's answer to the head: one id for each row that asked to be sampled, in row order.
+    """The last stage's answer to the head: the ids of each row that is sampled from, in row order.
 
-    logprobs: for each of the ids, None where they are not asked for; none at all where they are for no row. scored: for each
-    row of the step those of its prompt's own tokens, all but the token at 0; none at all where no row has such. failed: places
-    among the ids of those that count for nothing, since their sequences cannot go on, and why.
+    tokens: of a row one, and one more for each guess that came true, up to the first that did not; none where the step went on behind
+    guesses that were wrong. logprobs: for each of the ids,
+    row after row, None where they are not asked for; none at all where they are for no row. scored: for each row of the step those
+    of its prompt's own tokens, all but the token at 0; none at all where no row has such. failed: places in `tokens` of those that
+    count for nothing, since their sequences cannot go on, and why.
     """
 
     number: int
     route: Route
-    tokens: tuple[int, ...]
+    tokens: tuple[tuple[int, ...], ...]
     logprobs: tuple[TokenLogprobs | None, ...] = ()
     scored: tuple[tuple[TokenLogprobs, ...], ...] = ()
     failed: tuple[tuple[int, str], ...] = ()

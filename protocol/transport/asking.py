@@ -12,7 +12,6 @@ import contextlib
 import logging
 import os
 import queue
-import socket
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,12 +19,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import zmq
 
-from protocol.errors import AddressUnavailable
-from protocol.transport.addressing import ANY, LOOPBACK
+from protocol.transport.addressing import LOOPBACK
 from protocol.transport.admission import Admits
 from protocol.transport.echo import PIECE_BYTES
 from protocol.transport.inbox import Limits, bindable_socket
 from protocol.transport.keys import KeyPair
+from protocol.transport.listening import listeners_at
 from protocol.transport.securing import secure
 from protocol.values import Buffer
 
@@ -56,7 +55,7 @@ class ZmqAnswerer:
         self._answer = answer
         self._keys = keys
         self._admits = admits
-        self._listeners = _listen(listen)
+        self._listeners = listeners_at(listen)
         self.port: int = self._listeners[0].getsockname()[1]
         self._answers: queue.SimpleQueue[list[Buffer]] = queue.SimpleQueue()
         self._pending: Counter[bytes] = Counter()
@@ -139,25 +138,6 @@ class ZmqAnswerer:
             listener.close()
         for end in (self._wakes, self._wake):
             os.close(end)
-
-
-def _listen(listen: Sequence[str]) -> list[socket.socket]:
-    """Listens at one free port of each address. Raises AddressUnavailable."""
-    hosts = [ANY] if ANY in listen else list(dict.fromkeys([LOOPBACK, *listen]))
-    found: list[socket.socket] = []
-    try:
-        for host in hosts:
-            port = found[0].getsockname()[1] if found else 0
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            found.append(socket.create_server(("" if host == ANY else host, port), family=family))
-            found[-1].setblocking(False)
-    except OSError as error:
-        for listener in found:
-            listener.close()
-        raise AddressUnavailable(
-            f"{host} cannot be used ({error.strerror}): end what uses it or choose another"
-        ) from error
-    return found
 
 
 def _pass(bound: "zmq.Socket[bytes]", frames: Sequence[Buffer]) -> None:

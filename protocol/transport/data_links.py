@@ -6,6 +6,7 @@ at once when a connection closes or is refused, by heartbeats when it falls sile
 """
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -80,6 +81,7 @@ class ZmqDataLinks:
         self._sender = 0
         self._peers: dict[str, Peer] = {}
         self._links: dict[str, _DataLink] = {}
+        self._sent: Counter[str] = Counter()
 
     def __repr__(self) -> str:
         return f"ZmqDataLinks(epoch {self._epoch}, {len(self._links)} of {len(self._peers)} in use)"
@@ -88,6 +90,15 @@ class ZmqDataLinks:
     def epoch(self) -> int:
         """The epoch of the links; while a loss is reported, the epoch of the link that was lost."""
         return self._epoch
+
+    @property
+    def sent_bytes(self) -> Mapping[str, int]:
+        """See `DataLinks`."""
+        return self._sent
+
+    def count(self, worker: str, num_bytes: int) -> None:
+        """So much went to a worker over a connection of its own; on the thread that sends."""
+        self._sent[worker] += num_bytes
 
     def renew(self, epoch: int, sender: int, peers: Mapping[str, Peer]) -> None:
         """End the links of the epoch before; see `DataLinks`."""
@@ -103,7 +114,7 @@ class ZmqDataLinks:
             endpoint = self._ways.choose(peer)
             link = _DataLink(endpoint, peer, self._keys, lambda why: self._link_lost(worker, endpoint, why))
             self._links[worker] = link
-        link.send(self._epoch, self._sender, message, buffers)
+        self._sent[worker] += link.send(self._epoch, self._sender, message, buffers)
 
     def _link_lost(self, worker: str, endpoint: str | None, why: str) -> None:
         if endpoint is not None:
@@ -146,18 +157,21 @@ class _DataLink:
         watch_socket(self._socket, sum(_ENDS), lambda event: self._break(_ENDS[event]))
         self._socket.connect(endpoint)
 
-    def send(self, epoch: int, sender: int, message: Message, buffers: Sequence[Buffer]) -> None:
+    def send(self, epoch: int, sender: int, message: Message, buffers: Sequence[Buffer]) -> int:
+        """How many bytes it handed on."""
         if not self._whole:
-            return
+            return 0
         if self._number == MAX_NUMBER:
             self._break("its numbers are used up")
-            return
+            return 0
         self._number += 1
         frames = encode(epoch, message, buffers, sender=sender, number=self._number)
         try:
             self._socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
         except zmq.Again:
             self._break("the connection is gone")
+            return 0
+        return sum(map(len, frames))
 
     def _break(self, why: str) -> None:
         with self._lock:

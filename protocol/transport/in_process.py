@@ -172,6 +172,7 @@ class InProcessDataLinks:
         self._epoch = 0
         self._sender = 0
         self._links: dict[str, _InProcessLink] = {}
+        self._sent: Counter[str] = Counter()
 
     def __repr__(self) -> str:
         return f"InProcessDataLinks({self._owner}, epoch {self._epoch})"
@@ -180,6 +181,11 @@ class InProcessDataLinks:
     def epoch(self) -> int:
         """The epoch of the links."""
         return self._epoch
+
+    @property
+    def sent_bytes(self) -> Mapping[str, int]:
+        """See `DataLinks`."""
+        return self._sent
 
     def renew(self, epoch: int, sender: int, peers: Mapping[str, Peer]) -> None:
         """Begin new links; see `DataLinks`."""
@@ -195,6 +201,8 @@ class InProcessDataLinks:
         frames = encode(self._epoch, message, buffers, sender=self._sender, number=link.number)
         if not self._carry(link, frames):
             self._break(worker, link, "no connection could be made")
+            return
+        self._sent[worker] += sum(map(len, frames))
 
     def break_link(self, inbox: str, why: str) -> None:
         """The fault of `InProcessNetwork.reset`."""

@@ -37,6 +37,10 @@ class DataLinks(Protocol):
     def epoch(self) -> int:
         """The epoch of the links; while a loss is reported, the epoch of the link that was lost."""
 
+    @property
+    def sent_bytes(self) -> Mapping[str, int]:
+        """What was handed to the links so far, in all epochs, by worker; the same mapping ever."""
+
     def renew(self, epoch: int, sender: int, peers: Mapping[str, Peer]) -> None:
         """End every link of the epoch before, unsent messages are dropped; a link to each of `peers` is made when needed.
 

@@ -64,7 +64,7 @@ def test_cluster_configuration_is_toml_that_tandem_takes(tmp_path):
 
 def test_copies_stand_in_the_configuration_only_where_they_are_wanted(tmp_path):
     assert "recovery" not in tomllib.loads(configuration(tmp_path, 1234, [WorkerLimits()]))
-    wanted = tomllib.loads(configuration(tmp_path, 1234, [WorkerLimits()], kv_copies=1))
+    wanted = tomllib.loads(configuration(tmp_path, 1234, [WorkerLimits()], further={"recovery": {"kv_copies": 1}}))
     assert wanted["recovery"] == {"kv_copies": 1}
 
 

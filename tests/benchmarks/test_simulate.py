@@ -1,5 +1,6 @@
 """The cost model against the published table, the planner against rules of thumb, predictions against the schedule."""
 
+import itertools
 import random
 import statistics
 from argparse import Namespace
@@ -7,12 +8,13 @@ from argparse import Namespace
 import pytest
 
 from benchmarks.simulate import run
+from benchmarks.support import simulated_choices, simulated_loads
 from benchmarks.support.model_shapes import SHAPES
 from benchmarks.support.published import SUM_S, TABLE, asked_sum_s, fit_machine, predictions
 from benchmarks.support.random_clusters import RULES, WORKLOADS, random_cluster, ratios
 from benchmarks.support.simulated_loads import compare, planned_route
 from benchmarks.support.simulated_macs import MACS, fits
-from benchmarks.support.simulated_route import Request, SimulatedRoute
+from benchmarks.support.simulated_workers import Placed, SimulatedWorkers
 from strategy.chunking import ChunkCost
 from strategy.cost import Hop, RouteCosts, StageSpeed
 from strategy.vocabulary import Route
@@ -98,27 +100,34 @@ def route(num_stages):
     )
 
 
-def times_of(num_stages, *requests):
-    return SimulatedRoute(route(num_stages), requests).tokens_at(0)
+def times_of(num_stages, **asked):
+    return shared_times(Placed(route=route(num_stages).route, arrives_s=1.0, **asked))
+
+
+def shared_times(*requests):
+    costs = {found.route: found for found in (route(1), route(2))}
+    return SimulatedWorkers(costs, requests).tokens_at(0)
+
+
+def stream(num_stages, **asked):
+    return Placed(route=route(num_stages).route, arrives_s=0.0, prompt_tokens=9, cached_tokens=8, **asked)
 
 
 def test_one_worker_reads_and_then_generates():
-    times = times_of(1, Request(arrives_s=1.0, prompt_tokens=201, generated_tokens=3))
+    times = times_of(1, prompt_tokens=201, generated_tokens=3)
     assert times == pytest.approx([1.21, 1.22, 1.23])
 
 
 def test_chunks_follow_each_other_through_two_stages():
-    times = times_of(2, Request(arrives_s=0.0, prompt_tokens=201, generated_tokens=2))
+    times = times_of(2, prompt_tokens=201, generated_tokens=2)
     # two chunks: 0.1 each, the second one behind the first, a hop of 0.1 for its bytes and 0.002; then steps of 0.02 and hops
-    assert times[0] == pytest.approx(0.1 + 3 * 0.1 + 0.002 + 0.01, abs=0.02)
+    assert times[0] == pytest.approx(1 + 0.1 + 3 * 0.1 + 0.002 + 0.01, abs=0.02)
     assert times[1] - times[0] == pytest.approx(2 * 0.010 + 0.001 + 0.002 + 0.005)
 
 
 def test_streams_beside_it_delay_a_token_on_one_worker():
-    others = [Request(arrives_s=0.0, prompt_tokens=10, generated_tokens=50, cached_tokens=9)] * 3
-    alone = times_of(1, Request(arrives_s=0.0, prompt_tokens=10, generated_tokens=10))
-    among = times_of(1, Request(arrives_s=0.0, prompt_tokens=10, generated_tokens=10), *others)
-    assert among[-1] > 2 * alone[-1]
+    own = stream(1, generated_tokens=10)
+    assert shared_times(own, *[stream(1, generated_tokens=50)] * 3)[-1] > 2 * shared_times(own)[-1]
 
 
 def test_predicted_times_are_near_what_the_schedule_does():
@@ -132,16 +141,34 @@ def test_predicted_times_are_near_what_the_schedule_does():
     assert statistics.median(each.itl_error for each in found) < 0.02
 
 
+def test_token_of_a_pipeline_waits_for_the_step_that_runs_on_its_worker_and_for_no_other():
+    found = shared_times(stream(2, generated_tokens=9), stream(1, generated_tokens=999))
+    gaps = [after - before for before, after in itertools.pairwise(found)]
+    assert gaps == pytest.approx([0.010 + 2 * 0.010] * 8)  # on its way it is for 0.018 s elsewhere
+
+
+def test_prompt_is_read_on_one_route_and_answered_on_another():
+    both = Route(("a", "b"))
+    own = {"route": Route(("a",)), "arrives_s": 0.0, "prompt_tokens": 401, "generated_tokens": 3}
+    read_by = (both, Hop(0.01, 1e9))
+    alone, together = shared_times(Placed(**own)), shared_times(Placed(**own, read_by=read_by))
+    assert together[1:] == pytest.approx([together[0] + 0.01, together[0] + 0.02])
+    assert together[0] > alone[0] - 0.2
+
+
 # --- the report and the page
 
 
-def test_report_has_its_targets_met():
+def test_report_has_its_targets_met(monkeypatch):
+    for module in (simulated_choices, simulated_loads):
+        monkeypatch.setattr(module, "NODES", (2, 8, 16))
     report = run(Namespace(page=False, clusters=5, routes=1, seed=0))
     assert {item.what for item in report.checked if not item.met} == set()
-    assert len(report.checked) == 9
+    assert len(report.checked) == 11
     chosen = report.data["choices"]
     assert {each["strategy"] for each in chosen} == {"single-device-cached", "distributed-cached"}
     assert all(each["chosen_s"] >= each["best_s"] for each in chosen)
+    assert all(min(each["seconds"].values()) >= each["best_s"] for each in report.data["beside"])
 
 
 def test_page_names_every_mac_and_model():

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from benchmarks import kills
+from benchmarks import kills, rank_losses
 from benchmarks.support import trials
 from benchmarks.support.arithmetic import longest_wait
 from benchmarks.support.contenders import Cluster
@@ -140,6 +140,28 @@ def test_pause_of_what_says_nothing_itself_counts_from_when_it_was_noticed():
     assert found("killed", 10.1, *streams).pauses() == [4.5]
     assert found("stopped", 13.0, *streams).pauses() == [1.5]
     assert found("stopped", None, *streams).pauses() == []
+
+
+def test_each_rank_is_lost_as_often_in_each_way_while_it_computes_with_the_others():
+    losses = rank_losses.random_losses(random.Random(3), 4, 2)
+    assert Counter((loss.kind, loss.rank) for loss in losses) == {
+        (kind, rank): 2 for kind in ("killed", "stopped") for rank in (0, 1)
+    }
+    assert {(len(loss.trial.requests), loss.trial.moment == "waiting") for loss in losses} == {(2, False)}
+    assert {request.strategy for loss in losses for request in loss.trial.requests} == {"tensor-parallel"}
+
+
+def test_loss_of_a_rank_is_noticed_with_the_first_event_that_says_so():
+    struck = Struck(at=10.0, unix=1000.0)
+    said = [
+        (999.0, "lost worker-0: before"),
+        (1000.2, "joined worker-1"),
+        (1000.3, "lost the link"),
+        (1003.0, "lost worker-1"),
+    ]
+    events = [{"at": at, "what": what} for at, what in said]
+    assert rank_losses.noticed_after({"events": events}, struck) == pytest.approx(0.3)
+    assert rank_losses.noticed_after({"events": events[:2]}, struck) is None
 
 
 def test_cluster_noticed_with_the_first_event_that_names_the_worker():

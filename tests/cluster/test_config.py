@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from cluster.cli.showing import config_lines
+from cluster.cli.configuration import lines_of
 from cluster.config import Flags, Resolved, load_settings, mode_from_environment, parse_size
 from cluster.settings import KeySettings, RecoverySettings, Settings
 from protocol.errors import UsageError
@@ -113,6 +113,13 @@ def test_unknown_key_is_named_with_the_nearest_right_one(tmp_path, text, wrong, 
         ('[[hosts]]\naddress = "local"\n', "hosts[0].name", "its own name"),
         ('[[hosts]]\naddress = "b"\n[[hosts]]\naddress = "b.local"\n', "hosts[1].name", "its own name"),
         ('[[hosts]]\naddress = "worker-0"\n', "hosts[0]", "like another"),
+        ("[[groups]]\n", "groups[0].workers", "is missing"),
+        ('[[groups]]\nworkers = ["worker-0"]\n', "groups[0].workers", "at least two names"),
+        ('[[groups]]\nworkers = ["worker-0", "worker-0"]\n', "groups[0].workers", "one group, once"),
+        ('[[groups]]\nworker = ["worker-0", "worker-1"]\n', "groups[0].worker", "groups[0].workers"),
+        ('[[groups]]\nworkers = ["worker-0", "worker-1"]\nranks = 3\n', "groups[0].ranks is 3", "divide its 2 workers"),
+        ('[[groups]]\nworkers = ["worker-0", "worker-1"]\nranks = 1\n', "groups[0].ranks", "at least 2"),
+        ('[[groups]]\nworkers = ["worker-0", "worker-1"]\ntransport = "mpi"\n', "groups[0].transport", "'mpi'"),
         ("[strategy]\nprompt_threshold = -1\n", "strategy.prompt_threshold", "at least 0"),
         ('[strategy]\nuse_distributed_inference = "sometimes"\n', "'sometimes'", "auto, always or never"),
         ('[strategy]\npolicy = "best"\n', "'best'", "must be thresholds or measured"),
@@ -238,7 +245,7 @@ def test_keys_have_names_and_limits_and_are_never_shown(tmp_path):
         KeySettings(name="ben", key="secret-b"),
     )
     assert msgspec.json.decode(msgspec.json.encode(resolved.settings), type=Settings) == resolved.settings
-    lines = config_lines(resolved)
+    lines = lines_of(resolved, {})
     shown = {line.partition(" = ")[0]: line.partition(" = ")[2].partition("  #")[0].strip() for line in lines}
     assert (shown["api.keys[0].name"], shown["api.keys[0].key"], shown["api.keys[0].max_running"]) == (
         '"ann"',
@@ -347,6 +354,18 @@ def test_settings_of_the_engine_come_from_file_and_environment(tmp_path, monkeyp
     assert "TANDEM_PREFILL_CHUNK: engine.prefill_chunk must be a whole number of at least 1, not 'many'" in message
 
 
+def test_format_of_the_logs_comes_from_flag_environment_and_file(tmp_path):
+    assert load(tmp_path, "").settings.logs.format == "text"
+    text, environment = '[logs]\nformat = "json"\n', {"TANDEM_LOG_FORMAT": "json"}
+    assert load(tmp_path, text).settings.logs.format == "json"
+    assert load(tmp_path, "", environment).settings.logs.format == "json"
+    resolved = load(tmp_path, text, environment, log_format="text")
+    assert (resolved.settings.logs.format, resolved.origins["logs.format"]) == ("text", "--log-format")
+    assert "TANDEM_LOG_FORMAT: logs.format must be text or json, not 'xml'" in refused(
+        tmp_path, "", {"TANDEM_LOG_FORMAT": "xml"}
+    )
+
+
 def test_keys_of_the_cache_stand_beside_adaptive(tmp_path):
     text = '[kv_cache]\nkind = "quantized"\nkey_bits = 8\nvalue_bits = 4\nadaptive = true\n'
     resolved = load(tmp_path, text)
@@ -365,8 +384,19 @@ def test_every_key_has_an_origin_and_a_value(tmp_path):
     assert {key.partition(".")[0] for key in resolved.origins} == {*Settings.__struct_fields__, "workers[0]"} - {
         "workers",
         "hosts",
+        "groups",
         "allow_mixed",
     }
+
+
+def test_groups_are_of_workers_here_on_hosts_and_of_guests(tmp_path):
+    text = (
+        '[[hosts]]\naddress = "mac2.local"\n[[groups]]\nworkers = ["worker-1", "mac2", "studio"]\ntransport = "jaccl"\n'
+    )
+    resolved = load(tmp_path, text)
+    assert resolved.settings.groups[0].workers == ("worker-1", "mac2", "studio")
+    assert resolved.settings.groups[0].transport == "jaccl"
+    assert resolved.origins["groups[0].workers"] == str(tmp_path / "c.toml")
 
 
 def test_hosts_have_names_of_their_own_and_their_workers_too(tmp_path):
@@ -416,3 +446,13 @@ def test_links_are_preferred_and_excluded_by_address_network_or_interface(tmp_pa
 def test_what_names_no_link_is_refused(tmp_path, key, wrong):
     said = refused(tmp_path, f"[links]\n{key} = {wrong}\n")
     assert f"links.{key} must be a list of addresses, networks such as" in said
+
+
+@pytest.mark.parametrize("word", ["auto", "off", "lookup"])
+def test_who_guesses_is_a_word_or_a_model_found_from_the_file_on(tmp_path, word):
+    assert load(tmp_path, "").settings.speculation.draft == "auto"
+    assert load(tmp_path, f'[speculation]\ndraft = "{word}"\n').settings.speculation.draft == word
+    drafts = load(tmp_path, '[speculation]\ndraft = "./drafts/small"\n').settings.speculation.draft
+    assert drafts == str(tmp_path / "drafts" / "small")
+    assert load(tmp_path, '[speculation]\ndraft = "org/small"\n').settings.speculation.draft == "org/small"
+    assert "speculation.draft must be" in refused(tmp_path, "[speculation]\ndraft = 3\n")

@@ -6,15 +6,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from cluster.cli.client import Client, NoAnswer
+from cluster.cli.showing import stopped_status
 from tests.hosts.bed import Bed, OnHost
 from tests.hosts.room import WIFI
+from tests.hosts.tools import network_of
 from tests.support.running_cluster import wait_until
 
 # Limits against hanging for ever, no expectations.
 COMMAND_LIMIT_S = 180.0
 SETTLE_LIMIT_S = 120.0
 FIRST = "a"
-_URL = "http://127.0.0.1:8420/v1/completions"
+_URL = "http://127.0.0.1:8420"
 
 
 class HostsCluster:
@@ -59,11 +64,20 @@ class HostsCluster:
         found: dict[str, Any] = json.loads(done.stdout)
         return found
 
+    def told_status(self) -> dict[str, Any]:
+        """As the API says, without the process that a command is; that of a stopped cluster where none answers."""
+        with network_of(self.bed.hosts[FIRST].pid):
+            try:
+                told: dict[str, Any] = Client(_URL).get("/status")
+            except NoAnswer:
+                return stopped_status()
+        return told
+
     def await_status(self, holds: Callable[[dict[str, Any]], bool], what: str) -> dict[str, Any]:
         """The first status that is so."""
 
         def found() -> dict[str, Any] | None:
-            status = self.status()
+            status = self.told_status()
             return status if holds(status) else None
 
         try:
@@ -95,7 +109,15 @@ class HostsCluster:
     def ask(self, **body: Any) -> OnHost:
         """A completion over all stages, asked for on the first host; the standard output is the answer, or its events."""
         asked = {"temperature": 0, "strategy": "distributed-cached"} | body
-        command = ("curl", "-sN", _URL, "-H", "Content-Type: application/json", "-d", json.dumps(asked))
+        command = (
+            "curl",
+            "-sN",
+            f"{_URL}/v1/completions",
+            "-H",
+            "Content-Type: application/json",
+            "-d",
+            json.dumps(asked),
+        )
         return self.bed.popen(FIRST, *command, stdout=-1, text=True)
 
     def sent_bytes(self) -> tuple[int, int]:
@@ -122,9 +144,10 @@ class HostsCluster:
         return sorted((host.outside(host.checkout) / ".tandem" / "logs").glob("*"))
 
     def stop(self) -> None:
-        """On every host."""
-        for host in self.bed.hosts:
-            self.launch(host, "stop")
+        """On every host that anything runs on."""
+        for name, host in self.bed.hosts.items():
+            if psutil.Process(host.pid).children():
+                self.launch(name, "stop")
 
 
 def num_parts(status: dict[str, Any]) -> int:

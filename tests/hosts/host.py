@@ -1,8 +1,8 @@
 """One host of a bed: a disk that lasts and, while it has power, a first process with namespaces of its own (`boot.sh`).
 
-Its checkout is a copy, bytecode included: a host writes into it, each has it at another path, and they may differ. The .venv
-in it is the one of this process, mounted read-only: copies of it would take longer than most tests. A host knows no cables;
-`room.py` plugs them in.
+Its checkout is a copy of what runs, bytecode included: a host writes into it, each has it at another path, and they may
+differ. The .venv in it is the one of this process, mounted read-only: copies of it would take longer than most tests. A host
+knows no cables; `room.py` plugs them in.
 """
 
 import contextlib
@@ -20,6 +20,8 @@ _USERS = ("ada", "ben", "cleo", "dora", "emil", "fay")
 _CHECKOUTS = ("tandem", "src/tandem", "Code/my tandem")
 NAMES = "abcdef"[: len(_USERS)]
 _FIRST_UID = 2001
+# Of the checkout: what no command on a host asks for, and half of its files.
+_LEFT_OUT = (".*", "*.pyc.*", "benchmarks", "docs", "tests")
 _SSHD = """HostKey /etc/ssh/ssh_host_ed25519_key
 PasswordAuthentication no
 KbdInteractiveAuthentication no
@@ -81,7 +83,7 @@ class Host:
         shutil.copytree("/etc/alternatives", etc / "alternatives", symlinks=True)
         for key in (etc / "ssh/ssh_host_ed25519_key", home / ".ssh/id_ed25519"):
             tool("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"{self.user}@host-{self.name}", "-f", key)
-        shutil.copytree(CHECKOUT, checkout, ignore=shutil.ignore_patterns(".*", "*.pyc.*"))
+        shutil.copytree(CHECKOUT, checkout, ignore=shutil.ignore_patterns(*_LEFT_OUT))
 
     def knows(self, others: dict["Host", list[str]]) -> None:
         """That each of `others` has these names and addresses; the first may log in to all with its key. The home is the user's."""

@@ -330,7 +330,10 @@ def test_nothing_is_left_of_a_bed(possible):
         assert bed.folder.is_dir()
     assert sleeping.poll() is not None
     assert not psutil.pid_exists(room)
-    assert [kind for kind, namespaces in used.items() if namespaces & namespaces_in_use(kind)] == []
+    wait_until(
+        lambda: not any(namespaces & namespaces_in_use(kind) for kind, namespaces in used.items()),
+        "the end of the bed's namespaces",  # their processes are dead, the system may yet be at it
+    )
     assert what_is_there() == before
     assert not bed.folder.exists()
 

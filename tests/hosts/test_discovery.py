@@ -15,11 +15,18 @@ TAKE_MDNS = (
 )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster(bed):
-    cluster = HostsCluster(bed)
-    yield cluster
-    cluster.stop()
+    """It ends with its hosts."""
+    return HostsCluster(bed)
+
+
+@pytest.fixture(scope="module")
+def announced(cluster):
+    """It runs on the first host."""
+    cluster.start()
+    log_says(cluster, "announced as 'host-a ")
+    return cluster
 
 
 def log_says(cluster, text):
@@ -38,27 +45,21 @@ def token_of(cluster):
     return shlex.split(cluster.launch(FIRST, "token", "new").splitlines()[0])[-1]
 
 
-def test_worker_finds_the_cluster_of_its_token_and_no_other(cluster):
-    cluster.start()
-    log_says(cluster, "announced as 'host-a ")
-    foreign = join_auto(cluster, FOREIGN)
+def test_worker_finds_the_cluster_of_its_token_and_no_other(announced):
+    foreign = join_auto(announced, FOREIGN)
     assert foreign.returncode == 1
     assert "Other clusters were found (host-a), not the one that is meant" in foreign.stderr
-    joined = join_auto(cluster, token_of(cluster))
-    assert joined.returncode == 0, joined.stderr + cluster.logs()
-    cluster.await_parts(2)
-    cluster.launch("b", "stop")
-    returned = join_auto(cluster)
-    assert returned.returncode == 0, returned.stderr + cluster.logs()
-    cluster.await_parts(2)
-    cluster.launch("b", "stop")
-    cluster.launch(FIRST, "stop")
-    gone = join_auto(cluster, FOREIGN)
-    assert gone.returncode == 1
-    assert "No cluster was found in the networks of this machine" in gone.stderr
+    joined = join_auto(announced, token_of(announced))
+    assert joined.returncode == 0, joined.stderr + announced.logs()
+    announced.await_parts(2)
+    announced.launch("b", "stop")
+    returned = join_auto(announced)
+    assert returned.returncode == 0, returned.stderr + announced.logs()
+    announced.await_parts(2)
+    announced.launch("b", "stop")
 
 
-def test_service_joins_once_by_a_token_and_runs_without_it(cluster, bed):
+def test_service_joins_once_by_a_token_and_runs_without_it(announced, bed):
     """What systemd would do is done here: its command is run with its variables."""
     host = bed.hosts["c"]  # whose checkout has a space in its path
     commands = host.outside(host.home) / "bin"
@@ -66,30 +67,32 @@ def test_service_joins_once_by_a_token_and_runs_without_it(cluster, bed):
     for name in ("systemctl", "loginctl"):
         (commands / name).write_text("#!/bin/sh\n")
         (commands / name).chmod(0o755)
-    cluster.start()
-    log_says(cluster, "announced as 'host-a ")
     install = (str(host.checkout / "launch.sh"), "worker", "--install-service", "--join", "auto")
     done = bed.run(
-        "c", *install, "--token", token_of(cluster), env={"PATH": f"{host.home}/bin:{SEARCHED}"}, timeout_s=120.0
+        "c", *install, "--token", token_of(announced), env={"PATH": f"{host.home}/bin:{SEARCHED}"}, timeout_s=120.0
     )
-    assert done.returncode == 0, done.stderr + cluster.logs()
+    assert done.returncode == 0, done.stderr + announced.logs()
     assert done.stdout.startswith("Worker host-c is a service of this machine")
-    cluster.await_parts(1)
+    announced.await_parts(1)
 
     unit = host.outside(host.home) / ".config/systemd/user/tandem-worker-host-c.service"
     lines = [line.partition("=") for line in unit.read_text().splitlines()]
     variables = dict(shlex.split(value)[0].split("=", 1) for key, _, value in lines if key == "Environment")
     (command,) = [shlex.split(value) for key, _, value in lines if key == "ExecStart"]
     with bed.popen("c", *command, env=variables) as service:
-        cluster.await_parts(2)
+        announced.await_parts(2)
         service.terminate()
-    cluster.await_parts(1)
+    announced.await_parts(1)
 
 
-def test_cluster_starts_where_the_port_of_mdns_is_taken_and_says_so_in_its_log(cluster, bed):
+def test_cluster_starts_where_the_port_of_mdns_is_taken_says_so_in_its_log_and_is_not_found(cluster, bed):
+    cluster.stop()
     python = str(bed.hosts[FIRST].checkout / ".venv" / "bin" / "python")
     with bed.popen(FIRST, python, "-c", TAKE_MDNS, user="root", stdin=-1, stdout=-1) as taker:
         taker.stdout.readline()
         cluster.start()
         log_says(cluster, "this cluster is not announced")
+        gone = join_auto(cluster, FOREIGN)
         taker.stdin.close()
+    assert gone.returncode == 1
+    assert "No cluster was found in the networks of this machine" in gone.stderr

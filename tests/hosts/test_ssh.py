@@ -12,14 +12,19 @@ from tests.support.running_cluster import wait_until
 PROMPT = "Tell me a long story about a fox."
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster(bed):
-    cluster = HostsCluster(bed)
-    yield cluster
-    for host in bed.hosts.values():
-        if host._pid is None:
-            bed.power_on(host.name)
-    cluster.stop()
+    """Nothing runs yet. It ends with its hosts."""
+    return HostsCluster(bed)
+
+
+@pytest.fixture
+def whole(cluster, bed):
+    """One worker here and one on each other host, started now if nothing runs."""
+    if cluster.told_status()["state"] == "stopped":
+        cluster.launch(FIRST, "start", "--config", configure(bed, "b", "c"))
+    cluster.await_parts(3)
+    return cluster
 
 
 def configure(bed, *hosts, **changes):
@@ -44,71 +49,56 @@ def worker_on(status, host):
     return next(worker for worker in status["workers"] if worker["host"] == f"host-{host}")
 
 
-def test_start_brings_three_hosts_up_and_stop_leaves_nothing(cluster, bed):
-    file = configure(bed, "b", "c")
-    cluster.launch(FIRST, "start", "--config", file)
-    status = cluster.await_parts(3)
+def test_start_brings_three_hosts_up_that_are_looked_at_from_the_first(whole):
+    status = whole.status()
     assert sorted(worker["host"] for worker in status["workers"]) == ["host-b", "host-c", "local"]
     assert {host["name"]: host["workers"] for host in status["hosts"]} == {
         "local": ["worker-0"], "host-b": ["host-b"], "host-c": ["host-c"],
     }  # fmt: skip
-    answer = cluster.prompt(PROMPT, 20, "--strategy", "distributed-cached")
+    answer = whole.prompt(PROMPT, 20, "--strategy", "distributed-cached")
     assert sorted(answer["workers"]) == ["host-b", "host-c", "worker-0"]
-    assert "belongs to the cluster" in cluster.launch(FIRST, "logs", "--host", "host-b", "host-b", "-n", "1000")
-    assert "mlx-lm" in cluster.launch(FIRST, "doctor", "--host", "host-c")
-    listed = json.loads(cluster.launch(FIRST, "models", "list", "--json"))["hosts"]
+    assert "belongs to the cluster" in whole.launch(FIRST, "logs", "--host", "host-b", "host-b", "-n", "1000")
+    assert "mlx-lm" in whole.launch(FIRST, "doctor", "--host", "host-c")
+    listed = json.loads(whole.launch(FIRST, "models", "list", "--json"))["hosts"]
     held = {host["name"]: {model["id"] for model in host["models"]} for host in listed}
     assert held == dict.fromkeys(("local", "host-b", "host-c"), held["local"])
     assert "tandem-demo" in held["local"]
-    cluster.launch(FIRST, "stop")
-    assert [processes(bed, host) for host in bed.hosts] == [[], [], []]
-    began = time.monotonic()
-    cluster.launch(FIRST, "start", "--config", file)
-    started = time.monotonic()
-    assert num_parts(cluster.status()) == 3
-    stopping = time.monotonic()
-    cluster.launch(FIRST, "stop")
-    ended = time.monotonic()
-    print(f"start {started - began:.1f} s, stop {ended - stopping:.1f} s")
-    assert [processes(bed, host) for host in bed.hosts] == [[], [], []]
 
 
-def test_hosts_that_fail_cost_their_own_place_and_come_later(cluster, bed):
-    file = configure(bed, "b", "c", b={"checkout": "~/nowhere"})
-    bed.power_cut("c")
-    said = cluster.launch(FIRST, "start", "--config", file)
-    assert cluster.status()["state"] == "degraded"
-    assert "missing host-b: host-b has no checkout of Tandem in ~/nowhere" in said
-    assert "missing host-c: host-c does not answer" in said
-    assert cluster.prompt(PROMPT, 20)["token_ids"]
-    bed.power_on("c")
-    cluster.await_status(lambda status: worker_on(status, "c")["layers"] is not None, "host c taking part")
-
-
-def test_worker_that_is_killed_is_started_again_there(cluster, bed):
-    cluster.launch(FIRST, "start", "--config", configure(bed, "b"))
-    earlier = worker_on(cluster.await_parts(2), "b")["pid"]
+def test_worker_that_is_killed_is_started_again_there(whole, bed):
+    earlier = worker_on(whole.told_status(), "b")["pid"]
     bed.run("b", "kill", "-9", str(earlier))
-    cluster.await_status(
-        lambda status: num_parts(status) == 2 and worker_on(status, "b")["pid"] != earlier, "another worker on host b"
+    whole.await_status(
+        lambda status: num_parts(status) == 3 and worker_on(status, "b")["pid"] != earlier, "another worker on host b"
     )
 
 
-def test_connection_that_is_lost_costs_nothing(cluster, bed):
-    cluster.launch(FIRST, "start", "--config", configure(bed, "b"))
-    before = cluster.await_cables()  # moving to one is another epoch
+def test_connections_that_are_lost_cost_nothing(whole, bed):
+    before = whole.await_cables()  # moving to one is another epoch
     bed.run(
         FIRST, "sh", "-c", "for p in /proc/[0-9]*; do grep -qz '^ssh$' $p/cmdline && kill -9 ${p#/proc/}; done; true"
     )
-    assert cluster.prompt(PROMPT, 20, "--strategy", "distributed-cached")["token_ids"]
-    after = cluster.status()
-    assert worker_on(after, "b")["pid"] == worker_on(before, "b")["pid"]
+    assert whole.prompt(PROMPT, 20, "--strategy", "distributed-cached")["token_ids"]
+    after = whole.told_status()
+    assert [worker_on(after, host)["pid"] for host in "bc"] == [worker_on(before, host)["pid"] for host in "bc"]
     assert after["epoch"] == before["epoch"]
-    cluster.launch(FIRST, "stop")
-    assert processes(bed, "b") == []
+
+
+def test_stop_leaves_nothing_and_a_second_start_has_all_hosts_at_its_end(whole, bed):
+    stopping = time.monotonic()
+    whole.launch(FIRST, "stop")
+    stopped = time.monotonic()
+    wait_until(lambda: [processes(bed, host) for host in bed.hosts] == [[], [], []], "who stopped them to end, too")
+    file = configure(bed, "b", "c")
+    starting = time.monotonic()
+    whole.launch(FIRST, "start", "--config", file)
+    started = time.monotonic()
+    assert num_parts(whole.told_status()) == 3
+    print(f"start {started - starting:.1f} s, stop {stopped - stopping:.1f} s")
 
 
 def test_coordinator_that_is_killed_comes_back_to_workers_with_their_weights(cluster, bed):
+    cluster.stop()
     cluster.launch(FIRST, "start", "--config", configure(bed, "b"))
     before = cluster.await_parts(2)
     bed.run(FIRST, "kill", "-9", str(before["coordinator"]["pid"]))
@@ -125,3 +115,16 @@ def test_coordinator_that_is_killed_comes_back_to_workers_with_their_weights(clu
     bed.run(FIRST, "kill", "-9", *(str(state[leader]["pid"]) for leader in ("supervisor", "coordinator")))
     assert "2 of its workers still ran and were stopped" in cluster.launch(FIRST, "stop")
     assert processes(bed, "b") == []
+
+
+def test_hosts_that_fail_cost_their_own_place_and_come_later(cluster, bed):
+    cluster.stop()
+    file = configure(bed, "b", "c", b={"checkout": "~/nowhere"})
+    bed.power_cut("c")
+    said = cluster.launch(FIRST, "start", "--config", file)
+    assert cluster.status()["state"] == "degraded"
+    assert "missing host-b: host-b has no checkout of Tandem in ~/nowhere" in said
+    assert "missing host-c: host-c does not answer" in said
+    assert cluster.prompt(PROMPT, 20)["token_ids"]
+    bed.power_on("c")
+    cluster.await_status(lambda status: worker_on(status, "c")["layers"] is not None, "host c taking part")

@@ -4,11 +4,12 @@ import pytest
 
 from cluster.settings import CacheSettings
 from strategy.situation import Strategy
-from tests.support.in_process.asked import COUNT, STRATEGIES, at_every_step, undisturbed
+from tests.support.in_process.asked import STRATEGIES, at_every_step, undisturbed
 from tests.support.in_process.cluster import CHUNK_TOKENS
 
 PAIR = ("alpha", "beta")
 LONG_PROMPT = tuple(range(10, 110))
+KILLED_AT = 14  # of so many tokens, each; behind the last ones what is read again takes a second chunk
 
 
 def counter_of(strategy, victim):
@@ -24,9 +25,10 @@ def test_worker_killed_at_any_step_changes_nothing(pair_workshop, strategy, vict
             cluster,
             lambda step: cluster.kill(victim, silently=step % 2 == 0),
             counted=counter_of(strategy, victim),
+            count=KILLED_AT,
             strategy=strategy,
         )
-        assert len(resumed) >= COUNT
+        assert len(resumed) >= KILLED_AT
         assert set(resumed) == {1}
 
     pair_workshop.run(scenario, *PAIR)
@@ -66,7 +68,7 @@ def test_worker_that_stands_still_is_replaced(pair_workshop, strategy, fault, vi
                 cluster.worker(victim).hang()
 
         resumed = await at_every_step(
-            cluster, disturb, counted=counter_of(strategy, victim), every=13, strategy=strategy
+            cluster, disturb, counted=counter_of(strategy, victim), count=20, every=8, strategy=strategy
         )
         assert set(resumed) <= {0, 1}
 
@@ -97,7 +99,7 @@ async def at_every_fault_of_a_link(cluster, fault, **fields):
 @pytest.mark.parametrize("strategy", [Strategy.DISTRIBUTED_NO_CACHE, Strategy.DISTRIBUTED_CACHED])
 def test_what_a_link_loses_changes_nothing(pair_workshop, strategy, fault):
     async def scenario(cluster):
-        await at_every_fault_of_a_link(cluster, fault, every=17, strategy=strategy)
+        await at_every_fault_of_a_link(cluster, fault, count=20, every=9, strategy=strategy)
 
     pair_workshop.run(scenario, *PAIR)
 

@@ -1,10 +1,14 @@
 """Plans that give way to others while requests run: newcomers, and a coordinator in the place of another."""
 
 import asyncio
+import itertools
 
 from cluster.planning.deployment import PATIENCE_S, SETTLE_S
+from cluster.planning.unmet_groups import FIRST_REST_S
+from cluster.settings import GroupSettings
 from strategy.situation import Strategy
 from tests.support.in_process.asked import COUNT, PROMPT, STRATEGIES, assert_same, undisturbed
+from workers.tensor.group import NotMet
 
 PAIR = ("alpha", "beta")
 
@@ -97,3 +101,32 @@ def test_worker_that_stood_still_for_a_moment_is_not_missed(pair_workshop):
         assert {name: worker.identity for name, worker in cluster.host.workers.items()} == pids
 
     pair_workshop.run(scenario, *PAIR)
+
+
+def test_cluster_serves_without_a_group_whose_ranks_do_not_meet_and_tries_it_when_nothing_runs(pair_workshop):
+    tried = []
+
+    def meet_nobody(plan, name, *_):
+        tried.append((asyncio.get_running_loop().time(), name))
+        raise NotMet("beta did not reach alpha" if name == "beta" else "")
+
+    async def scenario(cluster):
+        assert [name for _, name in tried] == list(PAIR)
+        why = "alpha+beta did not meet: beta did not reach alpha"
+        status = await cluster.client.status()
+        assert (status["state"], status["groups"], status["why_no_group"]) == ("ready", [], why)
+        assert "beta did not reach alpha" in [event["what"] for event in status["events"]]
+        for strategy in STRATEGIES:
+            assert (await undisturbed(cluster, PROMPT, 5, strategy=strategy)).is_complete
+        cluster.kill("beta")  # which may be reached when it is back
+        await cluster.until(lambda: len(tried) == 8)
+        await cluster.whole()
+        times = [at for at, _ in tried[2::2]]
+        rests = [round((later - before) / FIRST_REST_S, 1) for before, later in itertools.pairwise(times)]
+        assert rests == [1.0, 2.0]
+        assert (await cluster.client.status())["why_no_group"] == why
+
+    def before(cluster):
+        cluster.host.meet = meet_nobody
+
+    pair_workshop.run(scenario, *PAIR, before=before, settings={"groups": (GroupSettings(workers=PAIR),)})

@@ -18,7 +18,7 @@ TRIO = ("alpha", "beta", "gamma")
 SECONDS = 60
 STEP_S = 0.05
 LIMIT_S = 900
-GIVEN_UP = "died twice while it worked on this request"
+GIVEN_UP = "was lost too often while it worked on this request"
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Asked:
     deaths: Counter
 
     def check(self):
-        """It ended with its answer, or with the error of one worker that died twice meanwhile; True for its answer."""
+        """It ended with its answer, or with the error of one worker that was lost too often meanwhile; True for its answer."""
         if self.reply.error is None or GIVEN_UP not in self.reply.error:
             assert_same(self.reply, self.expected)
             return True
@@ -153,7 +153,7 @@ def asked_of(seed):
     return asked
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_every_request_ends_with_its_answer_whatever_happens(workshop, seed):
     async def scenario(cluster):
         asked = asked_of(seed)

@@ -22,6 +22,7 @@ def test_sampled_answer_goes_on_as_its_seed_says(pair_workshop, strategy):
             cluster,
             lambda _: cluster.kill("alpha"),
             counted="alpha",
+            count=20,
             every=5,
             strategy=strategy,
             seed=11,
@@ -59,9 +60,9 @@ def test_stop_string_counts_across_the_cut(pair_workshop, strategy):
         at = next(at for at in range(20, len(text)) if text.find(text[at : at + 4]) == at)
         stop = text[at : at + 4]
         resumed = await at_every_step(
-            cluster, lambda _: cluster.kill("alpha"), counted="alpha", every=2, strategy=strategy, stop=[stop]
+            cluster, lambda _: cluster.kill("alpha"), counted="alpha", every=4, strategy=strategy, stop=[stop]
         )
-        assert 5 < len(resumed) < COUNT // 2
+        assert 2 < len(resumed) < COUNT // 4
         stopped = await undisturbed(cluster, PROMPT, COUNT, strategy=strategy, stop=[stop])
         assert (stopped.finish_reason, stopped.text) == ("stop", text[:at])
 
@@ -81,7 +82,7 @@ def test_many_answers_at_once_go_on_together(workshop, victim):
 
     async def scenario(cluster):
         expected = [await undisturbed(cluster, prompt, count, **fields) for prompt, count, fields in asked]
-        for step in range(1, 90, 24):
+        for step in range(1, 90, 36):
             replies = [cluster.client.ask(prompt, count, **fields) for prompt, count, fields in asked]
             cluster.worker(victim).at_launch(step, lambda: cluster.kill(victim))
             await asyncio.gather(*(reply.task for reply in replies))
@@ -103,11 +104,11 @@ def test_long_prompt_that_is_cut_between_its_chunks_is_read_on_the_next_plan(pai
             cluster,
             lambda _: cluster.kill(victim),
             counted="alpha" if single else victim,
-            prompt=LONG,
+            prompt=LONG[:100],
             count=6,
             strategy=strategy,
         )
-        assert len(resumed) >= len(LONG) // 16
+        assert len(resumed) >= 100 // 16
         assert set(resumed) == {1}
 
     pair_workshop.run(scenario, *PAIR, settings={"cache": CacheSettings(prefix=False)})

@@ -4,6 +4,7 @@ from contextlib import closing
 
 import pytest
 
+from tests.support.browser import browser, visit  # noqa: F401 - fixtures
 from tests.support.running_cluster import RunningCluster
 from workers.zoo import make_tiny_model
 

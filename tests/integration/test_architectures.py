@@ -10,8 +10,9 @@ from tests.support.in_process_cluster import alone
 from tests.support.running_cluster import RunningCluster
 from workers.zoo import make_tiny_model
 
-# Of each kind of cache, attention and experts; `test_split_architectures` has them all, without processes.
-ARCHITECTURES = ("llama", "deepseek_v3", "gpt_oss", "nemotron_h")
+# Of each kind of cache, attention and experts, beside the plain ones of all other tests here; `test_split_architectures` has them
+# all, without processes.
+ARCHITECTURES = ("deepseek_v3", "gpt_oss", "nemotron_h")
 PROMPTS = tuple(np.random.default_rng(seed).integers(5, 300, length).tolist() for seed, length in enumerate((7, 40)))
 MAX_TOKENS = 10
 END_ID = 1  # of the tiny models' tokenizer

@@ -7,17 +7,34 @@ import socket
 import subprocess
 import sys
 import threading
+from contextlib import closing
 
 import httpx
 import psutil
 import pytest
 
 from protocol.home import ClusterState, Home, ProcessIdentity
-from tests.support.running_cluster import wait_until
+from tests.support.running_cluster import CHECKOUT, RunningCluster, launcher, wait_until
 
 NOTICED_S = 3.0
 PROMPT = list(range(30, 60))
 LETTERS = {str(token): 50 for token in range(69, 95)}
+
+
+@pytest.fixture(scope="module")
+def mended():
+    """The home of a cluster that one test breaks after the other; when all are through, `stop` must end what is there."""
+    with closing(RunningCluster()) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def standing(mended, tiny_model):
+    """Two workers, as after `start`, whatever befell them before."""
+    if not mended.processes():
+        mended.start(tiny_model)
+    wait_until(mended.ready_status, "it is whole")
+    return mended
 
 
 class LongRequest:
@@ -67,36 +84,35 @@ class Stream:
         return self._told
 
 
-def test_two_workers_share_the_layers_and_everything_can_be_said_twice(cluster, tiny_model):
-    cluster.start(tiny_model)
-    status = cluster.status()
+def test_two_workers_share_the_layers_and_everything_can_be_said_twice(standing, tiny_model):
+    status = standing.status()
     assert status["state"] == "ready"
-    assert status["api"] == cluster.url
+    assert status["api"] == standing.url
     first, second = status["workers"]
     assert first["layers"][0] == 0
     assert first["layers"][1] == second["layers"][0]
     assert second["layers"][1] == status["model"]["layers"] == 8
-    supervisor = Home(cluster.home).read_state().supervisor
+    supervisor = Home(standing.home).read_state().supervisor
     pids = {first["pid"], second["pid"], status["coordinator"]["pid"], supervisor.pid}
     assert len(pids) == 4
-    assert {process.pid for process in cluster.processes()} == pids
+    assert {process.pid for process in standing.processes()} == pids
     assert all(worker["memory"]["weights_bytes"] > 0 for worker in status["workers"])
 
-    again = cluster.command("start", "--port", str(cluster.port), "--model", str(tiny_model))
+    again = standing.command("start", "--port", str(standing.port), "--model", str(tiny_model))
     assert again.returncode == 0
     assert "Already running" in again.stdout
-    other = cluster.command("start", "--port", str(cluster.port), "--model", str(tiny_model), "--workers", "3")
+    other = standing.command("start", "--port", str(standing.port), "--model", str(tiny_model), "--workers", "3")
     assert other.returncode == 2
     assert "2 workers, not 3" in other.stderr
-    assert {process.pid for process in cluster.processes()} == pids
+    assert {process.pid for process in standing.processes()} == pids
 
-    assert "Stopped" in cluster.stop()
-    cluster.assert_no_process_left()
-    assert "Nothing is running" in cluster.stop()
-    assert cluster.status()["state"] == "stopped"
+    assert "Stopped" in standing.stop()
+    standing.assert_no_process_left()
+    assert "Nothing is running" in standing.stop()
+    assert standing.status()["state"] == "stopped"
 
 
-def test_three_workers_share_the_layers_when_asked_for(cluster, tiny_model):
+def test_three_workers_share_the_layers_when_asked_for_and_one_takes_their_place(cluster, tiny_model):
     cluster.start(tiny_model, "--workers", "3", environment={"USE_DISTRIBUTED_INFERENCE": "always"})
     status = cluster.status()
     assert status["mode"] == "always"
@@ -106,65 +122,54 @@ def test_three_workers_share_the_layers_when_asked_for(cluster, tiny_model):
     assert len({worker["pid"] for worker in status["workers"]}) == 3
     answer = cluster.complete(PROMPT, 5)
     assert answer["tandem"]["workers"] == ["worker-0", "worker-1", "worker-2"]
-
-
-def test_killed_coordinator_is_started_again_and_answers(cluster, tiny_model):
-    cluster.start(tiny_model)
-    workers = cluster.worker_pids()
-    request = LongRequest(cluster, "distributed-cached")
-    first = cluster.status()["coordinator"]["pid"]
-    os.kill(first, signal.SIGKILL)
-    assert request.ended.wait(NOTICED_S)
-    assert request.error
-    assert cluster.status()["state"] in ("starting", "degraded", "ready")
-    second = wait_until(cluster.ready_status, "it is ready again")
-    assert second["coordinator"]["pid"] != first
-    assert {worker["name"]: worker["pid"] for worker in second["workers"]} == workers
-    assert cluster.complete(PROMPT, 3)["usage"]["completion_tokens"] == 3
-    assert len(cluster.processes()) == 4
-    assert "Stopped" in cluster.stop()
-    cluster.assert_no_process_left()
-
-
-def test_cluster_goes_on_without_its_supervisor_and_start_puts_another_in_its_place(cluster, tiny_model):
-    cluster.start(tiny_model)
-    home = Home(cluster.home)
-    home.read_state().supervisor.kill()
-    assert cluster.status()["state"] == "ready"
-    again = cluster.command("start", "--port", str(cluster.port), "--model", str(tiny_model))
-    assert again.returncode == 0
-    assert "supervisor had died" in again.stderr
-    assert home.read_state().is_supervised
-    assert "Stopped" in cluster.stop()
-    cluster.assert_no_process_left()
-
-
-def test_workers_outlive_their_leaders_and_the_next_start_ends_them(cluster, tiny_model):
-    cluster.start(tiny_model)
-    workers = cluster.worker_pids().values()
-    state = Home(cluster.home).read_state()
-    state.supervisor.kill()
-    state.coordinator.kill()
-    wait_until(lambda: cluster.status()["state"] == "stopped", "status says so", NOTICED_S)
-    with pytest.raises(httpx.HTTPError):
-        cluster.api_status()
-    assert all(psutil.pid_exists(pid) for pid in workers)
-    done = cluster.command("start", "--port", str(cluster.port), "--model", str(tiny_model))
-    assert "had died; 2 of its workers still ran and were stopped" in done.stderr
-    assert len(cluster.processes()) == 4
-    assert cluster.complete(PROMPT, 3)["usage"]["completion_tokens"] == 3
-
-
-def test_replace_puts_a_cluster_with_other_settings_in_the_place_of_one(cluster, tiny_model):
-    cluster.start(tiny_model)
     cluster.start(tiny_model, "--workers", "1", "--replace")
     assert [worker["name"] for worker in cluster.status()["workers"]] == ["worker-0"]
 
 
+def test_killed_coordinator_is_started_again_and_answers(standing):
+    workers = standing.worker_pids()
+    request = LongRequest(standing, "distributed-cached")
+    first = standing.status()["coordinator"]["pid"]
+    os.kill(first, signal.SIGKILL)
+    assert request.ended.wait(NOTICED_S)
+    assert request.error
+    assert standing.status()["state"] in ("starting", "degraded", "ready")
+    second = wait_until(standing.ready_status, "it is ready again")
+    assert second["coordinator"]["pid"] != first
+    assert {worker["name"]: worker["pid"] for worker in second["workers"]} == workers
+    assert standing.complete(PROMPT, 3)["usage"]["completion_tokens"] == 3
+    assert len(standing.processes()) == 4
+
+
+def test_cluster_goes_on_without_its_supervisor_and_start_puts_another_in_its_place(standing, tiny_model):
+    home = Home(standing.home)
+    home.read_state().supervisor.kill()
+    assert standing.status()["state"] == "ready"
+    again = standing.command("start", "--port", str(standing.port), "--model", str(tiny_model))
+    assert again.returncode == 0
+    assert "supervisor had died" in again.stderr
+    assert home.read_state().is_supervised
+    assert "Stopped" in standing.stop()
+    standing.assert_no_process_left()
+
+
+def test_workers_outlive_their_leaders_and_the_next_start_ends_them(standing, tiny_model):
+    workers = standing.worker_pids().values()
+    state = Home(standing.home).read_state()
+    state.supervisor.kill()
+    state.coordinator.kill()
+    wait_until(lambda: standing.status()["state"] == "stopped", "status says so", NOTICED_S)
+    with pytest.raises(httpx.HTTPError):
+        standing.api_status()
+    assert all(psutil.pid_exists(pid) for pid in workers)
+    done = standing.command("start", "--port", str(standing.port), "--model", str(tiny_model))
+    assert "had died; 2 of its workers still ran and were stopped" in done.stderr
+    assert len(standing.processes()) == 4
+    assert standing.complete(PROMPT, 3)["usage"]["completion_tokens"] == 3
+
+
 @pytest.mark.parametrize("reached", ["supervisor", "coordinator", "workers"])
 def test_start_that_is_killed_leaves_nothing(cluster, tiny_model, reached):
-    from tests.support.running_cluster import CHECKOUT, launcher
-
     def has_come_so_far():
         state = Home(cluster.home).read_state()
         return state is not None and getattr(state, reached)
@@ -184,71 +189,64 @@ def test_start_that_is_killed_leaves_nothing(cluster, tiny_model, reached):
 
 
 @pytest.mark.parametrize("killed", ["worker-0", "worker-1"])
-def test_killed_worker_is_said_its_requests_go_on_and_it_comes_back_by_itself(cluster, tiny_model, killed):
-    cluster.start(tiny_model)
+def test_killed_worker_is_said_its_requests_go_on_and_it_comes_back_by_itself(standing, killed):
     strategies = ("single-device-cached", "distributed-cached", "distributed-no-cache")
-    expected = {strategy: cluster.complete(PROMPT, 200, strategy=strategy) for strategy in strategies}
-    requests = {strategy: Stream(cluster, strategy, 200) for strategy in strategies}
-    os.kill(cluster.worker_pids()[killed], signal.SIGKILL)
+    expected = {strategy: standing.complete(PROMPT, 200, strategy=strategy) for strategy in strategies}
+    requests = {strategy: Stream(standing, strategy, 200) for strategy in strategies}
+    os.kill(standing.worker_pids()[killed], signal.SIGKILL)
 
     status = wait_until(
-        lambda: (status := cluster.api_status())["state"] != "ready" and status, "the API says so", NOTICED_S
+        lambda: (status := standing.api_status())["state"] != "ready" and status, "the API says so", NOTICED_S
     )
     assert {worker["name"]: worker["state"] for worker in status["workers"]}[killed] == "lost"
     for strategy, request in requests.items():
         told = request.end()
         assert told["token_ids"] == expected[strategy]["tandem"]["token_ids"]
         assert told["strategy"] == strategy
-    assert httpx.get(f"{cluster.url}/health").status_code == 200
-    wait_until(lambda: cluster.api_status()["state"] == "ready", "it comes back")
-    assert any(killed in event["what"] and "lost" in event["what"] for event in cluster.api_status()["events"])
-    assert cluster.complete(PROMPT, 3, use_distributed_inference="always")["tandem"]["workers"] == [
+    assert httpx.get(f"{standing.url}/health").status_code == 200
+    wait_until(lambda: standing.api_status()["state"] == "ready", "it comes back")
+    assert any(killed in event["what"] and "lost" in event["what"] for event in standing.api_status()["events"])
+    assert standing.complete(PROMPT, 3, use_distributed_inference="always")["tandem"]["workers"] == [
         "worker-0",
         "worker-1",
     ]
 
 
-def test_everything_killed_at_once_leaves_a_home_that_starts_again(cluster, tiny_model):
-    cluster.start(tiny_model)
-    for process in cluster.processes():
-        process.kill()
-    wait_until(lambda: not cluster.processes(), "all are gone")
-    cluster.start(tiny_model)
-    assert cluster.status()["state"] == "ready"
-
-
-def test_stopped_worker_is_replaced_and_its_requests_go_on(cluster, tiny_model):
+def test_stopped_worker_is_replaced_and_its_requests_go_on(standing):
     """SIGSTOP is what a machine that hangs looks like: the connection stays, the heartbeats do not."""
-    cluster.start(tiny_model)
-    expected = cluster.complete(PROMPT, 200, strategy="distributed-cached")
-    request = Stream(cluster, "distributed-cached", 200)
-    stopped = cluster.worker_pids()["worker-1"]
+    expected = standing.complete(PROMPT, 200, strategy="distributed-cached")
+    request = Stream(standing, "distributed-cached", 200)
+    stopped = standing.worker_pids()["worker-1"]
     os.kill(stopped, signal.SIGSTOP)
     assert request.end()["token_ids"] == expected["tandem"]["token_ids"]
     wait_until(
-        lambda: (ready := cluster.ready_status()) and stopped not in [worker["pid"] for worker in ready["workers"]],
+        lambda: (ready := standing.ready_status()) and stopped not in [worker["pid"] for worker in ready["workers"]],
         "another is in its place",
     )
-    cluster.stop()
-    cluster.assert_no_process_left()
+    wait_until(lambda: len(standing.processes()) == 4, "the one that stood still is gone")
 
 
-def test_terminated_coordinator_lets_a_running_request_finish(cluster, tiny_model):
-    cluster.start(tiny_model)
+def test_everything_killed_at_once_leaves_a_home_that_starts_again(standing, tiny_model):
+    for process in standing.processes():
+        process.kill()
+    wait_until(lambda: not standing.processes(), "all are gone")
+    standing.start(tiny_model)
+    assert standing.status()["state"] == "ready"
+
+
+def test_terminated_coordinator_lets_a_running_request_finish(standing):
     answers = []
-    asking = threading.Thread(target=lambda: answers.append(cluster.complete(PROMPT, 300, logit_bias=LETTERS)))
+    asking = threading.Thread(target=lambda: answers.append(standing.complete(PROMPT, 300, logit_bias=LETTERS)))
     asking.start()
-    wait_until(lambda: cluster.api_status()["requests"]["running"] == 1, "the request runs")
-    os.kill(cluster.status()["coordinator"]["pid"], signal.SIGTERM)
+    wait_until(lambda: standing.api_status()["requests"]["running"] == 1, "the request runs")
+    os.kill(standing.status()["coordinator"]["pid"], signal.SIGTERM)
     asking.join(30)
     assert answers[0]["usage"]["completion_tokens"] == 300
-    wait_until(lambda: not cluster.processes(), "all end")
-    assert cluster.status()["state"] == "stopped"
+    wait_until(lambda: not standing.processes(), "all end")
+    assert standing.status()["state"] == "stopped"
 
 
 def test_foreground_cluster_ends_with_its_command(cluster, tiny_model):
-    from tests.support.running_cluster import CHECKOUT, launcher
-
     process = subprocess.Popen(
         [*launcher(), "start", "--foreground", "--port", str(cluster.port), "--model", str(tiny_model)],
         cwd=CHECKOUT,

@@ -11,6 +11,7 @@ from protocol.errors import WireError
 from protocol.values import KvSettings, LayerRange, Peer, Route, Sampling, TokenLogprobs
 from strategy.chunking import ChunkCost
 from strategy.cost import StageSpeed
+from strategy.group_sums import GroupSums
 from strategy.layer_speeds import LayerSpeeds, PartSpeed
 from strategy.memory import KvGrowth, KvNeeds
 
@@ -41,6 +42,10 @@ EXAMPLES: dict[int, messages.Message] = {
         batches=True,
         last_position_only=True,
         context_tokens=None,
+        rank_cuts=(
+            messages.RankCut(ranks=2, plan="{}", shares=(0.5, 0.5)),
+            messages.RankCut(ranks=3, why_not="its 2 heads are fewer"),
+        ),
     ),
     4: messages.LoadProgress(worker="w", loaded_bytes=5),
     5: messages.Loaded(
@@ -60,7 +65,9 @@ EXAMPLES: dict[int, messages.Message] = {
                 ),
             ),
             messages.KeptPrefix(
-                route=Route(("w", "v")), needs=KvNeeds(fixed_bytes=1, growth=(), snapshots=True), speed=None
+                route=Route(("w", "v"), ranks=2),
+                needs=KvNeeds(fixed_bytes=1, growth=(), snapshots=True),
+                sums=GroupSums(num_sums=17, row_bytes=512, row_s=0.25, chunk_bytes=1024, chunk_s=0.5),
             ),
         ),
         layers=LayerSpeeds(
@@ -70,6 +77,7 @@ EXAMPLES: dict[int, messages.Message] = {
             overhead=PartSpeed(0.0, 0.5),
             head=PartSpeed(1.0, 2.0),
         ),
+        draft=KvNeeds(fixed_bytes=2, growth=(KvGrowth(1, None),), snapshots=False),
     ),
     6: messages.LoadFailed(worker="w", message="m"),
     7: messages.Tokens(updates=(messages.Update(1, (2, 3), "stop"), messages.Update(2, (4,), None, (SCORED,)))),
@@ -109,7 +117,7 @@ EXAMPLES: dict[int, messages.Message] = {
     19: messages.Embedded(sequence=1),
     20: messages.Welcome(inbox=PEER, door=PEER),
     21: messages.Rejected(reason="r"),
-    22: messages.InspectModel(model="d", reply_to=PEER),
+    22: messages.InspectModel(model="d", reply_to=PEER, ranks=(2,)),
     23: messages.LoadStage(
         model="d",
         reply_to=PEER,
@@ -121,9 +129,13 @@ EXAMPLES: dict[int, messages.Message] = {
         last_position_only=True,
         batches=True,
         prefill_chunk_tokens=None,
+        groups=(
+            messages.GroupPlan(route=Route(("w", "v"), ranks=2), layers=(LayerRange(0, 4),), cut="{}", secret="00ff"),
+        ),
     ),
     24: messages.Generate(
         sequence=1,
+        request_id=2,
         route=Route(("w",)),
         cached=True,
         max_tokens=5,
@@ -135,12 +147,20 @@ EXAMPLES: dict[int, messages.Message] = {
     26: messages.Shutdown(),
     27: messages.KnownPrefix(route=Route(("w",)), capacity=4, snapshots=True),
     28: messages.ForgetConversation(conversation="c"),
-    29: messages.Beat(members=("w", "v")),
+    29: messages.Beat(members=("w", "v"), watches_steps=True),
     30: messages.PrepareStage(model="d", layers=LayerRange(0, 4), reply_to=PEER),
     31: messages.ListModels(number=3),
     32: messages.ComputeFigures(number=3),
+    33: messages.StepsRecorded(worker="w", clock=2.5),
     40: messages.OpenSequence(
-        sequence=1, route=Route(("w",)), cached=False, sampling=Sampling(), seed=1, history=(1, 2), max_length=9
+        sequence=1,
+        request_id=2,
+        route=Route(("w",)),
+        cached=False,
+        sampling=Sampling(),
+        seed=1,
+        history=(1, 2),
+        max_length=9,
     ),
     41: messages.CloseSequence(sequence=1, route=Route(("w",))),
     42: messages.Step(
@@ -148,11 +168,11 @@ EXAMPLES: dict[int, messages.Message] = {
         route=Route(("a", "b")),
         slot=0,
         cached=True,
-        rows=(messages.Row(1, 0, True),),
+        rows=(messages.Row(1, 0, 1),),
         num_tokens=1,
         payload=["a", 0],
     ),
-    43: messages.Sampled(number=1, route=Route(("a",)), tokens=(5,), logprobs=(SCORED,), scored=((), (SCORED,))),
+    43: messages.Sampled(number=1, route=Route(("a",)), tokens=((5,),), logprobs=(SCORED,), scored=((), (SCORED,))),
     44: messages.StepFailed(number=1, route=Route(("a",)), message="m"),
     45: messages.KeepPrefix(sequence=1, route=Route(("a", "b")), spans=((0, 64),)),
     46: messages.DropPrefix(route=Route(("a", "b"))),
@@ -169,13 +189,15 @@ EXAMPLES: dict[int, messages.Message] = {
 }
 GOLDEN = {
     8: "83a873657175656e636501a970726f63657373656402a5746f74616c03",
-    7: "81a775706461746573929401920203a473746f7090"
-    "94029104c09192cbbff8000000000000929203cbbfd00000000000009204cbbff8000000000000",
+    7: "81a775706461746573929601920203a473746f70900000"
+    "96029104c09192cbbff8000000000000929203cbbfd00000000000009204cbbff80000000000000000",
     18: "83a873657175656e636501a5737461727401a7656e7472696573"
     "9292cbbff8000000000000929203cbbfd00000000000009204cbbff800000000000092cbbfe000000000000090",
     19: "81a873657175656e636501",
-    54: "82a873657175656e636501a5726f7574659192a161a162",
-    43: "85a66e756d62657201a5726f7574659191a161a6746f6b656e739105"
+    29: "83a76d656d6265727392a177a176a46b65797390ad776174636865735f7374657073c3",
+    33: "82a6776f726b6572a177a5636c6f636bcb4004000000000000",
+    54: "82a873657175656e636501a5726f7574659292a161a16201",
+    43: "85a66e756d62657201a5726f7574659291a16101a6746f6b656e73919105"
     "a86c6f6770726f62739192cbbff8000000000000929203cbbfd00000000000009204cbbff8000000000000"
     "a673636f72656492909192cbbff8000000000000929203cbbfd00000000000009204cbbff8000000000000",
 }
@@ -200,8 +222,8 @@ def test_bytes_are_those_that_other_versions_expect(number):
 
 
 def test_log_probabilities_that_nobody_asked_for_take_no_room():
-    message = messages.Sampled(number=1, route=Route(("a",)), tokens=(5,))
-    assert codec.encode(1, message)[1].hex() == "83a66e756d62657201a5726f7574659191a161a6746f6b656e739105"
+    message = messages.Sampled(number=1, route=Route(("a",)), tokens=((5,),))
+    assert codec.encode(1, message)[1].hex() == "83a66e756d62657201a5726f7574659291a16101a6746f6b656e73919105"
 
 
 def test_buffer_whose_last_piece_is_missing_is_no_message(monkeypatch):

@@ -33,13 +33,18 @@ def test_what_is_imported_cannot_change_them(limits):
     assert resource.getrlimit(resource.RLIMIT_NOFILE) == limits
 
 
-@pytest.mark.parametrize("name", ["workers.__main__", "cluster.serving.template_process"])
-def test_mlx_lm_s_own_limit_is_not_ours(limits, name):
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [("workers.__main__", "module.import_without_text()"), ("cluster.serving.template_process", "pass")],
+    ids=["worker", "templates"],
+)
+def test_mlx_lm_s_own_limit_is_not_ours(limits, name, first):
     """What it does at its import, under the very imports of these processes."""
     lines = [
         "import resource, sys",
         f"import {name} as module",
         "with module.limits_kept():",
+        f"    {first}",
         "    import mlx_lm.utils",
         "print(*resource.getrlimit(resource.RLIMIT_NOFILE))",
     ]

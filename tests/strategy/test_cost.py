@@ -8,8 +8,6 @@ from hypothesis import strategies as st
 
 from strategy.chunking import ChunkCost
 from strategy.cost import (
-    Busy,
-    Elsewhere,
     Hop,
     RequestWork,
     RouteCosts,
@@ -126,11 +124,29 @@ def test_without_a_cache_every_token_reads_everything_again():
     )
 
 
-def test_who_is_busy_elsewhere_takes_longer_by_a_round_at_most():
-    costs, work = route(stage(), stage()), RequestWork(prompt_tokens=10, generated_tokens=10)
-    alone = cached_times(costs, work, IDLE).step_s
-    assert cached_times(costs, work, IDLE, Busy({1: Elsewhere(1.0, 0.5)})).step_s == pytest.approx(alone + 0.004)
-    assert cached_times(costs, work, IDLE, Busy({1: Elsewhere(0.001, 0.9)})).step_s == pytest.approx(alone + 0.001)
+def test_batch_is_as_long_for_a_newcomer_as_for_the_longest_of_it():
+    costs, work = route(stage(context_s=1e-6)), RequestWork(prompt_tokens=10, generated_tokens=2)
+    beside = cached_times(costs, work, RouteLoad(decoding=3, context=800, longest=900))
+    assert beside.step_s == pytest.approx(0.007 + 4 * 901e-6, rel=1e-3)
+
+
+def test_newcomer_who_goes_with_no_batch_has_one_of_its_own():
+    costs, load = route(stage()), RouteLoad(decoding=3, context=50)
+    joined, apart = (
+        cached_times(costs, RequestWork(prompt_tokens=prompt, cached_tokens=prompt - 1, generated_tokens=8), load)
+        for prompt in (60, 3000)
+    )
+    assert joined.step_s == pytest.approx(stage().decode_s(4, 0))
+    assert apart.step_s == pytest.approx(stage().decode_s(3, 0) + stage().decode_s(1, 0))
+
+
+def test_while_a_long_prompt_is_read_others_come_nearer_to_its_length():
+    costs, load = route(stage()), RouteLoad(decoding=3, context=1250)
+    unread, read = (
+        cached_times(costs, RequestWork(prompt_tokens=2100, cached_tokens=cached, generated_tokens=8), load).step_s
+        for cached in (0, 2099)
+    )
+    assert unread < read
 
 
 def test_context_makes_chunks_and_steps_dearer():
@@ -148,7 +164,6 @@ def test_handed_over_it_is_read_by_all_and_generated_by_one():
     handed = handed_over_times((halves, IDLE), cached_times(halves, work, IDLE), alone, work, Hop(1e-4, 1e6))
     assert handed.step_s == alone.step_s
     assert handed.read_s < 0.7 * alone.read_s
-    assert handed.busy_s == pytest.approx(alone.busy_s, rel=0.02)
     late = handed_over_times((halves, IDLE), cached_times(halves, work, IDLE), alone, work, Hop(1e-4, 100.0))
     assert late.read_s > 640 / 100.0
 

@@ -7,10 +7,12 @@ from hypothesis import strategies as st
 
 from strategy.cache_use import MeasuredUse, PayingRange
 from strategy.decision import MAX_SCORED_UNCACHED, decide
+from strategy.grouping import Groups
 from strategy.memory import KvGrowth, KvNeeds, WorkerBudget
 from strategy.policies import POLICIES
-from strategy.situation import Asked, Mode, NoStrategy, Snapshot, Strategy, Thresholds
+from strategy.situation import Asked, NoStrategy, Snapshot, Strategy, Thresholds
 from strategy.vocabulary import Route
+from strategy.wishes import Mode
 
 SINGLE, NO_CACHE, CACHED, PREFILL = (
     Strategy.SINGLE_DEVICE_CACHED,
@@ -97,6 +99,64 @@ def test_never_with_a_model_that_fits_nowhere_says_the_figures_and_that_more_wor
     assert not error.lasting
 
 
+GROUPS = [Route(("alpha", "beta"), 2), Route(("gamma", "delta"), 2)]
+GROUPED = changed(
+    groups=Groups(routes=tuple(GROUPS), why_none=None),
+    group_load={GROUPS[0]: 2, GROUPS[1]: 1},
+    needs={**ANY.needs, **{group: dict.fromkeys(group, NEEDS) for group in GROUPS}},
+    budgets={name: WorkerBudget(prefix_bytes=0, sequence_bytes=10**6) for name in ("alpha", "beta", "gamma", "delta")},
+)
+
+
+def test_group_is_taken_by_name_the_least_busy_one_with_a_cache_on_each_rank():
+    decision = decided(50, 50, GROUPED, strategy=Strategy.TENSOR_PARALLEL)
+    assert (decision.route, decision.cached, decision.workers) == (GROUPS[1], True, ("gamma", "delta"))
+    assert set(decision.bytes_by_worker) == {"gamma", "delta"}
+    assert decided(50, 50, GROUPED).strategy is NO_CACHE
+    assert decided(500, 50, GROUPED).strategy is SINGLE
+
+
+ONLY_PARTS = changed(
+    GROUPED,
+    pipeline=None,
+    why_not="alpha+beta have room for nothing but their parts of the model",
+    holders={},
+    shortage="the full model needs 9 GB",
+)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("mode", [Mode.AUTO, Mode.ALWAYS])
+@pytest.mark.parametrize("lengths", [(5, 5), (500, 500)])
+def test_groups_that_alone_have_the_model_are_taken_and_the_others_say_why_not(policy, mode, lengths):
+    asked = Asked(prompt_tokens=lengths[0], max_tokens=lengths[1], mode=mode)
+    decision = decide(asked, ONLY_PARTS, policy)
+    assert (decision.strategy, decision.route) == (Strategy.TENSOR_PARALLEL, GROUPS[1])
+    assert decision.reason.endswith(": the workers of a group together, since no pipeline is there")
+    why_not = {each.strategy: each.why_not for each in decision.candidates if not each.feasible}
+    assert why_not == {SINGLE: ONLY_PARTS.shortage} | dict.fromkeys((NO_CACHE, CACHED, PREFILL), ONLY_PARTS.why_not)
+
+
+def test_one_device_is_never_to_be_had_where_groups_alone_have_the_model():
+    assert "the full model needs 9 GB" in str(refusal(5, 5, ONLY_PARTS, mode=Mode.NEVER))
+    assert refusal(10**6, 50, ONLY_PARTS).too_large
+
+
+def test_group_refuses_what_no_rank_has_room_for():
+    assert refusal(10**6, 50, GROUPED, strategy=Strategy.TENSOR_PARALLEL).too_large
+
+
+def test_group_whose_worker_may_come_back_is_waited_for():
+    awaited = changed(groups=Groups(why_none="beta of the group alpha+beta is not there", are_awaited=True))
+    error = refusal(5, 5, awaited, strategy=Strategy.TENSOR_PARALLEL)
+    assert (str(error), error.lasting) == (
+        "tensor-parallel cannot run: beta of the group alpha+beta is not there",
+        False,
+    )
+    goes_on = decided(5, 5, awaited, began_with=Strategy.TENSOR_PARALLEL)
+    assert goes_on.strategy is NO_CACHE
+
+
 def test_strategy_by_name_wins_over_mode_and_lengths():
     assert decided(5000, 5000, mode=Mode.NEVER, strategy=CACHED).strategy is CACHED
 
@@ -105,9 +165,9 @@ def test_strategy_by_name_that_cannot_run_is_refused_not_replaced():
     assert str(refusal(5, 5, TOO_BIG, strategy=SINGLE)) == "single-device-cached cannot run: the full model needs 9 GB"
 
 
-def test_strategy_of_a_later_version_is_refused_for_good():
+def test_group_that_nobody_configured_is_refused_for_good():
     error = refusal(5, 5, strategy=Strategy.TENSOR_PARALLEL)
-    assert "comes with a later version" in str(error)
+    assert "name some in [[groups]]" in str(error)
     assert error.lasting
 
 

@@ -10,7 +10,7 @@ from strategy.vocabulary import Route
 from tests.strategy.test_cost import route, stage
 
 ROUTE = Route(("w0",))
-TIMES = Times(1.0, 0.1, 0.05, 3.0)
+TIMES = Times(1.0, 0.1, 0.05)
 COSTS = {ROUTE: route(stage())}
 
 
@@ -39,7 +39,7 @@ def test_one_answer_changes_little_and_many_no_more_than_the_bounds():
 
 
 def test_what_every_answer_needs_beside_computing_is_learned_from_short_ones():
-    learning = learned(60, 0.051, None, Times(0.0, 0.001, 0.001, 0.001))
+    learning = learned(60, 0.051, None, Times(0.0, 0.001, 0.001))
     assert learning.overhead_s == pytest.approx(0.05, rel=0.05)
     assert learning.factors("any", ROUTE, 100).num_seen == 60
 
@@ -47,7 +47,7 @@ def test_what_every_answer_needs_beside_computing_is_learned_from_short_ones():
 def test_what_one_size_teaches_does_not_make_another_worse():
     learning = Learning()
     learning.renew(COSTS)
-    longer = Times(10.0, 0.1, 0.05, 30.0)
+    longer = Times(10.0, 0.1, 0.05)
     for _ in range(30):
         learning.saw("any", ROUTE, 100, TIMES, 1.1, None)
         learning.saw("any", ROUTE, 2000, longer, 14.1, None)
@@ -56,10 +56,42 @@ def test_what_one_size_teaches_does_not_make_another_worse():
     assert learning.ttft_s(longer, long) == pytest.approx(14.1, rel=0.05)
 
 
+def test_many_short_prompts_that_waited_say_little_of_a_long_one():
+    learning = Learning()
+    learning.renew(COSTS)
+    longer = Times(16.0, 0.1, 0.05)
+    learning.saw("any", ROUTE, 1600, longer, 16.1, None)
+    for _ in range(200):
+        learning.saw("any", ROUTE, 100, TIMES, 3.1, None)
+    short, long = (learning.factors("any", ROUTE, read_tokens) for read_tokens in (100, 1600))
+    assert learning.ttft_s(TIMES, short) == pytest.approx(3.1, rel=0.05)
+    assert learning.ttft_s(longer, long) == pytest.approx(16.1, rel=0.1)
+
+
 def test_a_size_that_was_never_seen_has_what_others_teach():
     learning = learned(30, 2.1, 0.05)
     assert learning.factors("any", ROUTE, 5000).reading == pytest.approx(2.0, rel=0.15)
     assert learning.factors("any", ROUTE, 100).reading == pytest.approx(2.0, rel=0.05)
+
+
+def test_steps_with_guesses_are_learned_beside_plain_ones_and_no_answer_moves_them_far():
+    learning = learned(5, 1.1, 0.05)
+    for tokens, step_s in ((4.0, 0.02), (4.0, 0.02), (1.0, 5.0)):
+        learning.saw("any", ROUTE, 100, TIMES, 1.1, step_s, tokens)
+    found = learning.guessed("any", ROUTE)
+    assert found.tokens == pytest.approx(4.0 * 0.5**0.2)
+    assert found.step == pytest.approx(4.0 * 0.02 / TIMES.step_s * 2**0.2)
+    assert learning.factors("any", ROUTE, 100).step == pytest.approx(1.0)
+    learning.renew({ROUTE: route(stage(2.0))})
+    assert learning.guessed("any", ROUTE) is None
+
+
+def test_strategy_that_was_never_seen_on_a_route_has_the_steps_of_those_that_were():
+    learning = learned(30, 1.2, 0.1)
+    found = learning.factors("another", ROUTE, 100)
+    assert (found.step, found.reading, found.num_seen) == (pytest.approx(2.0, rel=0.01), 1.0, 0)
+    learning.renew({ROUTE: route(stage(2.0))})
+    assert learning.factors("another", ROUTE, 100).step == 1.0
 
 
 def test_what_was_learned_of_other_stages_is_forgotten():

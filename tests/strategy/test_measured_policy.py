@@ -7,11 +7,13 @@ from hypothesis import strategies as st
 
 from strategy.cost import Hop, RouteLoad
 from strategy.decision import decide
+from strategy.grouping import Groups
 from strategy.learning import Learning
 from strategy.occupation import Occupation
-from strategy.prediction import Conditions, Objective
-from strategy.situation import Asked, Mode, NoStrategy, Strategy
+from strategy.prediction import Conditions
+from strategy.situation import Asked, NoStrategy, Strategy
 from strategy.vocabulary import Route
+from strategy.wishes import Mode, Objective
 from tests.strategy.test_cost import QUICK, route, stage
 from tests.strategy.test_decision import ANY, CACHED, NO_CACHE, PIPELINE, SINGLE, TOO_BIG, changed, with_room
 
@@ -132,6 +134,21 @@ def test_mode_and_size_leave_policy_the_choice_between_what_they_allow():
     assert decided(20, 200, asked={"mode": Mode.ALWAYS}).strategy is CACHED
     assert decided(20, 200, TOO_BIG).strategy is CACHED
     assert decided(3, 1, TOO_BIG).reason.startswith("the model fits no single worker: ")
+
+
+def test_group_is_among_what_a_model_that_fits_no_single_worker_can_take():
+    group, known = Route(("alpha", "beta"), ranks=2), conditions()
+    costs = {**known.costs, group: renamed(route(stage(0.6)), group)}
+    snapshot = changed(
+        TOO_BIG,
+        groups=Groups(routes=(group,), why_none=None),
+        needs={**TOO_BIG.needs, group: TOO_BIG.needs[PIPELINE]},
+        conditions=msgspec.structs.replace(known, costs=costs, occupation=Occupation(costs)),
+    )
+    asked = Asked(prompt_tokens=20, max_tokens=200)
+    assert decide(asked, snapshot, "measured").strategy is Strategy.TENSOR_PARALLEL
+    assert decide(asked, snapshot, "thresholds").strategy is CACHED
+    assert decide(msgspec.structs.replace(asked, mode=Mode.ALWAYS), snapshot, "measured").strategy is CACHED
 
 
 def test_thresholds_stay_as_documented_and_say_what_is_predicted():

@@ -1,5 +1,6 @@
 """Who is busy where, as loads come and go."""
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +11,7 @@ from strategy.vocabulary import Route
 from tests.strategy.test_cost import route, stage
 
 PAIR = Route(("w0", "w1"))
-FIRST = Route(("w0",))
+FIRST, SECOND = Route(("w0",)), Route(("w1",))
 COSTS = {PAIR: route(stage(0.5), stage(0.5)), FIRST: route(stage())}
 LOADS = st.builds(
     RouteLoad,
@@ -36,6 +37,17 @@ def test_stage_of_a_pipeline_with_one_stream_is_busy_half_of_the_time():
     assert occupation.beside(FIRST).elsewhere[0].share == pytest.approx(0.5, abs=0.05)
 
 
+def test_pipeline_that_others_hold_up_comes_round_more_seldom():
+    occupation = Occupation(COSTS | {SECOND: msgspec.structs.replace(route(stage()), route=SECOND)})
+    pair = RouteLoad(decoding=4, context=10)
+    occupation.changed({PAIR: pair})
+    alone = occupation.beside(FIRST).elsewhere[0].share
+    occupation.changed({PAIR: pair, SECOND: RouteLoad(decoding=1, context=10)})
+    assert occupation.beside(FIRST).elsewhere[0].share < 0.9 * alone
+    occupation.changed({PAIR: pair, FIRST: RouteLoad(decoding=1, context=10)})
+    assert occupation.beside(FIRST).elsewhere[0].share == pytest.approx(alone)
+
+
 def test_route_that_was_not_measured_occupies_nobody():
     occupation = Occupation({})
     occupation.changed({PAIR: RouteLoad(decoding=1, context=10)})
@@ -48,6 +60,6 @@ def test_however_loads_changed_idle_routes_leave_nobody_busy(steps):
     for pair, first in steps:
         occupation.changed({PAIR: pair, FIRST: first})
         for busy in (occupation.beside(PAIR), occupation.beside(FIRST)):
-            assert all(there.round_s > 0 and 0 <= there.share < 1 for there in busy.elsewhere.values())
+            assert all(there.round_s > 0 and 0 <= there.share <= 1 for there in busy.elsewhere.values())
     occupation.changed({})
     assert occupation.beside(PAIR).elsewhere == occupation.beside(FIRST).elsewhere == {}

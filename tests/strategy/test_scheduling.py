@@ -5,7 +5,8 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from strategy.scheduling import RowPlan, Schedule, StepPlan
+from strategy.scheduling import Schedule
+from strategy.step_plan import RowPlan, StepPlan
 
 
 def schedule(num_stages=2, chunk_tokens=4, max_rows=8) -> Schedule:
@@ -24,10 +25,10 @@ def test_prompt_is_prefilled_in_chunks_and_its_last_token_is_the_first_decode():
     plan.add(1, prompt_tokens=10, cached=True)
     rows = [step.rows[0] for step in issue_all(plan)]
     assert rows == [
-        RowPlan(1, 0, 4, sample=False),
-        RowPlan(1, 4, 4, sample=False),
-        RowPlan(1, 8, 1, sample=False),
-        RowPlan(1, 9, 1, sample=True),
+        RowPlan(1, 0, 4, num_sampled=0),
+        RowPlan(1, 4, 4, num_sampled=0),
+        RowPlan(1, 8, 1, num_sampled=0),
+        RowPlan(1, 9, 1, num_sampled=1),
     ]
 
 
@@ -37,7 +38,7 @@ def test_decode_waits_for_its_token_but_chunks_do_not_wait_for_each_other():
     step = plan.next()
     assert plan.next() is None
     plan.done(step)
-    assert plan.next().rows == (RowPlan(1, 1, 1, sample=True),)
+    assert plan.next().rows == (RowPlan(1, 1, 1, num_sampled=1),)
 
 
 def test_one_stage_runs_one_step_ahead_of_the_ids_it_knows():
@@ -78,7 +79,7 @@ def test_sequence_that_only_reads_takes_no_slot_and_is_there_until_it_is_removed
     while step := plan.next():
         steps.append(step)
         plan.done(step)
-    assert [(row.sequence, row.sample) for step in steps for row in step.rows] == [(1, False)] * len(steps)
+    assert [(row.sequence, row.num_sampled) for step in steps for row in step.rows] == [(1, 0)] * len(steps)
     assert sum(row.count for step in steps for row in step.rows) == 24
     assert (plan.remove(1), plan.remove(2)) == (24, 24)
     assert len(plan) == 0
@@ -96,7 +97,7 @@ def test_sequence_that_only_reads_has_its_last_token_read_where_that_is_wanted()
     read = {
         sequence: [row for step in steps for row in step.rows if row.sequence == sequence] for sequence in (1, 2, 3)
     }
-    assert not any(row.sample for rows in read.values() for row in rows)
+    assert not any(row.num_sampled for rows in read.values() for row in rows)
     assert {sequence: sum(row.count for row in rows) for sequence, rows in read.items()} == {1: 25, 2: 1, 3: 25}
     assert all(step.slot is None for step in steps)
 
@@ -191,10 +192,10 @@ def test_uncached_sequence_recomputes_everything_and_takes_turns():
         rows.append(step.rows[0])
         plan.done(step)
     assert rows == [
-        RowPlan(1, 0, 5, sample=True),
-        RowPlan(2, 0, 7, sample=True),
-        RowPlan(1, 0, 6, sample=True),
-        RowPlan(2, 0, 8, sample=True),
+        RowPlan(1, 0, 5, num_sampled=1),
+        RowPlan(2, 0, 7, num_sampled=1),
+        RowPlan(1, 0, 6, num_sampled=1),
+        RowPlan(2, 0, 8, num_sampled=1),
     ]
 
 
@@ -237,17 +238,17 @@ def test_every_token_is_computed_once_in_order_under_random_arrivals_and_cancell
                 assert row.start == computed[row.sequence]
                 computed[row.sequence] += row.count
                 known = lengths[row.sequence] + sum(
-                    other.sample for flying in in_flight for other in flying.rows if other.sequence == row.sequence
+                    other.num_sampled for flying in in_flight for other in flying.rows if other.sequence == row.sequence
                 )
                 assert computed[row.sequence] <= known
-                assert row.sample == (computed[row.sequence] == known)
+                assert row.num_sampled == (computed[row.sequence] == known)
             in_flight.append(step)
         elif action == "done" and in_flight:
             step = in_flight.pop(0)
             plan.done(step)
             for row in step.rows:
                 if row.sequence in lengths:
-                    lengths[row.sequence] += row.sample
+                    lengths[row.sequence] += row.num_sampled
 
 
 # --- clients

@@ -4,7 +4,8 @@ import msgspec
 import pytest
 
 from strategy.chunking import ChunkCost
-from strategy.cost import Busy, Elsewhere, RequestWork, RouteCosts, RouteLoad, StageSpeed, cached_times
+from strategy.cost import RequestWork, RouteCosts, RouteLoad, StageSpeed, cached_times
+from strategy.sharing import Busy, Elsewhere, Visits
 from strategy.tensor_cost import SumCost, TensorCosts, shared_speed, tensor_times
 from strategy.vocabulary import Route
 
@@ -77,18 +78,15 @@ def test_group_pays_where_half_a_step_is_longer_than_its_sums():
     assert shared_speed(group(2, SumCost(1.1 * just_s, 1e12))).decode_s(1, 0) > alone_s
 
 
-def test_all_ranks_are_busy_with_a_request():
+def test_group_schedules_as_one_worker():
     costs = group(2, SumCost(0.0001, 1e9))
     as_one = RouteCosts(route=Route(("a",)), stages=(shared_speed(costs),), hops=(), fixed_chunk_tokens=500)
-    alike = cached_times(as_one, WORK, IDLE)
-    times = tensor_times(costs, WORK, IDLE)
-    assert times.busy_s == pytest.approx(2 * alike.busy_s)
-    assert (times.read_s, times.first_s, times.step_s) == (alike.read_s, alike.first_s, alike.step_s)
+    assert tensor_times(costs, WORK, IDLE) == cached_times(as_one, WORK, IDLE)
 
 
 def test_rank_that_is_busiest_elsewhere_delays_the_group():
     idle = tensor_times(group(2), WORK, IDLE)
-    little, much = Elsewhere(0.005, 0.1), Elsewhere(0.050, 0.5)
+    little, much = (Elsewhere((Visits(seconds, 1, 0.1, is_head=True),)) for seconds in (0.005, 0.05))
     busy = tensor_times(group(2), WORK, IDLE, Busy({1: much}))
     assert busy.step_s > idle.step_s
     assert tensor_times(group(2), WORK, IDLE, Busy({0: little, 1: much})) == busy

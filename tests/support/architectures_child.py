@@ -1,37 +1,31 @@
-"""Run as a process of its own: splits tiny models, asks engines for answers, and prints one JSON line for each.
-
-MLX checks no bounds, so a wrong configuration can end the process or take all memory: never in the test process.
-"""
+"""Run as a process of its own: splits tiny models, asks engines for answers, see `architecture_children`."""
 
 import json
-import resource
 import sys
-import tempfile
-from pathlib import Path
 
 import mlx.core as mx
 from mlx.utils import tree_map
 
+from tests.support.architecture_children import print_outcomes
 from tests.support.in_process_cluster import InProcessCluster, alone, inspections_of
+from tests.support.shallow import shallow
 from workers import zoo
 from workers.engine import handovers
 from workers.model import payload
 from workers.model.inspection import inspect
 from workers.model.split_model import SplitModel
 
-MEMORY_BYTES = 8 << 30
 # Ids of each pass of a model, by whether it has a cache.
 PASSES = {
     False: [[[7, 3, 250, 19, 66, 5, 88, 41, 9, 120, 13, 2], [4, 71, 18, 9, 201, 33, 6, 54, 90, 12, 5, 77]]],
-    True: [[[7, 3, 250, 19, 66, 5, 88, 41, 9, 120, 13, 2]], [[31, 8, 77, 45, 6]], [[9]], [[14]]],
+    True: [[[7, 3, 250, 19, 66, 5, 88, 41, 9, 120, 13, 2]], [[31, 8, 77, 45, 6]], [[9]]],
 }
 # Beyond the sliding windows of tiny models, and short of them.
 PROMPTS = ([(7 * place) % 251 + 5 for place in range(40)], [11, 30, 4, 99, 7])
-MAX_TOKENS = 4
-STRATEGIES = ("single-device-cached", "distributed-cached", "distributed-no-cache")
+# By strategy; without a cache every token is computed as the one before.
+NUM_TOKENS = {"single-device-cached": 3, "distributed-cached": 3, "distributed-no-cache": 2, "distributed-prefill": 2}
 SPECIAL = {
     "tied": {"tie_word_embeddings": True},
-    "3": {"num_hidden_layers": 3},
     "5": {"num_hidden_layers": 5},
     "one key head": {"num_key_value_heads": 1},
     "all key heads": {"num_key_value_heads": 4},
@@ -39,27 +33,19 @@ SPECIAL = {
 }
 
 
-def main(cases):
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    for case in cases:
-        with tempfile.TemporaryDirectory() as directory:
-            print(json.dumps({"case": case} | outcome(case, Path(directory))), flush=True)
-
-
 def outcome(case, directory):
     """`case` is an architecture, or an architecture, a colon and what is special: "4bit" or one of SPECIAL."""
     architecture, _, special = case.partition(":")
     try:
         bits = 4 if special == "4bit" else None
-        zoo.make_tiny_model(architecture, directory, bits=bits, **SPECIAL.get(special, {}))
-        expected = [alone(directory, prompt, MAX_TOKENS) for prompt in PROMPTS]
+        zoo.make_tiny_model(architecture, directory, bits=bits, **shallow(architecture) | SPECIAL.get(special, {}))
+        expected = [alone(directory, prompt, max(NUM_TOKENS.values())) for prompt in PROMPTS]
     except Exception as error:  # noqa: BLE001  reported to the test
         return {"not_run": str(error)}
     found = inspect(directory, inspections_of(directory))
     cuts = found.legal_cuts
-    tried = [(cuts[len(cuts) // 2],), (cuts[0], cuts[-1])] if len(cuts) > 1 else [cuts] if cuts else []
     try:
-        wrong = differences(directory, found, tried) if tried else []
+        wrong = differences(directory, found, sorted({cuts[0], cuts[len(cuts) // 2], cuts[-1]})) if cuts else []
         wrong += other_ids(directory, found, expected)
     except Exception as error:  # noqa: BLE001  reported to the test
         wrong = [f"{type(error).__name__}: {error}"]
@@ -73,45 +59,44 @@ def outcome(case, directory):
 
 
 def other_ids(directory, found, expected):
-    """Where the answers of engines, under each strategy and all at once, are not the ids expected for each prompt; those
-    with a cache are asked for the long one twice, so that parts of it are reused. Behind them one that all stages read
-    for the first, of which nothing is kept.
+    """Where the answers of engines, under each strategy and all at once, are not the ids expected for each prompt. Behind them those
+    with a cache are asked for the long one again, so that parts of it are reused, beside one that all stages read for the first, of
+    which nothing is kept.
     """
     handovers.LEAST_TOKENS = 1
     cluster = InProcessCluster(directory, num_stages=2, cache_dir=directory, chunk_tokens=16)
-    possible = STRATEGIES[:1] if found.why_not else STRATEGIES
-    wrong = []
-    rounds = [(possible, PROMPTS, ""), (possible[:2], PROMPTS[:1], "")]
+    first = ["single-device-cached"] if found.why_not else list(NUM_TOKENS)[:3]
+    again = [(strategy, 0, "") for strategy in first[:2]]
     if found.why_not is None and not found.whole_prompts:
-        rounds.append((("distributed-prefill",), PROMPTS[:1], "nothing kept"))
-    for strategies, prompts, scope in rounds:
-        asked = {
-            (strategy, number): cluster.generate(list(prompt), MAX_TOKENS, strategy=strategy, scope=scope)
-            for strategy in strategies
-            for number, prompt in enumerate(prompts)
+        again.append(("distributed-prefill", 0, "nothing kept"))
+    wrong = []
+    for asked in ([(strategy, number, "") for strategy in first for number in range(len(PROMPTS))], again):
+        sequences = {
+            cluster.generate(list(PROMPTS[number]), NUM_TOKENS[strategy], strategy=strategy, scope=scope): (
+                strategy,
+                number,
+            )
+            for strategy, number, scope in asked
         }
         cluster.run()
-        for (strategy, number), sequence in asked.items():
+        for sequence, (strategy, number) in sequences.items():
             ids = cluster.failures.get(sequence, cluster.tokens[sequence])
-            if ids != expected[number]:
+            if ids != expected[number][: NUM_TOKENS[strategy]]:
                 wrong.append(f"{strategy}, prompt {number}: {ids}, not {expected[number]}")
     return wrong
 
 
-def differences(directory, found, tried):
-    """Where stages, cut at each of the `tried`, do not give the logits of the whole model, with and without caches."""
+def differences(directory, found, cuts):
+    """Where stages, cut there, do not give the logits of the whole model, with and without caches."""
     model = SplitModel.load(directory)
-    whole = [(model, (0, model.num_layers))]
-    expected = {cached: run(whole, passes, cached) for cached, passes in PASSES.items()}
+    bounds = list(zip((0, *cuts), (*cuts, found.num_layers), strict=True))
+    stages = [(stage(directory, layers, found), layers) for layers in bounds]
     wrong = []
-    for cuts in tried:
-        bounds = list(zip((0, *cuts), (*cuts, found.num_layers), strict=True))
-        stages = [(stage(directory, layers, found), layers) for layers in bounds]
-        for cached, passes in PASSES.items():
-            found_logits = run(stages, passes, cached)
-            for number, (want, got) in enumerate(zip(expected[cached], found_logits, strict=True)):
-                if mx.any(mx.isnan(want)).item() or not mx.array_equal(want, got).item():
-                    wrong.append(f"cuts {cuts}, {'with' if cached else 'without'} cache, pass {number}")
+    for cached, passes in PASSES.items():
+        expected = run([(model, (0, model.num_layers))], passes, cached)
+        for number, (want, got) in enumerate(zip(expected, run(stages, passes, cached), strict=True)):
+            if mx.any(mx.isnan(want)).item() or not mx.array_equal(want, got).item():
+                wrong.append(f"cuts {cuts}, {'with' if cached else 'without'} cache, pass {number}")
     return wrong
 
 
@@ -147,4 +132,4 @@ def not_a_number(weight):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    print_outcomes(sys.argv[1:], outcome)

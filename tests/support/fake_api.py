@@ -27,6 +27,15 @@ STATUS = {
         "strategies": [
             {"strategy": "single-device-cached", "workers": ["worker-0"], "ttft_s": 0.5167, "decode_tokens_per_s": 92.4}
         ],
+        "routes": [
+            {
+                "strategy": "single-device-cached",
+                "workers": [f"worker-{index}"],
+                "prefill_tokens_per_s": 1981.8,
+                "decode_tokens_per_s": 92.4 - index,
+            }
+            for index in range(2)
+        ],
     },
     "coordinator": {"pid": 4711},
     "workers": [
@@ -52,8 +61,11 @@ STATUS = {
     ],
     "requests": {"running": 0, "waiting": 0, "finished": 3, "failed": 0, "resumed": 0},
     "cache": {"prompt_tokens": 1200, "cached_tokens": 300, "hit_rate": 0.25},
+    "guesses": {"draft": "tandem-demo-draft", "proposed": 284, "accepted": 201, "acceptance": 0.7077},
     "epoch": 1,
     "events": [],
+    "groups": [],
+    "why_no_group": None,
     "hosts": [],
     "links": [],
 }

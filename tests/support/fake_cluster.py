@@ -112,7 +112,7 @@ class FakeCluster:
         self.events = EventLog(clock=lambda: 1_700_000_000.0)
         self.listener = None
         self.sent = []
-        self.inquiries = Inquiries(self._ask, self._ask)
+        self.inquiries = Inquiries(self._ask, self._ask, lambda _: False)
 
     @property
     def epoch(self):
@@ -131,13 +131,15 @@ class FakeCluster:
 
     # --- what happens to it
 
-    def end(self, *died, sentence=None):
+    def end(self, *died, sentence=None, was_silence=False):
         """The plan ends, because `died` did, or for a link."""
         self.plan = None
         self.missing = (*self.missing, *died)
         for name in died:
             self.members[name].apply(WorkerEvent.LOSE)
-        self.listener.plan_ended(Loss(workers=died, sentence=sentence or f"worker {', '.join(died)} was lost"))
+        sentence = sentence or f"worker {', '.join(died)} was lost"
+        cause = "worker" if died else "link"
+        self.listener.plan_ended(Loss(workers=died, sentence=sentence, cause=cause, was_silence=was_silence))
 
     def begin(self, plan):
         """A plan is in force, and its workers are there."""
@@ -155,9 +157,10 @@ class FakeCluster:
         self.end(*died, sentence=None if died else "a link was lost")
         self.begin(plan_of(tuple(workers), epoch=epoch, **changes))
 
-    def report(self, sequence, tokens, reason=None, logprobs=()):
+    def report(self, sequence, tokens, reason=None, logprobs=(), proposed=0, accepted=0):
         """A head generated tokens."""
-        self.listener.tokens(Tokens(updates=(Update(sequence, tuple(tokens), reason, tuple(logprobs)),)))
+        update = Update(sequence, tuple(tokens), reason, tuple(logprobs), proposed, accepted)
+        self.listener.tokens(Tokens(updates=(update,)))
 
     def embed(self, sequence, numbers):
         """A head has the vector of a sequence."""

@@ -4,6 +4,7 @@ import asyncio
 import json
 from array import array
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from typing import Any
 
 import httpx
@@ -11,6 +12,8 @@ import msgspec
 from starlette.applications import Starlette
 
 from cluster.api import build_app
+from cluster.serving.counts import Counts
+from cluster.serving.ledger import Ledger
 from cluster.serving.requests import (
     ChatPrompt,
     Delta,
@@ -91,6 +94,7 @@ class FakeService:
         self.closed = asyncio.Event()
         self._state = state
         self._models = models
+        self._ledger = Ledger(Counts(), lambda: (), now=lambda: 0.0)
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
         self.requests.append(request)
@@ -144,6 +148,15 @@ class FakeService:
 
     def forget_conversation(self, conversation: str) -> None:
         self.forgotten.append(conversation)
+
+    def cancel(self, request_id: str) -> None:
+        self._ledger.find(request_id)
+
+    def ledger(self) -> Ledger:
+        return self._ledger
+
+    def watch_steps(self, hear):
+        return nullcontext()
 
     def mend(self) -> tuple[str, ...]:
         return ("beta",)

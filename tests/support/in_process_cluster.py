@@ -4,6 +4,7 @@ import shutil
 import tempfile
 import uuid
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,7 @@ from protocol.messages import (
     Cancel,
     Embedded,
     Generate,
+    Guessing,
     Inspected,
     InspectModel,
     KnownPrefix,
@@ -46,26 +48,28 @@ from workers.model.shelf import ModelShelf
 
 MAX_TURNS = 100_000
 MODEL = "the model"
+DRAFT = "the draft"
 PREFIX_BYTES = 64 << 20
 
 
 class OneModel:
-    """Knows where every model is: in one place."""
+    """Knows where every model is: in one place. draft: where the one of that name is."""
 
-    def __init__(self, path):
+    def __init__(self, path, draft=None):
         self._path = path
+        self._draft = draft
 
     def model_place(self, digest):
-        return self._path
+        return self._draft if digest == DRAFT else self._path
 
 
-def shelf_of(model_path, cache_dir):
+def shelf_of(model_path, cache_dir, draft=None):
     """With what was found of the model before: inspecting takes longer than most tests, and is tested elsewhere."""
     cache_dir.mkdir(parents=True, exist_ok=True)
     if (model_path / "config.json").is_file():
         for kept in inspections_of(model_path).iterdir():
             shutil.copy(kept, cache_dir)
-    return ModelShelf(OneModel(model_path), cache_dir)
+    return ModelShelf(OneModel(model_path, draft), cache_dir)
 
 
 def inspections_of(model_path):
@@ -106,7 +110,8 @@ def heartbeat_of(engine):
 
 class InProcessCluster:
     """`num_stages` engines that hold the layers of one model evenly; the `holder`, the first by default, also holds the full
-    model, as all do of one that cannot be cut.
+    model, as all do of one that cannot be cut. draft: a model that guesses next tokens; guessing: who else does; timed: how fast the
+    stages run is measured, which takes longer than most tests.
 
     What the heads report is in `tokens`, `vectors`, `logprobs`, `prompt_logprobs`, `finish_reasons`, `failures` and `progress`, by
     sequence.
@@ -123,8 +128,12 @@ class InProcessCluster:
         disk: bool = False,
         kv: KvSettings | None = None,
         holder: int = 0,
+        draft: Path | None = None,
+        guessing: Guessing | None = None,
+        timed: bool = False,
     ):
         self._kv = kv or KvSettings()
+        self._guessing = Guessing(draft=DRAFT) if draft is not None else guessing
         self._prefix_capacity = prefix_capacity
         self._disk = disk
         self.reused: dict[int, int] = {}
@@ -139,9 +148,9 @@ class InProcessCluster:
             name: Engine(
                 name,
                 self.network.links(name, lambda peer, _, name=name: self.lost_links.append((name, peer))),
-                shelf_of(model_path, cache_dir),
+                shelf_of(model_path, cache_dir, draft),
                 now=self.clock,
-                make_timer=None if chunk_tokens is None else ToldTimer,
+                make_timer=None if timed else ToldTimer,
             )
             for name in self.names
         }
@@ -157,6 +166,8 @@ class InProcessCluster:
         self.failures: dict[int, str] = {}
         self.progress: dict[int, list[int]] = {}
         self.num_reports: Counter[int] = Counter()
+        self.proposed: Counter[int] = Counter()
+        self.accepted: Counter[int] = Counter()
         self.plan = self._planned(chunk_tokens)
         self._load()
 
@@ -196,6 +207,7 @@ class InProcessCluster:
             prefill_chunk_tokens=chunk_tokens,
             uncached_in_caches=found.uncached_in_caches,
             whole_prompts=found.whole_prompts,
+            guessing=self._guessing,
         )
 
     def _load(self) -> None:
@@ -243,6 +255,7 @@ class InProcessCluster:
         conversation: str | None = None,
         scores_prompt: bool = False,
         pooling: Pooling | None = None,
+        prediction: Sequence[int] = (),
     ) -> int:
         """Start a request; returns its sequence number. pooling: for a vector in `vectors`, in place of tokens."""
         self._num_sequences += 1
@@ -263,6 +276,7 @@ class InProcessCluster:
             read_by=Route(self.names) if strategy == "distributed-prefill" else None,
             scores_prompt=scores_prompt,
             pooling=pooling,
+            prediction=tuple(prediction),
         )
         self._heads[number] = route.head
         self.tokens[number] = []
@@ -313,6 +327,8 @@ class InProcessCluster:
                     self.tokens[update.sequence] += update.tokens
                     self.logprobs.setdefault(update.sequence, []).extend(update.logprobs)
                     self.num_reports[update.sequence] += 1
+                    self.proposed[update.sequence] += update.proposed
+                    self.accepted[update.sequence] += update.accepted
                     if update.finish_reason is not None:
                         self.finish_reasons[update.sequence] = update.finish_reason
             case PromptLogprobs(sequence=sequence, start=start, entries=entries):
@@ -349,7 +365,7 @@ class InProcessCluster:
         for engine in self.engines.values():
             stats = heartbeat_of(engine)
             assert (stats.running, stats.kv_bytes) == (0, 0), stats
-            assert all(not executor._slots for executor in engine._runner.stages.executors.values())
+            assert all(not executor._caches._slots for executor in engine._runner.stages.executors.values())
             assert len(engine._heads.handovers) == 0
             for head in engine._heads:
                 assert (len(head), head.num_in_flight, len(head._schedule)) == (0, 0, 0), head

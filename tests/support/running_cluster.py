@@ -178,10 +178,11 @@ class RunningCluster:
         return "".join(f"\n--- {file.name}\n{file.read_text(errors='replace')[-3000:]}" for file in files)
 
     def close(self) -> None:
-        """End everything. Raises AssertionError when `stop` left a process, after ending that too."""
+        """End everything that runs. Raises AssertionError when `stop` left a process, after ending that too."""
         try:
-            self.command("stop")
-            self.assert_no_process_left()
+            if self.processes():
+                self.command("stop")
+                self.assert_no_process_left()
         finally:
             for process in self.processes():
                 with contextlib.suppress(psutil.NoSuchProcess):

@@ -1,6 +1,7 @@
 """mlx-lm without its half that knows text: every architecture is there all the same, and nothing of transformers."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -36,3 +37,12 @@ def test_every_architecture_and_its_weights_are_there_and_tokenizers_are_not(tmp
     assert lacking == ["olmo"]  # its code needs a package of its own
     assert not has_transformers
     assert refusal == "a worker loads no tokenizer"
+
+
+def test_module_is_run_so_with_its_arguments(tmp_path):
+    module = tmp_path / "of_text.py"
+    module.write_text("import sys, mlx_lm.utils; print(__name__, sys.argv[1:], 'transformers' in sys.modules)")
+    command = [sys.executable, "-m", "workers.without_text", module.stem, "--a", "b"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(["", str(tmp_path)])}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines()[-1] == "__main__ ['--a', 'b'] False"

@@ -18,49 +18,44 @@ from protocol.messages import (
     KeepPrefix,
     LinkLost,
     ListModels,
-    LoadStage,
     Message,
     ModelsListed,
     PrepareStage,
     Rejected,
+    Row,
     Sampled,
     Shutdown,
+    Step,
     StepFailed,
+    StepsRecorded,
     Welcome,
     stages,
 )
 from protocol.transport import InProcessNetwork
-from protocol.values import COORDINATOR, KvSettings, LayerRange, Peer, Route, Sampling
+from protocol.values import COORDINATOR, LayerRange, Peer, Route, Sampling
+from tests.support.load_stages import load_stage
 from workers.attachment import BEAT_LIMIT_S, JOIN_EVERY_S
 from workers.engine.arrivals import Adrift
+from workers.engine.timeline import Timeline
 from workers.worker import FROM_WORKERS, HEARTBEAT_S, Worker, WorkerOptions
 
 ORPHAN_S = 20.0
 INBOX = Peer(endpoint="inbox", public_key="c")
 ROUTE = Route(("worker-0", "worker-1"))
 IDLE = Heartbeat(worker="worker-0")
-PLAN = LoadStage(
-    model="digest",
-    reply_to=INBOX,
-    kv=KvSettings(),
-    prefix_memory_bytes=0,
-    prefix_disk_bytes=0,
-    stages=(),
-    pipeline=None,
-    last_position_only=True,
-    batches=True,
-    prefill_chunk_tokens=None,
-)
+PLAN = load_stage("digest", INBOX)
+STEP = Step(number=1, route=ROUTE, slot=0, cached=True, rows=(Row(1, 0, True),), num_tokens=1)
 REQUEST = Generate(sequence=1, route=ROUTE, cached=True, max_tokens=1, end_tokens=(), sampling=Sampling(), seed=0)
 
 
 class FakeEngine:
     """Notes what it is handed."""
 
-    def __init__(self):
+    def __init__(self, now):
         self.posted = []
         self.held = (None, ())
         self.plan_keys = ()
+        self.timeline = Timeline(now)
 
     def admits(self, key):
         return key in self.plan_keys
@@ -88,7 +83,7 @@ class Played:
         self.now = 50.0
         self.said, self.num_exits = [], 0
         self.network = InProcessNetwork()
-        self.engine = FakeEngine()
+        self.engine = FakeEngine(lambda: self.now)
         options = WorkerOptions(
             name="worker-0",
             coordinator=self.network.inbox("door", self._hear, key="c"),
@@ -297,6 +292,15 @@ def test_it_says_nothing_of_itself_until_it_is_admitted_but_that_it_wants_to_be(
     assert set(kinds(played.pass_time(2.0))) == {Join}
     played.admit()
     assert Heartbeat in kinds(played.pass_time(1.0))
+
+
+def test_steps_are_said_while_beats_say_that_somebody_looks(played):
+    played.admit()
+    played.tell(Beat(members=("worker-0",)))
+    played.engine.timeline.ended(STEP, ("7",), played.now, 0.1, None)
+    assert StepsRecorded not in kinds(played.pass_time(1.0))
+    played.tell(Beat(members=("worker-0",), watches_steps=True))
+    assert kinds(played.pass_time(1.0, members=("worker-0",))).count(StepsRecorded) == 1
 
 
 def test_what_the_coordinator_says_from_a_worker_s_place_counts_on_no_link(played):

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from protocol.codec import Envelope
 from protocol.messages import InspectModel, LinkLost, LoadStage, Message, PrepareStage, Shutdown
 from protocol.transport import Arrival, LinkNumbers
+from workers.tensor.company import Company
 
 
 class Adrift(Message, frozen=True, kw_only=True):
@@ -19,6 +20,7 @@ class Adrift(Message, frozen=True, kw_only=True):
 
 # After one of these what the compute thread does for the one before is of no use.
 _OVERTAKES = (PrepareStage, LoadStage, Shutdown)
+_ENDS_WAITS = (LoadStage, Shutdown, Adrift)
 _OF_NO_EPOCH = (InspectModel, PrepareStage, Shutdown, Adrift)
 
 
@@ -26,11 +28,12 @@ class Arrivals:
     """See the module. `post`, `num_waiting`, `is_overtaken`, `admits` and `is_of_the_plan` may be used on any thread, the rest on the compute
     thread.
 
-    name: this worker's.
+    name: this worker's; company: for which the compute thread waits no more once something else is wanted of it.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, company: Company | None = None) -> None:
         self._name = name
+        self._company = company or Company(None, lambda: False)
         self._waiting: queue.SimpleQueue[Envelope] = queue.SimpleQueue()
         self._overtaking: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._numbers = LinkNumbers()
@@ -51,6 +54,8 @@ class Arrivals:
         """Hand in a message."""
         if isinstance(envelope.message, _OVERTAKES):
             self._overtaking.put(None)
+        if isinstance(envelope.message, _ENDS_WAITS):
+            self._company.abort()  # before it can be taken, which may bring new company
         self._waiting.put(envelope)
 
     @property

@@ -18,6 +18,7 @@ from protocol.messages import (
     CopyPrefix,
     DropPrefix,
     Generate,
+    GroupPlan,
     HandedOver,
     HandOver,
     KeepPrefix,
@@ -34,6 +35,7 @@ from protocol.messages import (
 )
 from protocol.values import MAX_TOP_LOGPROBS, Buffer, Route, Sampling, TokenLogprobs, unpack_keys
 from strategy.memory import grown_bytes
+from strategy.vocabulary import NO_LAYERS
 from workers.engine.actions import Action
 from workers.engine.fitness import UnfitMessage, required_buffer
 from workers.model.stage_loading import LoadedStages
@@ -97,9 +99,12 @@ class Checks:
         _require(len(set(names)) == len(names), "a plan that names a worker twice")
         in_line = [name for name in names if message.pipeline is not None and name in message.pipeline.workers]
         _require(in_line == list(message.pipeline or ()), "a plan whose route is not of its stages in order")
-        _require(
-            all(0 <= start < end for start, end in (stage.layers for stage in message.stages)), "a stage of no layers"
-        )
+        empty = [stage for stage in message.stages if not 0 <= stage.layers.start < stage.layers.end]
+        are_none = all(stage.layers == NO_LAYERS and not stage.holds_full_model for stage in empty)
+        _require(are_none and not {stage.worker for stage in empty} & set(in_line), "a stage of no layers")
+        own = [group for group in message.groups if self._name in group.route.workers]
+        _require(len(own) <= 1, f"a plan that has {self._name} in two groups")
+        _require(all(map(_is_whole, message.groups)), "a group that is none")
 
     def _request(self, message: Generate, buffers: _Buffers) -> None:
         self._begins_here(message.route)
@@ -109,6 +114,7 @@ class Checks:
         _require(0 < message.max_tokens <= MAX_TOKENS - len(ids), f"{message.max_tokens} tokens to generate")
         _require(0 <= message.answered <= len(ids), f"a prompt of which {message.answered} tokens are of the answer")
         self._sampling(message.sampling)
+        self._known(message.prediction)
         _require(message.pooling is None or message.read_by is None, "a vector of a prompt that others read")
         if message.read_by is not None:
             self._loaded(message.read_by)
@@ -176,6 +182,8 @@ class Checks:
             raise UnfitMessage("a step that names a sequence twice")
         if not all(0 <= row.position <= MAX_TOKENS for row in message.rows):
             raise UnfitMessage("a step beyond any sequence")
+        if not all(0 <= row.num_sampled <= num_tokens for row in message.rows):
+            raise UnfitMessage("a step that samples from more tokens than it has")
         ids = _ids(required_buffer(buffers, 0, "the step's token ids"))
         if len(ids) != num_rows * num_tokens:
             raise UnfitMessage(f"{len(ids)} ids for {num_rows} rows of {num_tokens} tokens")
@@ -188,9 +196,10 @@ class Checks:
 
     def _sampled(self, message: Sampled, _: _Buffers) -> None:
         self._begins_here(message.route)
-        self._known(message.tokens)
+        ids = tuple(chain(*message.tokens))
+        self._known(ids)
         if message.logprobs or message.scored:
-            _require(len(message.logprobs) in (0, len(message.tokens)), "log probabilities of more ids or fewer")
+            _require(len(message.logprobs) in (0, len(ids)), "log probabilities of more ids or fewer")
             self._scores([each for each in (*message.logprobs, *chain(*message.scored)) if each is not None])
 
     # --- what they share
@@ -242,6 +251,13 @@ class Checks:
 def _require(holds: object, otherwise: str) -> None:
     if not holds:
         raise UnfitMessage(otherwise)
+
+
+def _is_whole(group: GroupPlan) -> bool:
+    """Whether each stage has all of its ranks, and layers that begin where those before it end."""
+    ends = [0, *(end for _, end in group.layers)]
+    follows = all(start == before < end for before, (start, end) in zip(ends, group.layers, strict=False))
+    return group.route.is_sound and group.route.is_shared and len(group.layers) == group.route.num_stages and follows
 
 
 def _ids(buffer: Buffer) -> "np.ndarray":

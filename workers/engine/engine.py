@@ -1,13 +1,12 @@
 """The compute thread of a worker: a loop that takes messages in order, lets each head run a step, and performs actions.
 
-Everything that touches MLX happens here, on the thread that calls `run` (mlx refuses arrays that another thread made).
-Other threads only `post` messages and read `heartbeat` and `held`. One turn of the loop handles what arrived, then lets each
-head run one step: so a stage's arrivals and the routes that begin here share the thread fairly, and a cancellation is seen
-after at most one step.
+Everything that touches MLX happens here, on the thread that calls `run` (mlx refuses arrays that another thread made). Other threads
+only `post` messages and read `heartbeat` and `held`. One turn of the loop handles what arrived, then lets each head run one step: so a
+stage's arrivals and the routes that begin here share the thread fairly, and a cancellation is seen after at most one step.
 
-What is decided and computed is elsewhere: `Arrivals` says which messages count, `Heads` what is to be done for them,
-`StageRunner` runs it. Handlers return actions; `_perform` is the one place that performs them, and `_attempt` the one
-boundary: whatever goes wrong with a message or a step is its failure and no other's.
+What is decided and computed is elsewhere: `Arrivals` says which messages count, `Heads` what is to be done for them, `StageRunner` runs
+it. Handlers return actions; `_perform` is the one place that performs them, and `_attempt` the one boundary: whatever goes wrong with a
+message or a step is its failure and no other's.
 """
 
 import contextlib
@@ -59,10 +58,11 @@ from workers.engine.fitness import UnfitMessage
 from workers.engine.heads import Heads
 from workers.engine.loading import Loading
 from workers.engine.stage_runner import StageRunner, StepInFlight
-from workers.engine.trace import Tracer
+from workers.engine.timeline import Timeline
 from workers.engine.vitals import MEASURE_EVERY_S, READING_LIMIT_S, Vitals
 from workers.model.shelf import ModelShelf
 from workers.model.stage_loading import LoadedStages, MakeTimer, StageLoader
+from workers.tensor.company import Company, Meet
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ _Result = TypeVar("_Result")
 
 class Engine:
     """See the module. name: this worker's in plans; links: to other workers and, for what is reported, to the coordinator;
-    now: a clock that never goes back; make_timer: as of `StageLoader`.
+    now: a clock that never goes back; clock: Unix seconds; make_timer: as of `StageLoader`; meet: as of `Company`.
     """
 
     def __init__(
@@ -83,18 +83,19 @@ class Engine:
         links: DataLinks,
         shelf: ModelShelf,
         *,
-        tracer: Tracer | None = None,
         now: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.time,
         make_timer: MakeTimer | None = None,
+        meet: Meet | None = None,
     ):
-        self._name = name
-        self._now = now
-        self._arrivals = Arrivals(name)
-        self._links = links
+        self._name, self._now, self._links = name, now, links
+        self._vitals = Vitals(name, links.sent_bytes)
+        company = Company(meet, lambda: self.is_overtaken, waits=self._vitals.wait_for_rank)
+        self._arrivals = Arrivals(name, company)
         self._heads = Heads(name)
-        self._vitals = Vitals(name)
-        self._runner = StageRunner(name, self._links, self._vitals, tracer, now)
-        self._loading = Loading(name, shelf, StageLoader(shelf, make_timer), self._report_progress)
+        self.timeline = Timeline(now, clock)
+        self._runner = StageRunner(name, self._links, self._vitals, self.timeline, now)
+        self._loading = Loading(name, shelf, StageLoader(shelf, make_timer, company), self._report_progress)
         self._in_flight: StepInFlight | None = None  # between turns only; within one it is handed on
         self._is_running = True
         checks = Checks(name, lambda: self._runner.stages)
@@ -108,7 +109,7 @@ class Engine:
             ComputeFigures: lambda message, _: [Report(self._runner.figures(message))],
             Generate: lambda message, buffers: self._heads.begin(message, unpack_ids(buffers[0])),
             Cancel: lambda message, _: self._heads.cancel(message),
-            KnownPrefix: self._know,
+            KnownPrefix: lambda it, buffers: self._heads.know(it, unpack_keys(buffers[0]), unpack_ids(buffers[1])),
             ForgetConversation: lambda message, _: self._heads.forget_conversation(message),
             OpenSequence: _passed_on,
             CloseSequence: _passed_on,
@@ -180,8 +181,7 @@ class Engine:
         """One turn; whether anything was done. wait_s: how long to wait for a first message, None for not at all."""
         in_flight, taken = self._take(self._in_flight, wait_s)
         in_flight, stepped = self._step(in_flight)
-        in_flight, told = self._look(in_flight)
-        self._in_flight = in_flight
+        self._in_flight, told = self._look(in_flight)
         worked = taken or stepped or told
         worked = self._runner.copy(is_idle=not worked) or worked or self._runner.spill()
         if not worked and wait_s is not None:
@@ -203,9 +203,11 @@ class Engine:
         stepped = False
         for head in self._heads:
             if launch := head.next_step(self._now()):
-                stepped = True
-                in_flight = self._launch(launch, in_flight)
-                in_flight = self._perform(head.launched(launch.step), in_flight)
+                in_flight, stepped = self._launch(launch, in_flight), True
+                in_flight = self._perform(self._heads.launched(head, launch.step), in_flight)
+                if in_flight is not None and self._runner.is_awaited(in_flight.step):
+                    self._finish(in_flight)
+                    in_flight = None
         if stepped or in_flight is None:
             return in_flight, stepped
         self._finish(in_flight)
@@ -235,6 +237,7 @@ class Engine:
             in_flight = None
         if isinstance(message, LoadStage):
             self._arrivals.renew(envelope, {stage.worker: stage.peer.public_key for stage in message.stages})
+            self.timeline.renew(envelope.epoch)
             self._renew_links(message.reply_to)  # whatever becomes of it, it is answered there
         return self._follow(in_flight, message, handler, message, envelope.buffers)
 
@@ -377,9 +380,6 @@ class Engine:
         return ()
 
     # --- sequences
-
-    def _know(self, message: KnownPrefix, buffers: _Buffers) -> list[Action]:
-        return self._heads.know(message, unpack_keys(buffers[0]), unpack_ids(buffers[1]))
 
     def _adopt(self, message: CopyPrefix, buffers: _Buffers) -> Sequence[Action]:
         self._runner.adopt(message, buffers)

@@ -6,6 +6,7 @@ from protocol.messages import (
     HandedOver,
     HandOver,
     InspectModel,
+    LinkLost,
     LoadFailed,
     LoadStage,
     Message,
@@ -18,11 +19,14 @@ from protocol.messages import (
 )
 from workers.engine.actions import Action, AnswerHead, Report, Tell
 from workers.model.shelf import Overtaken
+from workers.tensor.group import GroupBroken
 
 
 def failure_of(message: Message, error: Exception, name: str) -> list[Action]:
     """What follows from an error on the worker of that name; nothing for a message that nobody waits for."""
     sentence = f"{name}: {error}"
+    if isinstance(error, GroupBroken):
+        return [Report(LinkLost(worker=name, peer="its tensor group", why=str(error)))]
     match message:
         case Generate(sequence=sequence):
             return [Report(SequenceFailed(sequence=sequence, message=sentence))]

@@ -1,5 +1,6 @@
 """One sequence as the head of its route knows it: what was asked, its tokens, and for whom it is only read."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from protocol.messages import Generate, HandOver, OpenSequence, ReadingFailed
@@ -39,7 +40,8 @@ class Reading:
 @dataclass
 class Generation:
     """tokens: of the prompt and those sampled since; match: what of it was kept here; num_handed: how many tokens behind
-    that a pipeline handed over; reading: None where the answer is generated on this route.
+    that a pipeline handed over; reading: None where the answer is generated on this route; num_blocks: full ones of what was
+    computed, as far as `enters_block` was asked.
     """
 
     request: Generate
@@ -48,12 +50,14 @@ class Generation:
     match: Match
     num_handed: int = 0
     reading: Reading | None = None
+    num_blocks: int = 0
 
     def opening(self, number: int, route: Route) -> OpenSequence:
         """What the stages are told before its first step, under its number there."""
         request, sampling = self.request, self.request.sampling
         return OpenSequence(
             sequence=number,
+            request_id=request.request_id,
             route=route,
             cached=request.cached,
             sampling=sampling,
@@ -66,6 +70,11 @@ class Generation:
             answer=tuple(self.tokens[len(self.tokens) - request.answered :]) if sampling.looks_back else (),
             pooling=request.pooling,
         )
+
+    def enters_block(self, end: int) -> bool:
+        """Whether there is another full block among the first `end` tokens than when that was asked before."""
+        before, self.num_blocks = self.num_blocks, end // BLOCK_TOKENS
+        return self.num_blocks > before
 
     @property
     def num_generated(self) -> int:
@@ -96,6 +105,14 @@ class Generation:
     def is_read(self, end: int) -> bool:
         """Whether the first `end` tokens are all of the prompt that is computed before the first token is sampled."""
         return end == self.prompt_tokens - 1
+
+    def take(self, found: Sequence[int]) -> tuple[int, ...]:
+        """Go on with what was sampled, up to where that ends the sequence; returns so much of it."""
+        for count, token in enumerate(found, 1):
+            self.tokens.append(token)
+            if self.finish_reason() is not None:
+                return tuple(found[:count])
+        return tuple(found)
 
     def finish_reason(self) -> str | None:
         """Why the sequence ends with its newest token, or None."""

@@ -4,6 +4,7 @@ Owns what is compiled of grammars for one model, on a thread of its own, since a
 sequence is in its grammar. Knows nothing of MLX. llguidance is read when the first grammar comes.
 """
 
+import copy
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -150,6 +151,42 @@ class Constraint:
         except GrammarFailed as error:
             self.failure = f"the answer cannot be held to its grammar: {error}"
             row[:] = True
+
+    def allow_behind(self, guesses: Sequence[int], rows: np.ndarray) -> None:
+        """As `allow`, of the next token and of those behind each guess, a row for each: as far as the guesses may come themselves.
+        How many of them were asked for is to be told then.
+        """
+        rows[:] = True
+        try:
+            ahead = self._ahead()
+        except GrammarFailed as error:
+            self.failure = f"the answer cannot be held to its grammar: {error}"
+            return
+        for place, row in enumerate(rows):
+            ahead.allow(row)
+            if place == 0:
+                self.failure = ahead.failure
+            if place == len(guesses) or ahead.failure is not None or not row[guesses[place]]:
+                return
+            ahead.accept(guesses[place])
+
+    def told(self, num_asked: int) -> None:
+        """So many of the tokens that `allow_behind` spoke of came."""
+        self._num_asked += num_asked
+
+    def _ahead(self) -> "Constraint":
+        """Where this one is, to go on from there alone."""
+        if self._compiling is not None and self.failure is None and not self._is_over:
+            self._catch_up()
+            self._ready()
+        return copy.copy(self)
+
+    def __copy__(self) -> "Constraint":
+        """One that goes on alone."""
+        made = object.__new__(type(self))
+        matcher = None if self._matcher is None else self._matcher.deep_copy()
+        vars(made).update(vars(self), _behind=list(self._behind), _matcher=matcher)
+        return made
 
     def accept(self, token: int) -> None:
         """The token that came."""

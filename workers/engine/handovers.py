@@ -94,6 +94,7 @@ class Handovers:
         self._awaited[request.sequence] = _Awaited(head, request, prompt, match)
         reading = ReadPrompt(
             sequence=request.sequence,
+            request_id=request.request_id,
             route=request.read_by,
             holder=self._name,
             start=match.num_tokens,

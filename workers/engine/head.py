@@ -6,6 +6,7 @@ An event that does not fit what the head knows raises `UnfitMessage` and changes
 """
 
 from collections.abc import Sequence
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -22,20 +23,21 @@ from protocol.messages import (
     Sampled,
     SequenceFailed,
     Step,
-    StepOverdue,
     Tokens,
     Update,
 )
 from protocol.values import Buffer, Route, TokenLogprobs
 from strategy.chunking import ChunkCost, ChunkSize
 from strategy.prefix import BLOCK_TOKENS, NO_MATCH, Key, Match, PrefixDirectory
-from strategy.scheduling import RowPlan, Schedule, StepPlan
+from strategy.scheduling import Schedule
+from strategy.step_plan import RowPlan, StepPlan
 from workers.engine.actions import Action, Forward, Launch, Report
 from workers.engine.fitness import UnfitMessage
 from workers.engine.generation import Generation, Reading
 from workers.engine.scored import misfit_of, prompts_scored
+from workers.engine.speculation import Speculation, Verified
 from workers.engine.step_kind import StepKind, kind_of
-from workers.engine.step_under_way import StepUnderWay
+from workers.engine.step_under_way import StepsUnderWay, StepUnderWay
 from workers.engine.usual_times import UsualTimes
 
 # Prompts longer than this report how far their prefill is.
@@ -46,7 +48,8 @@ KEEP_EVERY_TOKENS = 4 * BLOCK_TOKENS
 
 class Head:
     """The head of one route. cost: of a chunk on its own stage; prefixes: None where nothing is reused; keeps_answers: what
-    is kept of a sequence grows with its answer, not only at the end, since somebody holds copies of it.
+    is kept of a sequence grows with its answer, not only at the end, since somebody holds copies of it; speculation: None where no
+    next tokens are guessed.
 
     On the route a sequence has a number of its own, since one that lost its prefix begins anew under another.
     """
@@ -60,24 +63,27 @@ class Head:
         max_rows: int,
         prefixes: PrefixDirectory | None,
         keeps_answers: bool = False,
+        speculation: Speculation | None = None,
     ):
         self.route = route
-        self._chunk_size = ChunkSize(num_stages=len(route), cost=cost, fixed_tokens=fixed_chunk_tokens)
+        self._speculation = speculation or Speculation(None)
+        # Not of the head: caches of who guesses would be there until Python looks for what refers to itself.
+        chunk_size = ChunkSize(num_stages=route.num_stages, cost=cost, fixed_tokens=fixed_chunk_tokens)
+        self._chunk_size = chunk_size
         self._schedule = Schedule(
-            num_stages=len(route),
-            chunk_tokens=lambda prompt, done, left, decoding: self._chunk_size.tokens(
+            num_stages=route.num_stages,
+            chunk_tokens=lambda prompt, done, left, decoding: chunk_size.tokens(
                 prompt, done, num_left=left, num_decoding=decoding
             ),
             max_rows=max_rows,
+            guesses=speculation,
         )
-        self._usual = UsualTimes(cost, num_stages=len(route))
+        self._steps = StepsUnderWay(route, UsualTimes(cost, num_stages=route.num_stages))
         self._prefixes = prefixes
         self._keeps_answers = keeps_answers
         self._generations: dict[int, Generation] = {}
         self._numbers: dict[int, int] = {}  # the coordinator's number to the route's
         self._num_sequences = 0
-        self._in_flight: dict[int, StepUnderWay] = {}  # oldest first
-        self._num_steps = 0
 
     def __repr__(self) -> str:
         return f"Head({self.route}, {len(self)} sequences, {self.num_in_flight} in flight)"
@@ -88,7 +94,7 @@ class Head:
     @property
     def num_in_flight(self) -> int:
         """Steps that have not come back."""
-        return len(self._in_flight)
+        return len(self._steps)
 
     # --- sequences
 
@@ -144,6 +150,7 @@ class Head:
         request, prompt = generation.request, generation.tokens
         self._numbers[request.sequence] = number
         self._generations[number] = generation
+        self._speculation.begin(number, generation)
         opening, sampling = generation.opening(number, self.route), request.sampling
         penalties = (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty)
         self._schedule.add(
@@ -152,7 +159,8 @@ class Head:
             cached=request.cached,
             client=request.client,
             computed_tokens=opening.computed_tokens,
-            runs_ahead=not any(penalties),  # penalties look at the ids before
+            runs_ahead=not any(penalties)
+            and not self.route.is_shared,  # penalties look at the ids before, ranks are told them
             reads_only=generation.reads_only,
         )
         return [Forward(opening, generation.match.keys, handed)]
@@ -169,6 +177,7 @@ class Head:
     def _close(self, number: int, *, keep: bool) -> list[Action]:
         generation = self._generations.pop(number)
         del self._numbers[generation.request.sequence]
+        self._speculation.end(number)
         num_computed = self._schedule.remove(number)
         actions: list[Action] = []
         if self._prefixes is not None:
@@ -212,21 +221,7 @@ class Head:
         plan = self._schedule.next()
         if plan is None:
             return None
-        self._num_steps += 1
-        step = Step(
-            number=self._num_steps,
-            route=self.route,
-            slot=plan.slot,
-            cached=plan.cached,
-            rows=tuple(Row(row.sequence, row.start, row.sample) for row in plan.rows),
-            num_tokens=plan.rows[0].count,
-        )
-        kind = kind_of(step)
-        limit_s = self._usual.limit_s(kind, step.num_tokens)
-        for ahead in self._in_flight.values():
-            limit_s = max(limit_s, ahead.limit_s)
-        self._in_flight[step.number] = StepUnderWay(plan, kind, step.num_tokens, now, limit_s)
-        return Launch(step, self._ids(plan))
+        return Launch(self._steps.begin(plan, now), self._ids(plan))
 
     def _ids(self, plan: StepPlan) -> np.ndarray | None:
         ids = [self._known_ids(row) for row in plan.rows]
@@ -234,7 +229,8 @@ class Head:
 
     def _known_ids(self, row: RowPlan) -> list[int]:
         """None are known yet in a slot that runs ahead: no row's then."""
-        return self._generations[row.sequence].tokens[row.start : row.start + row.count]
+        known = self._generations[row.sequence].tokens[row.start : row.start + row.count]
+        return [*known, *self._speculation.behind(row)]
 
     def launched(self, step: Step) -> list[Action]:
         """A step of this head is on its way. Behind a prompt's chunks its prefix is kept, for others to share, and handed
@@ -247,15 +243,18 @@ class Head:
             case StepKind.PREFILL:
                 return self._chunk_launched(step.rows[0], step.rows[0].position + step.num_tokens)
             case StepKind.DECODE if self._keeps_answers and self._cuts:
-                return [action for row in step.rows for action in self._keep_block(row)]
+                return [action for row in step.rows for action in self._keep_block(row, step.num_tokens)]
         return []
 
-    def _keep_block(self, row: Row) -> list[Action]:
-        """Behind the last token of a block."""
+    def _keep_block(self, row: Row, num_tokens: int) -> list[Action]:
+        """Behind the last token of a block, guesses left out."""
         generation = self._generations.get(row.sequence)
-        if generation is None or (row.position + 1) % BLOCK_TOKENS:
+        if generation is None:
             return []
-        return self._keep(row.sequence, generation, row.position + 1, ended=False)
+        end = min(row.position + num_tokens - max(row.num_sampled - 1, 0), len(generation.tokens))
+        if not generation.enters_block(end):
+            return []
+        return self._keep(row.sequence, generation, end, ended=False)
 
     def _chunk_launched(self, row: Row, end: int) -> list[Action]:
         generation = self._generations.get(row.sequence)
@@ -285,34 +284,50 @@ class Head:
 
     def sampled(self, answer: Sampled, now: float) -> list[Action]:
         """A step came back with the ids of its sampling rows."""
-        rows = self._flying(answer.number).plan.rows
-        if (misfit := misfit_of(answer, rows, self._generations)) is not None:
+        step = self._steps[answer.number]
+        rows, is_stale = step.plan.rows, self._schedule.is_stale(step.plan)
+        if (misfit := misfit_of(answer, rows, self._generations, is_stale=is_stale)) is not None:
             return self.failed(answer.number, f"{self.route.last} {misfit}")
-        done = self._landed(answer.number)
-        self._usual.observe(done.kind, done.num_tokens, now - done.launched_at)
+        if is_stale:
+            self._landed(answer.number)
+            return []
+        found_in = iter(answer.tokens)
+        found = [next(found_in) if row.num_sampled else () for row in rows]
+        guesses = self._speculation.landed(step, found, now, is_alone=len(self) == 1)
+        self._landed(answer.number, [len(ids) for ids in found], is_kept=guesses.is_kept)
+        self._steps.took(step, now)
         actions: list[Action] = [*prompts_scored(answer, rows, self._generations)]
         updates: list[Update] = []
-        ids, logprobs, reasons = enumerate(answer.tokens), iter(answer.logprobs), dict(answer.failed)
-        for row in rows:
-            if row.sample:
-                place, token = next(ids)
-                told = next(logprobs, None)
-                if (why := reasons.get(place)) is None:
-                    actions += self._accept(row.sequence, token, told, updates)
+        places, logprobs, reasons = count(), iter(answer.logprobs), dict(answer.failed)
+        for row, ids in zip(rows, found, strict=True):
+            if row.num_sampled:
+                told = [next(logprobs, None) for _ in ids]
+                if (why := reasons.get(next(places))) is None:
+                    actions += self._accept(row, ids, told, guesses, updates)
                 else:
                     actions += self._fail(row.sequence, why)
             else:
                 actions += self._progress(row)
         return [*actions, Report(Tokens(updates=tuple(updates)))] if updates else actions
 
-    def _accept(self, number: int, token: int, logprobs: TokenLogprobs | None, updates: list[Update]) -> list[Action]:
-        generation = self._generations.get(number)
+    def _accept(
+        self,
+        row: RowPlan,
+        found: Sequence[int],
+        told: Sequence[TokenLogprobs | None],
+        guesses: Verified,
+        updates: list[Update],
+    ) -> list[Action]:
+        """What was sampled for a sequence, up to where it ends."""
+        generation = self._generations.get(row.sequence)
         if generation is None:
             return []
-        generation.tokens.append(token)
+        taken = generation.take(found)
         reason = generation.finish_reason()
-        updates.append(Update(generation.request.sequence, (token,), reason, () if logprobs is None else (logprobs,)))
-        return [] if reason is None else self._close(number, keep=True)
+        logprobs = tuple(each for each in told[: len(taken)] if each is not None)
+        accepted = min(len(taken), guesses.num_right)
+        updates.append(Update(generation.request.sequence, taken, reason, logprobs, guesses.num_guesses, accepted))
+        return [] if reason is None else self._close(row.sequence, keep=True)
 
     def _fail(self, number: int, why: str) -> list[Action]:
         generation = self._generations.get(number)
@@ -332,7 +347,7 @@ class Head:
 
     def _progress(self, row: RowPlan) -> list[Action]:
         generation = self._generations.get(row.sequence)
-        if generation is None:
+        if generation is None or generation.num_generated:
             return []
         processed, total = row.start + row.count, generation.prompt_tokens
         actions: list[Action] = []
@@ -371,25 +386,9 @@ class Head:
 
     def overdue(self, now: float) -> list[Action]:
         """Steps that should have come back; each is told once."""
-        late = [
-            (number, step)
-            for number, step in self._in_flight.items()
-            if now - step.launched_at > step.limit_s and not step.is_reported
-        ]
-        for _, step in late:
-            step.is_reported = True
-        return [
-            Report(StepOverdue(worker=self.route.head, route=self.route, number=number, seconds=now - step.launched_at))
-            for number, step in late
-        ]
+        return [*self._steps.overdue(now)]
 
-    def _flying(self, number: int) -> StepUnderWay:
-        if number not in self._in_flight:
-            raise UnfitMessage(f"step {number} of {self.route} is not in flight")
-        return self._in_flight[number]
-
-    def _landed(self, number: int) -> StepUnderWay:
-        done = self._flying(number)
-        del self._in_flight[number]
-        self._schedule.done(done.plan)
+    def _landed(self, number: int, found: Sequence[int] | None = None, *, is_kept: bool = True) -> StepUnderWay:
+        done = self._steps.end(number)
+        self._schedule.done(done.plan, found, is_kept=is_kept)
         return done

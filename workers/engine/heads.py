@@ -26,6 +26,7 @@ from workers.engine.fitness import UnfitMessage
 from workers.engine.generation import HAND_OVER_EVERY_TOKENS, Reading
 from workers.engine.handovers import Handovers
 from workers.engine.head import Head
+from workers.engine.speculation import Speculation
 from workers.model.stage_loading import LoadedStages
 
 
@@ -42,7 +43,13 @@ class Heads:
         return f"Heads({list(self._heads.values())})"
 
     def __iter__(self) -> Iterator[Head]:
+        """Whoever had no step for longest comes first."""
         return iter(tuple(self._heads.values()))
+
+    def launched(self, head: Head, step: Step) -> list[Action]:
+        """A step of it runs: all others come before it, also those whose ids arrive meanwhile."""
+        self._heads[head.route] = self._heads.pop(head.route)
+        return head.launched(step)
 
     def renew(self, stages: LoadedStages) -> None:
         """Forget everything and begin with what is loaded now."""
@@ -78,7 +85,18 @@ class Heads:
             max_rows=self._stages.max_rows,
             prefixes=self._directories.get(route),
             keeps_answers=route == self._stages.copied,
+            speculation=self._speculation(route),
         )
+
+    def _speculation(self, route: Route) -> Speculation | None:
+        """None where nothing is guessed. The ranks of a last stage do not know what the first of them samples, so that none of them
+        could tell a stale step: nobody goes on there.
+        """
+        guessers, needs = self._stages.guessers, self._stages.needs_of(route)
+        if guessers is None or needs is None:
+            return None
+        has_stages = not route.is_single and not route.is_shared
+        return Speculation(guessers, forgets=not needs.snapshots, has_stages=has_stages)
 
     def know(self, message: KnownPrefix, keys: Sequence[Key], lengths: Sequence[int]) -> list[Action]:
         """Reuse of prefixes begins on a route."""
@@ -103,6 +121,7 @@ class Heads:
         every = None if needs.snapshots else HAND_OVER_EVERY_TOKENS
         request = Generate(
             sequence=message.sequence,
+            request_id=message.request_id,
             route=message.route,
             cached=True,
             max_tokens=1,

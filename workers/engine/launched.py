@@ -1,6 +1,6 @@
 """A step between its beginning and its end."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
@@ -15,12 +15,14 @@ class Launched:
     """A step whose computation has begun.
 
     output: payload; None where nothing follows. awaited: what is there when it is done; sampled: on the last stage, where that
-    is asked for. vector: of the sequence that ends with this step.
+    is asked for. vector: of the sequence that ends with this step. is_stale: it goes on behind guesses that were wrong, and is not
+    computed here.
     """
 
     step: Step
-    output: Any
-    awaited: Any
-    sampled: SampledRows | None
-    logprobs: StepLogprobs
+    output: Any = None
+    awaited: Any = None
+    sampled: SampledRows | None = None
+    logprobs: StepLogprobs = field(default_factory=StepLogprobs)
     vector: mx.array | None = None
+    is_stale: bool = False

@@ -5,15 +5,17 @@ On the MLX thread; sends nothing itself. Whatever a model's code raises passes t
 
 from collections.abc import Callable, Sequence
 
-from protocol.messages import Inspected, InspectModel, Loaded, LoadProgress, LoadStage, Prepared, PrepareStage
+import msgspec
+
+from protocol.messages import InspectModel, Loaded, LoadProgress, LoadStage, Prepared, PrepareStage
 from protocol.values import LayerRange, pack_ids, pack_keys
 from strategy.prefix import Key
+from workers.drafting.guessers import GuessersLoader
 from workers.engine.actions import Report
-from workers.model.inspection import inspect
-from workers.model.loading import read_config
-from workers.model.planned_caches import planned_caches
+from workers.model.outlook import outlook
 from workers.model.shelf import ModelShelf
 from workers.model.stage_loading import LoadedStages, StageLoader
+from workers.tensor.rank_cuts import rank_cuts
 
 
 class Loading:
@@ -24,6 +26,7 @@ class Loading:
         self._shelf = shelf
         self._loader = loader
         self._report = report
+        self._guessers = GuessersLoader(shelf)
         self.read_bytes = 0  # since the process began
 
     def __repr__(self) -> str:
@@ -44,27 +47,16 @@ class Loading:
     def inspect(self, message: InspectModel) -> Report:
         """Find out how a model can be cut."""
         path = self._shelf.ensure(message.model, (), message.sources, self._progress)
-        found = inspect(path, self._shelf.cache)
-        return Report(
-            Inspected(
-                worker=self._name,
-                architecture=found.architecture,
-                num_layers=found.num_layers,
-                legal_cuts=found.legal_cuts,
-                why_not=found.why_not,
-                batches=found.batches,
-                last_position_only=found.last_position_only,
-                embeds=found.embeds,
-                context_tokens=found.context_tokens,
-                uncached_in_caches=found.uncached_in_caches,
-                whole_prompts=found.whole_prompts,
-                caches=() if message.kv is None else planned_caches(read_config(path), message.kv),
-            )
-        )
+        found = outlook(path, self._shelf.cache, message.kv)
+        cuts = rank_cuts(path, message.ranks, self._shelf.cache)
+        return Report(msgspec.structs.replace(found, worker=self._name, rank_cuts=cuts))
 
     def load(self, plan: LoadStage) -> tuple[LoadedStages, Report]:
         """The stages of a plan, and what to say of them."""
         stages = self._loader.load(self._name, plan, self._progress)
+        if stages.chunk_costs:  # some route begins here
+            guessers = self._guessers.load(plan, stages.vocabulary_size, self._progress)
+            stages = msgspec.structs.replace(stages, guessers=guessers)
         self.read_bytes += stages.read_bytes
         loaded = Loaded(
             worker=self._name,
@@ -73,6 +65,8 @@ class Loading:
             read_bytes=self.read_bytes,
             prefixes=stages.prefixes,
             layers=stages.layers,
+            draft=None if stages.guessers is None else stages.guessers.needs,
+            unmet=self._loader.company.unmet,
         )
         known = [stages.executors[prefix.route].prefixes.known for prefix in stages.prefixes]
         return stages, Report(loaded, [buffer for keys in known for buffer in _packed(keys)])

@@ -13,7 +13,7 @@ import numpy as np
 
 from protocol.messages import Step
 from protocol.values import NO_CHANCE, Sampling, TokenLogprobs
-from workers.engine.sampling import TokenSampler
+from workers.engine.sampling import SamplingPlace
 
 # Of so many rows at once what is made of their logits takes memory: a few hundred MB for the largest vocabularies.
 _ROWS_AT_ONCE = 256
@@ -50,13 +50,13 @@ def _best(ids: "np.ndarray", logprobs: "np.ndarray", count: int) -> tuple[tuple[
     return tuple((int(ids[index]), float(logprobs[index])) for index in order[:count])
 
 
-def of_sampled(samplers: Sequence[TokenSampler], logits: mx.array, sampled: mx.array) -> Unread | None:
-    """Of the ids (B,) that were sampled from logits (B, V), for the rows that want it; None where none does."""
-    wanted = [row for row, sampler in enumerate(samplers) if sampler.num_logprobs is not None]
+def of_sampled(places: Sequence[SamplingPlace], logits: mx.array, sampled: mx.array) -> Unread | None:
+    """Of the ids (B,) that were sampled from logits (B, V), for the places that want it; None where none does."""
+    wanted = [row for row, place in enumerate(places) if place.sampler.num_logprobs is not None]
     if not wanted:
         return None
-    rows = [samplers[row].processed(logits[row : row + 1]) for row in wanted]
-    num_top = [samplers[row].num_logprobs or 0 for row in wanted]
+    rows = [places[row].sampler.processed(logits[row : row + 1], places[row].ahead) for row in wanted]
+    num_top = [places[row].sampler.num_logprobs or 0 for row in wanted]
     return _unread([(mx.concatenate(rows), sampled[mx.array(wanted)])], num_top)
 
 
@@ -82,7 +82,7 @@ class _PromptScoring:
 
 
 class StepLogprobs(NamedTuple):
-    """What a step tells of its tokens. sampled: of those of its sampling rows that want it; scored: by row of the step, of the
+    """What a step tells of its tokens. sampled: of those places that want it; scored: by row of the step, of the
     tokens of prompts; kept: for the next step.
     """
 
@@ -96,12 +96,12 @@ class StepLogprobs(NamedTuple):
         unread = [each for each in (self.sampled, *self.scored) if each is not None]
         return [*self.kept, *(array for each in unread for array in each.arrays)]
 
-    def read_sampled(self, samplers: Sequence[TokenSampler]) -> tuple[TokenLogprobs | None, ...]:
-        """For each of the rows that sampled, None for those that do not want it; none at all where none does."""
+    def read_sampled(self, places: Sequence[SamplingPlace]) -> tuple[TokenLogprobs | None, ...]:
+        """For each of the places that were sampled at, None for those that do not want it; none at all where none does."""
         if self.sampled is None:
             return ()
         found = iter(self.sampled.read())
-        return tuple(None if sampler.num_logprobs is None else next(found) for sampler in samplers)
+        return tuple(None if place.sampler.num_logprobs is None else next(found) for place in places)
 
     def read_scored(self) -> tuple[tuple[TokenLogprobs, ...], ...]:
         """For each row of the step, of the tokens of its prompt; none at all where no row has such."""
@@ -140,7 +140,7 @@ class PromptScores:
         for index, row in enumerate(step.rows):
             scoring = self._sequences.get(row.sequence)
             scored.append(None if scoring is None else scoring.score(tokens[index], logits[index]))
-            if row.sample:
+            if row.num_sampled:
                 self.close(row.sequence)
             elif scoring is not None and scoring.last is not None:
                 kept.append(scoring.last)

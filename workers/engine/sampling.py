@@ -4,6 +4,9 @@ The PRNG key of a token is derived from (seed, position), so that a resumed or r
 have sampled alone.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import mlx.core as mx
 from mlx_lm.sample_utils import Sampler, make_logits_processors, make_sampler
 
@@ -22,6 +25,7 @@ class TokenSampler:
         self._sampling = sampling
         self._seed = seed
         self._history = list(history[-PENALTY_CONTEXT_TOKENS:])
+        self._length: int | None = None  # of prompt and answer, once it is known
         self._processors = make_logits_processors(
             logit_bias=sampling.logit_bias,
             repetition_penalty=sampling.repetition_penalty,
@@ -43,29 +47,41 @@ class TokenSampler:
         """Of how many of the likeliest tokens the log probabilities are told beside the sampled one's; None for none at all."""
         return self._sampling.logprobs
 
-    def processed(self, logits: mx.array) -> mx.array:
-        """Logits (1, V) for the next token after penalties and biases, lazy."""
+    @property
+    def looks_at_ids(self) -> bool:
+        """Whether what comes next depends on the ids before."""
+        return bool(self._processors)
+
+    def processed(self, logits: mx.array, ahead: tuple[int, ...] = ()) -> mx.array:
+        """Logits (1, V) for the next token, or for the one behind those `ahead`, after penalties and biases, lazy."""
         if self._processors:
-            tokens = mx.array(self._history)
+            tokens = mx.array([*self._history, *ahead][-PENALTY_CONTEXT_TOKENS:])
             for processor in self._processors:
                 logits = processor(tokens, logits)
         return logits
 
-    def sample(self, logits: mx.array, position: int, allowed: mx.array | None = None) -> mx.array:
+    def sample(
+        self, logits: mx.array, position: int, allowed: mx.array | None = None, ahead: tuple[int, ...] = ()
+    ) -> mx.array:
         """The token for `position` (its index in prompt and answer together) from logits (1, V); shape (1,), lazy. allowed: truth
-        values (1, V), None for any.
+        values (1, V), None for any; ahead: ids between those that are accepted and it.
         """
-        logits = _masked(self.processed(logits), allowed)
+        logits = _masked(self.processed(logits, ahead), allowed)
         if self._sampler is None:
             self._sampler = self._make_sampler(logits.shape[-1])
         if self._sampling.temperature > 0:
             mx.random.seed(mix(self._seed, position))
         return self._sampler(_logprobs(logits))
 
-    def accept(self, token: int) -> None:
-        """The sampled token's id is known."""
+    def goes_on_with(self, token: int, position: int) -> bool:
+        """Whether this token at `position` is the last one that was accepted; any may be where none was yet."""
+        return self._length is None or (position == self._length - 1 and token == self._history[-1])
+
+    def accept(self, token: int, position: int) -> None:
+        """The id of the token that was sampled for `position` is known."""
         if self.constraint is not None:
             self.constraint.accept(token)
+        self._length = position + 1
         self._history.append(token)
         del self._history[:-PENALTY_CONTEXT_TOKENS]
 
@@ -97,16 +113,20 @@ def mix(seed: int, position: int) -> int:
     return z ^ (z >> 31)
 
 
-def sample_rows(
-    samplers: list[TokenSampler], logits: mx.array, positions: list[int], allowed: mx.array | None = None
-) -> mx.array:
-    """One token per row from logits (B, V), each row by its own sampler; shape (B,), lazy. allowed: truth values (B, V), None for
-    any.
-    """
-    if all(sampler.is_plain_greedy for sampler in samplers):
+class SamplingPlace(NamedTuple):
+    """Where a token is sampled, as `TokenSampler.sample` takes it."""
+
+    sampler: TokenSampler
+    position: int
+    ahead: tuple[int, ...] = ()
+
+
+def sample_places(places: Sequence[SamplingPlace], logits: mx.array, allowed: mx.array | None = None) -> mx.array:
+    """One token for each place from logits (B, V), by its own sampler; shape (B,), lazy. allowed: truth values (B, V), None for any."""
+    if all(place.sampler.is_plain_greedy for place in places):
         return mx.argmax(_masked(_logprobs(logits), allowed), axis=-1)
     rows = [
-        sampler.sample(logits[row : row + 1], position, None if allowed is None else allowed[row : row + 1])
-        for row, (sampler, position) in enumerate(zip(samplers, positions, strict=True))
+        sampler.sample(logits[row : row + 1], position, None if allowed is None else allowed[row : row + 1], ahead)
+        for row, (sampler, position, ahead) in enumerate(places)
     ]
     return mx.concatenate(rows)

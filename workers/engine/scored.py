@@ -3,21 +3,31 @@
 from collections.abc import Mapping, Sequence
 
 from protocol.messages import PromptLogprobs, Sampled
-from strategy.scheduling import RowPlan
+from strategy.step_plan import RowPlan
 from workers.engine.actions import Report
 from workers.engine.generation import Generation
 
 _Generations = Mapping[int, Generation]
 
 
-def misfit_of(answer: Sampled, rows: Sequence[RowPlan], generations: _Generations) -> str | None:
-    """What is wrong with the last stage's answer to a step of these rows, in words that follow its name; None when it fits."""
-    num_wanted = sum(row.sample for row in rows)
-    if len(answer.tokens) != num_wanted:
-        return f"sampled {len(answer.tokens)} tokens where {num_wanted} were asked for"
-    sampling = [generations.get(row.sequence) for row in rows if row.sample]
-    told = answer.logprobs or (None,) * num_wanted
-    if any(each and each.tells_logprobs and logprobs is None for each, logprobs in zip(sampling, told, strict=True)):
+def misfit_of(
+    answer: Sampled, rows: Sequence[RowPlan], generations: _Generations, *, is_stale: bool = False
+) -> str | None:
+    """What is wrong with the last stage's answer to a step of these rows, in words that follow its name; None when it fits.
+
+    is_stale: the step goes on behind wrong guesses, so that nothing was to be sampled. Whether one does whose sequence is gone is not known.
+    """
+    sampling = [row for row in rows if row.num_sampled]
+    if len(answer.tokens) != len(sampling):
+        return f"sampled for {len(answer.tokens)} sequences where {len(sampling)} were asked for"
+    for row, found in zip(sampling, answer.tokens, strict=True):
+        most = 0 if is_stale else row.num_sampled
+        least = min(most, 1) if row.sequence in generations else 0
+        if not least <= len(found) <= most:
+            return f"sampled {len(found)} tokens where {most} were asked for"
+    wanting = [generations.get(row.sequence) for row, found in zip(sampling, answer.tokens, strict=True) for _ in found]
+    told = answer.logprobs or (None,) * len(wanting)
+    if any(each and each.tells_logprobs and logprobs is None for each, logprobs in zip(wanting, told, strict=True)):
         return "did not tell the log probabilities of what it sampled"
     scored = answer.scored or ((),) * len(rows)
     if len(scored) != len(rows):

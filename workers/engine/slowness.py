@@ -46,9 +46,9 @@ class Slowness:
 def _expected_s(speed: StageSpeed, step: Step) -> float:
     start = step.rows[0].position
     match kind_of(step):
-        case StepKind.DECODE:
+        case StepKind.DECODE if step.num_tokens == 1:
             return speed.decode_s(len(step.rows), start)
-        case StepKind.PREFILL:
+        case StepKind.DECODE | StepKind.PREFILL:
             return speed.chunk_s(step.num_tokens, start)
         case _:
             return speed.chunk_s(step.num_tokens, 0)

@@ -33,12 +33,13 @@ from strategy.prefix import Key
 from workers.cache import kv_parts
 from workers.cache.kv_parts import KvPart
 from workers.cache.prefix_store import Handed
+from workers.engine import together
 from workers.engine.actions import AnswerHead, Launch, Passed, Tell
 from workers.engine.copying import Copying
 from workers.engine.fitness import UnfitMessage, required_buffer
 from workers.engine.launched import Launched
 from workers.engine.step_kind import kind_of
-from workers.engine.trace import Tracer
+from workers.engine.timeline import Timeline
 from workers.engine.usual_times import UsualTimes
 from workers.engine.vitals import Vitals, moving_limit_s
 from workers.model import payload
@@ -51,12 +52,15 @@ _FIGURES_LIMIT_S = 60.0
 
 
 class StepInFlight(msgspec.Struct, frozen=True, eq=False):
-    """A launched step whose end nobody waited for yet. limit_s: how long the wait should take at most."""
+    """A launched step whose end nobody waited for yet. limit_s: how long the wait should take at most; requests: whom it is for, None
+    where nobody looks.
+    """
 
     launched: Launched
     tokens: np.ndarray | None
     started_at: float
     limit_s: float
+    requests: tuple[str, ...] | None
 
     @property
     def step(self) -> Step:
@@ -73,11 +77,11 @@ class FinishedStep(msgspec.Struct, frozen=True):
 class StageRunner:
     """See the module. now: a clock that never goes back."""
 
-    def __init__(self, name: str, links: DataLinks, vitals: Vitals, tracer: Tracer | None, now: Callable[[], float]):
+    def __init__(self, name: str, links: DataLinks, vitals: Vitals, timeline: Timeline, now: Callable[[], float]):
         self._name = name
         self._links = links
         self._vitals = vitals
-        self._tracer = tracer
+        self._timeline = timeline
         self._now = now
         self._usual: dict[Route, UsualTimes] = {}
         self._launch_returns_at_once = mx.metal.is_available()
@@ -106,7 +110,7 @@ class StageRunner:
 
     def passes_on(self, route: Route) -> bool:
         """Whether another worker follows on a route."""
-        return self._name in route.workers[:-1]
+        return bool(route.told_by(self._name))
 
     def _next_worker(self, route: Route) -> str | None:
         return None if route.is_single else route.next_after(self._name)
@@ -114,13 +118,15 @@ class StageRunner:
     def apply(self, message: Passed, keys: tuple[Key, ...], handed: Handed = ()) -> Sequence[Tell]:
         """Pass a message on and do what it says; what another worker is to be told for it."""
         executor = self.stages.executors[message.route]
-        worker = self._next_worker(message.route)
-        if worker is not None:
+        for worker in message.route.told_by(self._name):
             self._links.send(worker, message, [pack_keys(keys)])
         match message:
             case OpenSequence():
+                self._timeline.opened(message)
                 self._move(executor.prefixes.num_bytes + executor.prefixes.disk_bytes)
-                executor.open(message, keys, handed)
+                is_open = executor.open(message, keys, handed)
+                if keys and not together.agree(self.stages.groups, message.route, is_so=is_open):
+                    executor.close(message.sequence)
                 self._copying.in_use(message.route, keys)
             case KeepPrefix():
                 self._move(executor.kv_bytes)
@@ -133,6 +139,7 @@ class StageRunner:
                 self._move(executor.kv_bytes)
                 return (self._handing_over(message, executor.part(message.sequence, message.start, message.end)),)
             case CloseSequence():
+                self._timeline.closed(message)
                 executor.close(message.sequence)
         return ()
 
@@ -211,7 +218,8 @@ class StageRunner:
         """What this worker's layers make of the fixed input, in caches of its own: sequences do not notice."""
         self._vitals.begin(self._now(), _FIGURES_LIMIT_S)
         self._leaves_memory = True
-        stages = tuple(executor.figures() for executor in self.stages.executors.values())
+        executors = self.stages.executors.items()  # parts of a model are nobody else's
+        stages = tuple(executor.figures() for route, executor in executors if not route.is_shared)
         return FiguresComputed(worker=self._name, number=message.number, stages=stages)
 
     # --- steps
@@ -229,29 +237,57 @@ class StageRunner:
         """
         return not route.is_single and not self._launch_returns_at_once
 
+    def is_awaited(self, step: Step) -> bool:
+        """Whether a step in flight is to be passed on before anything else is looked for: that may take a while, as its head guesses on."""
+        guesses = any(row.num_sampled > 1 for row in step.rows)
+        return self.passes_on(step.route) and (guesses or self.launch_waits(step.route))
+
     def launch(self, launch: Launch, before: StepInFlight | None) -> StepInFlight:
         """Begin a step; `before` it another is in flight, for which the device may have to be waited for."""
         step = launch.step
         executor = self.stages.executors[step.route]
+        if step.route.head == self._name and launch.tokens is not None:
+            for worker in step.route.beside(self._name):
+                self._links.send(worker, step, [launch.tokens.tobytes()])
         limit_s = self._usual[step.route].limit_s(kind_of(step), step.num_tokens)
         started_at = self._now()
         self._vitals.begin(started_at, limit_s if before is None else limit_s + before.limit_s)
-        return StepInFlight(executor.launch(step, launch.tokens, launch.received), launch.tokens, started_at, limit_s)
+        requests = self._timeline.requests_of(step) if self._timeline.is_watched(started_at) else None
+        with together.or_nobody(self.stages.groups, step.route):
+            launched = executor.launch(step, launch.tokens, launch.received)
+        return StepInFlight(launched, launch.tokens, started_at, limit_s, requests)
 
     def finish(self, in_flight: StepInFlight) -> FinishedStep:
         """Wait for a step, and pass on what came of it."""
         step = in_flight.step
         self._vitals.begin(self._now(), in_flight.limit_s)
-        output = self.stages.executors[step.route].finish(in_flight.launched)
+        with together.or_nobody(self.stages.groups, step.route):
+            output = self.stages.executors[step.route].finish(in_flight.launched)
+        if in_flight.launched.is_stale:
+            self._note(in_flight, 0.0, None)
+            return FinishedStep(0.0, (AnswerHead(Sampled(number=step.number, route=step.route, **output._asdict())),))
         seconds = self._count(in_flight)
         worker = self._next_worker(step.route)
+        if worker is None and step.route.last != self._name:  # another rank has the same, and tells
+            self._note(in_flight, seconds, None)
+            return FinishedStep(seconds)
         if worker is None:
+            self._note(in_flight, seconds, None)
             answer = Sampled(number=step.number, route=step.route, **output._asdict())
             return FinishedStep(seconds, (*_vector_of(in_flight.launched), AnswerHead(answer)))
         spec, arrays = payload.encode(output)
         assert in_flight.tokens is not None, "only a route of one stage runs ahead of its ids"
-        self._links.send(worker, msgspec.structs.replace(step, payload=spec), [in_flight.tokens.tobytes(), *arrays])
+        passed_on: list[Buffer] = [in_flight.tokens.tobytes(), *arrays]
+        self._links.send(worker, msgspec.structs.replace(step, payload=spec), passed_on)
+        self._note(in_flight, seconds, passed_on)
         return FinishedStep(seconds)
+
+    def _note(self, in_flight: StepInFlight, seconds: float, passed_on: Sequence[Buffer] | None) -> None:
+        """For the timeline, while somebody looks. passed_on: to the next worker, where one follows."""
+        if in_flight.requests is not None:
+            num_bytes = None if passed_on is None else sum(memoryview(buffer).nbytes for buffer in passed_on)
+            began_at = self._finished_at - seconds
+            self._timeline.ended(in_flight.step, in_flight.requests, began_at, seconds, num_bytes)
 
     def _count(self, in_flight: StepInFlight) -> float:
         """Seconds that the device was at a step, from when it was free for it."""
@@ -267,9 +303,6 @@ class StageRunner:
         self._usual[step.route].observe(kind, step.num_tokens, seconds)
         if self._vitals.num_steps % _CLEAR_EVERY_STEPS == 0:
             mx.clear_cache()
-        if self._tracer is not None:
-            sequences = [row.sequence for row in step.rows]
-            self._tracer.ended(kind.value, seconds, step=step.number, sequences=sequences, tokens=step.num_tokens)
         return seconds
 
 

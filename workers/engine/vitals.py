@@ -4,6 +4,8 @@ Written by the compute thread alone. `heartbeat` may be called on another one, m
 stuck: so whatever it reads is a frozen value in one attribute.
 """
 
+from collections.abc import Mapping
+
 import msgspec
 
 from protocol.messages import Heartbeat
@@ -19,6 +21,8 @@ MESSAGE_LIMIT_S = 5.0
 MOVED_BYTES_PER_S = 50e6
 # A layer of weights, the largest from the slowest disk; what takes longer will never end.
 READING_LIMIT_S = 300.0
+# Another rank that is lost or stuck is found out by what it says itself; who waits for it is well, and so for longer.
+RANK_LIMIT_S = 60.0
 # A thread that waits for messages takes one that comes at once.
 DEAF_LIMIT_S = 5.0
 
@@ -33,25 +37,38 @@ class _Busy(msgspec.Struct, frozen=True):
     limit_s: float
 
 
-class Vitals:
-    """See the module. held: the model that is open here and its layers whose weights were read."""
+class _Done(msgspec.Struct):
+    """Since the process began."""
 
-    def __init__(self, worker: str):
+    steps: int = 0
+    rows: int = 0
+    busy_s: float = 0.0
+
+
+class Vitals:
+    """See the module. sent_bytes: what the links count as they send; held: the model that is open here and its layers whose weights
+    were read.
+    """
+
+    def __init__(self, worker: str, sent_bytes: Mapping[str, int]):
+        self._sent_bytes = sent_bytes
         self._busy: _Busy | None = None
         self._waits = False
         self._num_begun = 0
         self._deaf: tuple[int, float] | None = None  # since when messages wait for a thread that waits for messages
         self._measured_at: float | None = None
         self._measured = Heartbeat(worker=worker)
-        self.num_steps = 0
-        self._num_rows = 0
-        self._busy_s = 0.0
+        self._done = _Done()
         self._read_bytes = 0
         self.slowness = Slowness()
         self.held: tuple[str | None, tuple[LayerRange, ...]] = (None, ())
 
     def __repr__(self) -> str:
         return f"Vitals({self.num_steps} steps, {self._busy})"
+
+    @property
+    def num_steps(self) -> int:
+        return self._done.steps
 
     def begin(self, now: float, limit_s: float = MESSAGE_LIMIT_S) -> None:
         """The compute thread turns to something that should take `limit_s` at most."""
@@ -66,11 +83,16 @@ class Vitals:
         """The compute thread waits for messages."""
         self._busy, self._waits = None, True
 
+    def wait_for_rank(self) -> None:
+        """The compute thread waits, in the midst of what it is at, for another worker."""
+        if self._busy is not None and self._busy.limit_s < RANK_LIMIT_S:
+            self._busy = _Busy(self._busy.since, RANK_LIMIT_S)
+
     def count(self, num_rows: int, seconds: float) -> None:
         """A step is done."""
-        self.num_steps += 1
-        self._num_rows += num_rows
-        self._busy_s += seconds
+        self._done.steps += 1
+        self._done.rows += num_rows
+        self._done.busy_s += seconds
 
     def have(self, held: tuple[str | None, tuple[LayerRange, ...]], read_bytes: int) -> None:
         """What is open here now; read_bytes: of weights, since the process began."""
@@ -88,16 +110,16 @@ class Vitals:
         self._measured = msgspec.structs.replace(
             self._measured,
             weights_bytes=stages.weights_bytes,
-            kv_bytes=sum(executor.kv_bytes for executor in executors),
+            kv_bytes=sum(executor.kv_bytes for executor in executors)
+            + (0 if stages.guessers is None else stages.guessers.kv_bytes),
             prefix_bytes=sum(executor.prefixes.num_bytes for executor in executors),
             shared_bytes=sum(executor.shared_bytes for executor in executors),
             disk_bytes=sum(executor.prefixes.disk_bytes for executor in executors),
             running=sum(len(executor) for executor in executors),
-            steps=self.num_steps,
-            rows=self._num_rows,
-            busy_s=self._busy_s,
+            **msgspec.structs.asdict(self._done),
             read_bytes=self._read_bytes,
             slowness=self.slowness.value(now),
+            sent_bytes=dict(self._sent_bytes),
         )
 
     def heartbeat(self, now: float, *, num_waiting: int) -> Heartbeat:

@@ -11,6 +11,7 @@ from mlx import nn
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 from workers.kv_cache.kind import with_plain_replaced
+from workers.tensor.exchange import silent
 
 _PASSES = (3, 1)
 
@@ -54,7 +55,8 @@ class Recorder(KVCache):
 def observed_shapes(model: nn.Module) -> dict[int, Shapes]:
     """By index in the model's list of caches, what each plain entry is given."""
     entries = with_plain_replaced(make_prompt_cache(model), lambda _: Recorder())
-    model(mx.zeros((1, 1), mx.int32), cache=entries)
+    with silent(model):
+        model(mx.zeros((1, 1), mx.int32), cache=entries)
     recorders = {index: entry for index, entry in enumerate(entries) if isinstance(entry, Recorder)}
     return {index: entry.shapes for index, entry in recorders.items() if entry.shapes is not None}
 
@@ -62,8 +64,9 @@ def observed_shapes(model: nn.Module) -> dict[int, Shapes]:
 def refusal(model: nn.Module, entries: list[Any]) -> str | None:
     """What the model's code says when it gets these fresh caches, in one line; None when it takes them."""
     try:
-        for num_tokens in _PASSES:
-            model(mx.zeros((1, num_tokens), mx.int32), cache=entries)
+        with silent(model):
+            for num_tokens in _PASSES:
+                model(mx.zeros((1, num_tokens), mx.int32), cache=entries)
     except (ValueError, TypeError, AttributeError, RuntimeError, IndexError, KeyError) as error:
         return " ".join(f"{type(error).__name__}: {error}".split())
     return None

@@ -91,6 +91,13 @@ def can_read(entry: Any) -> bool:
     return hasattr(entry, "read_tokens") or isinstance(entry, RowsCache | KVCache | QuantizedKVCache)
 
 
+def can_forget(entry: Any) -> bool:
+    """Whether this cache can forget its last tokens now and later."""
+    if isinstance(entry, CacheList):
+        return all(can_forget(part) for part in entry.caches)
+    return can_read(entry) and not isinstance(entry, RotatingKVCache) and bool(entry.is_trimmable())
+
+
 def read(entry: Any, start: int, stop: int) -> Rows:
     """Copies of the rows of tokens [start, stop), unevaluated. Only when `can_read`."""
     if isinstance(entry, CacheList):

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,12 @@ import msgspec
 from mlx.utils import tree_flatten
 
 from protocol.errors import ModelError, in_one_line
+from protocol.version import installed_version
 from workers import zoo
 from workers.model import loading
 from workers.model.trial import Trial
+from workers.tensor.cuts import shares as rank_shares
+from workers.tensor.trying import derive
 from workers.zoo.configurations import architecture_of
 
 REVISION = 5
@@ -153,7 +156,9 @@ def _said(error: Exception | None) -> str:
 
 
 def _fingerprint(config: Mapping[str, Any]) -> str:
-    said = json.dumps([REVISION, version("mlx-lm"), version("mlx"), config], sort_keys=True, default=str)
+    said = json.dumps(
+        [REVISION, installed_version("mlx-lm"), installed_version("mlx"), config], sort_keys=True, default=str
+    )
     return hashlib.sha256(said.encode()).hexdigest()[:24]
 
 
@@ -197,23 +202,42 @@ def _special(found: Inspection) -> str:
     return "; ".join(special)
 
 
+def _tensor(name: str) -> str:
+    """How it is cut into two tensor ranks and four, and the share of the layers' weights that a rank has."""
+    shares, ways = [], set()
+    for size in (2, 4):
+        try:
+            config = zoo.tiny_config(name)
+            plan = derive(config, size)
+        except ModelError:
+            return "no"
+        shares.append(f"{max(rank_shares(partial(zoo.random_model, config), plan)):.2f}")
+        ways |= {cuts[0].kind for cuts in plan.modules.values()}
+    said = "gathers" if ways == {"gather"} else "sums" if "gather" not in ways else "sums, gathers"
+    return f"{said} ({', '.join(shares)})"
+
+
 def _page() -> str:
-    found = list(table())
+    found = [(name, where, batches, _tensor(name), special) for name, where, batches, special in table()]
     rows = "\n".join(f"| `{name}` | {' | '.join(columns)} |" for name, *columns in found)
-    anywhere = sum(where == "anywhere" for _, where, _, _ in found)
-    at_some = sum(where.startswith("at ") for _, where, _, _ in found)
+    anywhere = sum(columns[0] == "anywhere" for _, *columns in found)
+    at_some = sum(columns[0].startswith("at ") for _, *columns in found)
+    in_ranks = sum(columns[2] != "no" for _, *columns in found)
     return f"""# Architectures
 
-How each architecture of mlx-lm {version("mlx-lm")} splits, found by running a tiny random model of it whole and in stages and
+How each architecture of mlx-lm {installed_version("mlx-lm")} splits, found by running a tiny random model of it whole and in stages and
 comparing the logits bit for bit (`./launch.sh doctor --architectures` does it again for the installed version; this page is
 `python -m workers.model.inspection --markdown`). Of {len(found)}, {anywhere} split anywhere and {at_some} at some cuts. What cannot be
 split runs whole, on each worker that has room for it. *Batches*: several requests share one step; otherwise they take
-turns. *Special*: where mlx-lm's code gives other logits without a KV cache, or for other chunks of a prompt, than it does
+turns. *Tensor ranks*: {in_ranks} can also be cut into ranks that compute every layer together, which is tried likewise
+(`./launch.sh bench tensor-cuts` compares every one with the whole model): by sums behind attention and feed-forward, or by gathering
+what linear layers return where the model's code allows nothing else; with the share of the tiny model's layers that a rank of two, and
+of four, holds. *Special*: where mlx-lm's code gives other logits without a KV cache, or for other chunks of a prompt, than it does
 when it generates by itself, and what is done so that its own answer comes out; and where no embeddings can be made, since the
 model's code shows nothing of its hidden states.
 
-| architecture | splits | batches | special |
-| --- | --- | --- | --- |
+| architecture | splits | batches | tensor ranks | special |
+| --- | --- | --- | --- | --- |
 {rows}"""
 
 

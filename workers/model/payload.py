@@ -19,6 +19,7 @@ from protocol.errors import WireError
 Spec = None | bool | int | float | str | list[Any]
 Payload = Any
 Buffer = bytes | bytearray | memoryview
+Part = tuple[str | int, ...]  # where something stands in a payload: indices and names, outermost first
 
 MAX_DEPTH = 8
 MAX_NODES = 65_536
@@ -74,6 +75,25 @@ def arrays(payload: Payload) -> Iterator[mx.array]:
     found: list[mx.array] = []
     map_arrays(found.append, payload)
     return iter(found)
+
+
+def without(payload: Payload, paths: tuple[Part, ...]) -> Payload:
+    """The payload with None in place of the given parts."""
+    for path in paths:
+        payload = _replaced(payload, path)
+    return payload
+
+
+def _replaced(payload: Payload, path: Part) -> Payload:
+    if not path:
+        return None
+    head, *rest = path
+    if isinstance(payload, dict):
+        return {**payload, head: _replaced(payload[head], tuple(rest))} if head in payload else payload
+    if isinstance(payload, tuple | list):
+        items = [_replaced(item, tuple(rest)) if index == head else item for index, item in enumerate(payload)]
+        return like(payload, items)
+    return payload
 
 
 def noise_like(payload: Payload) -> Payload:
@@ -183,7 +203,7 @@ class _Decoder:
         self._used += 1
         if not data.contiguous or data.nbytes != math.prod(shape) * dtype.size:
             raise WireError(f"a payload's array of shape {shape} does not have the {data.nbytes} bytes of its buffer")
-        return _from_bytes(data, dtype, shape)
+        return from_bytes(data, dtype, shape)
 
     def items(self, parts: list[Any], depth: int) -> list[Payload]:
         return [self._node(part, depth) for part in parts]
@@ -229,7 +249,8 @@ def _shape(value: Any) -> tuple[int, ...]:
     return tuple(value)
 
 
-def _from_bytes(data: memoryview, dtype: mx.Dtype, shape: tuple[int, ...]) -> mx.array:
+def from_bytes(data: memoryview, dtype: mx.Dtype, shape: tuple[int, ...]) -> mx.array:
+    """An array of a type that stages send, of a copy of its bytes."""
     if not data.nbytes:
         return mx.zeros(shape, dtype)
     if dtype == mx.bfloat16:  # NumPy lacks it: copy the 16 bits and name them anew

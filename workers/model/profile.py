@@ -10,9 +10,8 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -21,6 +20,7 @@ import msgspec
 
 from protocol.transport.addressing import this_host
 from protocol.values import LayerRange
+from protocol.version import installed_version
 from strategy.chunking import ChunkCost
 from strategy.cost import StageSpeed
 from strategy.layer_speeds import LayerSpeeds, PartSpeed
@@ -60,7 +60,7 @@ class KeptProfiles:
 
     def __init__(self, folder: Path, digest: str):
         self._folder = folder
-        self._about = (digest, this_host(), _machine(), version("mlx"), version("mlx-lm"))
+        self._about = (digest, this_host(), _machine(), installed_version("mlx"), installed_version("mlx-lm"))
 
     def __repr__(self) -> str:
         return f"KeptProfiles({str(self._folder)!r})"
@@ -123,8 +123,12 @@ class Profile:
         if self._chunks is None:
             self._chunks = place.layers, chunk_cost(lambda tokens: self._timer(place, TriedStep(1, tokens)))
         measured, cost = self._chunks
-        share = _width(place.layers) / _width(measured)
-        return ChunkCost(cost.fixed_s * share, cost.token_s * share)
+        return cost.scaled(_width(place.layers) / _width(measured))
+
+    def part_cost(self, place: ExecutorPlace, ranks: int, here: Iterable[ExecutorPlace]) -> ChunkCost:
+        """Of one of so many ranks' part of a stage, by what the widest place `here` takes: whole, its weights would have to be read."""
+        widest = max(here, key=lambda each: _width(each.layers), default=place)
+        return self.chunk_cost(widest).scaled(_width(place.layers) / _width(widest.layers) / ranks)
 
     def take(self, places: Sequence[ExecutorPlace], *, batches: bool) -> None:
         """Have the `speeds` of these places, whose weights are in memory, and of `layers`. batches: sequences share steps.

@@ -22,10 +22,10 @@ from workers.cache.stage_cache import StageCache
 from workers.kv_cache import KINDS, Kind, KvSettings
 from workers.model import loading
 from workers.model.hidden_states import OutsideCalls, given_to_projection
-from workers.model.payload import Carried, Payload, arrays, like, map_arrays
+from workers.model.payload import Carried, Part, Payload, arrays, map_arrays, without
 from workers.model.weights import Weights
-
-Part = tuple[str | int, ...]
+from workers.tensor.cuts import cut_likewise
+from workers.tensor.exchange import exchange_of, silent, unprojected
 
 
 class CannotSplit(ModelError):
@@ -45,7 +45,7 @@ class SplitModel:
         self.num_layers = len(self.layers)
         self.unused = unused or {}
         self.limits_projection = True  # whether a pass may compute logits for the last position alone
-        self.vocabulary_size = 0  # columns of the logits, known from the first pass of any range on
+        self._vocabulary_size = 0  # known from the first pass of any range on
         self._switch = _Switch()
         self._outside_calls = OutsideCalls(model, self.layers)
         self._owner_of_entry: tuple[int | None, ...] | None = None
@@ -91,7 +91,8 @@ class SplitModel:
         layers = LayerRange(0, self.num_layers)
         entries = self.make_cache(layers, kv).entries
         owners = self._find_owners(make_prompt_cache(self.model))
-        self.model(mx.zeros((1, 1), mx.int32), cache=entries)
+        with silent(self.model):
+            self.model(mx.zeros((1, 1), mx.int32), cache=entries)
         return [
             StageCache(entries, tuple(index for index, owner in enumerate(owners) if owner == layer))
             for layer in range(self.num_layers)
@@ -112,22 +113,23 @@ class SplitModel:
         layers: LayerRange,
         cache: StageCache | None,
         payload: Payload = None,
-        last_position_only: bool = False,
+        last_positions: int | None = None,
     ) -> Payload:
         """One pass of tokens (batch, n), real ids on every stage, through a half-open range of layers.
 
         payload: what the previous stage's pass returned; None for the range that starts at 0. Returns the payload for
         the next stage or, when the range ends with the last layer, logits (batch, n, vocabulary); with
-        `last_position_only` (batch, 1, vocabulary), which skips the rest of the projection where the architecture
+        `last_positions` those of so many alone, which skips the rest of the projection where the architecture
         allows. Nothing is evaluated. Raises CannotSplit for an architecture that cannot run this range alone.
         """
         entries = None if cache is None else cache.entries
-        if layers == (0, self.num_layers) and not last_position_only:
+        self._begin_exchanging(layers)
+        if layers == (0, self.num_layers) and last_positions is None:
             return self._noted(self.model(tokens, cache=entries))
-        current = _Pass(self.layers, layers, tokens.shape, cache, payload, last_position_only=last_position_only)
+        current = _Pass(self.layers, layers, tokens.shape, cache, payload, last_positions=last_positions)
         logits = self._run(current, tokens, entries)
         if layers[1] == self.num_layers:
-            return logits[:, -1:, :] if last_position_only and logits.shape[1] > 1 else logits
+            return _last(logits, last_positions)
         return map_arrays(mx.contiguous, without(current.output, self.unused.get(layers[1], ())))
 
     def hidden_states(
@@ -137,17 +139,15 @@ class SplitModel:
         layers: LayerRange,
         cache: StageCache | None,
         payload: Payload = None,
-        last_position_only: bool = False,
+        last_positions: int | None = None,
     ) -> mx.array:
         """As `forward` of a range that ends with the last layer, but what the projection to logits is given: (batch, n, size), or
-        (batch, 1, size) with `last_position_only`. Raises ModelError for an architecture that does not show it.
+        those of the `last_positions` alone. Raises ModelError for an architecture that does not show it.
         """
-        with self._outside_calls.watched() as calls:
-            logits = self.forward(
-                tokens, layers=layers, cache=cache, payload=payload, last_position_only=last_position_only
-            )
+        with self._outside_calls.watched() as calls, unprojected(self.model):
+            logits = self.forward(tokens, layers=layers, cache=cache, payload=payload, last_positions=last_positions)
         hidden = given_to_projection(calls, logits.shape[-1], tokens.shape)
-        return hidden[:, -1:, :] if last_position_only else hidden
+        return _last(hidden, last_positions)
 
     def begin_evaluation(self, output: Payload, cache: StageCache | None) -> None:
         """As `evaluate`, without waiting for the end."""
@@ -189,7 +189,7 @@ class SplitModel:
         names = frozenset().union(*(self._needed_outside(bounds) for bounds in ranges))
         if self.weights.excess(layers=layers, names=names):
             self._kinds.clear()  # some keep what they made of a layer's weights
-            self.weights.release(loading.load(path), layers=layers, names=names)
+            self.weights.release(cut_likewise(self.model, loading.load(path)), layers=layers, names=names)
 
     def needed_from(self, tensors: Mapping[str, mx.array], layers: LayerRange) -> frozenset[str]:
         """Which of these, as they were read from files, the weights that a range needs are made from; none may be read yet."""
@@ -199,10 +199,18 @@ class SplitModel:
         """Names of the weights outside the layers (embedding, head, norms) that a range needs."""
         if layers not in self._outside:
             cache = self.make_cache(layers)
-            output = self._one_token(layers, cache)
+            with silent(self.model):
+                output = self._one_token(layers, cache)
             states = [value for _, value in tree_flatten(cache.states()) if isinstance(value, mx.array)]
             self._outside[layers] = self.weights.used_by([*arrays(output), *states])
         return self._outside[layers]
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Columns of the logits."""
+        if not self._vocabulary_size:
+            self.structure_before(self.num_layers, mx.zeros((1, 1), mx.int32))
+        return self._vocabulary_size
 
     def structure_before(self, start: int, tokens: mx.array) -> Payload:
         """What the layers before `start` hand on of these tokens, to look at or to put something in its place: evaluated, it would
@@ -211,7 +219,8 @@ class SplitModel:
         if not start:
             return None
         before = LayerRange(0, start)
-        return self.forward(tokens, layers=before, cache=self.make_cache(before))
+        with silent(self.model):
+            return self.forward(tokens, layers=before, cache=self.make_cache(before))
 
     def _one_token(self, layers: LayerRange, cache: StageCache) -> Payload:
         """The pass of one token, after a payload of ones, so that nothing before the range is computed. Not of zeros: some
@@ -220,6 +229,13 @@ class SplitModel:
         token = mx.zeros((1, 1), mx.int32)
         payload = map_arrays(_in_its_place, self.structure_before(layers[0], token))
         return self.forward(token, layers=layers, cache=cache, payload=payload)
+
+    def _begin_exchanging(self, layers: LayerRange) -> None:
+        """Of modules outside the layers that are cut into tensor ranks, those are called in earnest which the range needs."""
+        exchange = exchange_of(self.model)
+        if exchange is not None and not exchange.is_silent:
+            embeds = layers[0] == 0 or f"{exchange.plan.projection}.weight" in self._needed_outside(layers)
+            exchange.begin(projects=layers[1] == self.num_layers, embeds=embeds)
 
     def _run(self, current: "_Pass", tokens: mx.array, entries: list[Any] | None) -> mx.array:
         self._switch.current = current
@@ -231,7 +247,7 @@ class SplitModel:
         return self._noted(logits)
 
     def _noted(self, logits: mx.array) -> mx.array:
-        self.vocabulary_size = logits.shape[-1]
+        self._vocabulary_size = logits.shape[-1]
         return logits
 
     def _find_owners(self, entries: list[Any]) -> tuple[int | None, ...]:
@@ -239,7 +255,8 @@ class SplitModel:
         if len(entries) == self.num_layers:
             return tuple(range(self.num_layers))
         watch = _Watch(self.layers, entries)
-        self._run(watch, mx.zeros((1, 1), mx.int32), entries)
+        with silent(self.model):
+            self._run(watch, mx.zeros((1, 1), mx.int32), entries)
         return tuple(watch.owners)
 
 
@@ -263,7 +280,7 @@ class _Pass:
         cache: StageCache | None = None,
         payload: Payload = None,
         *,
-        last_position_only: bool = False,
+        last_positions: int | None = None,
     ):
         self._layers = layers
         self._start, self._stop = bounds
@@ -274,7 +291,7 @@ class _Pass:
         self._changes = payload.changes if isinstance(payload, Carried) else {}
         self._before = _first_only(self._received)
         self._dicts: dict[str | int, dict[Any, Any]] = {}
-        self._last_position_only = last_position_only
+        self._last_positions = last_positions
         self.output: Payload = None
 
     def call(self, run: Callable[..., Any], layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -305,7 +322,7 @@ class _Pass:
     def _leave(self, output: Payload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Payload:
         if self._stop == len(self._layers):
             is_hidden = isinstance(output, mx.array) and output.ndim == 3 and output.shape[:2] == self._shape
-            return output[:, -1:, :] if self._last_position_only and is_hidden else output
+            return _last(output, self._last_positions) if is_hidden else output
         changes = {key: self._changed(key, value) for key, value in _dicts(args, kwargs)}
         self.output = _fresh(Carried(output, changes) if any(changes.values()) else output)
         return output
@@ -331,28 +348,14 @@ class _Watch(_Pass):
         return super().call(run, layer, args, kwargs)
 
 
-def without(payload: Payload, paths: tuple[Part, ...]) -> Payload:
-    """The payload with None in place of the parts at the given paths (indices and names, outermost first)."""
-    for path in paths:
-        payload = _replaced(payload, path)
-    return payload
-
-
-def _replaced(payload: Payload, path: Part) -> Payload:
-    if not path:
-        return None
-    head, *rest = path
-    if isinstance(payload, dict):
-        return {**payload, head: _replaced(payload[head], tuple(rest))} if head in payload else payload
-    if isinstance(payload, tuple | list):
-        items = [_replaced(item, tuple(rest)) if index == head else item for index, item in enumerate(payload)]
-        return like(payload, items)
-    return payload
-
-
 def _in_its_place(array: mx.array) -> mx.array:
     make = mx.ones if mx.issubdtype(array.dtype, mx.floating) else mx.zeros
     return make(array.shape, array.dtype)
+
+
+def _last(array: mx.array, count: int | None) -> mx.array:
+    """Of (batch, n, size) so many positions at most; all for None."""
+    return array if count is None or array.shape[1] <= count else array[:, -count:, :]
 
 
 def _fresh(payload: Payload) -> Payload:

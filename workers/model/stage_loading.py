@@ -8,14 +8,12 @@ nothing.
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import mlx.core as mx
 import msgspec
 
 from protocol.errors import ModelError
-from protocol.messages import KeptPrefix, LoadStage, PrepareStage
+from protocol.messages import GroupPlan, KeptPrefix, LoadStage, PrepareStage
 from protocol.model_digest import model_digest
 from protocol.values import LayerRange, Peer, Route
 from strategy.chunking import MLX_LM_CHUNK_TOKENS, ChunkCost
@@ -26,15 +24,20 @@ from strategy.memory import KvNeeds
 from workers.cache.disk_tier import DiskTiers
 from workers.cache.kv_memory import kv_needs
 from workers.cache.prefix_store import PrefixStore
+from workers.drafting.guessers import Guessers
 from workers.engine.executor import StageExecutor, StagePlace, Uncached
 from workers.engine.grammar import Grammars
+from workers.model.group_loading import GroupLoader
 from workers.model.inspection import inspect
 from workers.model.layer_parts import LayerUnits
-from workers.model.payload import are_numbers
+from workers.model.open_model import OpenModel
 from workers.model.profile import KeptProfiles, Profile, Timer
 from workers.model.shelf import LoadProgressed, ModelShelf
 from workers.model.split_model import SplitModel
 from workers.model.step_timing import ExecutorPlace, StepTimer
+from workers.model.warming import NoNumbers, warmed_up
+from workers.tensor.company import Company
+from workers.tensor.group import TensorGroup
 
 log = logging.getLogger(__name__)
 
@@ -46,15 +49,11 @@ MAX_ROWS = 32
 _SOME_TOKENS = 256
 
 
-class NoNumbers(ModelError):
-    """Some layers compute NaN or infinity, as with weights that are absent or damaged."""
-
-
 class LoadedStages(msgspec.Struct, frozen=True, kw_only=True):
     """By route: how to run this worker's part of it, and what a prefill chunk costs where the route begins here.
 
-    copied: the route of which another worker is given copies of what is kept here, None for none; max_rows: sequences in
-    one batch; prefixes: what each route keeps of past sequences, in the order of loading, and how fast it runs; layers: what each
+    copied: the route of which another worker is given copies of what is kept here, None for none; guessers: who guess next tokens; max_rows: sequences in
+    one batch; groups: to the other ranks of routes that are computed together; prefixes: what each route keeps of past sequences, in the order of loading, and how fast it runs; layers: what each
     takes, None where nobody asked; pipeline_layers: of each worker in the pipeline; read_bytes: of weights read from disk for this
     plan; vocabulary_size: token ids lie below it.
     """
@@ -64,7 +63,9 @@ class LoadedStages(msgspec.Struct, frozen=True, kw_only=True):
     prefixes: tuple[KeptPrefix, ...] = ()
     layers: LayerSpeeds | None = None
     pipeline_layers: Mapping[str, LayerRange] = {}
+    groups: Mapping[Route, TensorGroup] = {}
     copied: Route | None = None
+    guessers: Guessers | None = None
     max_rows: int = 1
     fixed_chunk_tokens: int | None = None
     weights_bytes: int = 0
@@ -86,25 +87,17 @@ class LoadedStages(msgspec.Struct, frozen=True, kw_only=True):
             executor.prefixes.flush(is_over)
 
 
-@dataclass(frozen=True)
-class _Open:
-    """A model that is open: lazily, with the weights of some layers in memory."""
-
-    digest: str
-    path: Path
-    model: SplitModel
-    profile: Profile
-    tiers: DiskTiers
-    grammars: Grammars
-
-
 class StageLoader:
-    """See the module. shelf: where models lie; make_timer: makes what measures steps of a model, None for a `StepTimer`."""
+    """See the module. shelf: where models lie; make_timer: makes what measures steps of a model, None for a `StepTimer`; company: where
+    the other ranks of groups are met, None where there are none.
+    """
 
-    def __init__(self, shelf: ModelShelf, make_timer: MakeTimer | None = None):
+    def __init__(self, shelf: ModelShelf, make_timer: MakeTimer | None = None, company: Company | None = None):
         self._shelf = shelf
         self._make_timer = make_timer or StepTimer
-        self._open: _Open | None = None
+        self.company = company or Company(None, lambda: False)
+        self._groups = GroupLoader(self.company)
+        self._open: OpenModel | None = None
         self._executors: dict[ExecutorPlace, StageExecutor] = {}
         self._needs: dict[ExecutorPlace, KvNeeds] = {}
         self._held: tuple[str | None, tuple[LayerRange, ...]] = (None, ())
@@ -126,10 +119,12 @@ class StageLoader:
             ModelError: mlx-lm cannot use the model, or the model does not allow the kind of cache.
             NoNumbers: see there; nothing stays loaded.
             RuntimeError, ValueError, MemoryError: what MLX raises while it reads the weights; nothing stays loaded.
+            GroupBroken, Overtaken: the other ranks of its group went, or something newer is wanted.
         """
         try:
-            opened = self._opened(plan.model, _ranges(name, plan), plan.sources, progress)
-            return self._load(name, plan, opened, progress)
+            group = self.company.renew(name, plan)
+            opened = self._opened(plan.model, _ranges(name, plan, group), plan.sources, progress)
+            return self._load(name, plan, opened, group, progress)
         except (RuntimeError, ValueError, MemoryError, NoNumbers):
             self._drop()  # an array whose reading failed cannot be read again
             raise
@@ -154,7 +149,7 @@ class StageLoader:
 
     def _opened(
         self, digest: str, ranges: Sequence[LayerRange], sources: Sequence[Peer], progress: LoadProgressed
-    ) -> _Open:
+    ) -> OpenModel:
         """The model, opened if another one or none was, with what these ranges need of it; another one is dropped first."""
         path = self._shelf.ensure(digest, ranges, sources, progress)
         if self._open is None or self._open.digest != digest:
@@ -170,7 +165,7 @@ class StageLoader:
             )
             tiers = DiskTiers(self._shelf.cache / "kv", model_digest(path, with_times=True))
             grammars = Grammars(path / "tokenizer.json", lambda: model.vocabulary_size)
-            self._open = _Open(digest, path, model, profile, tiers, grammars)
+            self._open = OpenModel(digest, path, model, profile, tiers, grammars)
         return self._open
 
     def _drop(self) -> None:
@@ -178,6 +173,7 @@ class StageLoader:
             executor.clear()
             executor.prefixes.retire()
         self._executors, self._needs = {}, {}
+        self._groups.drop()
         if self._open is not None:
             self._open.tiers.close()
         self._open = None
@@ -189,28 +185,28 @@ class StageLoader:
         else:
             self._held = (self._open.digest, _merged(self._open.model.weights.held_layers()))
 
-    def _load(self, name: str, plan: LoadStage, opened: _Open, progress: LoadProgressed) -> LoadedStages:
-        model = opened.model
-        routes = _routes_through(name, plan, model.num_layers)
-        places = {route: _place(name, plan, route, layers) for route, layers in routes.items()}
-        self._arrange(name, opened, plan, places)
-        model.release(opened.path, routes.values())
+    def _load(
+        self, name: str, plan: LoadStage, opened: OpenModel, group: GroupPlan | None, progress: LoadProgressed
+    ) -> LoadedStages:
+        model, profile = opened.model, opened.profile
+        if group is None:
+            self._groups.drop()
+        places = self._arranged(name, opened, plan, has_part=group is not None)
         before = model.weights.num_bytes
         for place in places.values():
             self._warm_up(name, model, place, progress)
         read_bytes = model.weights.num_bytes - before
         batches = _batches(plan, model, places.values())
-        profile = opened.profile
         if plan.profile:
             profile.take(list(places.values()), batches=batches)
-        model.release(opened.path, routes.values())  # what some architectures read only to warm up
-        self._attach_disks(plan, opened, places)
+        model.release(opened.path, [place.layers for place in places.values()])  # what some read only to warm up
+        self._attach_disks(plan, opened, places, len(places) + (group is not None))
         chunk_costs = {route: profile.chunk_cost(place) for route, place in places.items() if route.head == name}
         log.info("read %d bytes of weights; chunks cost %s", read_bytes, chunk_costs)
         mx.clear_cache()
         executors = {route: self._executors[place] for route, place in places.items()}
-        kept_bytes = sum(executor.prefixes.num_bytes for executor in executors.values())
-        return LoadedStages(
+        kept_bytes = self._groups.clear() + sum(executor.prefixes.num_bytes for executor in executors.values())
+        stages = LoadedStages(
             executors=executors,
             chunk_costs=chunk_costs,
             prefixes=tuple(
@@ -226,12 +222,53 @@ class StageLoader:
             read_bytes=read_bytes,
             vocabulary_size=model.vocabulary_size,
         )
+        return stages if group is None else self._with_part(stages, name, plan, group, opened, progress)
 
-    def _arrange(self, name: str, opened: _Open, plan: LoadStage, places: dict[Route, ExecutorPlace]) -> None:
-        """Executors for exactly these places; what those that go have kept is taken over where it suits."""
+    def _with_part(
+        self,
+        stages: LoadedStages,
+        name: str,
+        plan: LoadStage,
+        group: GroupPlan,
+        opened: OpenModel,
+        progress: LoadProgressed,
+    ) -> LoadedStages:
+        """With this worker's part of what it computes together with others, where they are there."""
+        place = _place(name, plan, group.route, group.layers_of(name))
+        num_routes, before = len(stages.executors) + 1, self._groups.num_bytes
+        part = self._groups.load(group, name, opened, place, plan.prefix_memory_bytes // num_routes, progress)
+        if part is None or self.company.group is None:
+            return stages
+        if plan.prefix_disk_bytes:
+            part.attach(opened.tiers, plan.prefix_disk_bytes // num_routes)
+        is_timed = plan.profile or not stages.executors  # nothing else says what a chunk takes
+        speed = part.speed(opened.profile.speeds, batches=stages.max_rows > 1) if is_timed else None
+        costs = stages.chunk_costs
+        if part.route.head == name:
+            chunk = (
+                opened.profile.part_cost(place, group.route.ranks, self._executors) if speed is None else speed.chunk
+            )
+            costs = {**costs, part.route: chunk}
+        read_bytes = self._groups.num_bytes - before
+        weights_bytes = opened.model.weights.num_bytes + self._groups.num_bytes
+        return msgspec.structs.replace(
+            stages,
+            executors={**stages.executors, part.route: part.executor},
+            chunk_costs=costs,
+            prefixes=(*stages.prefixes, part.kept(speed if plan.profile else None)),
+            groups={part.route: self.company.group},
+            weights_bytes=max(stages.weights_bytes, weights_bytes),
+            read_bytes=stages.read_bytes + read_bytes,
+        )
+
+    def _arranged(self, name: str, opened: OpenModel, plan: LoadStage, *, has_part: bool) -> dict[Route, ExecutorPlace]:
+        """The worker's places in a plan, with executors for exactly these; what those that go have kept is taken over where it suits."""
+        routes = _routes_through(name, plan, opened.model.num_layers)
+        places = {route: _place(name, plan, route, layers) for route, layers in routes.items()}
+        num_routes = len(places) + has_part
         gone = {place: self._executors.pop(place) for place in self._executors.keys() - set(places.values())}
         for route, place in places.items():
-            memory_bytes, copy_bytes = _room(name, plan, route, len(places))
+            memory_bytes, copy_bytes = _room(name, plan, route, num_routes)
             if place in self._executors:
                 self._executors[place].clear()
                 self._executors[place].prefixes.limit(memory_bytes=memory_bytes, copy_bytes=copy_bytes)
@@ -255,28 +292,24 @@ class StageLoader:
             executor.clear()
             executor.prefixes.retire()
         self._needs = {place: needs for place, needs in self._needs.items() if place in self._executors}
+        opened.model.release(opened.path, routes.values())
+        return places
 
     def _warm_up(self, name: str, model: SplitModel, place: ExecutorPlace, progress: LoadProgressed) -> None:
         if place in self._needs:
             return
         before = model.weights.num_bytes
-        if place.kv is not None and (reason := model.kv_kind(place.kv.kind).why_not(place.kv, place.stage.layers)):
-            raise ModelError(f"kv_cache.kind {place.kv.kind!r} cannot be had: {reason}")
-        caches, output = model.warm_up(place.stage.layers, place.kv, lambda num_bytes: progress(before + num_bytes))
-        if not are_numbers(output):
-            start, stop = place.stage.layers
-            raise NoNumbers(
-                f"{name} computes what is no number in layers {start} to {stop}: its copy of the model is damaged or not "
-                "whole; get the model again there"
-            )
+        caches = warmed_up(name, model, place.layers, place.kv, lambda num_bytes: progress(before + num_bytes))
         self._needs[place] = kv_needs(caches)
 
-    def _attach_disks(self, plan: LoadStage, opened: _Open, places: dict[Route, ExecutorPlace]) -> None:
+    def _attach_disks(
+        self, plan: LoadStage, opened: OpenModel, places: dict[Route, ExecutorPlace], num_routes: int
+    ) -> None:
         for place in places.values():
             disk = None
             if plan.prefix_disk_bytes:
                 disk = opened.tiers.open(
-                    limit_bytes=plan.prefix_disk_bytes // len(places),
+                    limit_bytes=plan.prefix_disk_bytes // num_routes,
                     layers=place.stage.layers,
                     kv=plan.kv,
                     needs=self._needs[place],
@@ -288,25 +321,29 @@ class StageLoader:
 
 def _routes_through(name: str, plan: LoadStage, num_layers: int) -> dict[Route, LayerRange]:
     """The routes that pass through this worker and its layers in each: all stages, where it has one, and itself alone where it
-    holds the full model, which it does where the model cannot be cut.
+    holds the full model.
     """
     own = next(stage for stage in plan.stages if stage.worker == name)
     routes = {} if plan.pipeline is None or name not in plan.pipeline.workers else {plan.pipeline: own.layers}
-    if own.holds_full_model or plan.pipeline is None:
+    if own.holds_full_model:
         routes[Route((name,))] = LayerRange(0, num_layers)
     return routes
 
 
-def _ranges(name: str, plan: LoadStage) -> list[LayerRange]:
+def _ranges(name: str, plan: LoadStage, group: GroupPlan | None) -> list[LayerRange]:
     """The ranges of layers that this worker needs, before the model is open."""
-    return list(_routes_through(name, plan, max(stage.layers.end for stage in plan.stages)).values())
+    num_layers = max(stage.layers.end for stage in plan.stages)
+    ranges = list(_routes_through(name, plan, num_layers).values())
+    return ranges if group is None else [*ranges, group.layers_of(name)]
 
 
 def _place(name: str, plan: LoadStage, route: Route, layers: LayerRange) -> ExecutorPlace:
     kv = plan.kv if plan.kv.kind != "dynamic" else None  # mlx-lm's own
     if kv is not None and kv.kind == "static":
         kv = msgspec.structs.replace(kv, max_tokens=_SOME_TOKENS)  # each sequence has its own
-    return ExecutorPlace(StagePlace(layers, is_last=route.last == name), kv, plan.last_position_only, _uncached(plan))
+    is_last = route.is_in_last_stage(name)
+    stage = StagePlace(layers, is_last, is_silent=is_last and route.last != name)
+    return ExecutorPlace(stage, kv, plan.last_position_only, _uncached(plan))
 
 
 def _batches(plan: LoadStage, model: SplitModel, places: Iterable[ExecutorPlace]) -> bool:

@@ -73,7 +73,7 @@ class StepTimer:
     def __call__(self, place: ExecutorPlace, tried: TriedStep) -> float:
         """The seconds of a step in the place of an executor; of decode steps of one that follows others."""
         tokens = self._ids(tried)
-        payload = self._received(place.layers, tokens)
+        payload = self.received(place.layers, tokens)
         executor = self._opened(place, tried)
         if tried.num_tokens > 1:
             return self._seconds(executor, [_step(tried, 0)], tokens, payload)
@@ -115,7 +115,7 @@ class StepTimer:
             return 0
         tokens = self._ids(TriedStep(1, 1))
         cache = self._model.make_cache(layers)
-        payload = self._received(layers, tokens)
+        payload = self.received(layers, tokens)
         output = self._model.forward(mx.array(tokens), layers=layers, cache=cache, payload=payload)
         return sum(array.nbytes for array in arrays(output))
 
@@ -158,7 +158,8 @@ class StepTimer:
         ids = (np.arange(tried.rows * tried.num_tokens) * 7919 + 13) % count
         return ids.reshape(tried.rows, tried.num_tokens).astype(np.int32)
 
-    def _received(self, layers: LayerRange, tokens: np.ndarray) -> object:
+    def received(self, layers: LayerRange, tokens: np.ndarray) -> object:
+        """In place of what the layers before these would hand on of some tokens; None before the first."""
         payload = noise_like(self._model.structure_before(layers.start, mx.array(tokens)))
         mx.eval(list(arrays(payload)))
         return payload
@@ -171,7 +172,7 @@ class StepTimer:
             cache = plain.replaced(
                 lambda index, entry: Recorder() if index in plain.owned and isinstance(entry, _GROWING) else entry
             )
-            payload = self._received(layers, tokens)
+            payload = self.received(layers, tokens)
             self._model.forward(mx.array(tokens), layers=layers, cache=cache, payload=payload)
             seen = {index: entry.shapes for index, entry in enumerate(cache.entries) if isinstance(entry, Recorder)}
             self._shapes[layers] = {index: shapes for index, shapes in seen.items() if shapes is not None}
@@ -221,6 +222,6 @@ def _step(tried: TriedStep, number: int) -> Step:
         route=_ROUTE,
         slot=0 if is_decode else None,
         cached=True,
-        rows=tuple(Row(sequence, position, is_decode) for sequence in range(tried.rows)),
+        rows=tuple(Row(sequence, position, int(is_decode)) for sequence in range(tried.rows)),
         num_tokens=tried.num_tokens,
     )

@@ -18,8 +18,8 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from protocol.values import LayerRange
 from workers.cache.stage_cache import StageCache, can_batch
-from workers.model.payload import Carried, Payload
-from workers.model.split_model import Part, SplitModel
+from workers.model.payload import Carried, Part, Payload
+from workers.model.split_model import SplitModel
 
 T = TypeVar("T")
 Passes = tuple[tuple[int, ...], ...]
@@ -106,7 +106,7 @@ class Trial:
 
         def same() -> bool:
             tokens, cache = mx.array(_BRIEFLY[:1], mx.int32), self._split.make_cache(whole)
-            last = self._split.forward(tokens, layers=whole, cache=cache, last_position_only=True)
+            last = self._split.forward(tokens, layers=whole, cache=cache, last_positions=1)
             return _near(last, self._of_whole(_BRIEFLY, cached=True)[0][:, -1:])
 
         return bool(_attempt(same)[0])
@@ -120,7 +120,7 @@ class Trial:
             if not self.last_position_only():
                 return every.shape[1] == tokens.shape[1]
             cache = self._split.make_cache(whole)
-            last = self._split.hidden_states(tokens, layers=whole, cache=cache, last_position_only=True)
+            last = self._split.hidden_states(tokens, layers=whole, cache=cache, last_positions=1)
             return _near(last, every[:, -1:])
 
         return bool(_attempt(same)[0])

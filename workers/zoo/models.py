@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,9 @@ def _noisy(path: str, weight: mx.array) -> mx.array:
     return weight + 0.02 * mx.random.normal(weight.shape, weight.dtype)
 
 
-def _write_tokenizer(directory: Path) -> None:
-    """Byte-level, at most 320 tokens, so that it encodes any text and fits every tiny vocabulary."""
+@cache
+def _tokenizer() -> str:
+    """Of every tiny model. Byte-level, at most 320 tokens, so that it encodes any text and fits every tiny vocabulary."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -82,7 +84,11 @@ def _write_tokenizer(directory: Path) -> None:
         vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(_TEXT, trainer)
-    tokenizer.save(str(directory / "tokenizer.json"))
+    return tokenizer.to_str(pretty=True)
+
+
+def _write_tokenizer(directory: Path) -> None:
+    (directory / "tokenizer.json").write_text(_tokenizer(), "utf-8")
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": "<s>",

@@ -38,7 +38,10 @@ def openai_schemas() -> dict[str, Schema]:
     """By the names of components."""
     return {
         "Tandem": record(
-            {"predicted": record(ttft_s=NUMBER, total_s=NUMBER)},
+            {
+                "predicted": record(ttft_s=NUMBER, total_s=NUMBER),
+                "draft": record(proposed=WHOLE, accepted=WHOLE),
+            },
             strategy=TEXT,
             reason=TEXT,
             workers=list_of(TEXT),
@@ -51,7 +54,10 @@ def openai_schemas() -> dict[str, Schema]:
             notes=list_of(TEXT),
         ),
         "Usage": record(
-            {"prompt_tokens_details": record(cached_tokens=WHOLE)},
+            {
+                "prompt_tokens_details": record(cached_tokens=WHOLE),
+                "completion_tokens_details": record(accepted_prediction_tokens=WHOLE, rejected_prediction_tokens=WHOLE),
+            },
             prompt_tokens=WHOLE,
             completion_tokens=WHOLE,
             total_tokens=WHOLE,

@@ -17,6 +17,7 @@ from cluster.api.number_texts import integer_pattern
 from cluster.api.request_log import ID_HEADER
 from cluster.api.schemas import Schema, any_of, component
 from cluster.api.surfaces.completions import SUFFIX, suffix_schema
+from protocol.version import tandem_version
 from strategy.situation import Strategy
 
 _ABOUT = """Tandem's HTTP API. It speaks OpenAI's, Anthropic's and Ollama's languages, each at its own paths.
@@ -30,6 +31,7 @@ _ERRORS = {
     404: "No such model, response or item",
     413: "The body is larger than may be",
     429: "As many requests wait as may",
+    499: "The request was cancelled, by who looks after the cluster",
     500: "An error of the server, which its log explains",
     503: "No plan can serve the request now",
     504: "The time that the request may take is over",
@@ -60,7 +62,7 @@ def document(known: Known) -> dict[str, Any]:
     secured: dict[str, Any] = {"security": [{name: []} for name in schemes]} if known.asks_for_key else {}
     return {
         "openapi": "3.1.0",
-        "info": {"title": "Tandem", "version": "0.0.0", "description": _ABOUT},
+        "info": {"title": "Tandem", "version": tandem_version(), "description": _ABOUT},
         "servers": [{"url": "/"}],
         "paths": paths,
         "components": {"schemas": _schemas(known)} | ({"securitySchemes": schemes} if secured else {}),

@@ -12,13 +12,14 @@ from cluster.api.schemas import Schema
 from cluster.api.surfaces import SURFACES
 from cluster.api.surfaces.messages import Messages
 from cluster.api.token_routes import TOKENIZE_BODIES, detokenize_body
+from cluster.api.trace_route import TRACE_PARAMETERS, TRACE_PATH
 
 JSON = "application/json"
 EVENTS = "text/event-stream"
 LINES = "application/x-ndjson"
 # What can go wrong with any answer of the model, and with a body.
 _OF_BODIES = (400, 413)
-_OF_ANSWERS = (404, 429, 503, 504)
+_OF_ANSWERS = (404, 429, 499, 503, 504)
 _OF_COUNTS = (*_OF_BODIES, 404, 503, 504)
 
 
@@ -134,7 +135,6 @@ def _ollama() -> Iterator[Operation]:
         statuses=_OF_COUNTS,
         error=error,
     )
-    yield Operation("get", "/", tag, "Whether the server is there", "text/plain", error=error)
 
 
 def _tokens() -> Iterator[Operation]:
@@ -167,6 +167,7 @@ def _tandem() -> Iterator[Operation]:
     yield Operation(
         "delete", "/v1/conversations/{conversation}", tag, "Forget what a conversation is remembered by", "Deleted"
     )
+    yield Operation("delete", "/v1/requests/{request_id}", tag, "Cancel a request", "Deleted", statuses=(404,))
     yield Operation("get", "/health", tag, "Whether requests are answered", "HealthReport", also=(503,), is_open=True)
     yield Operation("get", "/status", tag, "The cluster as it is now", "Status")
     yield Operation("get", "/metrics", tag, "The same for Prometheus", "text/plain")
@@ -175,6 +176,10 @@ def _tandem() -> Iterator[Operation]:
     yield Operation(
         "post", "/v1/cluster/mend", tag, "Bring back missing workers", "Mending", status=202, statuses=(503,)
     )
+    yield Operation(
+        "get", TRACE_PATH, tag, "What the cluster does meanwhile", "Trace", statuses=(400,), parameters=TRACE_PARAMETERS
+    )
+    yield Operation("get", "/", tag, "The dashboard", "text/html", is_open=True)
     yield Operation("get", "/openapi.json", tag, "This document", JSON, is_open=True)
     yield Operation("get", "/docs", tag, "This document as a page", "text/html", is_open=True)
 

@@ -73,6 +73,7 @@ def tandem_schemas() -> dict[str, Schema]:
         "Tokens": record(_NOTED, tokens=list_of(WHOLE), count=WHOLE, max_model_len=or_null(WHOLE)),
         "DetokenizedText": record(_NOTED, prompt=TEXT),
         "Deleted": record(id=TEXT, object=TEXT, deleted=constant(True)),
+        "Trace": list_of(record({"ts": WHOLE}, ph=TEXT, pid=WHOLE)),
         "Mending": record(mending=list_of(TEXT)),
         "ModelsElsewhere": record(hosts=list_of(component("HostModels"))),
         "Figures": record(workers=list_of(component("WorkerFigures"))),

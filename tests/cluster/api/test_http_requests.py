@@ -516,7 +516,7 @@ BODIES = st.dictionaries(KNOWN | st.text(max_size=8), JSON, max_size=5) | st.fix
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(BODIES | JSON, st.sampled_from(["/v1/chat/completions", "/v1/completions", "/v1/explain"]))
 def test_no_json_makes_the_server_fail(body, path):
     response = ask(FakeService(), "POST", path, body)

@@ -341,7 +341,8 @@ def test_show_of_another_model_is_an_error_where_names_are_strict():
 
 
 def test_server_says_that_it_is_there():
-    assert ask(FakeService(), "GET", "/").text == "Ollama is running"
+    for accept in ("application/json", "text/plain", "*/*", "text/html,*/*;q=0.8"):
+        assert "Ollama is running" in ask(FakeService(), "GET", "/", headers={"Accept": accept}).text
     head = ask(FakeService(), "HEAD", "/")
     assert (head.status_code, head.text) == (200, "")
     assert set(ask(FakeService(), "GET", "/api/version").json()) == {"version"}

@@ -1,6 +1,7 @@
 """One line and one id for each request, whatever becomes of it."""
 
 import asyncio
+import json
 import logging
 
 import pytest
@@ -10,6 +11,7 @@ from cluster.api.request_log import RequestLog
 from cluster.serving.requests import Delta
 from cluster.settings import KeySettings
 from protocol.errors import BadRequest, Unavailable
+from protocol.log_lines import formatter
 from tests.support.fake_service import ROUTED, FakeService, app_over, ask
 
 SECRET = "the-prompt-that-nobody-may-read"
@@ -56,6 +58,16 @@ def test_answer_has_a_line_with_what_it_took_and_nothing_that_was_said(lines, st
     }
     assert response.headers["x-request-id"] == "from-the-client/7"
     assert not any(said in line for said in (SECRET, "secret-key", "Hello"))
+
+
+def test_log_in_json_has_figures_as_numbers_and_the_id_by_name(caplog):
+    caplog.set_level(logging.INFO, "cluster.api.request_log")
+    asked(FakeService(), CHAT, headers={"X-Request-Id": "mine"})
+    line = json.loads(formatter("json").format(caplog.records[-1]))
+    assert line["message"].startswith("request mine from=127.0.0.1 ")
+    assert (line["request_id"], line["status"], line["strategy"]) == ("mine", 200, "distributed-no-cache")
+    assert (line["prompt_tokens"], line["completion_tokens"], line["ttft_s"]) == (7, 3, 0.25)
+    assert isinstance(line["took_s"], float)
 
 
 @pytest.mark.parametrize("given", [None, "", "two words", "x" * 129, "é".encode(), b"a\tb"])

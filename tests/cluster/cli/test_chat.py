@@ -57,6 +57,14 @@ def test_an_answer_has_a_line_with_its_route_and_speed(api, chat):
     assert screen.end() == 0
 
 
+def test_line_under_an_answer_is_broken_between_words(api, chat):
+    screen = chat(columns=60)
+    screen.type("hello\r")
+    screen.await_text("tokens/s]")
+    shown = [line for line in screen.text.splitlines() if "short enough" in line or "tokens/s]" in line]
+    assert shown == ["[distributed-no-cache: short enough; first token after 0.25", "s, then 12 tokens/s]"]
+
+
 def test_pasted_lines_are_one_question(api, chat):
     screen = chat()
     screen.paste("first\nsecond\nthird")
@@ -104,6 +112,7 @@ def test_interrupting_an_answer_keeps_the_chat_and_leaves_the_conversation_as_it
     screen.type("\x03")
     screen.await_text("(interrupted)")
     screen.await_prompt()
+    assert "^C" not in screen.text
     held.set()
     api.answers["/v1/chat/completions"] = answer
     screen.type("again\r")

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from cluster.cli.finding import started_settings
+from cluster.cli.last_start import last_start
 from cluster.cli.starting import Starter, check_port_free
 from cluster.cli.stopping import stop_cluster
 from cluster.cli.terminal import Terminal
@@ -89,6 +91,7 @@ def test_start_waits_until_ready_and_stop_ends_it(home, said, start):
     assert home.read_state() == started.state
     assert started.state.is_coordinated
     assert started.state.is_supervised
+    assert last_start(home).settings == started_settings(home)
     assert stop(home, said) == "Stopped the cluster."
     assert_nothing_left(home)
     assert stop(home, said) == "Nothing is running."
@@ -105,6 +108,7 @@ def test_error_of_the_coordinator_is_passed_on_and_nothing_stays(home, start, wo
     with pytest.raises(TandemError, match="the model is damaged") as caught:
         start("error", worker)
     assert caught.value.exit_code == 2
+    assert last_start(home) is None
     assert_nothing_left(home)
     assert worker.wait(timeout=10) == -signal.SIGTERM
 

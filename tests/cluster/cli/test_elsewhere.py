@@ -92,12 +92,18 @@ def test_guest_and_unknown_host_are_told_apart(there, tmp_path, capfd, name, why
     assert why in capfd.readouterr().err
 
 
-def test_following_a_silent_log_ends_when_its_reader_goes(there, tmp_path):
+def test_following_shows_what_comes_and_ends_when_its_reader_goes(there, tmp_path):
     (tmp_path / "home" / "logs" / "mac2.log").write_text("only line\n")
     words = [sys.executable, "-m", "cluster.cli", "logs", "-f", "mac2"]
     follower = subprocess.Popen(words, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True)
     try:
         assert follower.stdout.readline() == "only line\n"
+        with (tmp_path / "home" / "logs" / "mac2.log").open("a") as log:
+            log.write('{"time": "2023-11-14T22:13:20+00:00", "level": "INFO", "logger": "workers", "mess')
+            log.flush()
+            log.write('age": "two\\nlines"}\nnext line\n')
+        assert follower.stdout.readline().endswith(",000 INFO workers: two\n")
+        assert [follower.stdout.readline() for _ in range(2)] == ["lines\n", "next line\n"]
         assert follower.poll() is None
         follower.stdout.close()
         wait_until(lambda: follower.poll() is not None, "the follower ending")

@@ -146,6 +146,12 @@ def test_what_is_wrong_is_said(arguments, exit_code, said, capsys):
     assert said in capsys.readouterr().err
 
 
+def test_worker_writes_its_log_as_its_own_machine_wants_it(home, monkeypatch):
+    assert options_of(guest_for(open_session(), token=TOKEN))["--log-format"] == "text"
+    monkeypatch.setenv("TANDEM_LOG_FORMAT", "json")
+    assert options_of(guest_for(open_session(), token=TOKEN))["--log-format"] == "json"
+
+
 def test_worker_is_started_without_its_token_in_the_arguments(home):
     session = open_session()
     guest = guest_for(session, address="mac:1", token=TOKEN, name="studio", memory_limit="2GB")

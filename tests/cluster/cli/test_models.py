@@ -95,11 +95,11 @@ def test_hubs_cache_is_touched_only_where_that_was_confirmed(session):
     assert names(session).isdisjoint({"org/tiny"})
 
 
-@pytest.mark.parametrize("wanted", ["llama", "tandem-demo", "..", "../home", "/", "", "a", "org/other"])
-def test_what_somebody_else_put_there_or_what_is_no_name_stays(session, wanted):
+def test_what_somebody_else_put_there_or_what_is_no_name_stays(session):
     before = names(session)
-    with pytest.raises(UsageError):
-        models.remove(session, wanted, confirmed=True)
+    for wanted in ("llama", "tandem-demo", "..", "../home", "/", "", "a", "org/other"):
+        with pytest.raises(UsageError):
+            models.remove(session, wanted, confirmed=True)
     assert names(session) == before
 
 

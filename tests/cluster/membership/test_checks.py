@@ -16,6 +16,7 @@ from protocol.messages import (
     Loaded,
     ModelsListed,
     PromptLogprobs,
+    StepsRecorded,
     Tokens,
     Update,
 )
@@ -28,6 +29,7 @@ KEY, OTHER = "k" * 40, "o" * 40
 AT = Peer(endpoint="tcp://127.0.0.1:5000", public_key=KEY)
 JOIN = Join(protocol=1, secret="s", name="w", host="h", pid=7, peer=AT, data=AT, memory_limit_bytes=9)
 BEAT = EXAMPLES[2]
+REPORT = b'{"worker":"w","steps":[]}'
 
 
 def of(kind):
@@ -70,6 +72,7 @@ def test_stranger_s_join_has_its_own_key_and_possible_numbers(changes):
 def test_member_speaks_for_itself(message):
     buffers = (b"", b"") * len(message.prefixes) if isinstance(message, Loaded) else ()
     buffers = (b"\0\0\0\0",) if isinstance(message, Embedded) else buffers
+    buffers = (REPORT,) if isinstance(message, StepsRecorded) else buffers
     check_member(Envelope(1, message, buffers, key=KEY), "w")
     if hasattr(message, "worker"):
         with pytest.raises(WireError):
@@ -146,6 +149,17 @@ def test_speed_of_a_stage_has_numbers_that_can_be_counted_with(changes):
 
 
 @pytest.mark.parametrize(
+    "changes", [{"num_sums": -1}, {"row_bytes": 1 << 63}, {"row_s": math.nan}, {"chunk_s": -0.5}, {"transport": "\n"}]
+)
+def test_sums_of_a_group_can_be_counted_with(changes):
+    loaded = of(Loaded)
+    first, second = loaded.prefixes
+    strange = changed(second, sums=changed(second.sums, **changes))
+    with pytest.raises(WireError, match="sums of no group"):
+        check_member(Envelope(1, changed(loaded, prefixes=(first, strange)), (b"",) * 4, key=KEY), "w")
+
+
+@pytest.mark.parametrize(
     "changes",
     [
         {"decode_s": (0.5,)},
@@ -204,6 +218,13 @@ def test_figures_are_of_layers_and_few(changes):
         check_member(Envelope(0, changed(told, stages=(changed(told.stages[0], **changes),)), key=KEY), "w")
     with pytest.raises(WireError):
         check_member(Envelope(0, changed(told, stages=told.stages * 20), key=KEY), "w")
+
+
+@pytest.mark.parametrize("buffers", [(), (b"{}",), (b'{"worker":"v","steps":[]}',), (REPORT, REPORT), (b"\xff",)])
+def test_steps_are_the_worker_s_own_in_one_report(buffers):
+    check_member(Envelope(0, of(StepsRecorded), (REPORT,), key=KEY), "w")
+    with pytest.raises(WireError):
+        check_member(Envelope(0, of(StepsRecorded), buffers, key=KEY), "w")
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from cluster.membership.roster import (
 )
 from protocol.codec import PROTOCOL
 from protocol.errors import IllegalEvent
+from protocol.exits import BEGINS_ANEW
 from protocol.messages import Heartbeat, Join, Loaded
 from protocol.values import Peer
 
@@ -35,7 +36,11 @@ def join(name="alpha", **changes):
 
 
 def beat(name="alpha", **counts):
-    return Heartbeat(**dict.fromkeys(Heartbeat.__struct_fields__, 0) | {"worker": name, "oldest_step_s": None} | counts)
+    return Heartbeat(
+        **dict.fromkeys(Heartbeat.__struct_fields__, 0)
+        | {"worker": name, "oldest_step_s": None, "sent_bytes": {}}
+        | counts
+    )
 
 
 @pytest.fixture
@@ -102,7 +107,7 @@ def test_silent_worker_is_lost_once_and_its_process_ended(roster):
     roster.beat(beat("alpha"), LOST_AFTER_S)
     assert roster.tick(LOST_AFTER_S) == []
     lost, kill = roster.tick(LOST_AFTER_S + 0.1)
-    assert (lost.name, lost.died, kill) == ("beta", True, Kill("beta"))
+    assert (lost.name, lost.died, lost.was_silent, kill) == ("beta", True, True, Kill("beta"))
     assert "does not answer" in lost.sentence
     assert roster.tick(LOST_AFTER_S + 0.2) == []
 
@@ -118,7 +123,7 @@ def test_worker_that_beats_but_is_stuck_in_a_step_is_lost(roster):
     roster.beat(beat("alpha", oldest_step_s=4.9, overdue_s=5.0), 1)
     assert roster.tick(1) == []
     lost, kill = roster.tick(1.25)  # what it was in then it still is
-    assert (lost.name, kill) == ("alpha", Kill("alpha"))
+    assert (lost.name, lost.was_silent, kill) == ("alpha", False, Kill("alpha"))
     assert "stuck for 5.2 s" in lost.sentence
 
 
@@ -145,6 +150,13 @@ def test_join_that_arrives_after_its_process_ended_is_nobodys(roster):
     roster.process_ended("alpha", -9, 1)
     assert roster.joined(join(num_losses=1), 1) == []
     assert Start("alpha") in roster.tick(1 + RETURN_WITHIN_S)
+
+
+def test_process_that_begins_anew_is_started_again_and_no_failure(roster):
+    roster.joined(join(), 0)
+    (lost,) = roster.process_ended("alpha", BEGINS_ANEW, 1)
+    assert "begins anew" in lost.sentence
+    assert Start("alpha") in roster.tick(2)
 
 
 def test_ended_process_is_started_again_with_growing_waits_and_then_left_out(roster):

@@ -211,7 +211,11 @@ class Played:
 
 
 def heartbeat(name, **counts):
-    return Heartbeat(**dict.fromkeys(Heartbeat.__struct_fields__, 0) | {"worker": name, "oldest_step_s": None} | counts)
+    return Heartbeat(
+        **dict.fromkeys(Heartbeat.__struct_fields__, 0)
+        | {"worker": name, "oldest_step_s": None, "sent_bytes": {}}
+        | counts
+    )
 
 
 def inspected(name):

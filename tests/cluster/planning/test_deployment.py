@@ -1,5 +1,6 @@
 """From workers to a plan and from one plan to the next: what is wanted when somebody comes, goes or breaks."""
 
+import msgspec
 import pytest
 
 from cluster.planning.deployment import (
@@ -21,7 +22,8 @@ from cluster.planning.plan import Loss
 from protocol.errors import IllegalEvent
 from protocol.messages import Inspected
 from protocol.values import LayerRange
-from strategy.partition import ModelSizes
+from strategy.partition import GroupSizes, ModelSizes
+from strategy.vocabulary import NO_LAYERS, Route
 
 GB = 10**9
 SIZES = ModelSizes(layers=(100,) * 9, embedding=0, head=0, tied=False)
@@ -64,21 +66,21 @@ class Played:
     def changed(self, *names, now=0.0, lost=None, gone=""):
         return self.deployment.changed(self.there(*names), now, lost, gone)
 
-    def serving(self, *names):
+    def serving(self, *names, sizes=SIZES):
         """Bring it to serve with all of these."""
         self.changed(*names)
-        (load,) = self.deployment.inspected(FOUND, SIZES, 0)
+        (load,) = self.deployment.inspected(FOUND, sizes, 0)
         self.all_loaded(load)
         return load.partition
 
-    def all_loaded(self, load, now=0.0):
+    def all_loaded(self, load, now=0.0, unmet=None):
         for stage in load.partition.stages:
-            self.held[stage.worker] = (stage.layers,)
-            actions = self.loaded(stage.worker, now)
+            self.held[stage.worker] = () if stage.layers == NO_LAYERS else (stage.layers,)
+            actions = self.loaded(stage.worker, now, unmet)
         assert actions[0] == BeginPlan()
 
-    def loaded(self, name, now):
-        return self.deployment.loaded(name, self.held.get(name, ()), now)
+    def loaded(self, name, now, unmet=None):
+        return self.deployment.loaded(name, self.held.get(name, ()), now, unmet or {})
 
     def prepared(self, name, now, **demand):
         return self.deployment.prepared(name, self.held.get(name, ()), now, **demand)
@@ -167,7 +169,7 @@ def test_broken_link_begins_a_new_epoch_with_the_same_layers():
     played = Played("a", "b")
     before = played.serving("a", "b")
     end, load = played.deployment.broken("a link broke", 1)
-    assert end == EndPlan(Loss(workers=(), sentence="a link broke"))
+    assert end == EndPlan(Loss(workers=(), sentence="a link broke", cause="link"))
     assert load.partition == before
 
 
@@ -319,3 +321,32 @@ def test_stopped_deployment_wants_nothing():
     played.serving("a", "b")
     played.deployment.stop()
     assert played.changed("a", lost=died("b"), gone="b") == []
+
+
+def test_group_that_holds_only_its_parts_gives_way_to_what_survivors_can_hold_and_comes_back():
+    group = GroupSizes(route=Route(("a", "b"), 2), layers=(LayerRange(0, 9),), rank_bytes=(500, 500))
+    sizes = msgspec.structs.replace(SIZES, groups=(group,))
+    played = Played("a", "b", "c")
+    first = played.serving("a", "b", "c", sizes=sizes)
+    assert {stage.worker for stage in first.stages if stage.layers == NO_LAYERS} == {"a", "b", "c"}
+    assert (first.pipeline, first.groups) == (None, (group,))
+    ended, load = played.changed("a", "c", now=10, lost=died("b"), gone="b")
+    assert isinstance(ended, EndPlan)
+    assert (load.partition.pipeline, load.partition.groups) == (Route(("a", "c")), ())
+    played.all_loaded(load, now=11)
+    assert played.changed("a", "b", "c", now=20) == []  # nothing is read in advance
+    assert played.deployment.tick(20 + SETTLE_S, is_idle=False) == []
+    ended, load = played.deployment.tick(20 + SETTLE_S, is_idle=True)
+    assert isinstance(ended, EndPlan)
+    assert load.partition.groups == (group,)
+
+
+def test_rank_without_which_nobody_has_room_is_waited_for():
+    group = GroupSizes(route=Route(("a", "b"), 2), layers=(LayerRange(0, 9),), rank_bytes=(500, 500))
+    played = Played("a", "b")
+    first = played.serving("a", "b", sizes=msgspec.structs.replace(SIZES, groups=(group,)))
+    ended, refuse = played.changed("a", now=10, lost=died("b"), gone="b")
+    assert isinstance(ended, EndPlan)
+    assert isinstance(refuse, Refuse)
+    (load,) = played.changed("a", "b", now=12)
+    assert load.partition == first

@@ -20,7 +20,9 @@ def not_asked(worker, message):
 def test_answers_are_those_of_the_question_and_silence_is_none():
     async def scenario():
         asked = []
-        inquiries = Inquiries(lambda worker, message: asked.append((worker, message.number)), not_asked)
+        inquiries = Inquiries(
+            lambda worker, message: asked.append((worker, message.number)), not_asked, lambda worker: False
+        )
         waiting = asyncio.create_task(inquiries.models(["alpha", "beta", "gamma"]))
         await asyncio.sleep(0)
         assert [worker for worker, _ in asked] == ["alpha", "beta", "gamma"]
@@ -37,7 +39,9 @@ def test_answers_are_those_of_the_question_and_silence_is_none():
 
 def test_nobody_is_waited_for_once_all_have_answered():
     async def scenario():
-        inquiries = Inquiries(lambda worker, message: inquiries.answered(listed(worker, message.number)), not_asked)
+        inquiries = Inquiries(
+            lambda worker, message: inquiries.answered(listed(worker, message.number)), not_asked, lambda worker: False
+        )
         assert await inquiries.models(["alpha"]) == {"alpha": (MODEL,)}
         assert await inquiries.models([]) == {}
         assert asyncio.get_running_loop().time() < MODELS_WITHIN_S
@@ -48,7 +52,7 @@ def test_nobody_is_waited_for_once_all_have_answered():
 def test_figures_are_asked_for_over_the_links_of_the_plan():
     async def scenario():
         asked = []
-        inquiries = Inquiries(not_asked, lambda worker, message: asked.append(message.number))
+        inquiries = Inquiries(not_asked, lambda worker, message: asked.append(message.number), lambda worker: False)
         waiting = asyncio.create_task(inquiries.figures(["alpha", "beta"]))
         await asyncio.sleep(0)
         inquiries.answered(FiguresComputed(worker="beta", number=asked[0], stages=()))

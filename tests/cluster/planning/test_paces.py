@@ -50,7 +50,7 @@ def serving(*names, room=2000):
 
 def begin(deployment, load):
     for stage in load.partition.stages:
-        actions = deployment.loaded(stage.worker, (stage.layers,), 0.0)
+        actions = deployment.loaded(stage.worker, (stage.layers,), 0.0, {})
     assert actions[0] == BeginPlan()
 
 

@@ -17,8 +17,9 @@ from protocol.messages import KeptPrefix, LinkFigures, Loaded
 from protocol.values import Route
 from strategy.chunking import ChunkCost
 from strategy.cost import Hop, StageSpeed
+from strategy.group_sums import GroupSums
 from strategy.layer_speeds import LayerSpeeds, PartSpeed
-from strategy.memory import KvNeeds
+from strategy.memory import KvGrowth, KvNeeds
 from tests.support.fake_cluster import BYTES_PER_TOKEN, plan_of
 
 NAMES = ("alpha", "beta", "gamma")
@@ -136,6 +137,23 @@ def test_hops_lead_along_the_route_and_back_to_its_head(costs):
     assert found[ALONE].hops == (NO_HOP,)
 
 
+def test_stages_of_several_ranks_cost_what_their_first_ranks_take_and_pass_on():
+    route = Route(("alpha", "x", "beta", "y"), ranks=2)
+    told = [(name, KeptPrefix(route=route, needs=NEEDS, speed=speed(number))) for number, name in enumerate(route, 1)]
+    found = measured(
+        *(Loaded(worker=name, weights_bytes=1, vocabulary_size=9, prefixes=(each,)) for name, each in told)
+    )
+    (costs,) = route_costs(
+        found.costs(None),
+        {
+            "alpha": member("alpha", link("beta", 20), link("x", 999), host="a"),
+            "beta": member("beta", link("alpha", 40), link("y", 999), host="b"),
+        },
+    ).values()
+    assert costs.stages == (speed(1), speed(3))
+    assert [hop.latency_s for hop in costs.hops] == pytest.approx([10e-6, 20e-6])
+
+
 def test_links_measured_while_the_plan_is_in_force_count_at_once_and_only_then(costs):
     plan = msgspec.structs.replace(plan_of(), costs=costs)
     members = {name: member(name, host=name) for name in NAMES}
@@ -166,3 +184,39 @@ def test_caches_are_handed_over_as_fast_as_by_the_slowest_of_the_links_to_who_ge
     assert set(found) == {(PIPELINE, holder) for holder in plan.holders}
     assert found[PIPELINE, "alpha"].latency_s == BETWEEN_HOSTS.latency_s
     assert found[PIPELINE, "alpha"].bytes_per_s == pytest.approx(BETWEEN_HOSTS.bytes_per_s / BYTES_PER_TOKEN)
+
+
+def test_caches_of_a_draft_are_not_handed_over(costs):
+    draft = KvNeeds(fixed_bytes=0, growth=(KvGrowth(BYTES_PER_TOKEN // 2, None),), snapshots=False)
+    plan = msgspec.structs.replace(plan_of(NAMES[:2], full=NAMES[:2]), costs=costs, drafts=dict.fromkeys(NAMES, draft))
+    members = {name: member(name, host=name) for name in NAMES}
+    rates = [
+        found.bytes_per_s for found in PresentCosts().of(plan, members).handed.values()
+    ]  # of the other, of the head
+    assert rates == pytest.approx([BETWEEN_HOSTS.bytes_per_s / size for size in (BYTES_PER_TOKEN, BYTES_PER_TOKEN / 2)])
+
+
+def test_head_of_a_group_says_what_its_sums_cost():
+    group = Route(NAMES[:2], ranks=2)
+    told = [GroupSums(num_sums=17, row_bytes=512, row_s=row_s, chunk_bytes=1024, chunk_s=0.5) for row_s in (0.25, 0.5)]
+    messages = [
+        Loaded(
+            worker=worker,
+            weights_bytes=1,
+            vocabulary_size=400,
+            prefixes=(KeptPrefix(route=group, needs=NEEDS, sums=sums),),
+        )
+        for worker, sums in zip(group, told, strict=True)
+    ]
+    assert measured(*messages).sums == {group: told[0]}
+    assert told[0].token_s == 17 / 4
+
+
+def test_sums_of_a_group_are_those_of_all_its_stages():
+    first = GroupSums(transport="ring", num_sums=9, row_bytes=512, row_s=0.25, chunk_bytes=1024, chunk_s=0.5)
+    second = GroupSums(why_not_wanted="no", num_sums=3, row_bytes=640, row_s=0.75, chunk_bytes=1024, chunk_s=0.9)
+    found = GroupSums.of([first, second])
+    assert (found.transport, found.why_not_wanted) == ("tcp", "no")
+    assert GroupSums.of([first]).transport == "ring"
+    assert (found.num_sums, found.token_s) == (12, pytest.approx(first.token_s + second.token_s))
+    assert (found.row_bytes, found.chunk_s) == (640, pytest.approx(0.6))

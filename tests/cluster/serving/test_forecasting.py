@@ -1,6 +1,7 @@
 """Policy `measured` in the service: what is explained is what runs, what is told of predictions, and what answers teach."""
 
 import asyncio
+from collections import Counter
 
 import msgspec
 import pytest
@@ -8,11 +9,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cluster.membership.member import Whereabouts
+from cluster.planning.route_costs import LinkedCosts
+from cluster.serving.forecasting import Forecasting
 from protocol.errors import ApiError
 from protocol.messages import LinkFigures, PrefillProgress, Reused
 from strategy.memory import KvGrowth, KvNeeds
-from strategy.situation import Mode, Strategy
+from strategy.situation import Strategy
 from strategy.vocabulary import Route
+from strategy.wishes import Mode, Objective
 from tests.strategy.test_cost import route, stage
 from tests.support.fake_cluster import Client, FakeCluster, plan_of, service_of, settle, tokens_request
 from tests.support.virtual_time import run
@@ -34,24 +38,24 @@ def measured_plan(alpha=1.0, beta=1.0, *, workers=WORKERS, token_bytes=10, **fie
     return msgspec.structs.replace(plan, costs=costs)
 
 
-def cluster_of(plan, *, latency_s=None):
+def cluster_of(plan, *, latency_s=None, bytes_per_s=10**9):
     """latency_s: between its workers, which are on one machine where it is None."""
     cluster = FakeCluster(plan)
     if latency_s is not None:
         for name, member in cluster.members.items():
             member.place = Whereabouts(host=name)
-            member.links = tuple(_link(to, latency_s) for to in cluster.members if to != name)
+            member.links = tuple(_link(to, latency_s, bytes_per_s) for to in cluster.members if to != name)
     return cluster
 
 
-def _link(to, latency_s):
+def _link(to, latency_s, bytes_per_s=10**9):
     return LinkFigures(
         to=to,
         interface="en5",
         kind="thunderbolt",
         address="tcp://10.0.0.1:1",
         round_trip_us=round(latency_s * 2e6),
-        bytes_per_s=10**9,
+        bytes_per_s=bytes_per_s,
         in_use=True,
     )
 
@@ -119,12 +123,37 @@ def test_status_says_what_the_plan_promises_whatever_runs(prompts):
         for each, of in zip(idle.strategies, explained.candidates, strict=False):
             in_all_s = each.ttft_s + (idle.max_tokens - 1) / each.decode_tokens_per_s
             assert in_all_s == pytest.approx(of.predicted_total_s, rel=0.02)
+        by_workers = {each.workers: each for each in idle.routes}
+        assert list(by_workers) == [("alpha",), ("beta",), WORKERS]
+        assert by_workers["alpha",].decode_tokens_per_s == pytest.approx(
+            by_workers["beta",].decode_tokens_per_s / 0.9, rel=0.01
+        )
+        (together,) = (each for each in idle.strategies if each.strategy == "distributed-cached")
+        assert by_workers[WORKERS].strategy == together.strategy
+        assert by_workers[WORKERS].decode_tokens_per_s == pytest.approx(together.decode_tokens_per_s, rel=0.01)
+        assert idle.prompt_tokens / by_workers[WORKERS].prefill_tokens_per_s == pytest.approx(together.ttft_s, rel=0.01)
         running = Client(service, tokens_request(20, max_tokens=500))
         await running.routed()
         assert service.status().predicted == idle
         await running.leave()
         cluster.end("alpha")
         assert service.status().predicted is None
+
+    run(scenario())
+
+
+def test_status_says_of_every_route_who_generates_there(prompts):
+    async def scenario():
+        plan, group = measured_plan(), Route(WORKERS, 2)
+        together = msgspec.structs.replace(route(stage(0.6)), route=group)
+        service = measuring(prompts, cluster_of(msgspec.structs.replace(plan, costs={**plan.costs, group: together})))
+        found = [(each.strategy, each.workers) for each in service.status().predicted.routes]
+        assert found[0] == ("tensor-parallel", WORKERS)
+        assert set(found[1:]) == {
+            ("single-device-cached", ("alpha",)),
+            ("single-device-cached", ("beta",)),
+            ("distributed-cached", WORKERS),
+        }
 
     run(scenario())
 
@@ -197,6 +226,23 @@ def test_after_a_loss_it_is_predicted_for_the_plan_in_force(prompts):
     run(scenario())
 
 
+def test_prompt_whose_kv_would_come_late_over_a_throttled_link_is_not_read_by_all(prompts):
+    async def scenario():
+        token_bytes, asked = 100_000, tokens_request(1500, max_tokens=400)
+        found = {}
+        for bytes_per_s in (10**9, 10**7):
+            cluster = cluster_of(measured_plan(token_bytes=token_bytes), latency_s=0.002, bytes_per_s=bytes_per_s)
+            explained = await measuring(prompts, cluster).explain(asked)
+            found[bytes_per_s] = explained.strategy
+            (late,) = (each for each in explained.candidates if each.strategy == "distributed-prefill")
+        assert found == {10**9: "distributed-prefill", 10**7: "single-device-cached"}
+        assert late.feasible
+        assert late.predicted_ttft_s > 1500 * token_bytes / 10**7
+        assert "predicted where single-device-cached takes" in late.reason
+
+    run(scenario())
+
+
 def test_long_prompt_is_read_by_all_for_the_one_that_answers(prompts):
     async def scenario():
         cluster = cluster_of(measured_plan(), latency_s=0.002)
@@ -206,6 +252,37 @@ def test_long_prompt_is_read_by_all_for_the_one_that_answers(prompts):
         assert (routed.strategy, routed.workers) == ("distributed-prefill", WORKERS)
         assert (message.route, message.read_by) == (Route((worker,)), PIPELINE)
         await client.leave()
+
+    run(scenario())
+
+
+def test_prompts_that_all_read_at_once_are_answered_by_different_workers(prompts):
+    async def scenario():
+        cluster = cluster_of(measured_plan(), latency_s=0.002)
+        service = measuring(prompts, cluster)
+        asked = {"max_tokens": 400, "strategy": "distributed-prefill"}
+        clients = [Client(service, tokens_request(300, **asked)) for _ in range(4)]
+        for client in clients:
+            await client.routed()
+        holders = [worker for worker, _ in cluster.generates()]
+        assert set(holders) == set(WORKERS)
+        for client in clients:
+            await client.leave()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("strategy", ["single-device-cached", "distributed-prefill"])
+def test_requests_that_come_in_the_same_moment_know_of_each_other(prompts, strategy):
+    async def scenario():
+        cluster = cluster_of(measured_plan(), latency_s=0.002)
+        service = measuring(prompts, cluster)
+        asked = {"max_tokens": 400, "strategy": strategy}
+        clients = [Client(service, tokens_request(300, scope=f"{number}", **asked)) for number in range(8)]
+        await asyncio.gather(*(client.routed() for client in clients))
+        assert min(Counter(worker for worker, _ in cluster.generates()).values()) in (3, 4)
+        for client in clients:
+            await client.leave()
 
     run(scenario())
 
@@ -283,3 +360,49 @@ async def _befall(cluster, reader, routed, befalls, scales):
         case "leave":
             await reader.leave()
     await settle()
+
+
+def test_answers_teach_how_many_tokens_a_step_gives_where_next_ones_are_guessed(prompts):
+    async def scenario():
+        cluster = cluster_of(measured_plan(alpha=0.9), latency_s=1.0)
+        service = measuring(prompts, cluster)
+        asked = tokens_request(20, max_tokens=41)
+        client = Client(service, asked)
+        sequence = int((await client.routed()).request_id)
+        await asyncio.sleep(0.03)
+        for number in range(11):  # one step without guesses, ten with four tokens each
+            right = 3 if number else 0
+            reason = "length" if number == 10 else None
+            cluster.report(sequence, [20] * (1 + right), reason, proposed=right, accepted=right)
+            await settle()
+            await asyncio.sleep(0.01)
+        await client.task
+        best = await service.explain(asked)
+        assert "; with guesses, 3.73 tokens a step)" in best.reason
+        assert best.candidates[0].predicted_total_s == pytest.approx(client.finished.total_s, rel=0.15)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("objective", "running", "waiting", "expected"),
+    [
+        ("total", 0, 1, ("total", 1)),
+        ("total", 8, 1, ("total", 9)),
+        ("total", 3, 4, ("throughput", 7)),
+        ("throughput", 2, 0, ("throughput", 3)),
+    ],
+)
+def test_all_together_count_where_more_wait_than_run(objective, running, waiting, expected):
+    found = Forecasting(Objective(objective)).conditions(LinkedCosts(), {}, running, waiting)
+    assert (found.objective, found.streams) == expected
+
+
+def test_as_many_streams_are_expected_as_there_were_at_once_shortly_before():
+    forecasting = Forecasting(Objective.THROUGHPUT)
+    for number in range(1, 9):
+        forecasting.began(number)
+    assert forecasting.conditions(LinkedCosts(), {}, 0, 1).streams == 8
+    for _ in range(60):
+        forecasting.began(1)
+    assert forecasting.conditions(LinkedCosts(), {}, 0, 1).streams == 1

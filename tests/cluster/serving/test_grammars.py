@@ -36,6 +36,12 @@ def prompts(model):
     return Prompts.load(model)
 
 
+@pytest.fixture(autouse=True)
+def busy_machine(monkeypatch):
+    """Where it is not what is tested, time is no limit."""
+    monkeypatch.setattr("cluster.serving.grammars_apart.LIMIT_S", 60.0)
+
+
 @pytest.fixture(scope="module")
 def apart(model):
     with closing(GrammarsApart(model, CHECKOUT)) as grammars:

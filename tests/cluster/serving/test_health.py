@@ -17,7 +17,7 @@ from tests.support.virtual_time import run
 
 def beat_of(worker, **fields):
     zeros = dict.fromkeys(Heartbeat.__struct_fields__, 0)
-    return Heartbeat(**zeros | {"worker": worker, "oldest_step_s": None} | fields)
+    return Heartbeat(**zeros | {"worker": worker, "oldest_step_s": None, "sent_bytes": {}} | fields)
 
 
 def member_of(name, *, steps_per_s=0.0, **beat):

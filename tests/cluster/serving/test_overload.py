@@ -215,7 +215,7 @@ def test_requests_with_time_enough_are_not_touched(prompts):
 
 @pytest.mark.parametrize("num_clients", [1, 20])
 def test_every_refused_request_that_comes_back_when_told_is_answered(prompts, num_clients):
-    """Two thousand within seconds: some run, some wait, and whoever is refused once is not refused again."""
+    """A thousand within seconds: some run, some wait, and whoever is refused once is not refused again."""
 
     async def scenario():
         cluster = FakeCluster(long_plan())
@@ -245,10 +245,10 @@ def test_every_refused_request_that_comes_back_when_told_is_answered(prompts, nu
                     cluster.report(sequence, [20], "length")
 
         async with asyncio.TaskGroup() as group:
-            asked = [group.create_task(ask(number)) for number in range(2000)]
+            asked = [group.create_task(ask(number)) for number in range(1000)]
             group.create_task(head())
         assert all(isinstance(task.result(), Finished) for task in asked)
-        assert len(refusals) > 1000
+        assert len(refusals) > 400
         assert {attempt for _, attempt in refusals} == {0}
 
     run(scenario())

@@ -623,6 +623,28 @@ def test_strategy_whose_cache_does_not_pay_is_told_alike_by_generate_and_explain
     run(scenario())
 
 
+def test_guesses_are_counted_also_of_whom_leaves(prompts):
+    async def scenario():
+        cluster = FakeCluster(plan_of())
+        service = service_of(prompts, cluster, use_distributed_inference="never")
+        assert service.status().guesses.acceptance is None
+        client = Client(service, tokens_request(10))
+        await client.routed()
+        cluster.report(1, (20, 21, 22), proposed=3, accepted=2)
+        await settle()
+        cluster.report(1, (23,), proposed=1, accepted=0)
+        await settle()
+        await client.leave()
+        assert msgspec.to_builtins(service.status().guesses) == {
+            "draft": None,
+            "proposed": 4,
+            "accepted": 2,
+            "acceptance": 0.5,
+        }
+
+    run(scenario())
+
+
 def test_reused_tokens_are_told_and_counted(prompts):
     async def scenario():
         cluster = FakeCluster(plan_of())

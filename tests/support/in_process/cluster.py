@@ -253,7 +253,7 @@ class VirtualCluster:
             engine = worker.engine
             executors = engine._runner.stages.executors.values()
             assert sum(map(len, executors)) == 0, (name, engine)
-            assert all(not executor._slots and executor.kv_bytes == 0 for executor in executors), (name, engine)
+            assert all(not executor._caches._slots and executor.kv_bytes == 0 for executor in executors), (name, engine)
             assert len(engine._heads.handovers) == 0, (name, engine)
             for head in engine._heads:
                 assert (len(head), head.num_in_flight, len(head._schedule)) == (0, 0, 0), head

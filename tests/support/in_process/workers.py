@@ -25,7 +25,7 @@ class _Halted(BaseException):
 class InProcessWorker:
     """One worker as its process would run it. pid: none of the system's; number: of its life, in its inboxes' names."""
 
-    def __init__(self, options, network, pid, number, now):
+    def __init__(self, options, network, pid, number, now, meet):
         self.name = options.name
         self.identity = ProcessIdentity(pid=pid, create_time=float(pid))
         self.control, self.data = (f"{options.name}.{number} {kind}" for kind in ("control", "data"))
@@ -35,7 +35,7 @@ class InProcessWorker:
         self.key = f"the key of {options.name}"
         links = network.links(options.name, self._link_lost, key=self.key)
         shelf = ModelShelf(options.home, options.home.cache)
-        self.engine = Engine(options.name, links, shelf, now=now, make_timer=ToldTimer)
+        self.engine = Engine(options.name, links, shelf, now=now, make_timer=ToldTimer, meet=meet)
         self._links = links
         self._launch, self.engine._runner.launch = self.engine._runner.launch, self._launched
         self._now = now
@@ -131,7 +131,7 @@ class InProcessWorker:
 class InProcessHost:
     """The machine that workers run on; they outlive launchers. `ended` is told of each that ends, as a launcher is.
 
-    deaths: how many processes ended, by name.
+    deaths: how many processes ended, by name; meet: as of `Company`.
     """
 
     def __init__(self, network, home, now):
@@ -139,6 +139,7 @@ class InProcessHost:
         self._home = home
         self._now = now
         self._num_started = 0
+        self.meet = None
         self.deaths = Counter()
         self.workers = {}
         self.ended = lambda name, status: None
@@ -158,7 +159,8 @@ class InProcessHost:
             orphan_s=ORPHAN_S,
             home=self._home,
         )
-        worker = InProcessWorker(options, self._network, 100_000 + self._num_started, self._num_started, self._now)
+        number = self._num_started
+        worker = InProcessWorker(options, self._network, 100_000 + number, number, self._now, self.meet)
         self.workers[name] = worker
         return worker.identity
 

@@ -157,7 +157,7 @@ def test_messages_of_an_older_plan_are_dropped(cluster):
         sequence=50, route=Route(cluster.names), cached=True, max_tokens=5, end_tokens=(), sampling={}, seed=0
     )
     worker.post(Envelope(0, message, (np.array(PROMPT, np.int32).tobytes(),)))
-    worker.post(Envelope(0, Sampled(number=1, route=Route(cluster.names), tokens=(1,))))
+    worker.post(Envelope(0, Sampled(number=1, route=Route(cluster.names), tokens=((1,),))))
     cluster.run()
     assert 50 not in cluster.tokens
     cluster.assert_nothing_is_left()

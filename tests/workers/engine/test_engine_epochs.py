@@ -131,7 +131,7 @@ OF_AN_EPOCH = {
         Step(number=1, route=Route(("worker-0",)), slot=None, cached=True, rows=(), num_tokens=0),
         (b"",),
     ),
-    "sampled": (Sampled(number=1, route=Route(("worker-0",)), tokens=(1,)), ()),
+    "sampled": (Sampled(number=1, route=Route(("worker-0",)), tokens=((1,),)), ()),
 }
 
 

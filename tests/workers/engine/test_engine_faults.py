@@ -14,15 +14,15 @@ from protocol.messages import (
     KeepPrefix,
     KnownPrefix,
     LoadFailed,
-    LoadStage,
     OpenSequence,
     Row,
     Sampled,
     Step,
     StepFailed,
 )
-from protocol.values import KvSettings, Route, Sampling
+from protocol.values import Route, Sampling
 from tests.support.in_process_cluster import MODEL, InProcessCluster, alone
+from tests.support.load_stages import load_stage
 from workers.zoo import make_tiny_model
 
 PROMPT = list(range(20, 60))
@@ -32,8 +32,8 @@ FIRST = Route(("worker-0",))
 ELSEWHERE = Route(("worker-0", "worker-7"))
 NOBODY = Route(())
 KEY = bytes(16)
-ROWS = (Row(900, 0, sample=True),)
-OPEN = (Row(1, 0, sample=True),)  # a sequence that runs on both
+ROWS = (Row(900, 0, num_sampled=1),)
+OPEN = (Row(1, 0, num_sampled=1),)  # a sequence that runs on both
 BEYOND = 100_000
 GREEDY = Sampling()
 
@@ -100,8 +100,8 @@ UNFIT_REQUESTS = {
 }
 
 UNFIT_MESSAGES = {
-    "sampled on an unknown route": (Sampled(number=1, route=ELSEWHERE, tokens=(1,)), ()),
-    "sampled for an unknown number": (Sampled(number=900, route=BOTH, tokens=(1,)), ()),
+    "sampled on an unknown route": (Sampled(number=1, route=ELSEWHERE, tokens=((1,),)), ()),
+    "sampled for an unknown number": (Sampled(number=900, route=BOTH, tokens=((1,),)), ()),
     "failure on an unknown route": (StepFailed(number=1, route=ELSEWHERE, message="?"), ()),
     "failure of an unknown number": (StepFailed(number=900, route=BOTH, message="?"), ()),
     "keep on an unknown route": (keep(ELSEWHERE, (0, 16)), (KEY,)),
@@ -137,15 +137,15 @@ UNFIT_MESSAGES = {
     "step of rows without a slot": (step(BOTH, rows=ROWS + OPEN, slot=None), (ids(5, 6),)),
     "step without caches in a slot": (step(BOTH, cached=False), (ids(5),)),
     "step without caches of a sequence with one": (step(BOTH, rows=OPEN, cached=False, slot=None), (ids(5),)),
-    "step from elsewhere in a sequence": (step(BOTH, rows=(Row(1, 7, sample=True),)), (ids(5),)),
-    "step before the first token": (step(BOTH, rows=(Row(900, -1, sample=True),)), (ids(5),)),
-    "step beyond any sequence": (step(BOTH, rows=(Row(900, 1 << 60, sample=True),)), (ids(5),)),
+    "step from elsewhere in a sequence": (step(BOTH, rows=(Row(1, 7, num_sampled=1),)), (ids(5),)),
+    "step before the first token": (step(BOTH, rows=(Row(900, -1, num_sampled=1),)), (ids(5),)),
+    "step beyond any sequence": (step(BOTH, rows=(Row(900, 1 << 60, num_sampled=1),)), (ids(5),)),
     "step with hidden states of a strange structure": (
         step(BOTH, rows=OPEN, payload=["array", "float32", [1]]),
         (ids(5),),
     ),
-    "sampled beyond the vocabulary": (Sampled(number=1, route=BOTH, tokens=(BEYOND,)), ()),
-    "sampled before the vocabulary": (Sampled(number=1, route=BOTH, tokens=(-1,)), ()),
+    "sampled beyond the vocabulary": (Sampled(number=1, route=BOTH, tokens=((BEYOND,),)), ()),
+    "sampled before the vocabulary": (Sampled(number=1, route=BOTH, tokens=((-1,),)), ()),
     "opening with a history beyond the vocabulary": (opening(BOTH, history=(5, BEYOND)), (b"",)),
     "opening that prefers an id beyond the vocabulary": (
         opening(BOTH, sampling=Sampling(logit_bias={BEYOND: 1.0})),
@@ -213,13 +213,13 @@ def test_message_that_does_not_fit_is_dropped_alone(cluster, model, first, worke
     assert cluster.failures == {}
 
 
-@pytest.mark.parametrize("tokens", [(), (1, 2, 3)])
+@pytest.mark.parametrize("tokens", [(), ((1,), (2,), (3,)), ((),), ((1, 2),)])
 def test_step_that_comes_back_with_other_numbers_of_ids_fails_its_rows(cluster, model, tokens):
     numbers = running(cluster)
     head = next(head for head in cluster.engines["worker-0"]._heads if not head.route.is_single)
     while not head.num_in_flight:
         cluster.turn()
-    number = next(iter(head._in_flight))
+    number = next(iter(head._steps))
     cluster.post("worker-0", Sampled(number=number, route=BOTH, tokens=tokens))
     cluster.run()
     assert set(cluster.failures) == {numbers[0]}
@@ -227,18 +227,7 @@ def test_step_that_comes_back_with_other_numbers_of_ids_fails_its_rows(cluster, 
 
 
 def test_plan_without_this_worker_fails_to_load(cluster):
-    plan = LoadStage(
-        model=MODEL,
-        reply_to=cluster.coordinator,
-        kv=KvSettings(),
-        prefix_memory_bytes=0,
-        prefix_disk_bytes=0,
-        stages=(),
-        pipeline=None,
-        last_position_only=True,
-        batches=True,
-        prefill_chunk_tokens=None,
-    )
+    plan = load_stage(MODEL, cluster.coordinator)
     cluster.engines["worker-0"].post(Envelope(2, plan))
     cluster.run()
     (failed,) = cluster.reports_of(LoadFailed)

@@ -141,7 +141,7 @@ def test_text_is_not_sampled_from_whatever_a_step_says(cluster):
     class Sampling:
         def send(self, worker, message, buffers=()):
             if isinstance(message, Step):
-                rows = tuple(Row(row.sequence, row.position, sample=True) for row in message.rows)
+                rows = tuple(Row(row.sequence, row.position, num_sampled=1) for row in message.rows)
                 message = msgspec.structs.replace(message, rows=rows)
             links.send(worker, message, buffers)
 

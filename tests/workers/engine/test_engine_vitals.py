@@ -10,7 +10,7 @@ from protocol.messages import StepOverdue
 from protocol.values import Route
 from tests.support.in_process_cluster import InProcessCluster
 from workers.engine.usual_times import LIMIT_OF_UNKNOWN_S, SHORTEST_LIMIT_S
-from workers.engine.vitals import DEAF_LIMIT_S, MESSAGE_LIMIT_S, READING_LIMIT_S, Vitals, moving_limit_s
+from workers.engine.vitals import DEAF_LIMIT_S, MESSAGE_LIMIT_S, RANK_LIMIT_S, READING_LIMIT_S, Vitals, moving_limit_s
 from workers.zoo import make_tiny_model
 
 PROMPT = list(range(20, 60))
@@ -67,6 +67,21 @@ def test_thread_stuck_in_another_message_shows_too(cluster):
     cluster.run()
     (beat,) = spy.seen
     assert (beat.oldest_step_s > 100.0, beat.overdue_s) == (True, MESSAGE_LIMIT_S)
+
+
+def test_thread_that_waits_for_another_rank_may_wait_until_that_one_is_missed():
+    vitals = Vitals("a", {})
+    vitals.wait_for_rank()  # at nothing
+    assert vitals.heartbeat(7.0, num_waiting=0).oldest_step_s is None
+    vitals.begin(5.0)
+    vitals.wait_for_rank()
+    beat = vitals.heartbeat(7.0, num_waiting=0)
+    assert (beat.oldest_step_s, beat.overdue_s) == (2.0, RANK_LIMIT_S)
+    vitals.begin(8.0, READING_LIMIT_S)
+    vitals.wait_for_rank()
+    assert vitals.heartbeat(8.0, num_waiting=0).overdue_s == READING_LIMIT_S
+    vitals.begin(9.0)
+    assert vitals.heartbeat(9.0, num_waiting=0).overdue_s == MESSAGE_LIMIT_S
 
 
 def test_thread_that_loads_may_take_long_for_each_layer_and_begins_anew_with_every_one(cluster):
@@ -153,7 +168,7 @@ def test_steps_that_come_back_are_never_reported(cluster):
 
 
 def test_thread_that_does_not_wake_up_for_a_message_is_stuck_like_one_in_a_step():
-    vitals = Vitals("worker-0")
+    vitals = Vitals("worker-0", {})
     vitals.wait()
     assert vitals.heartbeat(10.0, num_waiting=0).oldest_step_s is None
     assert vitals.heartbeat(11.0, num_waiting=2).oldest_step_s == 0.0

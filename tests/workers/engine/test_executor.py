@@ -46,14 +46,14 @@ class Played:
         )
         self.tokens[sequence] = list(prompt)
         if cached and len(prompt) > 1:
-            self._run(None, [Row(sequence, 0, sample=False)], [prompt[:-1]])
+            self._run(None, [Row(sequence, 0, num_sampled=0)], [prompt[:-1]])
 
     def decode(self, slot, *sequences):
         """One token more for each of `sequences`, as one batch."""
-        rows = [Row(sequence, len(self.tokens[sequence]) - 1, sample=True) for sequence in sequences]
+        rows = [Row(sequence, len(self.tokens[sequence]) - 1, num_sampled=1) for sequence in sequences]
         found = self._run(slot, rows, [self.tokens[sequence][-1:] for sequence in sequences])
-        for sequence, token in zip(sequences, found.tokens, strict=True):
-            self.tokens[sequence].append(token)
+        for sequence, tokens in zip(sequences, found.tokens, strict=True):
+            self.tokens[sequence] += tokens
 
     def _run(self, slot, rows, ids):
         self._number += 1
@@ -173,7 +173,7 @@ def test_step_of_a_sequence_that_is_not_open_is_refused(played):
 def test_refused_step_leaves_the_other_sequences_usable(played, expected):
     played.decode(0, 2, 3)
     with pytest.raises(UnfitMessage):
-        played._run(0, [Row(2, 7, sample=True), Row(99, 0, sample=True)], [[1], [1]])
+        played._run(0, [Row(2, 7, num_sampled=1), Row(99, 0, num_sampled=1)], [[1], [1]])
     played.decode(0, 2, 3)
     assert_as_alone(played, expected)
 

@@ -14,6 +14,7 @@ from benchmarks.support.random_schemas import schemas
 from cluster.serving.grammars import compile_grammar, tokens_of
 from cluster.serving.requests import Structure
 from protocol.values import Grammar, Sampling
+from tests.support.drafts import nearly
 from tests.support.in_process_cluster import InProcessCluster, alone
 from workers.engine.grammar import Constraint, GrammarFailed, Grammars
 from workers.zoo import make_tiny_model
@@ -118,6 +119,39 @@ def test_expressions_choices_and_grammars_are_followed(cluster, model, tokenizer
     cluster.run()
     for number in numbers:
         assert re.fullmatch(pattern, said(cluster, tokenizer, number, end))
+
+
+@pytest.fixture(scope="module")
+def guessing(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("guesses")
+    return InProcessCluster(model, num_stages=2, cache_dir=folder / "cache", draft=nearly(model, folder / "draft"))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES[:3])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ("json", SCHEMA, {}),
+        ("regex", "[a-c]{2,4}-[0-9]{9}x", {"logprobs": 1, "repetition_penalty": 1.2}),
+        ("grammar", 'root ::= "a" [0-9]+ ("," [0-9]+)* "z"', {"min_tokens": 12}),
+    ],
+    ids=["json", "regex", "least"],
+)
+def test_guesses_change_nothing_of_what_is_held_to_a_grammar(cluster, guessing, model, end, strategy, asked):
+    """A draft knows nothing of it, and guesses that are right come from a prediction."""
+    kind, source, more = asked
+    accepted = 0
+    for seed in range(3):
+        given = {"strategy": strategy, "sampling": held(model, source, kind, seed=seed, **more), "end_tokens": (end,)}
+        expected = cluster.generate(PROMPT, 60, **given)
+        cluster.run()
+        said = cluster.tokens[expected]
+        number = guessing.generate(PROMPT, 60, prediction=[*said[:6], 9, *said[3:]], **given)
+        guessing.run()
+        assert number not in guessing.failures, guessing.failures[number]
+        assert (guessing.tokens[number], guessing.finish_reasons[number]) == (said, cluster.finish_reasons[expected])
+        accepted += guessing.accepted[number]
+    assert accepted > 0
 
 
 def test_greedy_answer_takes_the_likeliest_token_that_is_allowed(cluster, model, tokenizer, end):

@@ -115,7 +115,11 @@ class Played:
         return launch.step, launch.tokens
 
     def sampled(self, step, *tokens):
-        self.do(self.head.sampled(Sampled(number=step.number, route=self.head.route, tokens=tokens), self.now))
+        self.do(
+            self.head.sampled(
+                Sampled(number=step.number, route=self.head.route, tokens=tuple((token,) for token in tokens)), self.now
+            )
+        )
 
     def failed(self, step, message):
         self.do(self.head.failed(step.number, message))
@@ -153,14 +157,14 @@ def test_prompt_but_its_last_token_is_prefilled_in_chunks_without_sampling(playe
         [list(range(116, 132))],
         [list(range(132, 139))],
     ]
-    assert [(row.position, row.sample) for step, _ in chunks for row in step.rows] == [
-        (0, False),
-        (16, False),
-        (32, False),
+    assert [(row.position, row.num_sampled) for step, _ in chunks for row in step.rows] == [
+        (0, 0),
+        (16, 0),
+        (32, 0),
     ]
     step, ids = played.issue()
     assert ids.tolist() == [[139]]
-    assert (step.rows[0].position, step.rows[0].sample) == (39, True)
+    assert (step.rows[0].position, step.rows[0].num_sampled) == (39, 1)
 
 
 def test_sampled_token_is_reported_and_fed_to_the_next_step(played):
@@ -310,7 +314,7 @@ def test_step_of_an_unknown_number_changes_nothing(played):
     played.begin(1, [5])
     played.issue()
     with pytest.raises(UnfitMessage):
-        played.head.sampled(Sampled(number=99, route=ROUTE, tokens=(1,)), played.now)
+        played.head.sampled(Sampled(number=99, route=ROUTE, tokens=((1,),)), played.now)
     with pytest.raises(UnfitMessage):
         played.head.failed(99, "?")
     assert played.head.num_in_flight == 1
@@ -417,7 +421,7 @@ def test_text_is_read_to_its_last_token_and_its_vector_ends_it(played, cached, n
     assert (opened.pooling, opened.max_length) == ("mean", 40)
     steps = [played.issue() for _ in range(num_steps)]
     assert [token for _, ids in steps for token in ids[0].tolist()] == list(range(100, 140))
-    assert not any(row.sample for step, _ in steps for row in step.rows)
+    assert not any(row.num_sampled for step, _ in steps for row in step.rows)
     assert played.nothing_to_run()
     played.do(played.head.pooled(1, b"vector"))
     assert played.reported == [Embedded(sequence=7)]

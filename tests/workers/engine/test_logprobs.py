@@ -9,7 +9,7 @@ import pytest
 from protocol.messages import Row, Step
 from protocol.values import NO_CHANCE, Route, Sampling
 from workers.engine.logprobs import PromptScores, of_sampled
-from workers.engine.sampling import TokenSampler
+from workers.engine.sampling import SamplingPlace, TokenSampler
 
 VOCABULARY = 50
 LOGITS = np.random.default_rng(0).normal(size=(700, VOCABULARY)).astype(np.float32)
@@ -18,7 +18,9 @@ IDS = np.random.default_rng(1).integers(0, VOCABULARY, 700).tolist()
 
 def of(logits, sampling, token=3):
     """What is told of a token sampled from logits (V,)."""
-    unread = of_sampled([TokenSampler(sampling, 0, (1, 1, 2))], mx.array(logits)[None], mx.array([token]))
+    unread = of_sampled(
+        [SamplingPlace(TokenSampler(sampling, 0, (1, 1, 2)), 3)], mx.array(logits)[None], mx.array([token])
+    )
     (found,) = unread.read()
     return found
 
@@ -28,7 +30,10 @@ def rows(logits):
 
 
 def test_nobody_who_asks_for_nothing_is_told_anything():
-    assert of_sampled([TokenSampler(Sampling(), 0, ())] * 2, mx.array(LOGITS[:2]), mx.array([1, 2])) is None
+    assert (
+        of_sampled([SamplingPlace(TokenSampler(Sampling(), 0, ()), 0)] * 2, mx.array(LOGITS[:2]), mx.array([1, 2]))
+        is None
+    )
 
 
 @pytest.mark.parametrize("num_top", [0, 1, 5, VOCABULARY, 2 * VOCABULARY])
@@ -67,13 +72,15 @@ def test_penalties_and_biases_count_and_temperature_does_not():
 
 
 def step(*spans):
-    """Of rows with equal numbers of tokens, (sequence, start, samples)."""
-    plan = tuple(Row(sequence, start, sample) for sequence, start, sample in spans)
+    """Of rows with equal numbers of tokens, (sequence, start, num_sampled)."""
+    plan = tuple(Row(sequence, start, num_sampled) for sequence, start, num_sampled in spans)
     return Step(number=1, route=Route(("w",)), slot=None, cached=True, rows=plan, num_tokens=1)
 
 
-def scored(scores, sequence, start, end, *, sample=False):
-    told = scores.of(step((sequence, start, sample)), mx.array([IDS[start:end]]), mx.array(LOGITS[None, start:end]))
+def scored(scores, sequence, start, end, *, num_sampled=0):
+    told = scores.of(
+        step((sequence, start, num_sampled)), mx.array([IDS[start:end]]), mx.array(LOGITS[None, start:end])
+    )
     (found,) = told.read_scored()
     return [score.logprob for score in found]
 
@@ -83,18 +90,18 @@ def test_prompt_s_tokens_are_told_of_by_the_logits_before_each_wherever_it_is_cu
     scores = PromptScores()
     scores.open(1, Sampling())
     found = [each for start, end in pairwise(bounds) for each in scored(scores, 1, start, end)]
-    found += scored(scores, 1, 699, 700, sample=True)
+    found += scored(scores, 1, 699, 700, num_sampled=1)
     expected = rows(LOGITS)[np.arange(699), IDS[1:]]
     assert found == pytest.approx(expected.tolist(), abs=1e-5)
-    assert not scores.concern(step((1, 700, True)))
+    assert not scores.concern(step((1, 700, 1)))
 
 
 def test_rows_beside_it_are_not_told_of():
     scores = PromptScores()
     scores.open(1, Sampling(logprobs=1))
-    first = scores.of(step((2, 0, True), (1, 0, False)), mx.array([[5], [6]]), mx.array(LOGITS[:2, None]))
+    first = scores.of(step((2, 0, 1), (1, 0, 0)), mx.array([[5], [6]]), mx.array(LOGITS[:2, None]))
     assert first.read_scored() == ((), ())
-    second = scores.of(step((2, 1, True), (1, 1, True)), mx.array([[7], [8]]), mx.array(LOGITS[2:4, None]))
+    second = scores.of(step((2, 1, 1), (1, 1, 1)), mx.array([[7], [8]]), mx.array(LOGITS[2:4, None]))
     of_other, of_prompt = second.read_scored()
     assert of_other == ()
     assert of_prompt[0].logprob == pytest.approx(rows(LOGITS[1])[8], abs=1e-5)
@@ -105,6 +112,6 @@ def test_sequence_that_ended_is_not_told_of():
     scores = PromptScores()
     for end in (lambda: scores.close(1), scores.clear):
         scores.open(1, Sampling())
-        assert scores.concern(step((1, 0, False)))
+        assert scores.concern(step((1, 0, 0)))
         end()
-        assert not scores.concern(step((1, 0, False)))
+        assert not scores.concern(step((1, 0, 0)))

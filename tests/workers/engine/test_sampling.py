@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.values import Sampling
-from workers.engine.sampling import PENALTY_CONTEXT_TOKENS, TokenSampler, mix, sample_rows
+from workers.engine.sampling import PENALTY_CONTEXT_TOKENS, SamplingPlace, TokenSampler, mix, sample_places
 
 LOGITS = mx.array(np.random.default_rng(0).normal(size=(4, 50)).astype(np.float32))
 SAMPLED = Sampling(temperature=1.0)
@@ -18,21 +18,23 @@ def sampler(sampling, seed=0, history=()):
 
 
 def token(sampling, logits, seed=0, position=0, history=()):
-    return sample_rows([sampler(sampling, seed, history)], logits, [position]).item()
+    return sample_places([SamplingPlace(sampler(sampling, seed, history), position)], logits).item()
 
 
 def test_greedy_rows_are_the_largest_logits():
-    found = sample_rows([sampler(Sampling()) for _ in range(4)], LOGITS, [0, 1, 2, 3])
+    found = sample_places([SamplingPlace(sampler(Sampling()), position) for position in range(4)], LOGITS)
     assert found.tolist() == np.argmax(np.array(LOGITS), axis=-1).tolist()
 
 
 def test_each_row_keeps_its_own_parameters_whoever_is_beside_it():
     rows = [Sampling(), SAMPLED, Sampling(repetition_penalty=5.0), Sampling(temperature=0.5, top_k=3)]
     histories = [(), (), tuple(range(50)), ()]
-    together = sample_rows(
-        [sampler(row, seed=9, history=history) for row, history in zip(rows, histories, strict=True)],
+    together = sample_places(
+        [
+            SamplingPlace(sampler(row, seed=9, history=history), 3 + index)
+            for index, (row, history) in enumerate(zip(rows, histories, strict=True))
+        ],
         LOGITS,
-        [3, 4, 5, 6],
     )
     alone = [
         token(row, LOGITS[index : index + 1], seed=9, position=3 + index, history=histories[index])
@@ -86,7 +88,7 @@ def test_penalties_look_at_prompt_and_answer_but_not_further_back_than_mlx_lm_do
     assert token(penalized, logits, history=(0, *[2] * PENALTY_CONTEXT_TOKENS)) == 0
     growing = sampler(penalized)
     assert growing.sample(logits, 0).item() == 0
-    growing.accept(0)
+    growing.accept(0, 1)
     assert growing.sample(logits, 1).item() == 1
 
 
@@ -100,7 +102,7 @@ def test_frequency_penalty_counts_how_often():
 def test_penalties_leave_the_logits_of_the_row_beside_alone():
     logits = mx.array([[1.0, 0.9], [1.0, 0.9]])
     rows = [sampler(Sampling(presence_penalty=2.0), history=(0,)), sampler(Sampling())]
-    assert sample_rows(rows, logits, [0, 0]).tolist() == [1, 0]
+    assert sample_places([SamplingPlace(row, 0) for row in rows], logits).tolist() == [1, 0]
 
 
 @given(st.integers(0, 2**63 - 1), st.integers(0, 2**40))

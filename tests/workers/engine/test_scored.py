@@ -36,7 +36,9 @@ def begin(played, sequence, prompt, *, logprobs=None, scores_prompt=True, cached
 
 def answer(played, *tokens, logprobs=(), scored=()):
     step, _ = played.issue()
-    answered = Sampled(number=step.number, route=ROUTE, tokens=tokens, logprobs=logprobs, scored=scored)
+    answered = Sampled(
+        number=step.number, route=ROUTE, tokens=tuple((token,) for token in tokens), logprobs=logprobs, scored=scored
+    )
     played.do(played.head.sampled(answered, played.now))
 
 
@@ -90,9 +92,9 @@ def test_log_probabilities_that_are_none_do_not_enter(fields):
     stages = LoadedStages(executors={ROUTE: None}, vocabulary_size=VOCABULARY)
     checks = Checks("alpha", lambda: stages)
     fitting = TokenLogprobs(-0.5, ((VOCABULARY - 1, -0.5),) * MAX_TOP_LOGPROBS)
-    checks.check(Sampled(number=1, route=ROUTE, tokens=(5,), logprobs=(fitting,), scored=((), (fitting, ONE))), ())
+    checks.check(Sampled(number=1, route=ROUTE, tokens=((5,),), logprobs=(fitting,), scored=((), (fitting, ONE))), ())
     with pytest.raises(UnfitMessage):
-        checks.check(Sampled(number=1, route=ROUTE, tokens=(5,), **fields), ())
+        checks.check(Sampled(number=1, route=ROUTE, tokens=((5,),), **fields), ())
 
 
 @pytest.mark.parametrize(

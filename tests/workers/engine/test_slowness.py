@@ -17,13 +17,13 @@ SPEED = StageSpeed(
 )
 
 
-def step(rows=1, tokens=1, *, sample=True, cached=True):
+def step(rows=1, tokens=1, *, num_sampled=1, cached=True):
     return Step(
         number=1,
         route=Route(("a",)),
         slot=None if tokens > 1 else 0,
         cached=cached,
-        rows=tuple(Row(number, 10, sample) for number in range(rows)),
+        rows=tuple(Row(number, 10, num_sampled) for number in range(rows)),
         num_tokens=tokens,
     )
 
@@ -33,7 +33,7 @@ def step(rows=1, tokens=1, *, sample=True, cached=True):
     [
         (step(), 0.01),
         (step(2), 0.012),
-        (step(tokens=64, sample=False), 0.074),
+        (step(tokens=64, num_sampled=0), 0.074),
         (step(tokens=64, cached=False), 0.074),
     ],
 )

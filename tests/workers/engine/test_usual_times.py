@@ -16,7 +16,7 @@ COST = ChunkCost(fixed_s=1.0, token_s=0.5)
     [(0, True, StepKind.DECODE), (None, True, StepKind.PREFILL), (None, False, StepKind.RECOMPUTE)],
 )
 def test_slot_and_cache_tell_the_kind(slot, cached, kind):
-    step = Step(number=1, route=Route(("a",)), slot=slot, cached=cached, rows=(Row(1, 0, sample=True),), num_tokens=1)
+    step = Step(number=1, route=Route(("a",)), slot=slot, cached=cached, rows=(Row(1, 0, num_sampled=1),), num_tokens=1)
     assert kind_of(step) is kind
 
 

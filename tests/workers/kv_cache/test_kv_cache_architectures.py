@@ -3,17 +3,11 @@
 Between two stages the sequence also forks, and is saved and loaded, on the way (see the child).
 """
 
-import json
-import os
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 
+from tests.support.architecture_children import outcomes_in_children
 from workers import zoo
 
-MODELS_PER_PROCESS = 36
 EXACT = ("dynamic", "static", "rotating", "paged")
 # Run by no machine without Metal, or not to be split; phi3small alone gives logits that are no numbers at this length.
 NOT_TRIED = {"bitnet", "muse_spark", "olmo", "iquestloopcoder", "phi3small"}
@@ -39,36 +33,19 @@ SPECIAL_ATTENTION = {
 }  # fmt: skip
 
 
-def run_in_child(cases):
-    ended = subprocess.run(
-        [sys.executable, "-m", "tests.support.kv_cache_child", *cases],
-        env=os.environ | {"MLX_DISABLE_COMPILE": "1", "OPENBLAS_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    lines = [line for line in ended.stdout.splitlines() if line.startswith("{")]  # mlx-lm prints as well
-    outcomes = {outcome.pop("case"): outcome for outcome in map(json.loads, lines)}
-    assert len(outcomes) == len(cases), f"{cases[len(outcomes)]} ended the process: {ended.stderr[-300:]}"
-    return outcomes
-
-
 @pytest.fixture(scope="module")
 def outcomes():
     cases = [name for name in zoo.architectures() if name not in NOT_TRIED]
     cases += [f"{name}:mha" for name in sorted(PLAIN_ATTENTION | SPECIAL_ATTENTION.keys())]
-    parts = [cases[start : start + MODELS_PER_PROCESS] for start in range(0, len(cases), MODELS_PER_PROCESS)]
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        return {case: outcome for found in pool.map(run_in_child, parts) for case, outcome in found.items()}
+    return outcomes_in_children("tests.support.kv_cache_child", cases)
 
 
 def differences(outcomes, kind):
     """By architecture, for those that allow the kind: the largest difference on one stage and on two."""
     return {
-        case: max(value for value in (found["kinds"][kind]["split"], found["kinds"][kind].get("whole", 0)))
+        case: max(found["kinds"][kind].values())
         for case, found in outcomes.items()
-        if "split" in found["kinds"].get(kind, {})
+        if kind in found["kinds"] and "refused" not in found["kinds"][kind]
     }
 
 

@@ -48,7 +48,7 @@ def of_mlx_lm(path):
     return body(mx.array(IDS), cache=make_prompt_cache(model))
 
 
-def staged(split, cut, *, last_position_only=False):
+def staged(split, cut, *, last_positions=None):
     """Of two stages, of which the last has the layers from `cut` on."""
     tokens, payload = mx.array(IDS, mx.int32), None
     if cut:
@@ -56,7 +56,7 @@ def staged(split, cut, *, last_position_only=False):
         payload = split.forward(tokens, layers=first, cache=split.make_cache(first))
     last = LayerRange(cut, split.num_layers)
     return split.hidden_states(
-        tokens, layers=last, cache=split.make_cache(last), payload=payload, last_position_only=last_position_only
+        tokens, layers=last, cache=split.make_cache(last), payload=payload, last_positions=last_positions
     )
 
 
@@ -70,8 +70,8 @@ def test_stages_show_mlx_lm_s_own_hidden_states(made, case):
     split = SplitModel.load(made(case))
     assert near(staged(split, 0), wanted)
     assert near(staged(split, 1), wanted)
-    assert near(staged(split, 0, last_position_only=True), wanted[:, -1:])
-    assert near(staged(split, 1, last_position_only=True), wanted[:, -1:])
+    assert near(staged(split, 0, last_positions=1), wanted[:, -1:])
+    assert near(staged(split, 1, last_positions=1), wanted[:, -1:])
 
 
 def test_logits_are_what_they_are_without_anybody_looking(made):

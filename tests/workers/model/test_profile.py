@@ -134,6 +134,19 @@ def test_chunks_cost_is_measured_without_a_profile_and_scaled_for_another_range(
     assert (profile.speeds, profile.layers) == ({}, None)
 
 
+@pytest.mark.parametrize("was_profiled", [False, True])
+def test_rank_s_part_is_foretold_from_what_is_in_memory_so_that_no_layer_is_read_for_it(profile_of, was_profiled):
+    timer = ToldTimer()
+    profile = profile_of(timer)
+    if was_profiled:
+        profile.take([MIDDLE, FIRST], batches=True)
+        timer.tried.clear()
+    part = profile.part_cost(WHOLE, 2, [MIDDLE, FIRST])
+    assert stages_tried(timer) == ([] if was_profiled else [(0, 3)])
+    own = profile.chunk_cost(FIRST)
+    assert (part.fixed_s, part.token_s) == pytest.approx((own.fixed_s, own.token_s))  # twice the layers, half of each
+
+
 # --- how long it takes
 
 
@@ -214,7 +227,7 @@ def test_damaged_file_is_measured_anew(profile_of, tmp_path, damage):
 def test_another_model_stage_kind_of_cache_machine_or_mlx_is_measured_by_itself(profile_of, monkeypatch, change):
     profile_of(ToldTimer()).take([WHOLE], batches=True)
     if "version" in change:
-        monkeypatch.setattr("workers.model.profile.version", lambda _: change["version"])
+        monkeypatch.setattr("workers.model.profile.installed_version", lambda _: change["version"])
     if "host" in change:
         monkeypatch.setattr("workers.model.profile.this_host", lambda: change["host"])
     timer = ToldTimer()

@@ -14,7 +14,8 @@ from mlx_lm.utils import load_model
 from protocol.errors import ModelError
 from protocol.values import LayerRange
 from workers.cache.stage_cache import StageCache, can_batch
-from workers.model.split_model import CannotSplit, SplitModel, without
+from workers.model.payload import without
+from workers.model.split_model import CannotSplit, SplitModel
 from workers.zoo import make_tiny_model
 
 PROMPT = [5, 77, 130, 9, 41, 260, 3, 88, 14, 62, 7]
@@ -74,7 +75,7 @@ def test_the_last_position_alone_has_the_same_logits(split):
     tokens = mx.array([PROMPT, PROMPT[::-1]], mx.int32)
     for layers, payload in ((WHOLE, None), ((4, 6), split.forward(tokens, layers=(0, 4), cache=None))):
         every = split.forward(tokens, layers=layers, cache=None, payload=payload)
-        last = split.forward(tokens, layers=layers, cache=None, payload=payload, last_position_only=True)
+        last = split.forward(tokens, layers=layers, cache=None, payload=payload, last_positions=1)
         assert last.shape == (2, 1, every.shape[-1])
         assert mx.allclose(last, every[:, -1:], atol=1e-5).item()
 

@@ -4,15 +4,17 @@ import json
 import struct
 
 import mlx.core as mx
+import msgspec
 import pytest
 from mlx.utils import tree_flatten
 
 from protocol.errors import ModelError
 from protocol.messages import PrepareStage
 from protocol.values import KvSettings, LayerRange, Route
-from tests.support.loaded_stages import NOWHERE, load, loader_for, model_of, ran, same
+from strategy.vocabulary import NO_LAYERS
+from tests.support.loaded_stages import NOWHERE, load, loader_for, model_of, plan, ran, same
 from workers.model.split_model import SplitModel
-from workers.model.stage_loading import NoNumbers
+from workers.model.warming import NoNumbers
 from workers.zoo import make_tiny_model
 
 TOKENS = [5, 9, 200, 31, 7]
@@ -124,9 +126,23 @@ def test_another_model_takes_the_place_of_the_one_before(loader_of):
 
 
 def test_model_that_cannot_be_cut_is_loaded_whole_for_the_route_of_its_worker_alone(loader_of):
-    stages = load(loader_of(), "llama", 0, 6, 6, uncut=True)
+    stages = load(loader_of(), "llama", 0, 6, 6, full=True, uncut=True)
     assert list(stages.executors) == [Route(("own",))]
     assert Route(("own",)) in stages.chunk_costs
+
+
+def test_worker_that_is_given_nothing_reads_nothing_and_gives_back_what_it_had(loader_of):
+    loader, message = loader_of(), plan("llama", 0, 3, 6)
+    stages = tuple(
+        msgspec.structs.replace(stage, layers=NO_LAYERS) if stage.worker == "own" else stage for stage in message.stages
+    )
+    nothing = msgspec.structs.replace(message, stages=stages, pipeline=None)
+    for _ in range(2):
+        loaded = loader.load("own", nothing, lambda _: None)
+        assert (loaded.executors, loaded.prefixes, loaded.read_bytes) == ({}, (), 0)
+        assert loaded.vocabulary_size == model_of(load(loader_of(), "llama", 0, 3, 6)).vocabulary_size
+        assert loader.held == ("llama", ())
+        assert load(loader, "llama", 0, 3, 6).read_bytes > 0
 
 
 def test_layers_prepared_in_advance_are_not_read_again(loader_of):

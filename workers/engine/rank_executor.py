@@ -1,0 +1,25 @@
+"""The executor of a rank: a pass's exchanges are the same on all ranks of a group, whatever each of them needs for itself."""
+
+import contextlib
+from typing import Any
+
+import numpy as np
+
+from protocol.messages import Step
+from workers.engine.executor import StageExecutor
+from workers.engine.launched import Launched
+from workers.tensor.exchange import Exchange
+
+
+class RankExecutor(StageExecutor):
+    """exchange: of the model that it runs."""
+
+    def __init__(self, *arguments: Any, exchange: Exchange, **settings: Any):
+        super().__init__(*arguments, **settings)
+        self._exchange = exchange
+
+    def launch(self, step: Step, tokens: np.ndarray | None, payload: Any) -> Launched:
+        """See `StageExecutor`. Raises GroupBroken, too."""
+        wants_logits = any(row.num_sampled for row in step.rows) or self._scores.concern(step)
+        with contextlib.nullcontext() if wants_logits else self._exchange.without_logits():
+            return super().launch(step, tokens, payload)
