@@ -1,10 +1,12 @@
 """How fast a way to another host is, asked of the echo that every answerer is (`protocol.transport.asking`).
 
 Who measures proves its key as for every other message and expects the other's: two hosts with the same private address, as of
-docker, never take themselves for each other. The round trip is the least of several; the bandwidth is that of large messages for a while.
+docker, never take themselves for each other. The round trip is the least of several; the bandwidth is that of large messages for a while,
+and of smaller ones where the way is slow: what several hosts ask of one wifi may not keep heartbeats waiting behind it.
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable
 
@@ -17,6 +19,7 @@ from protocol.transport.securing import secure
 log = logging.getLogger(__name__)
 
 PIECE_BYTES = 1 << 20
+_LEAST_PIECE_BYTES = 1 << 16
 _NUM_PINGS = 10
 _LOAD_S = 0.1
 _IN_FLIGHT = 4  # pieces that are sent before the first is answered
@@ -83,15 +86,35 @@ def _round_trip(socket: "zmq.Socket[bytes]", now: Callable[[], float]) -> float 
 
 def _bytes_per_s(socket: "zmq.Socket[bytes]", now: Callable[[], float]) -> float:
     """Of pieces, some of which are always under way. Raises zmq.Again where an answer stays away."""
-    piece = bytes(PIECE_BYTES)
+    num_bytes, alone_s = _piece(socket, now)
+    if alone_s >= _LOAD_S:
+        return num_bytes / alone_s
+    piece, in_flight = bytes(num_bytes), min(math.ceil(_LOAD_S / alone_s), _IN_FLIGHT)
     began = now()
     num_sent = num_answered = 0
     while now() - began < _LOAD_S or num_answered < 2:
-        while num_sent - num_answered < _IN_FLIGHT:
+        while num_sent - num_answered < in_flight:
             socket.send(piece, copy=False)
             num_sent += 1
-        if not socket.poll(_NEXT_ANSWER_MS):
-            raise zmq.Again
-        socket.recv()
+        _await_answer(socket)
         num_answered += 1
-    return num_answered * PIECE_BYTES / (now() - began)
+    return num_answered * num_bytes / (now() - began)
+
+
+def _piece(socket: "zmq.Socket[bytes]", now: Callable[[], float]) -> tuple[int, float]:
+    """The bytes of which several are under way in the time for all of it, at most PIECE_BYTES, and what they take alone."""
+    num_bytes = _LEAST_PIECE_BYTES
+    while True:
+        began = now()
+        socket.send(bytes(num_bytes), copy=False)
+        _await_answer(socket)
+        alone_s = now() - began
+        if num_bytes == PIECE_BYTES or alone_s > _LOAD_S / (2 * _IN_FLIGHT):
+            return num_bytes, alone_s
+        num_bytes *= 2
+
+
+def _await_answer(socket: "zmq.Socket[bytes]") -> None:
+    if not socket.poll(_NEXT_ANSWER_MS):
+        raise zmq.Again
+    socket.recv()
