@@ -178,8 +178,12 @@ def jaccl_is_refused_elsewhere():
 
 def a_canary_that_is_silent_does_not_keep_anybody():
     times, waited = itertools.count(0.0, mlx_canary.TRY_WITHIN_S / 2), []
+    # Not one that waits for input: asking it what it said closes that, and it ends.
     child = subprocess.Popen(
-        [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", "import time; time.sleep(600)"],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(mlx_canary, "_LOOK_S", 0.01)
