@@ -42,3 +42,8 @@ def chunk_runs(
 def chunk_cost(measure: Callable[[int], float]) -> ChunkCost:
     """What chunks cost here, from a few short runs. measure: runs a chunk of so many tokens and gives its seconds."""
     return ChunkCost.fit(chunk_runs(measure))
+
+
+def within_s(tokens: int, seconds: float, context_s: float) -> float:
+    """What the tokens of a chunk take of its seconds for each other."""
+    return min(tokens * tokens / 2 * context_s, seconds / 2)

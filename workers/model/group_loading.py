@@ -46,9 +46,9 @@ class GroupPart:
     needs: KvNeeds
     sums: GroupSums | None = None
 
-    def speed(self, known: Mapping[ExecutorPlace, StageSpeed], *, batches: bool) -> StageSpeed:
+    def speed(self, known: Mapping[ExecutorPlace, StageSpeed], *, batches: bool, most_tokens: int) -> StageSpeed:
         """Measured with all ranks of its stage, which have to do this at the same time. known: what runs on this worker alone; batches:
-        sequences share steps. Raises GroupBroken.
+        sequences share steps; most_tokens: as of GroupTimer. Raises GroupBroken.
         """
         layers, timer = self.executor.prefixes.layers, StepTimer(self.model)
         widest = max(known.items(), key=lambda place: _width(place[0].layers), default=None)
@@ -59,6 +59,7 @@ class GroupPart:
             lambda tokens: timer.received(layers, tokens),
             batches=batches,
             vocabulary_size=self.model.vocabulary_size,
+            most_tokens=most_tokens,
         ).speed(None if widest is None else widest[1], share)
         with silent(self.model.model):
             return msgspec.structs.replace(found, payload_bytes=timer.payload_bytes(layers))

@@ -16,15 +16,18 @@ from protocol.values import Route, Sampling
 from strategy.chunking import ChunkCost
 from strategy.cost import StageSpeed
 from workers.engine.executor import StageExecutor
+from workers.model.chunk_costs import within_s
 
-_SHORT, _LONG = 16, 64  # tokens in a chunk
-_ROWS = 4
-_STEPS = 5
+_CHUNKS = (16, 64, 256)  # tokens; the first is what lies before steps of decoding
+_LEAST_LONG = 64
+# What a step of so many rows takes is no line through two of them: one row is a product of a matrix and a vector.
+_ROWS = (1, 2, 4, 8)
+_STEPS = 4
 
 
 class GroupTimer:
     """received: gives what stands in place of what the stage before makes of some tokens; batches: sequences share steps;
-    vocabulary_size: ids lie below it; now: a clock in seconds.
+    vocabulary_size: ids lie below it; most_tokens: that have a place in the model for certain; now: a clock in seconds.
     """
 
     def __init__(
@@ -35,13 +38,15 @@ class GroupTimer:
         *,
         batches: bool,
         vocabulary_size: int,
+        most_tokens: int,
         now: Callable[[], float] = time.perf_counter,
     ):
         self._route = route
         self._executor = executor
         self._received = received
-        self._rows = _ROWS if batches else 1
+        self._rows = _ROWS if batches else _ROWS[:1]
         self._vocabulary_size = vocabulary_size
+        self._chunks = [tokens for tokens in _CHUNKS if tokens <= max(most_tokens, _LEAST_LONG)]
         self._now = now
 
     def __repr__(self) -> str:
@@ -49,27 +54,31 @@ class GroupTimer:
 
     def speed(self, alone: StageSpeed | None, share: float) -> StageSpeed:
         """As of one stage. alone: of layers on one worker, `share` times as many as which a rank has; None where nothing is known."""
-        sequences = range(self._rows)
-        for sequence in (*sequences, self._rows):
+        before, *longer = self._chunks
+        sequences = range(sum(self._rows))
+        of_chunks = range(len(sequences), len(sequences) + len(longer))
+        for sequence in (*sequences, *of_chunks):
             self._open(sequence)
-        short_s = median([self._step([sequence], 0, _SHORT, slot=None) for sequence in sequences])
-        long_s = self._step([self._rows], 0, _LONG, slot=None)
-        alone_s = [self._step([0], _SHORT + number, 1, slot=0) for number in range(_STEPS)]
-        decode = [(1, min(alone_s))]
-        if self._rows > 1:
-            others = [self._step([*sequences][1:], _SHORT + number, 1, slot=1) for number in range(_STEPS)]
-            decode.append((self._rows - 1, min(others)))
-        for sequence in (*sequences, self._rows):
+        chunks = [(before, median([self._step([sequence], 0, before, slot=None) for sequence in sequences]))]
+        for sequence, tokens in zip(of_chunks, longer, strict=True):
+            chunks.append((tokens, self._step([sequence], 0, tokens, slot=None)))
+        decode, unused = [], list(sequences)
+        for slot, rows in enumerate(self._rows):
+            batch, unused = unused[:rows], unused[rows:]
+            decode.append((rows, min(self._step(batch, before + number, 1, slot=slot) for number in range(_STEPS))))
+        for sequence in (*sequences, *of_chunks):
             self._executor.close(sequence)
         known = alone or StageSpeed(
             decode=((1, 0.0),), decode_context_s=0.0, chunk=ChunkCost(0.0, 0.0), chunk_context_s=0.0, payload_bytes=0
         )
+        context_s = known.chunk_context_s * share
+        alone_s = [(tokens, seconds - within_s(tokens, seconds, context_s)) for tokens, seconds in chunks]
         return msgspec.structs.replace(
             known,
             decode=tuple(decode),
             decode_context_s=known.decode_context_s * share,
-            chunk=ChunkCost.fit([(_SHORT, short_s), (_LONG, long_s)]),
-            chunk_context_s=known.chunk_context_s * share,
+            chunk=ChunkCost.fit(alone_s),
+            chunk_context_s=context_s,
             payload_bytes=0,
         )
 
@@ -81,7 +90,7 @@ class GroupTimer:
             sampling=Sampling(),
             seed=0,
             history=(),
-            max_length=_LONG + _SHORT + _STEPS,
+            max_length=max(self._chunks) + _STEPS,
         )
         self._executor.open(message, ())
 

@@ -25,7 +25,7 @@ from strategy.chunking import ChunkCost
 from strategy.cost import StageSpeed
 from strategy.layer_speeds import LayerSpeeds, PartSpeed
 from workers.engine.executor import StagePlace
-from workers.model.chunk_costs import chunk_cost, chunk_runs, fastest_runs
+from workers.model.chunk_costs import chunk_cost, chunk_runs, fastest_runs, within_s
 from workers.model.layer_parts import LayerUnits
 from workers.model.step_timing import ExecutorPlace, TriedStep
 
@@ -105,7 +105,7 @@ class Profile:
         self._timer = timer
         self._units = units
         self._kept = kept
-        self._long_tokens = _long_tokens(context_tokens)
+        self.long_tokens = _long_tokens(context_tokens)
         self._now = now
         self._chunks: tuple[LayerRange, ChunkCost] | None = None
         self.speeds: dict[ExecutorPlace, StageSpeed] = {}
@@ -188,7 +188,7 @@ class Profile:
             decode=tuple((rows, max(seconds - rows * _SHORT_TOKENS * context_s, 0.0)) for rows, seconds in decode),
             decode_context_s=context_s,
             chunk=ChunkCost.fit(
-                [(size, seconds - _within_s(size, seconds, token_context_s)) for size, seconds in samples]
+                [(size, seconds - within_s(size, seconds, token_context_s)) for size, seconds in samples]
             ),
             chunk_context_s=token_context_s,
             payload_bytes=self._timer.payload_bytes(place.layers),
@@ -198,9 +198,9 @@ class Profile:
         """What each token before those of a step adds to it, once windows are full. known: tokens and seconds of a short one."""
         short, short_s = known
         if window > short:
-            short = min(window, self._long_tokens // 2)
+            short = min(window, self.long_tokens // 2)
             short_s = measure(short)
-        return max(measure(self._long_tokens) - short_s, 0.0) / (self._long_tokens - short)
+        return max(measure(self.long_tokens) - short_s, 0.0) / (self.long_tokens - short)
 
     def _foretold(self, place: ExecutorPlace) -> StageSpeed:
         """From the widest range that is known."""
@@ -245,11 +245,6 @@ class Profile:
 
 def _part(speed: StageSpeed) -> PartSpeed:
     return PartSpeed(speed.decode_s(1, _SHORT_TOKENS), speed.chunk_s(CHUNK_TOKENS, 0))
-
-
-def _within_s(tokens: int, seconds: float, context_s: float) -> float:
-    """What the tokens of a chunk take of its seconds for each other."""
-    return min(tokens * tokens / 2 * context_s, seconds / 2)
 
 
 def _long_tokens(context_tokens: int | None) -> int:

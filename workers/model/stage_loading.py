@@ -242,7 +242,11 @@ class StageLoader:
         if plan.prefix_disk_bytes:
             part.attach(opened.tiers, plan.prefix_disk_bytes // num_routes)
         is_timed = plan.profile or not stages.executors  # nothing else says what a chunk takes
-        speed = part.speed(opened.profile.speeds, batches=stages.max_rows > 1) if is_timed else None
+        speed = (
+            part.speed(opened.profile.speeds, batches=stages.max_rows > 1, most_tokens=opened.profile.long_tokens)
+            if is_timed
+            else None
+        )
         costs = stages.chunk_costs
         if part.route.head == name:
             chunk = (
