@@ -205,7 +205,7 @@ class Engine:
             if launch := head.next_step(self._now()):
                 in_flight, stepped = self._launch(launch, in_flight), True
                 in_flight = self._perform(self._heads.launched(head, launch.step), in_flight)
-                if in_flight is not None and self._runner.is_awaited(in_flight.step):
+                if in_flight is not None and self._runner.is_awaited(in_flight):
                     self._finish(in_flight)
                     in_flight = None
         if stepped or in_flight is None:

@@ -67,6 +67,7 @@ class _OpenedSequence:
     num_tokens: int = 0  # that were computed, guesses included
     prompt_tokens: int | None = None  # known from the first step of one without cache
     pool: Pool | None = None  # of one that becomes a vector
+    has_sampled: bool = False
 
 
 class StageExecutor:
@@ -208,8 +209,9 @@ class StageExecutor:
             output = self._forward(inputs, cache, payload, last=last, pool=pool)
         else:
             output = self._forward_in_caches(step, inputs, payload, last=last, pool=pool)
-        logprobs, rows = self._scores.of(step, inputs, output), None
+        logprobs, rows, is_first = self._scores.of(step, inputs, output), None, False
         if sampling and not self._stage.is_silent:
+            is_first = self._is_first(step)
             rows, sampled = self._sample(output, step, tokens, cache)
             logprobs = logprobs._replace(sampled=sampled)
         if self._stage.is_last:
@@ -220,7 +222,15 @@ class StageExecutor:
             self._sequences[row.sequence].num_tokens = row.position + step.num_tokens
         awaited = made if made is not None or cache is None else cache.states()
         vector = pool.pooled if pool is not None and pool.is_whole else None
-        return Launched(step, output, awaited, rows, logprobs, vector)
+        return Launched(step, output, awaited, rows, logprobs, vector, is_first)
+
+    def _is_first(self, step: Step) -> bool:
+        """Whether a sequence of the step has its first token with it."""
+        sampled = [self._sequences[row.sequence] for row in step.rows if row.num_sampled]
+        is_first = not all(sequence.has_sampled for sequence in sampled)
+        for sequence in sampled:
+            sequence.has_sampled = True
+        return is_first
 
     def _is_stale(self, step: Step, tokens: np.ndarray | None) -> bool:
         """Whether this is the last stage and the token before a step's guesses is not the one that was sampled there."""

@@ -15,8 +15,8 @@ class Launched:
     """A step whose computation has begun.
 
     output: payload; None where nothing follows. awaited: what is there when it is done; sampled: on the last stage, where that
-    is asked for. vector: of the sequence that ends with this step. is_stale: it goes on behind guesses that were wrong, and is not
-    computed here.
+    is asked for; is_first: the first of a sequence. vector: of the sequence that ends with this step. is_stale: it goes on behind guesses
+    that were wrong, and is not computed here.
     """
 
     step: Step
@@ -25,4 +25,5 @@ class Launched:
     sampled: SampledRows | None = None
     logprobs: StepLogprobs = field(default_factory=StepLogprobs)
     vector: mx.array | None = None
+    is_first: bool = False
     is_stale: bool = False

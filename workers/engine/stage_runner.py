@@ -237,10 +237,15 @@ class StageRunner:
         """
         return not route.is_single and not self._launch_returns_at_once
 
-    def is_awaited(self, step: Step) -> bool:
-        """Whether a step in flight is to be passed on before anything else is looked for: that may take a while, as its head guesses on."""
+    def is_awaited(self, in_flight: StepInFlight) -> bool:
+        """Whether what a step gives is to be passed on before anything else is looked for: that may take a while, as its head guesses on, or
+        where the next launch waits until most of another step is computed, for which nobody should wait with a first token.
+        """
+        step = in_flight.step
+        if not self.passes_on(step.route):
+            return in_flight.launched.is_first and not self._launch_returns_at_once
         guesses = any(row.num_sampled > 1 for row in step.rows)
-        return self.passes_on(step.route) and (guesses or self.launch_waits(step.route))
+        return guesses or self.launch_waits(step.route)
 
     def launch(self, launch: Launch, before: StepInFlight | None) -> StepInFlight:
         """Begin a step; `before` it another is in flight, for which the device may have to be waited for."""

@@ -345,3 +345,27 @@ def test_figures_are_those_of_the_layers_and_a_request_that_runs_does_not_notice
     assert {stage.layers for stage in told["worker-1"]} == {LayerRange(3, 6)}
     for stage in (*told["worker-0"], *told["worker-1"]):
         assert stage == stage_figures(whole, stage.layers)
+
+
+@pytest.mark.parametrize("launch_waits", [True, False])
+def test_first_token_waits_for_no_launch_that_waits_for_the_step_behind_it(model, cache_dir, launch_waits):
+    cluster = InProcessCluster(model, num_stages=1, cache_dir=cache_dir)
+    runner, events, sampled = cluster.engines["worker-0"]._runner, [], []
+    launch, finish = runner.launch, runner.finish
+
+    def noted_launch(begun, before):
+        events.append(("begun", begun.step.number))
+        sampled.extend(begun.step.number for row in begun.step.rows if row.num_sampled)
+        return launch(begun, before)
+
+    def noted_finish(in_flight):
+        events.append(("ended", in_flight.step.number))
+        return finish(in_flight)
+
+    runner.launch, runner.finish, runner._launch_returns_at_once = noted_launch, noted_finish, not launch_waits
+    number = cluster.generate(PROMPT, 6, strategy="single-device-cached")
+    cluster.run()
+    assert cluster.tokens[number] == alone(model, PROMPT, 6)
+    first, second, third, *_ = sampled
+    assert (events.index(("ended", first)) < events.index(("begun", second))) is launch_waits
+    assert events.index(("begun", third)) < events.index(("ended", second))
