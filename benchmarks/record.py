@@ -36,6 +36,7 @@ class Measurement(msgspec.Struct, frozen=True):
         return " ".join(["./launch.sh bench", self.module, *self.arguments])
 
 
+_AS_MEASURED = ("--rounds", "3", "--only", "as measured", "--only", "1 worker", "--only", "2 tensor ranks")
 MEASUREMENTS = {
     "hop": Measurement("One hop between two stages", "hop"),
     "decode": Measurement("One stream over two stages, 160M, float32", "decode"),
@@ -64,6 +65,14 @@ MEASUREMENTS = {
     ),
     "comparison-4bit": Measurement("Eight streams, 25M, 4-bit", "comparison", ("--model", "25m-4bit", "--rounds", "2")),
     "comparison-160m": Measurement("Eight streams, 160M, float32", "comparison", ("--model", "160m-float32")),
+    **{
+        f"layout-{of}": Measurement(
+            f"Eight streams as policy measured lays them out, 25M, {of}",
+            "comparison",
+            ("--model", f"25m-{of}", *_AS_MEASURED),
+        )
+        for of in ("float32", "bfloat16", "4bit")
+    },
     "interference": Measurement("A long prompt among running streams", "interference", ("--rounds", "3")),
     "context": Measurement("Time per token against the length of the context", "context"),
     "conversation": Measurement("A conversation, turn by turn", "conversation"),

@@ -3,25 +3,18 @@
 A step with k guesses verifies them all at once: with a share a of guesses that come true it gives (1 - a^(k+1)) / (1 - a) tokens
 on average (Leviathan, Kalman and Matias, 2023). Whether that is worth the longer step is decided anew for each step, from what
 steps of that length took here; what never ran is thought to be cheap, so that it is tried. Guesses that are wrong are thus soon
-asked for no more, but for one now and then, ever more rarely, in case they have become better.
+asked for no more, but for one now and then, ever more rarely, in case they have become better. Nor are they where whoever guesses would
+have to read more first than what is still to come can pay back.
 
 Pure: no clock, no ids. Knows nothing of who guesses.
 """
 
-from collections import deque
-from statistics import fmean, median_low
+from strategy.draft_costs import TOKEN_SHARE, ChainCosts, ReadingCosts, StepCosts
 
 # Tokens of a step with guesses. On many devices three rows cost more than four.
 LENGTHS = (2, 4, 8, 12, 16)
-# Of a step, what each token more is thought to add before that was measured, and at least: the least that was seen. Of two steps that
-# were measured the longer one may have been the faster; that many guesses cost nothing does not follow.
-_TOKEN_SHARE = 0.04
 # Going on behind guesses pays where all of them come true about so often (0.6 where it was measured).
 _LEAST_CERTAIN = 0.4
-# Beyond the longest that was measured, of what the tokens before added, how much the next ones are thought to.
-_HOPE = 0.7
-# Of a step by itself, how long after the one before it one is thought to come back that goes on behind that.
-_HOPED_SHARE = 0.6
 # A longer step is taken only where it promises so much more.
 _WORTH = 1.02
 # Before the first guess: how often it comes true, and how many guesses that counts as.
@@ -33,11 +26,12 @@ _FADING, ROUTE_FADING = 0.9, 0.97
 # whoever guesses would have to read first.
 _PATIENCE, _MOST_PATIENCE = 16, 2048
 _UNREAD_TOKENS = 1024
-# Of a route, without guesses: the first one is no measure, and of the others so many in a row are.
-_IN_A_ROW = 4
-_PLAIN_STEPS = 1 + _IN_A_ROW
-# Of the last so many steps of one length the middle one counts; the first one is no measure.
-_REMEMBERED = 5
+# Whoever guesses reads so many tokens along with its guesses; more are looked at by themselves. Before that was seen, of a step of one
+# token, what reading one is thought to take; of a step in which all are computed again, all of them. Of what is still to come, how much
+# reading may take for the sake of a guess that is only tried.
+CAUGHT_UP_TOKENS, _LONG_READING = 32, 128  # what fewer take is lost in what steps differ by anyway
+_READING_SHARE, _READING_ALL_SHARE = 0.02, 0.5
+_TRIED_SHARE = 0.1
 
 
 class Acceptance:
@@ -76,103 +70,6 @@ class Acceptances:
         return self._known.setdefault(support.bit_length(), Acceptance(self._fading))
 
 
-class StepCosts:
-    """What steps of each length took, in seconds for a unit of work that the caller counts in."""
-
-    def __init__(self) -> None:
-        self._seen: dict[int, deque[float]] = {}
-        self._num_plain = 0
-        self._in_a_row: list[float] = []
-        self._found: dict[int, float] = {}  # since what was seen last
-
-    def __repr__(self) -> str:
-        return f"StepCosts({ {length: median_low(seen) for length, seen in self._known.items()} })"
-
-    @property
-    def _known(self) -> dict[int, deque[float]]:
-        return {length: seen for length, seen in self._seen.items() if seen}
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing is known of any length."""
-        return not self._known
-
-    @property
-    def tells(self) -> bool:
-        """Whether there were steps without guesses, which others are measured by."""
-        return self._num_plain >= _PLAIN_STEPS
-
-    def plain(self, length: int, seconds: float | None, units: float = 1.0) -> None:
-        """A step without guesses took so long, None where that is not known. Such steps overlap, so only several in a row tell."""
-        self._num_plain += 1
-        if seconds is None or self._num_plain == 1:
-            self._in_a_row.clear()
-            return
-        self._in_a_row.append(seconds / units)
-        if len(self._in_a_row) == _IN_A_ROW:
-            self._remember(length, fmean(self._in_a_row))
-            self._in_a_row.clear()
-
-    def guessed(self, length: int, seconds: float | None, units: float = 1.0) -> None:
-        """A step of `length` tokens, guesses among them, took so long, guessing included. The first of a length is forgotten."""
-        self._in_a_row.clear()
-        if seconds is None:
-            return
-        if length in self._seen:
-            self._remember(length, seconds / units)
-        else:
-            self._seen[length] = deque(maxlen=_REMEMBERED)
-
-    def _remember(self, length: int, seconds: float) -> None:
-        if seconds > 0:
-            self._seen.setdefault(length, deque(maxlen=_REMEMBERED)).append(seconds)
-            self._found.clear()
-
-    def of(self, length: int) -> float:
-        """For a unit of work: as seen, or as others let hope. Beside each other alone these mean something."""
-        if length not in self._found:  # it is asked for before each step
-            self._found[length] = self._thought(length)
-        return self._found[length]
-
-    def _thought(self, length: int) -> float:
-        known = {other: median_low(seen) for other, seen in self._known.items()}
-        if length in known:
-            return known[length]
-        if not known:
-            return 1.0 + _TOKEN_SHARE * (length - 1)
-        below, above = [n for n in known if n < length], [n for n in known if n > length]
-        if not below:
-            nearest = min(above)
-            return known[nearest] * (1 + _TOKEN_SHARE * (length - 1)) / (1 + _TOKEN_SHARE * (nearest - 1))
-        start = max(below)
-        if above:
-            end = min(above)
-            return known[start] + (known[end] - known[start]) * (length - start) / (end - start)
-        if start == 1:
-            return known[1] * (1 + _TOKEN_SHARE * (length - 1))
-        first = known.get(1, known[start] / (1 + _TOKEN_SHARE * (start - 1)))
-        return known[start] + _HOPE * max(known[start] - first, 0.0) * (length - start) / (start - 1)
-
-
-class ChainCosts:
-    """What steps took of which others were on their way, too: from one that counted to the next. alone: what they take one by one."""
-
-    def __init__(self, alone: StepCosts):
-        self._alone = alone
-        self.behind = StepCosts()  # another step with guesses, which was verified meanwhile
-        self.anew = StepCosts()  # where what was on its way is stale, or nothing was
-
-    def __repr__(self) -> str:
-        return f"ChainCosts(behind {self.behind}, anew {self.anew})"
-
-    def of(self, length: int, rate: float) -> float:
-        """On average, with such a share of guesses that come true: only behind a step all of which did another one counts."""
-        behind = _HOPED_SHARE * self._alone.of(length) if self.behind.is_empty else self.behind.of(length)
-        anew = self._alone.of(length) + behind / 2 if self.anew.is_empty else self.anew.of(length)
-        certain = rate**length
-        return certain * behind + (1 - certain) * anew
-
-
 class DraftPatience:
     """When to try one guess where guesses are not worth it: ever more rarely while it is wrong."""
 
@@ -203,7 +100,7 @@ class DraftPatience:
 
 
 class DraftLength:
-    """Of one sequence. costs, route: of its route, shared by all of its sequences that are guessed for in the same way; patience: too,
+    """Of one sequence. costs, route, reading: of its route, shared by all of its sequences that are guessed for in the same way; patience: too,
     where how often guesses come true depends on who guesses more than on the text; None for one of its own.
 
     grows: the whole sequence is computed in each step, so that a step costs by all of its tokens; one of them is due then. chain: what
@@ -218,8 +115,11 @@ class DraftLength:
         *,
         grows: bool,
         chain: ChainCosts | None = None,
+        reading: ReadingCosts | None = None,
     ):
         self._costs = costs
+        self._reading = reading or ReadingCosts()
+        self._read_s: float | None = 0.0  # since the last guesses; None where a part of it is not known
         self._chain = chain
         self._of_route, self._of_own = route, Acceptances(_FADING)
         self._grows = grows
@@ -233,19 +133,28 @@ class DraftLength:
     def __repr__(self) -> str:
         return f"DraftLength({self._of_own}, {self._patience})"
 
-    def best(self, num_known: int, num_due: int, most: int, num_unread: int = 0) -> int:
+    def best(self, num_known: int, num_due: int, most: int, num_unread: int = 0, num_ahead: int | None = None) -> int:
         """How many tokens to guess before the next step; 0 for none.
 
         num_known: tokens of the sequence; num_due: of those, how many the step computes in any case; most: guesses at most;
-        num_unread: of those known, how many whoever guesses has not read, beyond those that are new each time.
+        num_unread: of those known, how many whoever guesses has not read, beyond those that are new each time; num_ahead: how many are
+        likely still to come, that step's included, all that may where that is not known.
         """
         if not self._costs.tells:
             return 0
+        plain_s, num_ahead = self._seconds(num_known, num_due), most + 1 if num_ahead is None else num_ahead
         guesses, pace = self._one_by_one(num_known, num_due, most)
-        guesses = self._going_on(num_due, most, pace) or guesses
+        going_on, pace_on = self._going_on(num_due, most, pace)
+        guesses, saved_s = going_on or guesses, num_ahead * (plain_s - _WORTH / (pace_on or pace))
         if not guesses and self._patience.is_over(num_unread):
-            return min(_counts(num_due, most), default=0)
-        return guesses
+            guesses, saved_s = min(_counts(num_due, most), default=0), _TRIED_SHARE * num_ahead * plain_s
+        if num_unread <= CAUGHT_UP_TOKENS or self._read_s != 0.0:  # the rest of what was begun is less
+            return guesses
+        return guesses if self._reading_s(num_known, num_unread, plain_s) <= saved_s else 0
+
+    def _reading_s(self, num_known: int, num_unread: int, plain_s: float) -> float:
+        share = _READING_ALL_SHARE * num_unread / num_known if self._grows else _READING_SHARE * num_unread
+        return self._reading.of(num_unread, share * plain_s)
 
     def further(self, num_known: int, most: int) -> int:
         """How many tokens to guess behind guesses that are being verified, for a step of these alone; 0 where it does not pay.
@@ -253,7 +162,7 @@ class DraftLength:
         num_known: tokens of the sequence, those guesses included; most: as in `best`.
         """
         _, pace = self._one_by_one(num_known, 1, most)
-        return self._going_on(0, most, pace)
+        return self._going_on(0, most, pace)[0]
 
     @property
     def _rate(self) -> float:
@@ -264,17 +173,17 @@ class DraftLength:
         plain_s, rate = self._seconds(num_known, num_due), self._rate
         guesses, best_pace = 0, _WORTH / plain_s
         for count in _counts(num_due, most):
-            least_s = plain_s * (1 + _TOKEN_SHARE * count)
+            least_s = plain_s * (1 + TOKEN_SHARE * count)
             pace = _expected(rate, count) / max(self._seconds(num_known + count, num_due + count), least_s)
             if pace > best_pace:
                 guesses, best_pace = count, pace * _WORTH
         return guesses, best_pace
 
-    def _going_on(self, num_due: int, most: int, best_pace: float) -> int:
-        """The best number of guesses where others follow while they are verified; 0 where that makes fewer tokens a second."""
+    def _going_on(self, num_due: int, most: int, best_pace: float) -> tuple[int, float]:
+        """As `_one_by_one`, where others follow while guesses are verified; 0 and 0 where that makes fewer tokens a second."""
         guesses, rate = 0, self._rate
         if self._chain is None:
-            return 0
+            return 0, 0.0
         for count in _counts(num_due, most):
             length = num_due + count
             if rate**length < _LEAST_CERTAIN:
@@ -282,27 +191,61 @@ class DraftLength:
             pace = _expected(rate, length - 1) / self._chain.of(length, rate)
             if pace > best_pace:
                 guesses, best_pace = count, pace * _WORTH
-        return guesses
+        return guesses, best_pace if guesses else 0.0
 
     def _seconds(self, num_tokens: int, num_computed: int) -> float:
         return self._costs.of(num_computed) * (num_tokens if self._grows else 1)
 
-    def stepped(self, num_known: int, num_due: int, num_guesses: int, num_right: int, seconds: float | None) -> None:
-        """A step came back, with guesses or without. seconds: None where they are not those of such a step alone."""
+    def stepped(
+        self, num_known: int, num_due: int, num_guesses: int, num_right: int, seconds: float | None, num_unread: int = 0
+    ) -> None:
+        """A step came back, with guesses or without. seconds: None where they are not those of such a step alone; num_unread: what
+        whoever guessed had to read for it, and for those that were `read_on` before.
+        """
         if num_guesses:
             self._saw(num_guesses, num_right)
         else:
             self._patience.passed()
-        tell = self._costs.guessed if num_guesses else self._costs.plain
-        tell(num_due + num_guesses, seconds, num_known + num_guesses if self._grows else 1.0)
+        tell, length, num_tokens = self._costs.guessed, num_due + num_guesses, num_known + num_guesses
+        if not num_guesses:
+            tell = self._costs.plain
+        seconds = self._but_reading(seconds, num_unread, self._seconds(num_tokens, length))
+        tell(length, seconds, num_tokens if self._grows else 1.0)
 
-    def went_on(self, length: int, num_guesses: int, num_right: int, seconds: float | None, *, is_behind: bool) -> None:
+    def read_on(self, num_known: int, num_due: int, seconds: float | None) -> None:
+        """A step came back before which whoever guesses read some of what it did not know, and did not guess yet."""
+        self._patience.passed()
+        if seconds is None or self._read_s is None:
+            self._read_s = None
+        else:
+            self._read_s += seconds - self._seconds(num_known, num_due)
+
+    def went_on(
+        self,
+        length: int,
+        num_guesses: int,
+        num_right: int,
+        seconds: float | None,
+        *,
+        is_behind: bool,
+        num_unread: int = 0,
+    ) -> None:
         """A step of `length` tokens came back with which others were on their way. num_guesses: with the first of the next one;
-        is_behind: it went on itself. seconds: since the last one that counted, None where that says nothing.
+        is_behind: it went on itself. seconds: since the last one that counted, None where that says nothing; num_unread: as in `stepped`.
         """
         assert self._chain is not None
         self._saw(num_guesses, num_right)
+        seconds = self._but_reading(seconds, num_unread, self._chain.of(length, self._rate))
         (self._chain.behind if is_behind else self._chain.anew).guessed(length, seconds)
+
+    def _but_reading(self, seconds: float | None, num_unread: int, usual_s: float) -> float | None:
+        """Of a step for which much was read first what lies beyond the usual was the reading, and nothing is known of the rest."""
+        if num_unread <= CAUGHT_UP_TOKENS:
+            return seconds
+        if num_unread >= _LONG_READING and seconds is not None and self._read_s is not None:
+            self._reading.saw(num_unread, self._read_s + seconds - usual_s)
+        self._read_s = 0.0
+        return None
 
     def _saw(self, num_guesses: int, num_right: int) -> None:
         self._own.saw(num_guesses, num_right)

@@ -6,7 +6,7 @@ each size, to a factor of two, and what moves one moves its neighbours half as m
 prompts that wait for others say little of how long a long one takes. An answer moves each by the share that it has in the prediction,
 by no more than a factor of two of which a fifth counts (more of the first ones), and none leaves its bounds: so one slow answer
 changes little and a worker that became slower is known after a few. Where next tokens are guessed, steps take longer and give several
-tokens, and both are learned beside what plain steps take.
+tokens, and whoever guesses reads the prompt first, behind the first token: all three are learned beside what plain steps take.
 """
 
 import math
@@ -26,6 +26,10 @@ _FOR_A_NEIGHBOUR = 0.5
 _LARGEST_RATIO = 2.0
 _MOST_TOKENS = 32.0
 _LARGEST_STEP = 16.0
+# Of the time to the first token, what reading the prompt takes whoever guesses: as a rule, for how much that counts, and at most. What
+# earlier answers with guesses still count for after the next one.
+_USUAL_READING, _USUAL_WEIGHT, _MOST_READING = 0.1, 0.05, 2.0
+_GUESSES_MEMORY = 0.9
 _WEIGHT = 0.2
 _REMEMBERED_LENGTHS = 16
 _REMEMBERED_CLIENTS = 1024
@@ -43,16 +47,62 @@ AS_MEASURED = Factors()
 
 
 class Guessed(msgspec.Struct, frozen=True):
-    """Steps with guesses: how many tokens one gives, and by how much longer it takes than a plain one as measured."""
+    """Steps with guesses: how many tokens one gives, and what a token takes of a plain step as measured. reading: what comes before them, of
+    the time to the first token as measured.
+    """
 
     tokens: float
-    step: float
-    num_seen: int = 1
+    token: float
+    reading: float
 
-    @property
-    def token(self) -> float:
-        """What a token takes, of a plain step as measured."""
-        return self.step / self.tokens
+    def seconds(self, times: Times, num_tokens: int) -> float:
+        """Of so many tokens behind the first one."""
+        return self.reading * (times.read_s + times.first_s) + num_tokens * self.token * times.step_s
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """What an answer took: its first token came after `ttft_s`, the `num_further` others after `step_s` each, None where there was none.
+    tokens: that each step gave, None where nothing was guessed.
+    """
+
+    ttft_s: float
+    step_s: float | None = None
+    tokens: float | None = None
+    num_further: int = 1
+
+
+class _LearnedGuesses:
+    """Of one strategy on one route: least squares of the relative errors, later answers counting more. What is read before the first guess
+    is thought to be as usual until answers say otherwise.
+    """
+
+    def __init__(self, tokens: float, token: float):
+        self.found = Guessed(tokens, token, _USUAL_READING)
+        self._read_read = self._read_token = self._token_token = self._read_all = self._token_all = 0.0
+
+    def __repr__(self) -> str:
+        return f"_LearnedGuesses({self.found})"
+
+    def saw(self, times: Times, tokens: float, seconds: float, num_further: int) -> None:
+        """So many tokens behind the first one took so long; no answer counts for more than one that is so far off as may be."""
+        expected_s = self.found.seconds(times, num_further)
+        seconds = _bounded(seconds, expected_s / _LARGEST_RATIO, expected_s * _LARGEST_RATIO)
+        read, token = (times.read_s + times.first_s) / seconds, num_further * times.step_s / seconds
+        self._read_read = _GUESSES_MEMORY * self._read_read + read * read
+        self._read_token = _GUESSES_MEMORY * self._read_token + read * token
+        self._token_token = _GUESSES_MEMORY * self._token_token + token * token
+        self._read_all = _GUESSES_MEMORY * self._read_all + read
+        self._token_all = _GUESSES_MEMORY * self._token_all + token
+        self.found = Guessed(_bounded(_moved(self.found.tokens, tokens), 1.0, _MOST_TOKENS), *self._solved())
+
+    def _solved(self) -> tuple[float, float]:
+        usual = _USUAL_WEIGHT * self._read_read
+        read_read, read_all = self._read_read + usual, self._read_all + usual * _USUAL_READING
+        determinant = read_read * self._token_token - self._read_token**2
+        reading = (read_all * self._token_token - self._token_all * self._read_token) / determinant
+        reading = _bounded(reading, 0.0, _MOST_READING)
+        token = (self._token_all - reading * self._read_token) / self._token_token
+        return _bounded(token, 1 / _MOST_TOKENS, _LARGEST_STEP), reading
 
 
 class _Learned:
@@ -90,7 +140,7 @@ class Learning:
     def __init__(self) -> None:
         self.overhead_s = _OVERHEAD_S
         self._learned: dict[tuple[Hashable, Route], _Learned] = {}
-        self._guessed: dict[tuple[Hashable, Route], Guessed] = {}
+        self._guessed: dict[tuple[Hashable, Route], _LearnedGuesses] = {}
         self._steps: dict[Route, float] = {}  # the factor that was learned last, of any strategy
         self._costs: Mapping[Route, RouteCosts] = {}
 
@@ -118,43 +168,26 @@ class Learning:
 
     def guessed(self, strategy: Hashable, route: Route) -> Guessed | None:
         """Of steps with guesses; None where none were seen."""
-        return self._guessed.get((strategy, route))
+        learned = self._guessed.get((strategy, route))
+        return None if learned is None else learned.found
 
-    def saw(
-        self,
-        strategy: Hashable,
-        route: Route,
-        read_tokens: int,
-        times: Times,
-        ttft_s: float,
-        step_s: float | None,
-        tokens: float | None = None,
-    ) -> None:
-        """An answer's first token came after `ttft_s`, and the others after `step_s` each, None where there was none.
-
-        times: what was predicted for it, before any factor; tokens: that each step gave, None where nothing was to be guessed.
-        """
+    def saw(self, strategy: Hashable, route: Route, read_tokens: int, times: Times, seen: Seen) -> None:
+        """An answer came. times: what was predicted for it, before any factor."""
         before = self.factors(strategy, route, read_tokens)
-        ratio, of_overhead, of_reading = self._missed(times, before, ttft_s)
+        ratio, of_overhead, of_reading = self._missed(times, before, seen.ttft_s)
         self.overhead_s = _bounded(self.overhead_s * ratio ** (_WEIGHT * of_overhead), *_OVERHEAD_BOUNDS)
         step_ratio = 1.0
-        of_measured = step_s / times.step_s if step_s is not None and times.step_s else None
-        if of_measured is not None and tokens is not None:
-            self._saw_guessed((strategy, route), tokens, tokens * of_measured)
-        elif of_measured is not None:
+        if seen.step_s is not None and times.step_s and seen.tokens is not None:
+            guesses = self._guessed.setdefault(
+                (strategy, route), _LearnedGuesses(seen.tokens, seen.step_s / times.step_s)
+            )
+            guesses.saw(times, seen.tokens, seen.step_s * seen.num_further, seen.num_further)
+        elif seen.step_s is not None and times.step_s:
+            of_measured = seen.step_s / times.step_s
             step_ratio = _bounded(of_measured / before.step, 1 / _LARGEST_RATIO, _LARGEST_RATIO)
         learned = self._learned.setdefault((strategy, route), _Learned(before.step))
         learned.saw(_size(read_tokens), ratio**of_reading, step_ratio)
         self._steps[route] = learned.by_size[0].step
-
-    def _saw_guessed(self, of: tuple[Hashable, Route], tokens: float, step: float) -> None:
-        """The first answer says what there is to expect; later ones move it."""
-        before = self._guessed.get(of, Guessed(tokens, step, 0))
-        self._guessed[of] = Guessed(
-            _bounded(_moved(before.tokens, tokens), 1.0, _MOST_TOKENS),
-            _bounded(_moved(before.step, step), _FACTOR_BOUNDS[0], _LARGEST_STEP),
-            before.num_seen + 1,
-        )
 
     def _missed(self, times: Times, factors: Factors, ttft_s: float) -> tuple[float, float, float]:
         """How much longer it took than predicted, within bounds, and the shares of the overhead and of reading in that."""

@@ -115,13 +115,18 @@ def _forecast(
     factors = conditions.learning.factors(strategy, route, work.read_tokens)
     guessed = conditions.learning.guessed(strategy, route) if may_be_guessed else None
     ttft_s = conditions.learning.ttft_s(times, factors)
-    step_s = (factors.step if guessed is None else guessed.token) * times.step_s
+    num_further = max(work.generated_tokens - 1, 0)
+    answer_s = num_further * factors.step * times.step_s
+    if guessed is not None and guessed.seconds(times, num_further) < answer_s:  # else nobody guesses
+        answer_s = guessed.seconds(times, num_further)
+    else:
+        guessed = None
     return Forecast(
         strategy=strategy,
         work=work,
         ttft_s=ttft_s,
-        total_s=ttft_s + max(work.generated_tokens - 1, 0) * step_s,
-        step_s=step_s,
+        total_s=ttft_s + answer_s,
+        step_s=answer_s / num_further if num_further else factors.step * times.step_s,
         times=times,
         num_seen=factors.num_seen,
         whole_s=whole_s,

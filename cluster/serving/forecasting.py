@@ -12,7 +12,7 @@ from cluster.planning.plan import Plan
 from cluster.planning.route_costs import LinkedCosts
 from cluster.serving.requests import Finished
 from strategy.cost import RouteLoad
-from strategy.learning import AnswerLengths, Learning
+from strategy.learning import AnswerLengths, Learning, Seen
 from strategy.occupation import Occupation
 from strategy.prediction import Conditions, Forecast
 from strategy.prefix import BLOCK_TOKENS, Key
@@ -98,14 +98,14 @@ class Forecasting:
         if forecast.work.cached_tokens > finished.cached_tokens:
             self._kept.pop(route, None)  # less is there than was thought
         if forecast.work.cached_tokens == finished.cached_tokens // BLOCK_TOKENS * BLOCK_TOKENS:
-            rate = finished.decode_tokens_per_s
-            ttft_s = finished.ttft_s - waited_s
-            step_s = None if rate is None else 1 / rate
-            tokens = None
-            if finished.proposed or forecast.tokens is not None:
-                tokens = finished.completion_tokens / max(finished.completion_tokens - finished.accepted, 1)
-            read_tokens = forecast.work.read_tokens
-            self._learning.saw(forecast.strategy, route, read_tokens, forecast.times, ttft_s, step_s, tokens)
+            rate, num_tokens = finished.decode_tokens_per_s, finished.completion_tokens
+            seen = Seen(
+                finished.ttft_s - waited_s,
+                None if rate is None else 1 / rate,
+                num_tokens / max(num_tokens - finished.accepted, 1) if finished.proposed else None,
+                max(num_tokens - 1, 1),
+            )
+            self._learning.saw(forecast.strategy, route, forecast.work.read_tokens, forecast.times, seen)
 
     def ended(self, names: tuple[str, ...], finished: Finished) -> None:
         """An answer is complete."""

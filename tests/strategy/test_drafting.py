@@ -6,16 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from strategy.drafting import (
-    LENGTHS,
-    ROUTE_FADING,
-    Acceptances,
-    ChainCosts,
-    DraftLength,
-    DraftPatience,
-    StepCosts,
-    may_guess,
-)
+from strategy.draft_costs import ChainCosts, ReadingCosts, StepCosts
+from strategy.drafting import LENGTHS, ROUTE_FADING, Acceptances, DraftLength, DraftPatience, may_guess
 
 FLOAT32 = {1: 1.0, 2: 1.08, 4: 1.24, 8: 1.43, 12: 1.7, 16: 2.0}
 QUANTIZED = {1: 1.0, 2: 2.0, 4: 3.5, 8: 6.9, 12: 9.0, 16: 11.0}
@@ -93,6 +85,86 @@ def test_who_has_much_to_read_before_a_guess_is_tried_more_rarely():
 
     assert steps_until_tried(0) == 128
     assert steps_until_tried(4000) > 500
+
+
+def likely_guesses(reading, *, grows=False):
+    """Of an answer whose guesses mostly come true, behind 2,000 tokens that were not read or were: by how many are still to come."""
+    costs, seen = StepCosts(), Acceptances(ROUTE_FADING)
+    for _ in range(10):
+        costs.plain(1, 1.0)
+    length = DraftLength(costs, seen, grows=grows, reading=reading)
+    return lambda num_ahead, num_unread=2000: length.best(2000, 1, 100, num_unread, num_ahead)
+
+
+@pytest.mark.parametrize("grows", [False, True])
+def test_what_has_to_be_read_before_the_first_guess_is_weighed_against_what_is_still_to_come(grows):
+    dear, cheap = ReadingCosts(), ReadingCosts()
+    unit = 2000 if grows else 1  # a step of all tokens costs by all of them
+    dear.saw(1000, 50.0 * unit)
+    cheap.saw(1000, 0.1 * unit)
+    asked = likely_guesses(dear, grows=grows)
+    assert asked(8, num_unread=1) > 0
+    assert not asked(8)
+    assert not asked(60)
+    assert asked(1000) > 0
+    assert likely_guesses(cheap, grows=grows)(8) > 0
+
+
+def test_nobody_reads_a_long_prompt_for_a_guess_that_is_only_tried():
+    costs, reading = StepCosts(), ReadingCosts()
+    reading.saw(1000, 20.0)
+    length = DraftLength(costs, Acceptances(ROUTE_FADING), grows=False, reading=reading)
+    for _ in range(10):
+        costs.plain(1, 1.0)
+    for _ in range(50):
+        length.stepped(50, 1, 1, 0, 1.5)
+    for _ in range(5000):
+        length.stepped(50, 1, 0, 0, None)
+    assert not length.best(2000, 1, 100, 2000, 100)
+    assert length.best(2000, 1, 1000, 2000, 1000)
+    assert length.best(2000, 1, 100, 1, 100)
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_what_reading_takes_is_what_a_step_takes_beyond_the_usual(goes_on):
+    costs, reading = StepCosts(), ReadingCosts()
+    chain = ChainCosts(costs)
+    length = DraftLength(costs, Acceptances(ROUTE_FADING), grows=False, chain=chain, reading=reading)
+    for _ in range(10):
+        costs.plain(1, 1.0)
+        chain.behind.guessed(4, 0.5)
+        chain.anew.guessed(4, 0.5)
+        costs.guessed(4, 1.5)
+    for _ in range(3):
+        if goes_on:
+            length.went_on(4, 3, 3, 4.5, is_behind=True, num_unread=2000)
+        else:
+            length.stepped(2000, 1, 3, 3, 5.5, num_unread=2000)
+    assert reading.of(1000, 0.0) == pytest.approx(2.0)
+    assert (costs.of(4), chain.behind.of(4)) == (1.5, 0.5)
+
+
+def test_reading_that_goes_on_over_several_steps_is_added_up_and_not_given_up_half_way():
+    costs, reading = StepCosts(), ReadingCosts()
+    length = DraftLength(costs, Acceptances(ROUTE_FADING), grows=False, reading=reading)
+    for _ in range(10):
+        costs.plain(1, 1.0)
+    for _ in range(10):
+        costs.guessed(4, 1.5)
+    assert length.best(2000, 1, 200, 2000, 201) > 0
+    for num_more in range(1, 4):
+        length.read_on(2000 + num_more, 1, 21.0)
+        assert length.best(2000 + num_more, 1, 200, 2000 + num_more, 20) > 0
+    length.stepped(2004, 1, 3, 3, 1.5, num_unread=2000)
+    assert reading.of(2000, 0.0) == pytest.approx(60.0)
+    assert not DraftLength(costs, Acceptances(ROUTE_FADING), grows=False, reading=reading).best(2000, 1, 20, 2000, 20)
+
+
+def test_one_short_reading_that_was_disturbed_says_little_beside_long_ones():
+    reading = ReadingCosts()
+    for num_tokens, seconds in ((2000, 2.0), (40, 4.0), (33, 0.0)):
+        reading.saw(num_tokens, seconds)
+    assert reading.of(1000, 0.0) == pytest.approx(1.0)
 
 
 def test_guesses_that_are_always_right_make_long_steps():

@@ -10,7 +10,7 @@ from strategy.cost import Hop, RequestWork, RouteCosts, RouteLoad, StageSpeed
 from strategy.decision import decide
 from strategy.grouping import Groups
 from strategy.layout import Replica, replicated_s, together_s
-from strategy.learning import Learning
+from strategy.learning import Learning, Seen
 from strategy.occupation import Occupation
 from strategy.prediction import Conditions
 from strategy.situation import Asked, Strategy
@@ -136,7 +136,7 @@ def test_where_next_tokens_are_guessed_they_count_as_far_as_they_come_true():
     assert plain.tokens is None
     assert not any("guesses" in (verdict.reason or "") for verdict in of_alone)
     for route in (ALPHA, BETA):
-        learning.saw(SINGLE, route, 15, plain.times, plain.ttft_s, plain.times.step_s * 0.3, 4.0)
+        learning.saw(SINGLE, route, 15, plain.times, Seen(plain.ttft_s, plain.times.step_s * 0.3, 4.0))
     guessed = decided("4bit", 1, objective=Objective.TOTAL, learning=learning)
     assert guessed.strategy is SINGLE
     assert guessed.forecast.tokens == 4.0

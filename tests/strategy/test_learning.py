@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from strategy.cost import Times
-from strategy.learning import AnswerLengths, Learning
+from strategy.learning import AnswerLengths, Learning, Seen
 from strategy.vocabulary import Route
 from tests.strategy.test_cost import route, stage
 
@@ -18,7 +18,7 @@ def learned(num, ttft_s, step_s, times=TIMES, read_tokens=100):
     learning = Learning()
     learning.renew(COSTS)
     for _ in range(num):
-        learning.saw("any", ROUTE, read_tokens, times, ttft_s, step_s)
+        learning.saw("any", ROUTE, read_tokens, times, Seen(ttft_s, step_s))
     return learning
 
 
@@ -32,7 +32,7 @@ def test_after_some_answers_predictions_are_near(reading, step):
 
 def test_one_answer_changes_little_and_many_no_more_than_the_bounds():
     learning = learned(20, 1.1, 0.05)
-    learning.saw("any", ROUTE, 100, TIMES, 1000.0, 50.0)
+    learning.saw("any", ROUTE, 100, TIMES, Seen(1000.0, 50.0))
     assert 1.1 < learning.factors("any", ROUTE, 100).step < 1.2
     assert learned(500, 1000.0, 50.0).factors("any", ROUTE, 100).step == 4.0
     assert learned(500, 1e-9, 1e-9).factors("any", ROUTE, 100).step == 0.25
@@ -49,8 +49,8 @@ def test_what_one_size_teaches_does_not_make_another_worse():
     learning.renew(COSTS)
     longer = Times(10.0, 0.1, 0.05)
     for _ in range(30):
-        learning.saw("any", ROUTE, 100, TIMES, 1.1, None)
-        learning.saw("any", ROUTE, 2000, longer, 14.1, None)
+        learning.saw("any", ROUTE, 100, TIMES, Seen(1.1, None))
+        learning.saw("any", ROUTE, 2000, longer, Seen(14.1, None))
     short, long = (learning.factors("any", ROUTE, read_tokens) for read_tokens in (100, 2000))
     assert learning.ttft_s(TIMES, short) == pytest.approx(1.1, rel=0.05)
     assert learning.ttft_s(longer, long) == pytest.approx(14.1, rel=0.05)
@@ -60,9 +60,9 @@ def test_many_short_prompts_that_waited_say_little_of_a_long_one():
     learning = Learning()
     learning.renew(COSTS)
     longer = Times(16.0, 0.1, 0.05)
-    learning.saw("any", ROUTE, 1600, longer, 16.1, None)
+    learning.saw("any", ROUTE, 1600, longer, Seen(16.1, None))
     for _ in range(200):
-        learning.saw("any", ROUTE, 100, TIMES, 3.1, None)
+        learning.saw("any", ROUTE, 100, TIMES, Seen(3.1, None))
     short, long = (learning.factors("any", ROUTE, read_tokens) for read_tokens in (100, 1600))
     assert learning.ttft_s(TIMES, short) == pytest.approx(3.1, rel=0.05)
     assert learning.ttft_s(longer, long) == pytest.approx(16.1, rel=0.1)
@@ -76,14 +76,35 @@ def test_a_size_that_was_never_seen_has_what_others_teach():
 
 def test_steps_with_guesses_are_learned_beside_plain_ones_and_no_answer_moves_them_far():
     learning = learned(5, 1.1, 0.05)
-    for tokens, step_s in ((4.0, 0.02), (4.0, 0.02), (1.0, 5.0)):
-        learning.saw("any", ROUTE, 100, TIMES, 1.1, step_s, tokens)
+    for _ in range(20):
+        learning.saw("any", ROUTE, 100, TIMES, Seen(1.1, 0.02, 4.0, 1000))
+    before = learning.guessed("any", ROUTE)
+    assert (before.tokens, before.token) == (pytest.approx(4.0), pytest.approx(0.02 / TIMES.step_s, rel=0.01))
+    learning.saw("any", ROUTE, 100, TIMES, Seen(1.1, 5.0, 1.0, 1000))
     found = learning.guessed("any", ROUTE)
     assert found.tokens == pytest.approx(4.0 * 0.5**0.2)
-    assert found.step == pytest.approx(4.0 * 0.02 / TIMES.step_s * 2**0.2)
+    assert before.token < found.token < 1.1 * before.token
     assert learning.factors("any", ROUTE, 100).step == pytest.approx(1.0)
     learning.renew({ROUTE: route(stage(2.0))})
     assert learning.guessed("any", ROUTE) is None
+
+
+@pytest.mark.parametrize("reading", [0.02, 0.1, 0.4])
+def test_what_is_read_before_the_first_guess_is_learned_from_answers_of_all_lengths(reading):
+    learning = Learning()
+    learning.renew(COSTS)
+    long, short = Times(2.0, 0.05, 0.05), Times(0.1, 0.05, 0.05)
+    cases = [(times, count) for times in (long, short) for count in (8, 64, 256)]
+
+    def seconds(times, count):
+        return reading * (times.read_s + times.first_s) + count * 0.02
+
+    for _ in range(40):
+        for times, count in cases:
+            learning.saw("any", ROUTE, 100, times, Seen(1.1, seconds(times, count) / count, 4.0, count))
+    found = learning.guessed("any", ROUTE)
+    for times, count in cases:
+        assert found.seconds(times, count) == pytest.approx(seconds(times, count), rel=0.1)
 
 
 def test_strategy_that_was_never_seen_on_a_route_has_the_steps_of_those_that_were():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from strategy.cost import Hop, RouteLoad
 from strategy.decision import decide
 from strategy.grouping import Groups
-from strategy.learning import Learning
+from strategy.learning import Learning, Seen
 from strategy.occupation import Occupation
 from strategy.prediction import Conditions
 from strategy.situation import Asked, NoStrategy, Strategy
@@ -101,7 +101,9 @@ def test_what_was_learned_counts():
     found = decided(20, 200).forecast
     assert found is not None
     for _ in range(20):
-        learning.saw(SINGLE, found_route := decided(20, 200).route, 19, found.times, found.ttft_s, found.step_s * 3)
+        learning.saw(
+            SINGLE, found_route := decided(20, 200).route, 19, found.times, Seen(found.ttft_s, found.step_s * 3)
+        )
     other = decided(20, 200, learning=learning).route
     assert other != found_route
 
@@ -112,7 +114,7 @@ def test_now_and_then_what_least_is_known_of_is_tried_where_that_costs_little():
     assert best.forecast is not None
     for _ in range(5):
         told = best.forecast
-        learning.saw(best.strategy, best.route, told.work.read_tokens, told.times, told.ttft_s, told.step_s)
+        learning.saw(best.strategy, best.route, told.work.read_tokens, told.times, Seen(told.ttft_s, told.step_s))
     chosen = {number: decided(200, 8, learning=learning, num_decided=number) for number in range(64)}
     others = {number: each for number, each in chosen.items() if each.strategy is not best.strategy}
     assert set(others) <= {31, 63}

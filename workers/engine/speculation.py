@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import NamedTuple, Self
 
-from strategy.drafting import ROUTE_FADING, Acceptances, ChainCosts, DraftLength, DraftPatience, StepCosts
+from strategy.draft_costs import ChainCosts, ReadingCosts, StepCosts
+from strategy.drafting import ROUTE_FADING, Acceptances, DraftLength, DraftPatience
 from strategy.step_plan import RowPlan
 from workers.drafting.guessers import Guesser, Guessers, Nobody
 from workers.engine.generation import Generation
@@ -20,8 +21,8 @@ log = logging.getLogger(__name__)
 
 # A step that goes on has so many tokens at least.
 _LEAST_FURTHER = 2
-# Who guesses has to read so many tokens first at most, or how long it took says nothing of the next time.
-_CAUGHT_UP_TOKENS = 32
+# An answer is thought to have so many more tokens, or as many again as it has, if it may.
+_LIKELY_TOKENS = 256
 
 
 class Verified(NamedTuple):
@@ -39,10 +40,11 @@ class _Seen(NamedTuple):
     acceptance: Acceptances
     patience: DraftPatience
     chain: ChainCosts
+    reading: ReadingCosts
 
     @classmethod
     def nothing(cls) -> Self:
-        return cls(costs := StepCosts(), Acceptances(ROUTE_FADING), DraftPatience(), ChainCosts(costs))
+        return cls(costs := StepCosts(), Acceptances(ROUTE_FADING), DraftPatience(), ChainCosts(costs), ReadingCosts())
 
 
 @dataclass
@@ -94,6 +96,7 @@ class Speculation:
                 seen.patience if guesser.is_model else None,
                 grows=not request.cached,
                 chain=seen.chain if self._goes_on and request.cached else None,
+                reading=seen.reading,
             )
             self._sequences[number] = _GuessedSequence(generation, guesser, length)
 
@@ -171,14 +174,19 @@ class Speculation:
     def _learn(self, state: _GuessedSequence, row: RowPlan, verified: Verified, seconds: float | None) -> None:
         num_known, num_guesses = row.start + row.count - row.num_sampled + 1, row.num_sampled - 1
         num_behind = len(state.guesses) - num_guesses
-        is_usual = num_known - state.guessed_at <= _CAUGHT_UP_TOKENS if num_guesses else not state.was_asked
-        seconds, state.was_asked = seconds if is_usual else None, False
+        num_due = num_known - row.start if state.generation.request.cached else 1
         if state.goes_on or num_behind:
             num_verified = num_guesses + min(num_behind, 1)
-            state.length.went_on(row.count, num_verified, verified.num_right, seconds, is_behind=state.goes_on)
+            is_behind, num_unread = state.goes_on, num_known - state.guessed_at
+            state.length.went_on(
+                row.count, num_verified, verified.num_right, seconds, is_behind=is_behind, num_unread=num_unread
+            )
+        elif state.was_asked and not num_guesses:
+            state.length.read_on(num_known, num_due, seconds)
         else:
-            num_due = num_known - row.start if state.generation.request.cached else 1
-            state.length.stepped(num_known, num_due, num_guesses, verified.num_right, seconds)
+            num_unread = num_known - state.guessed_at if num_guesses else 0
+            state.length.stepped(num_known, num_due, num_guesses, verified.num_right, seconds, num_unread)
+        state.was_asked = False
         state.goes_on = num_behind > 0 and verified.is_kept
         if num_guesses:
             state.guessed_at = num_known
@@ -199,9 +207,9 @@ class Speculation:
         most = request.max_tokens - generation.num_generated - 1
         if most <= 0 or generation.tells_prompt or (request.cached and not generation.num_generated):
             return 0
-        return state.length.best(
-            num_known, num_due, most, num_known - state.guessed_at if state.guesser.is_model else 0
-        )
+        num_unread = num_known - state.guessed_at if state.guesser.is_model else 0
+        num_ahead = min(most + 1, max(_LIKELY_TOKENS, generation.num_generated))
+        return state.length.best(num_known, num_due, most, num_unread, num_ahead)
 
 
 def _verified(row: RowPlan, found: Sequence[int], guesses: Sequence[int]) -> Verified:
