@@ -40,7 +40,7 @@ class Conditions(msgspec.Struct, frozen=True, kw_only=True):
 class Forecast(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds from arrival to the first token and to the end. times: of `work`, as they were measured; num_seen: of how many answers
     was learned; whole_s: until as many such as there are streams have all their answers, None where that is not wished for;
-    tokens: of a step, None where none are guessed.
+    tokens: of a step, None where none are guessed; num_there: how many sequences its route had then, with this one.
     """
 
     strategy: str
@@ -52,6 +52,7 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
     num_seen: int
     whole_s: float | None = None
     tokens: float | None = None
+    num_there: int = 1
 
     def of(self, objective: Objective) -> float:
         """What is to be least."""
@@ -112,7 +113,7 @@ def _forecast(
     may_be_guessed: bool,
     whole_s: float | None,
 ) -> Forecast:
-    factors = conditions.learning.factors(strategy, route, work.read_tokens)
+    factors, there = conditions.learning.factors(strategy, route, work.read_tokens), conditions.occupation.load(route)
     guessed = conditions.learning.guessed(strategy, route) if may_be_guessed else None
     ttft_s = conditions.learning.ttft_s(times, factors)
     num_further = max(work.generated_tokens - 1, 0)
@@ -131,6 +132,7 @@ def _forecast(
         num_seen=factors.num_seen,
         whole_s=whole_s,
         tokens=None if guessed is None else guessed.tokens,
+        num_there=1 + there.decoding + there.reading + there.uncached,
     )
 
 

@@ -199,14 +199,14 @@ class Decider:
         while len(self._visited) > _MAX_REMEMBERED:
             self._visited.popitem(last=False)
 
-    def answered(self, live: LiveRequest, decision: Decision, finished: Finished, waited_s: float) -> None:
-        """A request has its answer. waited_s: for its turn. A vector says nothing of how answers come."""
+    def answered(self, live: LiveRequest, decision: Decision, finished: Finished, waited_s: float, most: int) -> None:
+        """A request has its answer. waited_s: for its turn; most: how many ran at once on its route. A vector says nothing of how answers come."""
         if live.request.pooling is not None:
             return
         if finished.completion_tokens:
             self._forecasting.ended(live.names, finished)
         if live.is_first(decision):
-            self._forecasting.answered(decision.route, decision.forecast, finished, waited_s)
+            self._forecasting.answered(decision.route, decision.forecast, finished, waited_s, most)
 
     def forget(self, conversation: str) -> None:
         """A conversation was deleted."""

@@ -20,6 +20,8 @@ from strategy.vocabulary import Route
 from strategy.wishes import Objective
 
 _MAX_BLOCKS = 4096
+# By how many more may come beside a request whose times still teach what to expect.
+_MORE_CAME = 1.5
 # Of how many ran at once, what counts after one request more.
 _FADING = 0.95
 
@@ -91,9 +93,13 @@ class Forecasting:
         self._num_decided += 1
         self._most_at_once = max(self._most_at_once * _FADING, num_running)
 
-    def answered(self, route: Route, forecast: Forecast | None, finished: Finished, waited_s: float) -> None:
-        """A request that nothing befell has its answer. waited_s: for its turn, which no forecast knows of."""
-        if forecast is None:
+    def answered(
+        self, route: Route, forecast: Forecast | None, finished: Finished, waited_s: float, most: int = 1
+    ) -> None:
+        """A request that nothing befell has its answer. waited_s: for its turn, which no forecast knows of; most: how many ran at once on
+        its route. Where many more came than there were, it says of its route what is true of them all, not of a request like it.
+        """
+        if forecast is None or most > _MORE_CAME * forecast.num_there:
             return
         if forecast.work.cached_tokens > finished.cached_tokens:
             self._kept.pop(route, None)  # less is there than was thought

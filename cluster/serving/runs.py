@@ -123,6 +123,7 @@ class Runs:
     def __init__(self, cluster: Cluster):
         self._cluster = cluster
         self._runs: dict[int, Run] = {}
+        self._most: dict[Run, int] = {}
         self._num_begun = 0
 
     def __repr__(self) -> str:
@@ -136,10 +137,18 @@ class Runs:
         """Send a sequence to the head of its route. Raises WireError for what is too large to send."""
         self._cluster.send(message.route.head, message, (pack_ids(tokens),))
         run = self._runs[message.sequence] = Run(message, len(tokens), now, owner)
+        there = [each for each in self._runs.values() if each.route == run.route and not each.is_done]
+        for each in there:
+            self._most[each] = max(self._most.get(each, 0), len(there))
         return run
+
+    def most_at_once(self, run: Run) -> int:
+        """How many ran on its route while it did, at most."""
+        return self._most.get(run, 1)
 
     def end(self, run: Run) -> None:
         """Nobody waits for this sequence any more."""
+        self._most.pop(run, None)
         if self._runs.pop(run.number, None) is not None:
             self._cluster.send(run.route.head, Cancel(sequence=run.number))
 

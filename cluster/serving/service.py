@@ -257,7 +257,8 @@ class GenerationService:
             measured.answered(finished.ttft_s, finished.total_s, live.predicted_s)
             measured.sized(finished.prompt_tokens, finished.completion_tokens)
             if place.decision is not None:
-                self._decider.answered(live, place.decision, finished, run.began_at - place.entered_at)
+                waited_s, most = run.began_at - place.entered_at, self._runs.most_at_once(run)
+                self._decider.answered(live, place.decision, finished, waited_s, most)
         return events
 
     def _expiry(self, live: LiveRequest, run: Run) -> asyncio.TimerHandle | None:

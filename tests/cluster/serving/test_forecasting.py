@@ -406,3 +406,34 @@ def test_as_many_streams_are_expected_as_there_were_at_once_shortly_before():
     for _ in range(60):
         forecasting.began(1)
     assert forecasting.conditions(LinkedCosts(), {}, 0, 1).streams == 1
+
+
+def test_answer_beside_which_many_more_came_teaches_nothing_of_one_like_it(prompts):
+    async def predicted_s(num_beside):
+        """For a request alone, after one whose tokens came at a tenth of their pace, beside which so many more came."""
+        cluster = cluster_of(measured_plan(workers=("alpha",)))
+        service = measuring(prompts, cluster)
+        asked = tokens_request(20, max_tokens=11)
+        before = (await service.explain(asked)).candidates[0]
+        first = Client(service, asked)
+        sequence = int((await first.routed()).request_id)
+        others = [Client(service, asked) for _ in range(num_beside)]
+        for other in others:
+            await other.routed()
+        for number in range(11):
+            cluster.report(sequence, [20], "length" if number == 10 else None)
+            await settle()
+            await asyncio.sleep(before.predicted_total_s)
+        await first.task
+        for other in others:
+            await other.leave()
+        await settle()
+        return before.predicted_total_s, (await service.explain(asked)).candidates[0].predicted_total_s
+
+    async def scenario():
+        before_s, after_s = await predicted_s(0)
+        assert after_s > 1.2 * before_s
+        before_s, after_s = await predicted_s(3)
+        assert after_s == before_s
+
+    run(scenario())
