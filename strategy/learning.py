@@ -11,7 +11,8 @@ tokens, and whoever guesses reads the prompt first, behind the first token: all 
 
 import math
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
+from statistics import fmean
 
 import msgspec
 
@@ -31,6 +32,8 @@ _LARGEST_STEP = 16.0
 _USUAL_READING, _USUAL_WEIGHT, _MOST_READING = 0.1, 0.05, 2.0
 _GUESSES_MEMORY = 0.9
 _WEIGHT = 0.2
+# Of how far predictions of others are off, in logarithms, how much is expected of one that was never seen.
+_SHARED = 0.5
 _REMEMBERED_LENGTHS = 16
 _REMEMBERED_CLIENTS = 1024
 
@@ -142,6 +145,7 @@ class Learning:
         self._learned: dict[tuple[Hashable, Route], _Learned] = {}
         self._guessed: dict[tuple[Hashable, Route], _LearnedGuesses] = {}
         self._steps: dict[Route, float] = {}  # the factor that was learned last, of any strategy
+        self._elsewhere = (AS_MEASURED,) * _SIZES  # by size, of what was never seen
         self._costs: Mapping[Route, RouteCosts] = {}
 
     def __repr__(self) -> str:
@@ -154,13 +158,17 @@ class Learning:
         self._steps = {route: step for route, step in self._steps.items() if route in same}
         self._guessed = {of: found for of, found in self._guessed.items() if of[1] in same}
         self._costs = costs
+        self._teach_elsewhere()
 
     def factors(self, strategy: Hashable, route: Route, read_tokens: int) -> Factors:
-        """Of a strategy on a route, for a prompt of that size; of one that was never seen there, steps as others taught them there."""
+        """Of a strategy on a route, for a prompt of that size; of one that was never seen there, steps as others taught them there, and else
+        half of what all others teach: what makes one slower than measured, as others' prompts in between, makes most so.
+        """
         learned = self._learned.get((strategy, route))
         if learned is not None:
             return learned.by_size[_size(read_tokens)]
-        return Factors(step=self._steps[route]) if route in self._steps else AS_MEASURED
+        elsewhere = self._elsewhere[_size(read_tokens)]
+        return Factors(elsewhere.reading, self._steps[route]) if route in self._steps else elsewhere
 
     def ttft_s(self, times: Times, factors: Factors) -> float:
         """Seconds to the first token."""
@@ -188,12 +196,28 @@ class Learning:
         learned = self._learned.setdefault((strategy, route), _Learned(before.step))
         learned.saw(_size(read_tokens), ratio**of_reading, step_ratio)
         self._steps[route] = learned.by_size[0].step
+        self._teach_elsewhere()
+
+    def _teach_elsewhere(self) -> None:
+        known = [learned.by_size for learned in self._learned.values()]
+        self._elsewhere = (
+            tuple(
+                Factors(_shared(each.reading for each in of_size), _shared(each.step for each in of_size))
+                for of_size in zip(*known, strict=True)
+            )
+            or (AS_MEASURED,) * _SIZES
+        )
 
     def _missed(self, times: Times, factors: Factors, ttft_s: float) -> tuple[float, float, float]:
         """How much longer it took than predicted, within bounds, and the shares of the overhead and of reading in that."""
         predicted_s = self.ttft_s(times, factors)
         ratio = _bounded(ttft_s / predicted_s, 1 / _LARGEST_RATIO, _LARGEST_RATIO)
         return ratio, self.overhead_s / predicted_s, factors.reading * times.read_s / predicted_s
+
+
+def _shared(factors: Iterable[float]) -> float:
+    """What others' factors let expect of one that was never seen."""
+    return math.exp(_SHARED * fmean(map(math.log, factors)))
 
 
 def _moved(value: float, seen: float) -> float:

@@ -31,11 +31,15 @@ class Occupation:
         """What runs there."""
         return self._loads.get(route, _IDLE)
 
+    def num_there(self, route: Route) -> int:
+        """How many sequences, whatever they do."""
+        load = self.load(route)
+        return load.decoding + load.reading + load.uncached
+
     @property
     def most_used(self) -> Route | None:
-        """Where most sequences decode; None where none do."""
-        routes = [route for route, load in self._loads.items() if load.decoding]
-        return max(routes, key=lambda route: self._loads[route].decoding, default=None)
+        """Where most sequences are; None where none are."""
+        return max(self._loads, key=self.num_there, default=None)
 
     def changed(self, loads: Mapping[Route, RouteLoad]) -> None:
         """What runs now; routes that are not in `loads` are idle."""

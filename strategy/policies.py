@@ -21,7 +21,7 @@ _PREFERRED = (
 )
 
 # Another way for all streams than the one that most of them take is begun with for no less.
-_WORTH_A_CHANGE = 1.10
+_WORTH_A_CHANGE = 1.3
 _LAYOUTS = {
     Strategy.SINGLE_DEVICE_CACHED: StreamLayout.REPLICAS,
     Strategy.DISTRIBUTED_PREFILL: StreamLayout.REPLICAS,

@@ -113,7 +113,7 @@ def _forecast(
     may_be_guessed: bool,
     whole_s: float | None,
 ) -> Forecast:
-    factors, there = conditions.learning.factors(strategy, route, work.read_tokens), conditions.occupation.load(route)
+    factors = conditions.learning.factors(strategy, route, work.read_tokens)
     guessed = conditions.learning.guessed(strategy, route) if may_be_guessed else None
     ttft_s = conditions.learning.ttft_s(times, factors)
     num_further = max(work.generated_tokens - 1, 0)
@@ -132,7 +132,7 @@ def _forecast(
         num_seen=factors.num_seen,
         whole_s=whole_s,
         tokens=None if guessed is None else guessed.tokens,
-        num_there=1 + there.decoding + there.reading + there.uncached,
+        num_there=1 + conditions.occupation.num_there(route),
     )
 
 

@@ -23,12 +23,13 @@ ALPHA, BETA, GROUP = Route(("alpha",)), Route(("beta",)), Route(("alpha", "beta"
 TENSOR = Strategy.TENSOR_PARALLEL
 # Of a step, in ms: what all rows share, and each; as DESIGN has them of one process.
 FORMATS = {"float32": (15, 1.1), "bfloat16": (20, 9.9), "4bit": (6, 23.9)}
+BY_WIFI = "4bit by wifi"  # where each sum takes 5 ms
 WORK = RequestWork(prompt_tokens=16, generated_tokens=64)
 HOP = Hop(1.5e-4, 1e9)
 
 
 def speed(of_format, share=1.0):
-    shared_ms, row_ms = FORMATS[of_format]
+    shared_ms, row_ms = FORMATS["4bit" if of_format == BY_WIFI else of_format]
     return StageSpeed(
         decode=tuple((rows, share * (shared_ms + rows * row_ms) / 1e3) for rows in (1, 2, 4, 8)),
         decode_context_s=0.0,
@@ -46,7 +47,7 @@ def costs_of(of_format):
         cut_decode=0.8,
         cut_chunk=0.8,
         num_layers=8,
-        sum_cost=SumCost(1e-4, 1e9),
+        sum_cost=SumCost(5e-3 if of_format == BY_WIFI else 1e-4, 1e9),
     )
     stages = {ALPHA: 1, BETA: 1, PIPELINE: 2}
     found = {
@@ -110,7 +111,11 @@ def test_streams_stay_in_the_layout_that_most_of_them_have_unless_another_is_cle
     running = {GROUP: RouteLoad(decoding=7, context=20)}
     assert decided("bfloat16", 8).strategy is SINGLE
     assert decided("bfloat16", 8, running).strategy is TENSOR
-    assert decided("4bit", 8, running).strategy is SINGLE
+    assert decided("4bit", 8).strategy is SINGLE
+    assert decided("4bit", 8, running).strategy is TENSOR
+    assert decided(BY_WIFI, 8, running).strategy is SINGLE
+    arriving = {GROUP: RouteLoad(reading=7, reading_tokens=140)}
+    assert decided("bfloat16", 8, arriving).strategy is TENSOR
 
 
 def test_replicas_are_given_as_many_streams_as_they_are_fast():

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from strategy.cost import Times
-from strategy.learning import AnswerLengths, Learning, Seen
+from strategy.learning import AS_MEASURED, AnswerLengths, Learning, Seen
 from strategy.vocabulary import Route
 from tests.strategy.test_cost import route, stage
 
@@ -110,9 +110,26 @@ def test_what_is_read_before_the_first_guess_is_learned_from_answers_of_all_leng
 def test_strategy_that_was_never_seen_on_a_route_has_the_steps_of_those_that_were():
     learning = learned(30, 1.2, 0.1)
     found = learning.factors("another", ROUTE, 100)
-    assert (found.step, found.reading, found.num_seen) == (pytest.approx(2.0, rel=0.01), 1.0, 0)
+    assert (found.step, found.reading, found.num_seen) == (
+        pytest.approx(2.0, rel=0.01),
+        pytest.approx(1.0, rel=0.01),
+        0,
+    )
     learning.renew({ROUTE: route(stage(2.0))})
     assert learning.factors("another", ROUTE, 100).step == 1.0
+
+
+def test_route_that_was_never_seen_is_half_as_far_off_as_those_that_were():
+    other = Route(("w1",))
+    learning = Learning()
+    learning.renew(COSTS | {other: route(stage())})
+    for _ in range(30):
+        learning.saw("any", ROUTE, 100, TIMES, Seen(4.2, 0.1))
+    found = learning.factors("another", other, 100)
+    assert (found.step, found.reading) == pytest.approx((2.0**0.5, 4.0**0.5), rel=0.05)
+    assert found.num_seen == 0
+    learning.renew({ROUTE: route(stage(2.0)), other: route(stage())})
+    assert learning.factors("another", other, 100) == AS_MEASURED
 
 
 def test_what_was_learned_of_other_stages_is_forgotten():
