@@ -127,12 +127,11 @@ def decide(asked: Asked, snapshot: Snapshot, policy: str) -> Decision:
 def _caches(way: Way, snapshot: Snapshot) -> dict[str, tuple[KvNeeds, ...]]:
     if not way.cached or way.route is None:
         return {}
-    routes = [way.route] if way.read_by is None else [way.route, way.read_by]
-    workers = dict.fromkeys(worker for route in routes for worker in snapshot.needs[route])
-    return {
-        worker: tuple(snapshot.needs[route][worker] for route in routes if worker in snapshot.needs[route])
-        for worker in workers
-    }
+    found: dict[str, tuple[KvNeeds, ...]] = {worker: (needs,) for worker, needs in snapshot.needs[way.route].items()}
+    if way.read_by is not None:
+        for worker, needs in snapshot.needs[way.read_by].items():
+            found[worker] = (*found.get(worker, ()), needs)
+    return found
 
 
 def _candidates(chosen: Strategy, ways: Ways, snapshot: Snapshot) -> tuple[Verdict, ...]:

@@ -215,6 +215,7 @@ class DraftLength:
     def read_on(self, num_known: int, num_due: int, seconds: float | None) -> None:
         """A step came back before which whoever guesses read some of what it did not know, and did not guess yet."""
         self._patience.passed()
+        self._costs.plain(num_due, None)
         if seconds is None or self._read_s is None:
             self._read_s = None
         else:

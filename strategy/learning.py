@@ -11,8 +11,9 @@ tokens, and whoever guesses reads the prompt first, behind the first token: all 
 
 import math
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from statistics import fmean
+from typing import Any
 
 import msgspec
 
@@ -47,6 +48,7 @@ class Factors(msgspec.Struct, frozen=True):
 
 
 AS_MEASURED = Factors()
+_NOTHING: Mapping[Route, Any] = {}
 
 
 class Guessed(msgspec.Struct, frozen=True):
@@ -142,7 +144,7 @@ class Learning:
 
     def __init__(self) -> None:
         self.overhead_s = _OVERHEAD_S
-        self._learned: dict[tuple[Hashable, Route], _Learned] = {}
+        self._learned: dict[Hashable, dict[Route, _Learned]] = {}
         self._guessed: dict[tuple[Hashable, Route], _LearnedGuesses] = {}
         self._steps: dict[Route, float] = {}  # the factor that was learned last, of any strategy
         self._elsewhere = (AS_MEASURED,) * _SIZES  # by size, of what was never seen
@@ -154,7 +156,10 @@ class Learning:
     def renew(self, costs: Mapping[Route, RouteCosts]) -> None:
         """These routes there are now; what was learned of others, or of other stages, no longer counts."""
         same = {route for route, of in costs.items() if route in self._costs and of.stages == self._costs[route].stages}
-        self._learned = {of: learned for of, learned in self._learned.items() if of[1] in same}
+        self._learned = {
+            strategy: {route: learned for route, learned in of_routes.items() if route in same}
+            for strategy, of_routes in self._learned.items()
+        }
         self._steps = {route: step for route, step in self._steps.items() if route in same}
         self._guessed = {of: found for of, found in self._guessed.items() if of[1] in same}
         self._costs = costs
@@ -164,11 +169,20 @@ class Learning:
         """Of a strategy on a route, for a prompt of that size; of one that was never seen there, steps as others taught them there, and else
         half of what all others teach: what makes one slower than measured, as others' prompts in between, makes most so.
         """
-        learned = self._learned.get((strategy, route))
-        if learned is not None:
-            return learned.by_size[_size(read_tokens)]
-        elsewhere = self._elsewhere[_size(read_tokens)]
-        return Factors(elsewhere.reading, self._steps[route]) if route in self._steps else elsewhere
+        return self.factors_at(strategy, read_tokens)(route)
+
+    def factors_at(self, strategy: Hashable, read_tokens: int) -> Callable[[Route], Factors]:
+        """As `factors`, for many routes."""
+        size = _size(read_tokens)
+        elsewhere, steps, learned_of = self._elsewhere[size], self._steps, self._learned.get(strategy, _NOTHING)
+
+        def of(route: Route) -> Factors:
+            learned = learned_of.get(route)
+            if learned is not None:
+                return learned.by_size[size]
+            return Factors(elsewhere.reading, steps[route]) if route in steps else elsewhere
+
+        return of
 
     def ttft_s(self, times: Times, factors: Factors) -> float:
         """Seconds to the first token."""
@@ -193,13 +207,13 @@ class Learning:
         elif seen.step_s is not None and times.step_s:
             of_measured = seen.step_s / times.step_s
             step_ratio = _bounded(of_measured / before.step, 1 / _LARGEST_RATIO, _LARGEST_RATIO)
-        learned = self._learned.setdefault((strategy, route), _Learned(before.step))
+        learned = self._learned.setdefault(strategy, {}).setdefault(route, _Learned(before.step))
         learned.saw(_size(read_tokens), ratio**of_reading, step_ratio)
         self._steps[route] = learned.by_size[0].step
         self._teach_elsewhere()
 
     def _teach_elsewhere(self) -> None:
-        known = [learned.by_size for learned in self._learned.values()]
+        known = [learned.by_size for of_routes in self._learned.values() for learned in of_routes.values()]
         self._elsewhere = (
             tuple(
                 Factors(_shared(each.reading for each in of_size), _shared(each.step for each in of_size))

@@ -186,13 +186,13 @@ def likeliest(
     """
     rough: list[tuple[float, str]] = []
     occupation, is_ttft = conditions.occupation, conditions.objective is Objective.TTFT
-    factors_of, load_of = conditions.learning.factors, occupation.load
     read_tokens, context, generated_tokens = work.read_tokens, work.mean_context, work.generated_tokens
+    factors_of, load_of = conditions.learning.factors_at(strategy, read_tokens), occupation.load
     for worker in workers:
         if worker not in occupation.alone:
             return list(workers)
         route, costs = occupation.alone[worker]
-        stage, factors = costs.stages[0], factors_of(strategy, route, read_tokens)
+        stage, factors = costs.stages[0], factors_of(route)
         tokens = read_tokens - reusable[route] if route in reusable else read_tokens
         seconds = factors.reading * tokens * stage.chunk.token_s
         if not is_ttft:
