@@ -104,7 +104,9 @@ class _LearnedGuesses:
         usual = _USUAL_WEIGHT * self._read_read
         read_read, read_all = self._read_read + usual, self._read_all + usual * _USUAL_READING
         determinant = read_read * self._token_token - self._read_token**2
-        reading = (read_all * self._token_token - self._token_all * self._read_token) / determinant
+        reading = _USUAL_READING
+        if determinant > 0:  # else no prompt took any time
+            reading = (read_all * self._token_token - self._token_all * self._read_token) / determinant
         reading = _bounded(reading, 0.0, _MOST_READING)
         token = (self._token_all - reading * self._read_token) / self._token_token
         return _bounded(token, 1 / _MOST_TOKENS, _LARGEST_STEP), reading
@@ -147,7 +149,7 @@ class Learning:
         self._learned: dict[Hashable, dict[Route, _Learned]] = {}
         self._guessed: dict[tuple[Hashable, Route], _LearnedGuesses] = {}
         self._steps: dict[Route, float] = {}  # the factor that was learned last, of any strategy
-        self._elsewhere = (AS_MEASURED,) * _SIZES  # by size, of what was never seen
+        self._elsewhere: dict[int, Factors] = {}  # by size, of what was never seen; since the last answer
         self._costs: Mapping[Route, RouteCosts] = {}
 
     def __repr__(self) -> str:
@@ -163,7 +165,7 @@ class Learning:
         self._steps = {route: step for route, step in self._steps.items() if route in same}
         self._guessed = {of: found for of, found in self._guessed.items() if of[1] in same}
         self._costs = costs
-        self._teach_elsewhere()
+        self._elsewhere = {}
 
     def factors(self, strategy: Hashable, route: Route, read_tokens: int) -> Factors:
         """Of a strategy on a route, for a prompt of that size; of one that was never seen there, steps as others taught them there, and else
@@ -174,7 +176,7 @@ class Learning:
     def factors_at(self, strategy: Hashable, read_tokens: int) -> Callable[[Route], Factors]:
         """As `factors`, for many routes."""
         size = _size(read_tokens)
-        elsewhere, steps, learned_of = self._elsewhere[size], self._steps, self._learned.get(strategy, _NOTHING)
+        elsewhere, steps, learned_of = self._shared_factors(size), self._steps, self._learned.get(strategy, _NOTHING)
 
         def of(route: Route) -> Factors:
             learned = learned_of.get(route)
@@ -210,17 +212,15 @@ class Learning:
         learned = self._learned.setdefault(strategy, {}).setdefault(route, _Learned(before.step))
         learned.saw(_size(read_tokens), ratio**of_reading, step_ratio)
         self._steps[route] = learned.by_size[0].step
-        self._teach_elsewhere()
+        self._elsewhere = {}
 
-    def _teach_elsewhere(self) -> None:
-        known = [learned.by_size for of_routes in self._learned.values() for learned in of_routes.values()]
-        self._elsewhere = (
-            tuple(
-                Factors(_shared(each.reading for each in of_size), _shared(each.step for each in of_size))
-                for of_size in zip(*known, strict=True)
-            )
-            or (AS_MEASURED,) * _SIZES
-        )
+    def _shared_factors(self, size: int) -> Factors:
+        """What others' factors let expect of a route that was never seen."""
+        if size not in self._elsewhere:
+            known = [learned.by_size[size] for of_routes in self._learned.values() for learned in of_routes.values()]
+            reading, step = ([each.reading for each in known], [each.step for each in known])
+            self._elsewhere[size] = Factors(_shared(reading), _shared(step)) if known else AS_MEASURED
+        return self._elsewhere[size]
 
     def _missed(self, times: Times, factors: Factors, ttft_s: float) -> tuple[float, float, float]:
         """How much longer it took than predicted, within bounds, and the shares of the overhead and of reading in that."""
@@ -230,7 +230,7 @@ class Learning:
 
 
 def _shared(factors: Iterable[float]) -> float:
-    """What others' factors let expect of one that was never seen."""
+    """As far off as is expected where these are so."""
     return math.exp(_SHARED * fmean(map(math.log, factors)))
 
 

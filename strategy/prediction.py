@@ -4,6 +4,7 @@ The bridge between one decision and `strategy.cost`: knows what runs where, what
 wished for. Pure; the snapshot of one decision.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 
 import msgspec
@@ -118,9 +119,10 @@ def _forecast(
     ttft_s = conditions.learning.ttft_s(times, factors)
     num_further = max(work.generated_tokens - 1, 0)
     answer_s = num_further * factors.step * times.step_s
-    if guessed is not None and guessed.seconds(times, num_further) < answer_s:  # else nobody guesses
-        answer_s = guessed.seconds(times, num_further)
-    else:
+    guessed_s = math.inf if guessed is None else guessed.seconds(times, num_further)
+    if guessed_s < answer_s:
+        answer_s = guessed_s
+    else:  # nobody guesses
         guessed = None
     return Forecast(
         strategy=strategy,

@@ -93,16 +93,16 @@ class Forecasting:
         self._num_decided += 1
         self._most_at_once = max(self._most_at_once * _FADING, num_running)
 
-    def answered(
-        self, route: Route, forecast: Forecast | None, finished: Finished, waited_s: float, most: int = 1
-    ) -> None:
+    def answered(self, route: Route, forecast: Forecast | None, finished: Finished, waited_s: float, most: int) -> None:
         """A request that nothing befell has its answer. waited_s: for its turn, which no forecast knows of; most: how many ran at once on
-        its route. Where many more came than there were, it says of its route what is true of them all, not of a request like it.
+        its route. Where many more came than there were, its times say what is true of them all, not of a request like it.
         """
-        if forecast is None or most > _MORE_CAME * forecast.num_there:
+        if forecast is None:
             return
         if forecast.work.cached_tokens > finished.cached_tokens:
             self._kept.pop(route, None)  # less is there than was thought
+        if most > _MORE_CAME * forecast.num_there:
+            return
         if forecast.work.cached_tokens == finished.cached_tokens // BLOCK_TOKENS * BLOCK_TOKENS:
             rate, num_tokens = finished.decode_tokens_per_s, finished.completion_tokens
             seen = Seen(

@@ -149,3 +149,11 @@ def test_answers_are_expected_as_long_as_those_before():
     assert lengths.expected(("talk", "me"), 100) == 20
     assert lengths.expected(("new", "me"), 100) == 40
     assert lengths.expected(("talk",), 10) == 10
+
+
+def test_answers_of_prompts_that_take_no_time_teach_what_tokens_take():
+    learning = Learning()
+    learning.renew(COSTS)
+    for _ in range(20):
+        learning.saw("any", ROUTE, 0, Times(0.0, 0.0, 0.05), Seen(0.01, 0.02, 4.0, 50))
+    assert learning.guessed("any", ROUTE).token == pytest.approx(0.4)

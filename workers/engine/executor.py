@@ -211,7 +211,7 @@ class StageExecutor:
             output = self._forward_in_caches(step, inputs, payload, last=last, pool=pool)
         logprobs, rows, is_first = self._scores.of(step, inputs, output), None, False
         if sampling and not self._stage.is_silent:
-            is_first = self._is_first(step)
+            is_first = self._note_first(step)
             rows, sampled = self._sample(output, step, tokens, cache)
             logprobs = logprobs._replace(sampled=sampled)
         if self._stage.is_last:
@@ -224,8 +224,8 @@ class StageExecutor:
         vector = pool.pooled if pool is not None and pool.is_whole else None
         return Launched(step, output, awaited, rows, logprobs, vector, is_first)
 
-    def _is_first(self, step: Step) -> bool:
-        """Whether a sequence of the step has its first token with it."""
+    def _note_first(self, step: Step) -> bool:
+        """Note that the sequences of a step have a token now; whether it is the first of one."""
         sampled = [self._sequences[row.sequence] for row in step.rows if row.num_sampled]
         is_first = not all(sequence.has_sampled for sequence in sampled)
         for sequence in sampled:
