@@ -25,18 +25,20 @@ class ZmqOutbox:
     def __repr__(self) -> str:
         return f"ZmqOutbox(to {len(self._sockets)} peers)"
 
-    def _connect(self, peer: Peer) -> "zmq.Socket[bytes]":
+    def _connect(self, peer: Peer, lost: Callable[[], None] | None) -> "zmq.Socket[bytes]":
         socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PUSH)
         socket.setsockopt(zmq.LINGER, self._linger_ms)
         socket.setsockopt(zmq.SNDHWM, 0)
         endpoint = endpoint_for(peer)
         secure(socket, endpoint, peer.public_key, self._keys)
+        if lost is not None:
+            watch_socket(socket, zmq.EVENT_DISCONNECTED, lambda _: lost())
         socket.connect(endpoint)
         return socket
 
     def _link(self, peer: Peer) -> "zmq.Socket[bytes]":
         if peer not in self._sockets:
-            self._sockets[peer] = self._connect(peer)
+            self._sockets[peer] = self._connect(peer, None)
         return self._sockets[peer]
 
     def send(self, peer: Peer, epoch: int, message: Message, buffers: Sequence[Buffer] = ()) -> None:
@@ -45,8 +47,9 @@ class ZmqOutbox:
             self._link(peer).send_multipart(encode(epoch, message, buffers), zmq.NOBLOCK, copy=False)
 
     def watch(self, peer: Peer, lost: Callable[[], None]) -> None:
-        """Call `lost` once, on a thread of its own, when the connection to `peer` closes."""
-        watch_socket(self._link(peer), zmq.EVENT_DISCONNECTED, lambda _: lost())
+        """Connect to `peer`; call `lost` once, on a thread of its own, when that connection closes, however soon."""
+        self.forget(peer)
+        self._sockets[peer] = self._connect(peer, lost)
 
     def forget(self, peer: Peer) -> None:
         """Close the link to a peer; unsent messages to it are dropped."""
