@@ -102,7 +102,7 @@ class Answer:
 
     @property
     def decode_tokens_per_s(self) -> float | None:
-        """After the first token; None for fewer than two."""
+        """After the first token; None where all came at once."""
         decode_s = 0.0 if self._first_at is None else self._last_at - self._first_at
         return (self.num_generated - 1) / decode_s if self.num_generated > 1 and decode_s > 0 else None
 

@@ -228,7 +228,7 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
 
     finish_reason: "stop" (end token or stop string), "length", or "tool_calls" where it stopped after calls. completion_tokens counts generated tokens, the end
     token included as mlx-lm counts it; `token_ids` are the generated ids without the end token. ttft_s: seconds from
-    arrival to the first token; total_s: to the last; decode_tokens_per_s: rate after the first token, None for fewer than two tokens.
+    arrival to the first token; total_s: to the last; decode_tokens_per_s: rate after the first token, None where all came at once.
     cached_tokens: prompt tokens whose KV was already there. proposed: tokens that were guessed before the model said them; accepted:
     of these, how many are in the answer. resumed: how many times it went on after a loss. notes: what
     else the client should know, as clauses.
