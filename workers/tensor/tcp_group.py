@@ -1,10 +1,10 @@
 """The `TensorGroup` of processes: sums and gathers over one TCP connection for each pair of ranks.
 
 Every rank sends its part to all others and adds what it is sent in rank order, so that all hold the same bits. A rank that waits
-sleeps in the system. Frames say which operation of which kind and type they are of, so that ranks which are not at the same one
-break the group and never add what does not belong together. Who the others are was proved before (`workers.tensor.meeting`); what is
-sent is not encrypted. A wait ends with its connection, which does so also where the other host falls silent, or with `abort`, which is
-for whoever watches the rank.
+stays awake for a moment, then sleeps in the system. Frames say which operation of which kind and type they are of, so that ranks which
+are not at the same one break the group and never add what does not belong together. Who the others are was proved before
+(`workers.tensor.meeting`); what is sent is not encrypted. A wait ends with its connection, which does so also where the other host falls
+silent, or with `abort`, which is for whoever watches the rank.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ import math
 import socket
 import struct
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import reduce
@@ -26,7 +27,9 @@ from workers.tensor.group import Carrier, GroupBroken
 # Of a frame that every system takes at once, so that all may send before anybody receives; a longer one goes out meanwhile.
 AT_ONCE_BYTES = 64 << 10
 _BUFFER_BYTES = 4 * AT_ONCE_BYTES
-# How often a rank that waits looks up.
+# How long a rank that waits stays awake: waking up takes longer than ranks of one speed wait for each other.
+_AWAKE_S = 100e-6
+# How often one that sleeps looks up.
 TICK_S = 1.0
 _TICK = struct.pack("ll", int(TICK_S), 0)
 # A host that does not even acknowledge for so long is gone. (TCP_USER_TIMEOUT also ends connections whose other end is slow to read.)
@@ -241,13 +244,23 @@ class _Peer:
         view = memoryview(self.buffer)
         while self._num_there < least:
             try:
-                num_bytes = self.connection.recv_into(view[self._num_there : most])
+                num_bytes = self._read(view[self._num_there : most])
             except BlockingIOError:
                 waited()
                 continue
             if not num_bytes:
                 raise ConnectionResetError(_CLOSED)
             self._num_there += num_bytes
+
+    def _read(self, into: memoryview) -> int:
+        """How many bytes came. Raises BlockingIOError where nothing did for TICK_S."""
+        asleep_at = time.perf_counter() + _AWAKE_S
+        while time.perf_counter() < asleep_at:
+            try:
+                return self.connection.recv_into(into, 0, socket.MSG_DONTWAIT)
+            except BlockingIOError:  # contextlib.suppress takes longer than the wait
+                continue
+        return self.connection.recv_into(into)
 
     def take(self, start: int, num_bytes: int, waited: Callable[[], object]) -> memoryview:
         """So many bytes from there on, once they are there; what comes next begins a new frame."""
