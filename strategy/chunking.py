@@ -9,12 +9,15 @@ Attention makes chunks dearer the more tokens lie before them, both their tokens
 then the larger part where few tokens share it): by amounts that are learned from the chunks that ran. So sizes fall along a prompt.
 
 While others decode, a chunk may cost as much as a step of each of their batches and half a step more, so that their
-streams become slower but never stop.
+streams become slower but never stop. What is left of a prompt is read at once where the pause is too short to be seen.
+
+Short prompts are read together, in one pass, where filling the shorter ones up costs less than the fixed part of a pass for each.
 
 Pure: costs are told, never measured here.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 # Shorter ones cost more for their fixed part than the streams gain.
@@ -24,6 +27,8 @@ MAX_TOKENS = 512
 # Whoever comes in between waits for a chunk to end, so on a slow machine one takes no longer than this, unless half of it
 # is the fixed part.
 LONGEST_S = 2.0
+# Nobody who reads along sees that a stream paused for so long.
+UNSEEN_S = 0.1
 # Of one prompt; more, and the time between chunks outweighs a shorter way through the stages.
 MAX_CHUNKS = 32
 # mlx-lm's generate_step runs a prompt but its last token in passes of so many tokens.
@@ -113,17 +118,20 @@ class _ContextCost:
 
 
 class ChunkSize:
-    """The chunk size of one head. cost: measured at load; fixed_tokens: the user's choice, which wins over all."""
+    """The chunk size of one head. cost: measured at load; fixed_tokens: the user's choice, which wins over all; together: whether
+    prompts can be read in one pass.
+    """
 
-    def __init__(self, *, num_stages: int, cost: ChunkCost, fixed_tokens: int | None):
+    def __init__(self, *, num_stages: int, cost: ChunkCost, fixed_tokens: int | None, together: bool = False):
         self._num_stages = num_stages
-        self._cost = cost
+        self._together = together
+        self.cost = cost
         self._fixed_tokens = fixed_tokens
         self._decode_s: float | None = None
         self._context = _ContextCost(cost)
 
     def __repr__(self) -> str:
-        return f"ChunkSize({self._cost}, decode step {self._decode_s} s)"
+        return f"ChunkSize({self.cost}, decode step {self._decode_s} s)"
 
     def observe_decode(self, seconds: float) -> None:
         """A decode step took this long on the head's own stage."""
@@ -150,22 +158,33 @@ class ChunkSize:
         if self._fixed_tokens is not None:
             return self._fixed_tokens
         left = prefill_tokens if num_left is None else num_left
-        middle = computed_tokens + left - prefill_tokens / 2
-        size = self._wanted(prefill_tokens, computed_tokens, middle, num_decoding)
+        size = self._wanted(prefill_tokens, computed_tokens, left, num_decoding)
         if self._num_stages > 1 and max(size, 2 * MIN_TOKENS) < left < 2 * size:
             return -(-left // 2)  # the stages behind would still be at a long chunk when the short last one comes
         return size
 
-    def _wanted(self, prefill_tokens: int, computed_tokens: int, middle: float, num_decoding: int) -> int:
-        """middle: how many tokens lie before the middle of the prompt."""
+    def joins(self, counts: Sequence[int], count: int, *, num_decoding: int) -> bool:
+        """Whether a prompt of which `count` tokens are left is read in the pass of those of which `counts` are, all filled up to the
+        longest.
+        """
+        size = (len(counts) + 1) * max(*counts, count)
+        filling = size - len(counts) * max(counts) - count
+        is_cheaper = filling * self.cost.token_s <= self.cost.fixed_s
+        return self._together and is_cheaper and size <= self.tokens(size, 0, num_decoding=num_decoding)
+
+    def _wanted(self, prefill_tokens: int, computed_tokens: int, left: int, num_decoding: int) -> int:
         cost = self.cost_behind(computed_tokens)
         best = float(MAX_TOKENS)
         if self._num_stages > 1:
-            usual = self.cost_behind(max(middle, 0.0))
+            usual = self.cost_behind(
+                max(computed_tokens + left - prefill_tokens / 2, 0.0)
+            )  # in the middle of the prompt
             tokens_s = math.sqrt(prefill_tokens * usual.token_s * usual.fixed_s / (self._num_stages - 1))
             best = max(tokens_s / cost.token_s, prefill_tokens / MAX_CHUNKS)
         affordable_s = max(LONGEST_S, 2 * cost.fixed_s)
         if num_decoding and self._decode_s is not None:
-            affordable_s = min(affordable_s, (num_decoding + 0.5) * self._decode_s)
+            rest_s = cost.fixed_s + left * cost.token_s
+            seen_s = (num_decoding + 0.5) * self._decode_s
+            affordable_s = min(affordable_s, max(seen_s, rest_s) if rest_s <= UNSEEN_S else seen_s)
         best = min(best, (affordable_s - cost.fixed_s) / cost.token_s)
         return max(MIN_TOKENS, min(MAX_TOKENS, int(best)))

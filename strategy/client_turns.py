@@ -1,6 +1,8 @@
 """What is next among things of several clients: clients take turns, and the things of one take turns among themselves."""
 
 from collections import deque
+from collections.abc import Iterator
+from itertools import chain, zip_longest
 from typing import Generic, TypeVar
 
 _Thing = TypeVar("_Thing")
@@ -35,6 +37,17 @@ class ClientTurns(Generic[_Thing]):
         if things:
             self._of[client] = things  # at the end
         return thing
+
+    def in_turn(self) -> Iterator[tuple[str, _Thing]]:
+        """Clients and things, in the order in which they would be popped."""
+        rounds = zip_longest(*([(client, thing) for thing in things] for client, things in self._of.items()))
+        return (each for each in chain.from_iterable(rounds) if each is not None)
+
+    def take(self, client: str, thing: _Thing) -> None:
+        """As `pop`, of a thing whose turn comes later."""
+        self.remove(client, thing)
+        if client in self._of:
+            self._of[client] = self._of.pop(client)
 
     def remove(self, client: str, thing: _Thing) -> None:
         """Take a thing out, if it is there."""

@@ -4,7 +4,8 @@ The policy, which the tests state one by one:
 
 1. A prompt's tokens but the last are prefilled in chunks, without sampling; the last one is the first decode step. So
    a chunk never waits for a token, and chunks of one prompt follow each other through the stages. A sequence that only reads
-   ends there, or behind a last chunk that has its last token too.
+   ends there, or behind a last chunk that has its last token too. Behind the last chunk of one prompt others that are due soon are
+   read in the same step, whose last chunks are about as long (`joins`).
 2. Cached sequences decode in *slots*, batches that share one merged cache. There are as many slots as stages where there
    are that many sequences, so that every stage has a batch to work on; a newcomer joins the smallest slot, and a slot
    that has two sequences more than another gives one of them away. A merged cache is as long for all as for the longest,
@@ -34,12 +35,12 @@ Knows counts of tokens only: no token ids, no clock, no sockets.
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from strategy.client_turns import ClientTurns
 from strategy.drafting import may_guess
-from strategy.step_plan import Guesses, RowPlan, StepPlan
+from strategy.step_plan import Chunks, Guesses, RowPlan, StepPlan
 
 # Of a slot's own tokens, how many its padding may be; so many are always allowed.
 PADDING_SHARE = 0.25
@@ -57,6 +58,7 @@ class _Sequence:
     coming: int = 0  # tokens that those will add
     runs_ahead: bool = False
     reads_only: int | None = None
+    reads_alone: bool = False
 
     @property
     def num_due(self) -> int:
@@ -67,6 +69,11 @@ class _Sequence:
     def num_to_read(self) -> int:
         """Tokens that chunks read."""
         return self.known - 1 if self.reads_only is None else self.reads_only
+
+    @property
+    def num_left(self) -> int:
+        """Of those, how many no chunk was issued for."""
+        return self.num_to_read - self.computed
 
 
 @dataclass
@@ -91,20 +98,10 @@ class _Turn:
 class Schedule:
     """The sequences of one route on its head."""
 
-    def __init__(
-        self,
-        *,
-        num_stages: int,
-        chunk_tokens: Callable[[int, int, int, int], int],
-        max_rows: int,
-        guesses: Guesses | None = None,
-    ):
-        """chunk_tokens: size of a prompt's next chunk, given how many tokens of it there were to compute, how many lie
-            before the chunk and are left, and how many batches of others decode meanwhile.
-        max_rows: sequences in a slot at most; 1 for architectures whose caches cannot be batched.
-        """
+    def __init__(self, *, num_stages: int, chunks: Chunks, max_rows: int, guesses: Guesses | None = None):
+        """max_rows: sequences in a step at most; 1 for architectures whose caches cannot be batched."""
         self._num_stages = num_stages
-        self._chunk_tokens = chunk_tokens
+        self._chunks = chunks
         self._max_rows = max_rows
         self._guesses = guesses
         self._sequences: dict[int, _Sequence] = {}
@@ -149,6 +146,7 @@ class Schedule:
             computed_tokens,
             runs_ahead=runs_ahead,
             reads_only=reads_only,
+            reads_alone=reads_only is not None,
         )
         if not cached:
             self._uncached.add(client, sequence)
@@ -156,6 +154,10 @@ class Schedule:
             self._prefilling.add(client, sequence)
         elif reads_only is None:
             self._enter_slot(sequence)
+
+    def read_alone(self, sequence: int) -> None:
+        """No other prompt is read in the steps of a sequence."""
+        self._sequences[sequence].reads_alone = True
 
     def remove(self, sequence: int) -> int:
         """A sequence ended or was cancelled; steps of it that are in flight still count until they are done.
@@ -261,7 +263,7 @@ class Schedule:
         slot = self._slots[number]
         behind = [member for member in slot.members if self._sequences[member].num_due > 1]
         if behind and len(slot.members) > 1:  # rows of a batch have one token each
-            return self._without_sampling(behind[0], self._sequences[behind[0]].num_due - 1)
+            return self._without_sampling({behind[0]: self._sequences[behind[0]].num_due - 1})
         guesses = self._guessed(slot.members[0]) if self._is_to_guess(slot) else 0
         slot.is_guessed = guesses > 0
         slot.in_flight += 1
@@ -296,19 +298,33 @@ class Schedule:
 
     def _chunk(self, sequence: int) -> StepPlan:
         state = self._sequences[sequence]
-        has_uncached = any(not each.cached for each in self._sequences.values())
-        left = state.num_to_read - state.computed
-        size = self._chunk_tokens(state.known - state.reused, state.computed, left, len(self._slots) + has_uncached)
-        count = min(size, left)
-        if count < left:
+        num_decoding = len(self._slots) + any(not each.cached for each in self._sequences.values())
+        num_tokens = state.known - state.reused
+        size = self._chunks.tokens(num_tokens, state.computed, num_decoding=num_decoding, num_left=state.num_left)
+        if size < state.num_left:
             self._prefilling.add(state.client, sequence)
-        elif state.reads_only is None:
-            self._enter_slot(sequence)
-        return self._without_sampling(sequence, count)
+            return self._without_sampling({sequence: size})
+        together = self._read_with(sequence, num_decoding)
+        if state.reads_only is None:
+            for each in together:
+                self._enter_slot(each)
+        return self._without_sampling({each: self._sequences[each].num_left for each in together})
 
-    def _without_sampling(self, sequence: int, count: int) -> StepPlan:
-        row = RowPlan(sequence, self._sequences[sequence].computed, count, num_sampled=0)
-        return StepPlan(None, cached=True, rows=(row,))
+    def _read_with(self, sequence: int, num_decoding: int) -> list[int]:
+        """A prompt of which one step reads all that is left, and others of which it does so too; these had their turn then."""
+        together = [sequence]
+        for client, other in list(self._prefilling.in_turn()):
+            state, counts = self._sequences[other], [self._sequences[each].num_left for each in together]
+            is_alone = state.reads_alone or self._sequences[sequence].reads_alone or not self._fit([*together, other])
+            if not is_alone and self._chunks.joins(counts, state.num_left, num_decoding=num_decoding):
+                together.append(other)
+                self._prefilling.take(client, other)
+        return together
+
+    def _without_sampling(self, counts: Mapping[int, int]) -> StepPlan:
+        """Of some sequences the next so many tokens."""
+        rows = (RowPlan(each, self._sequences[each].computed, count, num_sampled=0) for each, count in counts.items())
+        return StepPlan(None, cached=True, rows=tuple(rows))
 
     def _enter_slot(self, sequence: int) -> None:
         """Join the smallest slot of sequences about as long; open one where there are fewer than stages, or none fits.

@@ -1,5 +1,6 @@
-"""A step as a schedule plans it, and whom the schedule asks for guesses at what comes next. Counts of tokens only, no ids."""
+"""A step as a schedule plans it, and whom the schedule asks for chunks and for guesses at what comes next. Counts of tokens only, no ids."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,11 +20,25 @@ class RowPlan:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """One micro-batch. Rows have equal counts. slot: None for prefill and for uncached steps."""
+    """One micro-batch. Rows of a slot have equal counts; prompts that are read together are filled up to the longest. slot: None for
+    prefill and for uncached steps.
+    """
 
     slot: int | None
     cached: bool
     rows: tuple[RowPlan, ...]
+
+
+class Chunks(Protocol):
+    """Who says how prompts are cut, as `strategy.chunking.ChunkSize` does. num_decoding: batches of other sequences that decode meanwhile."""
+
+    def tokens(self, prefill_tokens: int, computed_tokens: int, *, num_decoding: int, num_left: int) -> int:
+        """In the next chunk of a prompt of which there were so many to compute; `computed_tokens` lie before it, and `num_left`
+        are to compute now.
+        """
+
+    def joins(self, counts: Sequence[int], count: int, *, num_decoding: int) -> bool:
+        """Whether what is left of a prompt, `count` tokens, is read in one step with what is left of others."""
 
 
 class Guesses(Protocol):

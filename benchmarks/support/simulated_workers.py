@@ -44,13 +44,7 @@ class _Head:
         self._chunk_size = ChunkSize(
             num_stages=len(costs.stages), cost=costs.stages[0].chunk, fixed_tokens=costs.fixed_chunk_tokens
         )
-        self.schedule = Schedule(
-            num_stages=len(costs.stages),
-            chunk_tokens=lambda prompt, done, left, decoding: self._chunk_size.tokens(
-                prompt, done, num_decoding=decoding, num_left=left
-            ),
-            max_rows=_MAX_ROWS,
-        )
+        self.schedule = Schedule(num_stages=len(costs.stages), chunks=self._chunk_size, max_rows=_MAX_ROWS)
 
     def observe(self, step: StepPlan, seconds: float) -> None:
         """A step took so long on its stage."""

@@ -92,6 +92,7 @@ class Assembly:
             prefill_chunk_tokens=settings.engine.prefill_chunk,
             uncached_in_caches=inspected.uncached_in_caches,
             whole_prompts=inspected.whole_prompts,
+            reads_together=inspected.reads_together,
             kv_copies=settings.recovery.kv_copies,
             profile=settings.strategy.policy == "measured",
             sources=sources,

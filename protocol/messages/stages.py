@@ -136,7 +136,8 @@ class ReadingFailed(Message, frozen=True, kw_only=True):
 
 
 class Row(msgspec.Struct, frozen=True, array_like=True):
-    """One sequence's part in a step: `position` of its first token, and from how many of its last ones is sampled.
+    """One sequence's part in a step: `position` of its first token, and from how many of its last ones is sampled. padding: how many of the
+    step's tokens, the last ones, are none of its: of a prompt that is read with longer ones.
 
     Where from several, all tokens behind the first of those are guesses at what is sampled before them. That first one may be a guess,
     too, where the step goes on behind another's guesses.
@@ -145,12 +146,13 @@ class Row(msgspec.Struct, frozen=True, array_like=True):
     sequence: int
     position: int
     num_sampled: int
+    padding: int = 0
 
 
 class Step(Message, frozen=True, kw_only=True):
     """One micro-batch on its way through the stages of `route`. Token ids (rows x tokens, int32) are buffer 0.
 
-    slot: the batch whose merged cache the rows share, None for prefill and uncached steps; payload: structure of the hidden states (see workers.payload),
+    slot: the batch whose merged cache the rows share, None for prefill, whose rows are prompts, and uncached steps; payload: structure of the hidden states (see workers.payload),
     its arrays in the buffers after the first.
     """
 
@@ -161,6 +163,15 @@ class Step(Message, frozen=True, kw_only=True):
     rows: tuple[Row, ...]
     num_tokens: int
     payload: Any = None
+
+    @property
+    def size(self) -> int:
+        """Tokens that are computed, padding included."""
+        return len(self.rows) * self.num_tokens
+
+    def end_of(self, row: Row) -> int:
+        """Behind the last token of a row."""
+        return row.position + self.num_tokens - row.padding
 
 
 class Sampled(Message, frozen=True, kw_only=True, omit_defaults=True):

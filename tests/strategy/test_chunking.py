@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from strategy.chunking import LONGEST_S, MAX_CHUNKS, MAX_TOKENS, MIN_TOKENS, ChunkCost, ChunkSize
+from strategy.chunking import LONGEST_S, MAX_CHUNKS, MAX_TOKENS, MIN_TOKENS, UNSEEN_S, ChunkCost, ChunkSize
 
 COST = ChunkCost(0.004, 0.001)
 
@@ -50,6 +50,36 @@ def test_chunk_costs_a_round_of_decode_steps_and_half_of_one_more_while_others_d
     assert sizes.tokens(3000, 0, num_decoding=1) == 26
     assert sizes.tokens(3000, 0, num_decoding=2) == 47
     assert sizes.tokens(3000, 0, num_decoding=0) == MAX_TOKENS
+
+
+def test_what_is_left_is_read_at_once_where_the_pause_is_too_short_to_be_seen():
+    sizes = size(num_stages=1)
+    sizes.observe_decode(0.0205)
+    rest = int((UNSEEN_S - COST.fixed_s) / COST.token_s)
+    assert sizes.tokens(rest, 0, num_decoding=1) >= rest
+    assert sizes.tokens(3000, 2000, num_left=rest, num_decoding=1) >= rest
+    assert sizes.tokens(rest + 1, 0, num_decoding=1) == 26
+
+
+def test_prompts_are_read_together_where_filling_them_up_costs_less_than_another_pass():
+    sizes = ChunkSize(num_stages=1, cost=COST, fixed_tokens=None, together=True)
+    assert sizes.joins([30], 30, num_decoding=0)
+    assert sizes.joins([30], 26, num_decoding=0)
+    assert not sizes.joins([30], 25, num_decoding=0)
+    assert not sizes.joins([30, 30, 30], 32, num_decoding=0), "all would be filled up for one"
+    assert not size(num_stages=1).joins([30], 30, num_decoding=0), "no caches for it"
+
+
+def test_prompts_are_read_together_only_as_far_as_a_pass_may_go():
+    sizes = ChunkSize(num_stages=1, cost=COST, fixed_tokens=None, together=True)
+    assert sizes.joins([32] * 15, 32, num_decoding=0)
+    assert not sizes.joins([32] * 16, 32, num_decoding=0)
+    sizes.observe_decode(0.01)
+    assert sizes.joins([32] * 2, 32, num_decoding=1)
+    assert not sizes.joins([32] * 3, 32, num_decoding=1), "a pause that is seen"
+    chosen = ChunkSize(num_stages=1, cost=COST, fixed_tokens=64, together=True)
+    assert chosen.joins([32], 32, num_decoding=0)
+    assert not chosen.joins([32], 33, num_decoding=0)
 
 
 def test_chunks_become_shorter_where_the_tokens_before_them_make_them_dearer():

@@ -33,6 +33,15 @@ def test_what_is_added_again_goes_behind_the_others():
     assert order == ["a1", "b1", "a2", "b1", "a1", "b1", "a2", "b1"]
 
 
+def test_what_is_taken_early_had_its_clients_turn():
+    turns = ClientTurns()
+    for thing in ("a1", "a2", "b1", "b2", "c1"):
+        turns.add(thing[0], thing)
+    assert list(turns.in_turn()) == [("a", "a1"), ("b", "b1"), ("c", "c1"), ("a", "a2"), ("b", "b2")]
+    turns.take("b", "b1")
+    assert all_of(turns) == ["a1", "c1", "b2", "a2"]
+
+
 def test_what_is_taken_out_has_no_turn():
     turns = ClientTurns()
     for thing in ("a1", "a2", "b1"):

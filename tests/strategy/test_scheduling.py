@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 
 from strategy.scheduling import Schedule
 from strategy.step_plan import RowPlan, StepPlan
+from tests.support.fixed_chunks import FixedChunks
 
 
-def schedule(num_stages=2, chunk_tokens=4, max_rows=8) -> Schedule:
-    return Schedule(num_stages=num_stages, chunk_tokens=lambda *_: chunk_tokens, max_rows=max_rows)
+def schedule(num_stages=2, chunk_tokens=4, max_rows=8, room=0) -> Schedule:
+    return Schedule(num_stages=num_stages, chunks=FixedChunks(chunk_tokens, room), max_rows=max_rows)
 
 
 def issue_all(plan: Schedule) -> list[StepPlan]:
@@ -217,6 +218,7 @@ def test_every_token_is_computed_once_in_order_under_random_arrivals_and_cancell
         num_stages=data.draw(st.integers(1, 4)),
         chunk_tokens=data.draw(st.integers(1, 7)),
         max_rows=data.draw(st.integers(1, 4)),
+        room=data.draw(st.integers(0, 20)),
     )
     computed: dict[int, int] = {}
     lengths: dict[int, int] = {}
@@ -233,6 +235,7 @@ def test_every_token_is_computed_once_in_order_under_random_arrivals_and_cancell
             plan.remove(gone)
             del lengths[gone]
         elif action == "next" and (step := plan.next()):
+            assert len({row.sequence for row in step.rows}) == len(step.rows)
             for row in step.rows:
                 assert row.sequence in lengths
                 assert row.start == computed[row.sequence]
@@ -249,6 +252,78 @@ def test_every_token_is_computed_once_in_order_under_random_arrivals_and_cancell
             for row in step.rows:
                 if row.sequence in lengths:
                     lengths[row.sequence] += row.num_sampled
+
+
+# --- prompts that are read together
+
+
+def next_chunk(plan):
+    """The rows of the next chunk; every step comes back at once."""
+    while step := plan.next():
+        plan.done(step)
+        if step.slot is None:
+            return [(row.sequence, row.start, row.count) for row in step.rows]
+    raise AssertionError("nothing is left to read")
+
+
+def test_last_chunks_of_prompts_share_a_step_as_far_as_there_is_room():
+    plan = schedule(num_stages=1, chunk_tokens=10, room=20)
+    for sequence, num_tokens in enumerate((7, 5, 8, 9)):
+        plan.add(sequence, prompt_tokens=num_tokens, cached=True)
+    assert next_chunk(plan) == [(0, 0, 6), (1, 0, 4)]
+    assert next_chunk(plan) == [(2, 0, 7), (3, 0, 8)]
+
+
+def test_what_a_long_prompt_has_left_is_read_with_others_and_its_chunks_are_not():
+    plan = schedule(num_stages=1, chunk_tokens=10, room=20)
+    plan.add(1, prompt_tokens=16, cached=True)
+    plan.add(2, prompt_tokens=8, cached=True, computed_tokens=2)
+    assert next_chunk(plan) == [(1, 0, 10)]
+    assert next_chunk(plan) == [(2, 2, 5), (1, 10, 5)]
+
+
+def test_prompts_that_were_read_together_decode_together():
+    plan = schedule(num_stages=1, chunk_tokens=10, room=40)
+    for sequence in (1, 2, 3):
+        plan.add(sequence, prompt_tokens=6 + sequence, cached=True)
+    read = plan.next()
+    assert [row.sequence for row in read.rows] == [1, 2, 3]
+    plan.done(read)
+    assert [(row.sequence, row.start, row.num_sampled) for row in plan.next().rows] == [(1, 6, 1), (2, 7, 1), (3, 8, 1)]
+
+
+def test_who_is_to_be_read_alone_shares_no_step():
+    plan = schedule(num_stages=1, chunk_tokens=10, room=40)
+    for sequence in (1, 2, 3, 4):
+        plan.add(sequence, prompt_tokens=6, cached=True, reads_only=5 if sequence == 2 else None)
+    plan.read_alone(3)
+    assert [next_chunk(plan) for _ in range(3)] == [[(1, 0, 5), (4, 0, 5)], [(2, 0, 5)], [(3, 0, 5)]]
+    plan = schedule(num_stages=1, chunk_tokens=10, room=40)
+    for sequence in (1, 2):
+        plan.add(sequence, prompt_tokens=6, cached=True)
+    plan.read_alone(1)
+    assert next_chunk(plan) == [(1, 0, 5)]
+
+
+def test_no_more_prompts_share_a_step_than_rows_fit_nor_with_much_longer_ones():
+    plan = schedule(num_stages=1, chunk_tokens=10, max_rows=2, room=400)
+    for sequence in (1, 2, 3):
+        plan.add(sequence, prompt_tokens=6, cached=True)
+    assert [row.sequence for row in plan.next().rows] == [1, 2]
+    plan = schedule(num_stages=1, chunk_tokens=10, room=400)
+    plan.add(1, prompt_tokens=5006, cached=True, computed_tokens=5000)
+    plan.add(2, prompt_tokens=6, cached=True)
+    assert [row.sequence for row in plan.next().rows] == [1]
+
+
+def test_who_was_read_with_others_had_its_clients_turn():
+    plan = schedule(num_stages=1, chunk_tokens=10, room=12)
+    for sequence, client in enumerate("aab"):
+        plan.add(sequence, prompt_tokens=6 if sequence != 1 else 9, cached=True, client=client)
+    plan.add(3, prompt_tokens=9, cached=True, client="b")
+    plan.add(4, prompt_tokens=9, cached=True, client="c")
+    assert next_chunk(plan) == [(0, 0, 5), (2, 0, 5)]
+    assert [next_chunk(plan)[0][0] for _ in range(3)] == [4, 1, 3]
 
 
 # --- clients

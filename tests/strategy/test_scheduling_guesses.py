@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from strategy.scheduling import Schedule
 from strategy.step_plan import RowPlan
+from tests.support.fixed_chunks import FixedChunks
 
 
 class Told:
@@ -27,7 +28,7 @@ class Told:
 
 
 def schedule(guesses, *, num_stages=1):
-    return Schedule(num_stages=num_stages, chunk_tokens=lambda *_: 4, max_rows=8, guesses=guesses)
+    return Schedule(num_stages=num_stages, chunks=FixedChunks(4), max_rows=8, guesses=guesses)
 
 
 def test_step_has_the_guesses_behind_the_last_known_token_and_samples_at_each():

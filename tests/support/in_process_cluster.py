@@ -207,6 +207,7 @@ class InProcessCluster:
             prefill_chunk_tokens=chunk_tokens,
             uncached_in_caches=found.uncached_in_caches,
             whole_prompts=found.whole_prompts,
+            reads_together=found.reads_together,
             guessing=self._guessing,
         )
 

@@ -176,8 +176,17 @@ class Checks:
         num_rows, num_tokens = len(message.rows), message.num_tokens
         if not 0 < num_rows <= self._stages().max_rows or num_tokens <= 0:
             raise UnfitMessage(f"a step of {num_rows} rows of {num_tokens} tokens")
-        if (num_rows > 1 or not message.cached) and (message.slot is None) == message.cached:
+        is_read = message.cached and message.slot is None
+        if not message.cached and (num_rows > 1 or message.slot is not None):
             raise UnfitMessage("a step whose rows do not have the slot that they need")
+        if not all(0 <= row.padding < num_tokens for row in message.rows):
+            raise UnfitMessage("a step whose rows are filled up with more than they can be")
+        if (num_rows > 1 and is_read) or any(row.padding for row in message.rows):
+            _require(is_read and self._stages().reads_together, "a step of prompts that cannot be read in one")
+            _require(
+                not any(row.num_sampled for row in message.rows),
+                "a step that samples from prompts that are read together",
+            )
         if num_rows > 1 and len({row.sequence for row in message.rows}) < num_rows:
             raise UnfitMessage("a step that names a sequence twice")
         if not all(0 <= row.position <= MAX_TOKENS for row in message.rows):

@@ -209,6 +209,8 @@ class StageExecutor:
             output = self._forward(inputs, cache, payload, last=last, pool=pool)
         else:
             output = self._forward_in_caches(step, inputs, payload, last=last, pool=pool)
+        if step.cached:
+            self._caches.settle(step)
         logprobs, rows, is_first = self._scores.of(step, inputs, output), None, False
         if sampling and not self._stage.is_silent:
             is_first = self._note_first(step)
@@ -219,7 +221,7 @@ class StageExecutor:
         made = output if pool is None else pool.pooled
         self._model.begin_evaluation([made, *logprobs.arrays], cache)
         for row in step.rows:
-            self._sequences[row.sequence].num_tokens = row.position + step.num_tokens
+            self._sequences[row.sequence].num_tokens = step.end_of(row)
         awaited = made if made is not None or cache is None else cache.states()
         vector = pool.pooled if pool is not None and pool.is_whole else None
         return Launched(step, output, awaited, rows, logprobs, vector, is_first)

@@ -41,7 +41,7 @@ class Reading:
 class Generation:
     """tokens: of the prompt and those sampled since; match: what of it was kept here; num_handed: how many tokens behind
     that a pipeline handed over; reading: None where the answer is generated on this route; num_blocks: full ones of what was
-    computed, as far as `enters_block` was asked.
+    computed, as far as `enters_block` was asked; is_anew: it began before, and a step of it failed.
     """
 
     request: Generate
@@ -51,6 +51,7 @@ class Generation:
     num_handed: int = 0
     reading: Reading | None = None
     num_blocks: int = 0
+    is_anew: bool = False
 
     def opening(self, number: int, route: Route) -> OpenSequence:
         """What the stages are told before its first step, under its number there."""

@@ -27,7 +27,7 @@ from protocol.messages import (
     Update,
 )
 from protocol.values import Buffer, Route, TokenLogprobs
-from strategy.chunking import ChunkCost, ChunkSize
+from strategy.chunking import ChunkSize
 from strategy.prefix import BLOCK_TOKENS, NO_MATCH, Key, Match, PrefixDirectory
 from strategy.scheduling import Schedule
 from strategy.step_plan import RowPlan, StepPlan
@@ -47,7 +47,7 @@ KEEP_EVERY_TOKENS = 4 * BLOCK_TOKENS
 
 
 class Head:
-    """The head of one route. cost: of a chunk on its own stage; prefixes: None where nothing is reused; keeps_answers: what
+    """The head of one route. chunk_size: on its own stage; prefixes: None where nothing is reused; keeps_answers: what
     is kept of a sequence grows with its answer, not only at the end, since somebody holds copies of it; speculation: None where no
     next tokens are guessed.
 
@@ -58,8 +58,7 @@ class Head:
         self,
         route: Route,
         *,
-        cost: ChunkCost,
-        fixed_chunk_tokens: int | None,
+        chunk_size: ChunkSize,
         max_rows: int,
         prefixes: PrefixDirectory | None,
         keeps_answers: bool = False,
@@ -67,18 +66,11 @@ class Head:
     ):
         self.route = route
         self._speculation = speculation or Speculation(None)
-        # Not of the head: caches of who guesses would be there until Python looks for what refers to itself.
-        chunk_size = ChunkSize(num_stages=route.num_stages, cost=cost, fixed_tokens=fixed_chunk_tokens)
         self._chunk_size = chunk_size
         self._schedule = Schedule(
-            num_stages=route.num_stages,
-            chunk_tokens=lambda prompt, done, left, decoding: chunk_size.tokens(
-                prompt, done, num_left=left, num_decoding=decoding
-            ),
-            max_rows=max_rows,
-            guesses=speculation,
+            num_stages=route.num_stages, chunks=chunk_size, max_rows=max_rows, guesses=speculation
         )
-        self._steps = StepsUnderWay(route, UsualTimes(cost, num_stages=route.num_stages))
+        self._steps = StepsUnderWay(route, UsualTimes(chunk_size.cost, num_stages=route.num_stages))
         self._prefixes = prefixes
         self._keeps_answers = keeps_answers
         self._generations: dict[int, Generation] = {}
@@ -163,6 +155,8 @@ class Head:
             and not self.route.is_shared,  # penalties look at the ids before, ranks are told them
             reads_only=generation.reads_only,
         )
+        if generation.is_anew or request.scores_prompt:
+            self._schedule.read_alone(number)
         return [Forward(opening, generation.match.keys, handed)]
 
     def cancel(self, sequence: int) -> list[Action]:
@@ -225,7 +219,8 @@ class Head:
 
     def _ids(self, plan: StepPlan) -> np.ndarray | None:
         ids = [self._known_ids(row) for row in plan.rows]
-        return np.array(ids, dtype=np.int32) if ids[0] else None
+        most = max(map(len, ids))
+        return np.array([row + row[-1:] * (most - len(row)) for row in ids], dtype=np.int32) if most else None
 
     def _known_ids(self, row: RowPlan) -> list[int]:
         """None are known yet in a slot that runs ahead: no row's then."""
@@ -241,7 +236,7 @@ class Head:
         """
         match kind_of(step):
             case StepKind.PREFILL:
-                return self._chunk_launched(step.rows[0], step.rows[0].position + step.num_tokens)
+                return [action for row in step.rows for action in self._chunk_launched(row, step.end_of(row))]
             case StepKind.DECODE if self._keeps_answers and self._cuts:
                 return [action for row in step.rows for action in self._keep_block(row, step.num_tokens)]
         return []
@@ -280,7 +275,8 @@ class Head:
             case StepKind.DECODE:
                 self._chunk_size.observe_decode(seconds)
             case StepKind.PREFILL:
-                self._chunk_size.observe_chunk(step.rows[0].position, step.num_tokens, seconds)
+                before = sum(row.position for row in step.rows) // len(step.rows)
+                self._chunk_size.observe_chunk(before, step.size, seconds)
 
     def sampled(self, answer: Sampled, now: float) -> list[Action]:
         """A step came back with the ids of its sampling rows."""
@@ -363,26 +359,31 @@ class Head:
         return actions
 
     def failed(self, number: int, message: str) -> list[Action]:
-        """A step could not run: every row of it fails, or begins anew where what it began with may be the cause."""
+        """A step could not run: every row of it fails, or begins anew where what it began with may be the cause, or another prompt
+        that was read with it.
+        """
         actions: list[Action] = []
-        for row in self._landed(number).plan.rows:
+        rows = self._landed(number).plan.rows
+        for row in rows:
             generation = self._generations.get(row.sequence)
             if generation is not None:
                 actions += self._close(row.sequence, keep=False)
-                actions += self._begin_anew_or_fail(generation, message)
+                may_begin_anew = generation.may_begin_anew or (len(rows) > 1 and not row.num_sampled)
+                actions += self._begin_anew_or_fail(generation, message, may_begin_anew=may_begin_anew)
         return actions
 
-    def _begin_anew_or_fail(self, generation: Generation, message: str) -> list[Action]:
+    def _begin_anew_or_fail(self, generation: Generation, message: str, *, may_begin_anew: bool) -> list[Action]:
         request, dropped = generation.request, []
-        if generation.may_begin_anew and self._prefixes is not None:
+        if may_begin_anew and self._prefixes is not None:
             self._prefixes.forget(generation.match.keys)
             dropped = self._drop(generation.match.keys)
         if generation.reading is not None:
             return [*dropped, generation.reading.failed(request.sequence, message)]
-        if not generation.may_begin_anew:
+        if not may_begin_anew:
             return [Report(SequenceFailed(sequence=request.sequence, message=message))]
         reused = Report(Reused(sequence=request.sequence, num_tokens=0))
-        return [*dropped, reused, *self._open(Generation(request, generation.tokens, len(generation.tokens), NO_MATCH))]
+        anew = Generation(request, generation.tokens, len(generation.tokens), NO_MATCH, is_anew=True)
+        return [*dropped, reused, *self._open(anew)]
 
     def overdue(self, now: float) -> list[Action]:
         """Steps that should have come back; each is told once."""

@@ -20,6 +20,7 @@ from protocol.messages import (
     StopReading,
 )
 from protocol.values import Buffer, Route, Sampling
+from strategy.chunking import ChunkSize
 from strategy.prefix import Key, PrefixDirectory
 from workers.engine.actions import Action, Forward
 from workers.engine.fitness import UnfitMessage
@@ -80,8 +81,12 @@ class Heads:
     def _new_head(self, route: Route) -> Head:
         return Head(
             route,
-            cost=self._stages.chunk_costs[route],
-            fixed_chunk_tokens=self._stages.fixed_chunk_tokens,
+            chunk_size=ChunkSize(
+                num_stages=route.num_stages,
+                cost=self._stages.chunk_costs[route],
+                fixed_tokens=self._stages.fixed_chunk_tokens,
+                together=self._stages.reads_together,
+            ),
             max_rows=self._stages.max_rows,
             prefixes=self._directories.get(route),
             keeps_answers=route == self._stages.copied,

@@ -1,5 +1,8 @@
 """The caches of the sequences on one stage: alone, or merged with others into a slot's batch; and their way back.
 
+Prompts that are read in one step are merged for it, filled up behind their ends. They stay so until one of them goes on: where all do
+in one slot, that is its batch.
+
 A step whose guesses turned out wrong leaves tokens in the caches that are none of the sequence's: the next one says where it
 begins, and the caches go back to there. Those that keep every token forget the last of them, those of several steps, if these
 followed each other; the others (sliding windows, state spaces) are copied before each step with guesses, and go back to where that
@@ -7,8 +10,9 @@ step began and nowhere else. Belongs to the MLX thread.
 """
 
 import copy
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from protocol.messages import Row, Step
@@ -63,6 +67,7 @@ class SequenceCaches:
     def __init__(self) -> None:
         self._sequences: dict[int, _OwnCache] = {}
         self._slots: dict[int, _SharedCache] = {}
+        self._read: list[_SharedCache] = []  # prompts of one step, of which none went on
 
     def __repr__(self) -> str:
         return f"SequenceCaches({len(self._sequences)} sequences in {len(self._slots)} slots)"
@@ -71,8 +76,12 @@ class SequenceCaches:
     def nbytes(self) -> int:
         """Of all caches here."""
         caches = [sequence.cache for sequence in self._sequences.values()]
-        caches += [slot.cache for slot in self._slots.values()]
+        caches += [shared.cache for shared in self._shared]
         return sum(cache.nbytes for cache in caches if cache is not None)
+
+    @property
+    def _shared(self) -> Iterable[_SharedCache]:
+        return chain(self._slots.values(), self._read)
 
     def open(self, sequence: int, cache: StageCache) -> None:
         """A sequence begins with this cache."""
@@ -84,11 +93,13 @@ class SequenceCaches:
         for number, slot in list(self._slots.items()):
             if not self._has_open(slot):
                 del self._slots[number]
+        self._read = [shared for shared in self._read if self._has_open(shared)]
 
     def clear(self) -> None:
         """Forget them all."""
         self._sequences.clear()
         self._slots.clear()
+        self._read.clear()
 
     def can_return(self, sequence: int, num_tokens: int) -> bool:
         """Whether the cache of a sequence can go back to its first tokens alone."""
@@ -102,12 +113,28 @@ class SequenceCaches:
             if num_excess:
                 self._return(row.sequence, num_excess)
         first = step.rows[0]
+        if step.slot is None and len(step.rows) > 1:
+            return self._merged_for(step)
         if step.slot is None or (len(step.rows) == 1 and (step.num_tokens > 1 or step.slot not in self._slots)):
             return self._alone(first, guesses=first.num_sampled > 1)
         slot = self._slots.setdefault(step.slot, _SharedCache())
         self._arrange(slot, step.rows)
         assert slot.cache is not None
         return slot.cache
+
+    def _merged_for(self, step: Step) -> StageCache:
+        sequences, padding = [row.sequence for row in step.rows], [row.padding for row in step.rows]
+        merged = self._joined(None, sequences)
+        self._read.append(_SharedCache(sequences, merged))
+        merged.prepare(lengths=[step.num_tokens - count for count in padding], right_padding=padding)
+        return merged
+
+    def settle(self, step: Step) -> None:
+        """What a step does is launched: what filled its prompts up goes."""
+        if step.slot is None and len(step.rows) > 1:
+            shared = self._read[-1]
+            assert shared.cache is not None
+            shared.cache.finalize()
 
     def read_only(self, sequence: int, num_excess: int = 0) -> StageCache:
         """The cache of one sequence, to copy from before the next step; it stays where it is. num_excess: of its last tokens,
@@ -116,9 +143,9 @@ class SequenceCaches:
         state = self._sequences[sequence]
         own = state.cache
         if own is None:
-            slot = next(slot for slot in self._slots.values() if sequence in slot.rows)
-            assert slot.cache is not None
-            return slot.cache.view(slot.rows.index(sequence))
+            shared = next(shared for shared in self._shared if sequence in shared.rows)
+            assert shared.cache is not None
+            return shared.cache.view(shared.rows.index(sequence))
         if num_excess and state.back is not None and state.back.copies:
             return state.back.returned(own.fork(), num_excess)
         return own
@@ -143,6 +170,12 @@ class SequenceCaches:
 
     def _own(self, sequence: int) -> StageCache:
         """The cache of one sequence alone; taken out of its slot's batch where it is in one."""
+        for shared in [shared for shared in self._read if sequence in shared.rows]:
+            self._read.remove(shared)
+            assert shared.cache is not None
+            for index, other in enumerate(shared.rows):
+                if other in self._sequences:
+                    self._sequences[other].cache = shared.cache.extract(index)
         own = self._sequences[sequence].cache
         if own is not None:
             return own
@@ -182,13 +215,21 @@ class SequenceCaches:
         slot.rows = wanted
 
     def _joined(self, cache: StageCache | None, newcomers: list[int]) -> StageCache:
-        merged = StageCache.merge([self._own(sequence) for sequence in newcomers])
+        merged = self._read_as_one(newcomers) or StageCache.merge([self._own(sequence) for sequence in newcomers])
         for sequence in newcomers:
             self._sequences[sequence] = _OwnCache(None)
         if cache is None:
             return merged
         cache.extend(merged)
         return cache
+
+    def _read_as_one(self, sequences: list[int]) -> StageCache | None:
+        """What exactly these were merged into to be read."""
+        for shared in self._read:
+            if shared.rows == sequences:
+                self._read.remove(shared)
+                return shared.cache
+        return None
 
 
 def _in_order(here: Sequence[int], wanted: Sequence[int]) -> Collection[int]:

@@ -49,6 +49,6 @@ def _expected_s(speed: StageSpeed, step: Step) -> float:
         case StepKind.DECODE if step.num_tokens == 1:
             return speed.decode_s(len(step.rows), start)
         case StepKind.DECODE | StepKind.PREFILL:
-            return speed.chunk_s(step.num_tokens, start)
+            return speed.chunk_s(step.size, start)
         case _:
             return speed.chunk_s(step.num_tokens, 0)

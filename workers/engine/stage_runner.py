@@ -254,7 +254,7 @@ class StageRunner:
         if step.route.head == self._name and launch.tokens is not None:
             for worker in step.route.beside(self._name):
                 self._links.send(worker, step, [launch.tokens.tobytes()])
-        limit_s = self._usual[step.route].limit_s(kind_of(step), step.num_tokens)
+        limit_s = self._usual[step.route].limit_s(kind_of(step), step.size)
         started_at = self._now()
         self._vitals.begin(started_at, limit_s if before is None else limit_s + before.limit_s)
         requests = self._timeline.requests_of(step) if self._timeline.is_watched(started_at) else None
@@ -305,7 +305,7 @@ class StageRunner:
             self._vitals.slowness.observe(speed, step, seconds, self._finished_at)
         self._leaves_memory = True
         self._copying.stepped(step.num_tokens)
-        self._usual[step.route].observe(kind, step.num_tokens, seconds)
+        self._usual[step.route].observe(kind, step.size, seconds)
         if self._vitals.num_steps % _CLEAR_EVERY_STEPS == 0:
             mx.clear_cache()
         return seconds

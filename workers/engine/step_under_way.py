@@ -18,7 +18,7 @@ class StepUnderWay:
 
     plan: StepPlan
     kind: StepKind
-    num_tokens: int
+    size: int
     launched_at: float
     limit_s: float
     is_reported: bool = False
@@ -46,19 +46,20 @@ class StepsUnderWay:
     def begin(self, plan: StepPlan, now: float) -> Step:
         """The step that is planned, under way from now on."""
         self._num_steps += 1
+        num_tokens = max(row.count for row in plan.rows)
         step = Step(
             number=self._num_steps,
             route=self._route,
             slot=plan.slot,
             cached=plan.cached,
-            rows=tuple(Row(row.sequence, row.start, row.num_sampled) for row in plan.rows),
-            num_tokens=plan.rows[0].count,
+            rows=tuple(Row(row.sequence, row.start, row.num_sampled, num_tokens - row.count) for row in plan.rows),
+            num_tokens=num_tokens,
         )
         kind = kind_of(step)
-        limit_s = self._usual.limit_s(kind, step.num_tokens)
+        limit_s = self._usual.limit_s(kind, step.size)
         for ahead in self._steps.values():
             limit_s = max(limit_s, ahead.limit_s)
-        self._steps[step.number] = StepUnderWay(plan, kind, step.num_tokens, now, limit_s)
+        self._steps[step.number] = StepUnderWay(plan, kind, step.size, now, limit_s)
         return step
 
     def __getitem__(self, number: int) -> StepUnderWay:
@@ -75,7 +76,7 @@ class StepsUnderWay:
 
     def took(self, step: StepUnderWay, now: float) -> None:
         """A step came back now."""
-        self._usual.observe(step.kind, step.num_tokens, now - step.launched_at)
+        self._usual.observe(step.kind, step.size, now - step.launched_at)
 
     def overdue(self, now: float) -> list[Report]:
         """Steps that should have come back; each is told once."""

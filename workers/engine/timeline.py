@@ -76,7 +76,7 @@ class Timeline:
             kind=kind_of(step).value,
             at=round(self._clock() - (self._now() - began_at), 6),
             s=round(seconds, 6),
-            tokens=len(step.rows) * step.num_tokens,
+            tokens=step.size,
             requests=requests,
             bytes=passed_on,
         )

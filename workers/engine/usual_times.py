@@ -29,13 +29,13 @@ class UsualTimes:
         return f"UsualTimes({learned})"
 
     def observe(self, kind: StepKind, num_tokens: int, seconds: float) -> None:
-        """A step of `num_tokens` tokens in a row took this long."""
+        """A step of `num_tokens` tokens in all took this long."""
         unit_s = seconds if kind is StepKind.DECODE else seconds / num_tokens
         known_s = self._learned_s.get(kind, unit_s)
         self._learned_s[kind] = known_s + _SMOOTHING * (unit_s - known_s)
 
     def limit_s(self, kind: StepKind, num_tokens: int) -> float:
-        """From how many seconds on a step of `num_tokens` tokens in a row is overdue."""
+        """From how many seconds on a step of `num_tokens` tokens in all is overdue."""
         usual_s = self._usual_s(kind, num_tokens)
         return LIMIT_OF_UNKNOWN_S if usual_s is None else max(SHORTEST_LIMIT_S, OVERDUE_FACTOR * usual_s)
 

@@ -20,7 +20,8 @@ def row_view(batch: BatchKVCache, index: int) -> KVCache:
     """A sequence of a batch as a cache of its own whose arrays are the batch's; mlx-lm's extract copies them."""
     row = KVCache()
     if batch.keys is not None:
-        start, stop = batch.left_padding[index].item(), batch._idx  # noqa: SLF001  mlx-lm has no name for its end
+        # All of them: for one the device would have to end first what it is at.
+        start, stop = batch.left_padding.tolist()[index], batch._idx  # noqa: SLF001  mlx-lm has no name for its end
         row.keys = batch.keys[index : index + 1, :, start:stop]
         row.values = batch.values[index : index + 1, :, start:stop]
         row.offset = stop - start

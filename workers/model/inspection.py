@@ -29,7 +29,7 @@ from workers.tensor.cuts import shares as rank_shares
 from workers.tensor.trying import derive
 from workers.zoo.configurations import architecture_of
 
-REVISION = 5
+REVISION = 6
 MAX_TRIED_WEIGHTS = 50_000_000
 _CONTEXT_KEYS = ("max_position_embeddings", "model_max_length", "n_positions", "max_seq_len", "n_ctx", "seq_length")
 
@@ -43,7 +43,7 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     last_position_only: the projection can be limited to the last position. context_tokens: None when the configuration
     says nothing. uncached_in_caches: passes without caches are wrong, so they need caches that are thrown away.
     whole_prompts: what a prompt's chunks are changes the logits, so a prompt must run as in mlx-lm, from its beginning.
-    embeds: what the projection to logits is given can be had.
+    reads_together: prompts of different lengths can be read in one pass. embeds: what the projection to logits is given can be had.
     """
 
     architecture: str
@@ -56,6 +56,7 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     context_tokens: int | None = None
     uncached_in_caches: bool = True
     whole_prompts: bool = True
+    reads_together: bool = False
     embeds: bool = False
 
 
@@ -132,6 +133,7 @@ def _tried(trial: Trial, base: Inspection) -> Inspection:
         last_position_only=trial.last_position_only(),
         uncached_in_caches=trial.uncached_is_wrong(),
         whole_prompts=trial.chunks_are_wrong(),
+        reads_together=trial.reads_together(cuts),
         embeds=trial.shows_hidden_states(),
     )
 
@@ -197,6 +199,8 @@ def _special(found: Inspection) -> str:
         special.append("without a KV cache each pass runs in caches that are thrown away")
     if found.whole_prompts and not found.why_not:
         special.append("prompts run in mlx-lm's own chunks and none is reused")
+    if found.batches and not found.reads_together:
+        special.append("each prompt is read by itself")
     if not found.embeds and not found.why_not:
         special.append("no embeddings")
     return "; ".join(special)
@@ -233,8 +237,8 @@ turns. *Tensor ranks*: {in_ranks} can also be cut into ranks that compute every 
 (`./launch.sh bench tensor-cuts` compares every one with the whole model): by sums behind attention and feed-forward, or by gathering
 what linear layers return where the model's code allows nothing else; with the share of the tiny model's layers that a rank of two, and
 of four, holds. *Special*: where mlx-lm's code gives other logits without a KV cache, or for other chunks of a prompt, than it does
-when it generates by itself, and what is done so that its own answer comes out; and where no embeddings can be made, since the
-model's code shows nothing of its hidden states.
+when it generates by itself, and what is done so that its own answer comes out; where short prompts cannot be read in one step, filled
+up to the longest; and where no embeddings can be made, since the model's code shows nothing of its hidden states.
 
 | architecture | splits | batches | tensor ranks | special |
 | --- | --- | --- | --- | --- |

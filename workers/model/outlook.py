@@ -37,6 +37,7 @@ def outlook(path: Path, cache: Path, kv: KvSettings | None, ranks: Sequence[int]
         context_tokens=found.context_tokens,
         uncached_in_caches=found.uncached_in_caches,
         whole_prompts=found.whole_prompts,
+        reads_together=found.reads_together,
         caches=() if kv is None else planned_caches(read_config(path), kv),
         rank_cuts=rank_cuts(path, ranks, cache),
     )

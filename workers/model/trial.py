@@ -32,6 +32,7 @@ _IN_CHUNKS: Passes = (_IDS[:15], _IDS[15:16], _IDS[16:38], *_OWN[1:])
 _CACHED: Passes = (*_OWN, _IDS[40:])
 _AT_ONCE: Passes = (_IDS[:40],)
 _BRIEFLY: Passes = (_IDS[:4], _IDS[4:5])
+_BEGUN = 3
 _RAGGED: Passes = (_IDS[:17], _IDS[5:9], _IDS[9:20])
 # Of the largest logit: what another order of additions may change.
 _ROUNDING = 1e-4
@@ -99,6 +100,11 @@ class Trial:
         """
         stages = _stages(cuts[len(cuts) // 2 :][:1], self.num_layers)
         return self._can_batch and bool(_attempt(lambda: self._batch_equals_its_sequences(stages))[0])
+
+    def reads_together(self, cuts: Sequence[int]) -> bool:
+        """As `batches`, where prompts of different lengths are read in one pass, filled up behind their ends."""
+        stages = _stages(cuts[len(cuts) // 2 :][:1], self.num_layers)
+        return self._can_batch and bool(_attempt(lambda: self._read_together_equals_alone(stages))[0])
 
     def last_position_only(self) -> bool:
         """Whether the projection can be limited to the last position; not where passes cannot be redirected at all."""
@@ -197,25 +203,54 @@ class Trial:
 
     def _batch_equals_its_sequences(self, stages: Sequence[LayerRange]) -> bool:
         """Of three sequences one comes later, then one leaves and goes on alone."""
-        alone = [[self._split.make_cache(layers) for layers in stages] for _ in _RAGGED]
-        for ids, caches in zip(_RAGGED, alone, strict=True):
-            self._through(stages, [ids], caches)
-
-        def same(batch: Sequence[StageCache], rows: Sequence[int], token: int) -> bool:
-            expected = mx.concatenate([self._through(stages, [(token,)], alone[row]) for row in rows])
-            return _near(self._through(stages, [(token,)] * len(rows), batch), expected)
-
+        alone = self._ragged(stages, _RAGGED)
         batch = [StageCache.merge(list(caches)) for caches in zip(*alone[:2], strict=True)]
-        if not same(batch, (0, 1), 9):
+        if not self._steps_alike(stages, batch, alone[:2], 9):
             return False
         for cache, newcomer in zip(batch, alone[2], strict=True):
             cache.extend(StageCache.merge([newcomer]))
-        if not same(batch, (0, 1, 2), 13):
+        if not self._steps_alike(stages, batch, alone, 13):
             return False
         left = [cache.extract(1) for cache in batch]
         for cache in batch:
             cache.filter([2, 0])
-        return same(batch, (2, 0), 31) and same(left, (1,), 8)
+        return self._steps_alike(stages, batch, [alone[2], alone[0]], 31) and self._steps_alike(
+            stages, left, [alone[1]], 8
+        )
+
+    def _read_together_equals_alone(self, stages: Sequence[LayerRange]) -> bool:
+        """Of three sequences one has begun before, and one leaves then and goes on alone."""
+        alone = self._ragged(stages, _RAGGED)
+        begun, rests = _RAGGED[0][:_BEGUN], (_RAGGED[0][_BEGUN:], *_RAGGED[1:])
+        batch = [StageCache.merge(list(caches)) for caches in zip(*self._ragged(stages, (begun, (), ())), strict=True)]
+        longest = max(map(len, rests))
+        for cache in batch:
+            cache.prepare(lengths=[*map(len, rests)], right_padding=[longest - len(rest) for rest in rests])
+        self._through(stages, [(*rest, *_IDS)[:longest] for rest in rests], batch)
+        for cache in batch:
+            cache.finalize()
+        if not self._steps_alike(stages, batch, alone, 9):
+            return False
+        return self._steps_alike(stages, [cache.extract(1) for cache in batch], [alone[1]], 13)
+
+    def _ragged(self, stages: Sequence[LayerRange], passes: Passes) -> list[list[StageCache]]:
+        """Caches of sequences that have so much."""
+        every = [[self._split.make_cache(layers) for layers in stages] for _ in passes]
+        for ids, caches in zip(passes, every, strict=True):
+            if ids:
+                self._through(stages, [ids], caches)
+        return every
+
+    def _steps_alike(
+        self,
+        stages: Sequence[LayerRange],
+        batch: Sequence[StageCache],
+        alone: Sequence[Sequence[StageCache]],
+        token: int,
+    ) -> bool:
+        """Whether one more token gives the same in a batch as for each of its sequences alone."""
+        expected = mx.concatenate([self._through(stages, [(token,)], caches) for caches in alone])
+        return _near(self._through(stages, [(token,)] * len(alone), batch), expected)
 
 
 def _attempt(action: Callable[[], T]) -> tuple[T | None, Exception | None]:

@@ -34,6 +34,7 @@ NOBODY = Route(())
 KEY = bytes(16)
 ROWS = (Row(900, 0, num_sampled=1),)
 OPEN = (Row(1, 0, num_sampled=1),)  # a sequence that runs on both
+FILLED, UNDERFILLED = ((Row(1, 0, num_sampled=0, padding=count),) for count in (1, -1))
 BEYOND = 100_000
 GREEDY = Sampling()
 
@@ -135,6 +136,13 @@ UNFIT_MESSAGES = {
     "step of more rows than a batch has": (step(BOTH, rows=ROWS * 200), (ids(*[5] * 200),)),
     "step that names a sequence twice": (step(BOTH, rows=OPEN * 2), (ids(5, 6),)),
     "step of rows without a slot": (step(BOTH, rows=ROWS + OPEN, slot=None), (ids(5, 6),)),
+    "step that samples from prompts that are read together": (
+        step(BOTH, rows=(Row(1, 0, num_sampled=0), Row(2, 0, num_sampled=1)), slot=None),
+        (ids(5, 6),),
+    ),
+    "step that is filled up with all of it": (step(BOTH, rows=FILLED, slot=None), (ids(5),)),
+    "step that is filled up with less than nothing": (step(BOTH, rows=UNDERFILLED, slot=None), (ids(5),)),
+    "step that is filled up in a slot": (step(BOTH, rows=FILLED, num_tokens=2), (ids(5, 6),)),
     "step without caches in a slot": (step(BOTH, cached=False), (ids(5),)),
     "step without caches of a sequence with one": (step(BOTH, rows=OPEN, cached=False, slot=None), (ids(5),)),
     "step from elsewhere in a sequence": (step(BOTH, rows=(Row(1, 7, num_sampled=1),)), (ids(5),)),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from protocol.messages import OpenSequence, Row, Step
+from protocol.messages import KeepPrefix, OpenSequence, Row, Step
 from protocol.values import Route, Sampling
 from workers.cache.prefix_store import PrefixStore
 from workers.engine.executor import StageExecutor, StagePlace
@@ -30,8 +30,8 @@ class Played:
         self.tokens = {}
         self._number = 0
 
-    def open(self, sequence, prompt, *, cached=True):
-        """Open a sequence and prefill all of its prompt but the last token."""
+    def open(self, sequence, prompt, *, cached=True, read=None):
+        """Open a sequence and prefill all of its prompt but the last token, or its first `read` tokens."""
         self.executor.open(
             OpenSequence(
                 sequence=sequence,
@@ -45,8 +45,23 @@ class Played:
             (),
         )
         self.tokens[sequence] = list(prompt)
-        if cached and len(prompt) > 1:
-            self._run(None, [Row(sequence, 0, num_sampled=0)], [prompt[:-1]])
+        count = len(prompt) - 1 if read is None else read
+        if cached and count:
+            self._run(None, [Row(sequence, 0, num_sampled=0)], [prompt[:count]])
+
+    def read(self, *sequences, but=0):
+        """Prompts of open sequences in one step, but for their last token; `but` the first so many tokens, which were read."""
+        ends = [len(self.tokens[sequence]) - 1 for sequence in sequences]
+        longest = max(ends) - but
+        ids = [
+            (self.tokens[sequence][but:end] + [7] * longest)[:longest]
+            for sequence, end in zip(sequences, ends, strict=True)
+        ]
+        rows = [
+            Row(sequence, but, num_sampled=0, padding=longest + but - end)
+            for sequence, end in zip(sequences, ends, strict=True)
+        ]
+        self._run(None, rows, ids)
 
     def decode(self, slot, *sequences):
         """One token more for each of `sequences`, as one batch."""
@@ -88,6 +103,78 @@ def expected(model):
 def assert_as_alone(played, expected):
     for sequence, tokens in played.tokens.items():
         assert tokens == expected[sequence][: len(tokens)], sequence
+
+
+@pytest.fixture
+def unread(model):
+    played = Played(model)
+    for sequence, prompt in PROMPTS.items():
+        played.open(sequence, prompt, read=0)
+    return played
+
+
+def test_prompts_that_are_read_together_get_what_they_would_get_alone(unread, expected):
+    unread.read(1, 2, 3, 4)
+    for _ in range(8):
+        unread.decode(0, 1, 2, 3, 4)
+    assert_as_alone(unread, expected)
+
+
+def test_prompts_that_were_read_together_go_on_in_any_company(unread, expected):
+    unread.read(1, 2, 3)
+    unread.decode(0, 2)
+    unread.decode(1, 3, 1)
+    unread.decode(0, 2, 3)
+    assert_as_alone(unread, expected)
+
+
+def test_rests_of_prompts_are_read_together_behind_what_was_read_before(model, expected):
+    played = Played(model)
+    for sequence, prompt in PROMPTS.items():
+        played.open(sequence, prompt, read=2 if sequence > 1 else None)
+    played.decode(0, 1)
+    played.read(2, 3, 4, but=2)
+    played.decode(0, 1, 2, 3, 4)
+    played.decode(0, 1, 2, 3, 4)
+    assert_as_alone(played, expected)
+
+
+def test_one_of_the_prompts_that_were_read_together_ends_before_any_goes_on(unread, expected):
+    unread.read(1, 2, 3, 4)
+    before = unread.executor.kv_bytes
+    unread.executor.close(2)
+    del unread.tokens[2]
+    unread.decode(0, 1, 3)
+    unread.decode(0, 1, 3, 4)
+    assert_as_alone(unread, expected)
+    for sequence in (1, 3, 4):
+        unread.executor.close(sequence)
+    assert before > unread.executor.kv_bytes == 0
+
+
+def test_what_prompts_have_that_are_read_together_is_kept_of_each(unread, model, expected):
+    unread.read(1, 2, 3, 4)
+    key = b"k" * 16
+    unread.executor.keep(KeepPrefix(sequence=3, route=ROUTE, spans=((0, 4),)), (key,))
+    unread.executor.close(3)
+    prompt = PROMPTS[3]
+    unread.executor.open(
+        OpenSequence(
+            sequence=33,
+            route=ROUTE,
+            cached=True,
+            sampling=Sampling(),
+            seed=0,
+            history=tuple(prompt),
+            max_length=60,
+            computed_tokens=4,
+        ),
+        (key,),
+    )
+    unread.tokens = {33: list(prompt)}
+    unread.read(33, but=4)
+    unread.decode(0, 33)
+    assert unread.tokens[33] == expected[3][: len(prompt) + 1]
 
 
 def test_rows_of_a_batch_get_what_they_would_get_alone(played, expected):

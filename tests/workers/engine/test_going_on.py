@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from protocol.messages import CloseSequence, Generate, KeepPrefix, Sampled, SequenceFailed, Tokens
 from protocol.values import Route, Sampling
-from strategy.chunking import ChunkCost
+from strategy.chunking import ChunkCost, ChunkSize
 from strategy.drafting import DraftLength
 from strategy.prefix import BLOCK_TOKENS, PrefixDirectory
 from workers.drafting.guessers import Guesser
@@ -54,8 +54,9 @@ class Played:
         self._num_known = None
         self.head = Head(
             route,
-            cost=ChunkCost(fixed_s=0.01, token_s=0.001),
-            fixed_chunk_tokens=16,
+            chunk_size=ChunkSize(
+                num_stages=route.num_stages, cost=ChunkCost(fixed_s=0.01, token_s=0.001), fixed_tokens=16
+            ),
             max_rows=8,
             prefixes=prefixes,
             keeps_answers=keeps_answers,

@@ -19,7 +19,7 @@ from protocol.messages import (
     Update,
 )
 from protocol.values import Route, Sampling
-from strategy.chunking import ChunkCost
+from strategy.chunking import ChunkCost, ChunkSize
 from strategy.prefix import BLOCK_TOKENS, PrefixDirectory
 from workers.engine.actions import Forward, Report, Tell
 from workers.engine.fitness import UnfitMessage
@@ -33,13 +33,17 @@ END = 2
 class Played:
     """A head whose steps the test answers. `forwarded` is to go down the route, `reported` to the coordinator."""
 
-    def __init__(self, *, chunk_tokens=16, max_rows=8, prefixes=None, keeps_answers=False, route=ROUTE):
+    def __init__(self, *, chunk_tokens=16, max_rows=8, prefixes=None, keeps_answers=False, route=ROUTE, together=False):
         self.forwarded, self.reported, self.told = [], [], []
         self.now = 100.0
         self.head = Head(
             route,
-            cost=ChunkCost(fixed_s=0.01, token_s=0.001),
-            fixed_chunk_tokens=chunk_tokens,
+            chunk_size=ChunkSize(
+                num_stages=route.num_stages,
+                cost=ChunkCost(fixed_s=0.01, token_s=0.001),
+                fixed_tokens=chunk_tokens,
+                together=together,
+            ),
             max_rows=max_rows,
             prefixes=prefixes,
             keeps_answers=keeps_answers,
@@ -67,6 +71,20 @@ class Played:
             end_tokens=end_tokens,
             sampling=Sampling(**sampling),
             seed=7,
+        )
+        self.do(self.head.begin(request, list(prompt)))
+
+    def score(self, sequence, prompt):
+        """A prompt whose tokens' log probabilities are told."""
+        request = Generate(
+            sequence=sequence,
+            route=self.head.route,
+            cached=True,
+            max_tokens=1,
+            end_tokens=(END,),
+            sampling=Sampling(logprobs=1),
+            seed=0,
+            scores_prompt=True,
         )
         self.do(self.head.begin(request, list(prompt)))
 
@@ -246,6 +264,56 @@ def test_failed_step_fails_each_of_its_rows_and_no_other_sequence(played):
     played.sampled(going_on, 70, 71)
     assert [update.sequence for update in played.updates()] == [row.sequence for row in going_on.rows]
     assert len(played.head) == 2
+
+
+def read_together(*prompts, **options):
+    """A head with these prompts, and the first step, which reads them all."""
+    played = Played(route=Route(("alpha",)), together=True, chunk_tokens=400, **options)
+    for sequence, prompt in enumerate(prompts, 1):
+        played.begin(sequence, prompt)
+    step, ids = played.issue()
+    assert [row.sequence for row in step.rows] == list(range(1, len(prompts) + 1))
+    return played, step, ids
+
+
+def test_prompts_that_are_read_together_are_filled_up_behind_their_ends():
+    played, step, ids = read_together(range(100, 106), range(200, 209), range(300, 305))
+    assert [(row.position, step.end_of(row), row.padding) for row in step.rows] == [(0, 5, 3), (0, 8, 0), (0, 4, 4)]
+    assert ids.tolist() == [[*range(100, 105), 104, 104, 104], [*range(200, 208)], [*range(300, 304), *[303] * 4]]
+    assert step.size == 24
+    played.sampled(step)
+    _, ids = played.issue()
+    assert ids.tolist() == [[105], [208], [304]]
+
+
+def test_of_prompts_that_are_read_together_each_is_kept_to_its_own_end():
+    prefixes = PrefixDirectory(capacity=100, snapshots=False)
+    prompts = [range(start, start + 2 * BLOCK_TOKENS + start // 100) for start in (100, 900)]
+    played, _, _ = read_together(*prompts, prefixes=prefixes)
+    spans = [message.spans for message in played.forwarded if isinstance(message, KeepPrefix)]
+    assert spans == [((0, BLOCK_TOKENS), (BLOCK_TOKENS, 2 * BLOCK_TOKENS))] * 2
+
+
+def test_prompts_whose_common_step_failed_begin_anew_each_alone_and_one_that_fails_again_fails_alone():
+    played, step, _ = read_together([5, 6, 7], [5, 8, 9, 10], [5, 6])
+    played.forwarded.clear()
+    played.failed(step, "alpha: no memory")
+    opened = [message.sequence for message in played.forwarded if isinstance(message, OpenSequence)]
+    assert len(opened) == len(played.head) == 3
+    steps = [played.issue()[0] for _ in range(2)]
+    assert [len(each.rows) for each in steps] == [1, 1]
+    played.failed(steps[0], "alpha: no memory")
+    failed = [message.sequence for message in played.reported if isinstance(message, SequenceFailed)]
+    assert failed == [1]
+    assert len(played.head) == 2
+
+
+def test_prompt_whose_log_probabilities_are_told_is_read_alone():
+    played = Played(route=Route(("alpha",)), together=True)
+    for sequence in (1, 2):
+        played.score(sequence, [5, 6, 7])
+    step, _ = played.issue()
+    assert len(step.rows) == 1
 
 
 def test_progress_of_a_long_prompt_only_is_reported():

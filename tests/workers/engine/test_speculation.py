@@ -4,7 +4,7 @@ import pytest
 
 from protocol.messages import Generate, Sampled
 from protocol.values import Route, Sampling
-from strategy.chunking import ChunkCost
+from strategy.chunking import ChunkCost, ChunkSize
 from workers.drafting.guessers import Guesser
 from workers.engine.head import Head
 from workers.engine.speculation import Speculation
@@ -52,8 +52,7 @@ def num_guessed(head, sequence, count):
 def head_with(guessers):
     return Head(
         ROUTE,
-        cost=ChunkCost(fixed_s=0.01, token_s=0.001),
-        fixed_chunk_tokens=16,
+        chunk_size=ChunkSize(num_stages=ROUTE.num_stages, cost=ChunkCost(fixed_s=0.01, token_s=0.001), fixed_tokens=16),
         max_rows=8,
         prefixes=None,
         speculation=Speculation(guessers, forgets=True),
