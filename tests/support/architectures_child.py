@@ -21,7 +21,11 @@ PASSES = {
     True: [[[7, 3, 250, 19, 66, 5, 88, 41, 9, 120, 13, 2]], [[31, 8, 77, 45, 6]], [[9]]],
 }
 # Beyond the sliding windows of tiny models, and short of them.
-PROMPTS = ([(7 * place) % 251 + 5 for place in range(40)], [11, 30, 4, 99, 7], [200, 17, 5, 9, 31, 77, 8])  # the short ones are read together
+PROMPTS = (
+    [(7 * place) % 251 + 5 for place in range(40)],
+    [11, 30, 4, 99, 7],
+    [200, 17, 5, 9, 31, 77, 8],
+)  # the short ones are read together
 # By strategy; without a cache every token is computed as the one before.
 NUM_TOKENS = {"single-device-cached": 3, "distributed-cached": 3, "distributed-no-cache": 2, "distributed-prefill": 2}
 SPECIAL = {

@@ -1,6 +1,6 @@
 """What is to be done: values that the head of a route and the handlers of messages return and the engine performs, in order."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -68,3 +68,11 @@ class AnswerHead(msgspec.Struct, frozen=True):
 
 
 Action = Report | Tell | Forward | Launch | AnswerHead
+
+
+def split_reports(actions: Iterable[Action]) -> tuple[list[Action], list[Action]]:
+    """What is only told the coordinator, and what else is to be done, each in order."""
+    parts: tuple[list[Action], list[Action]] = [], []
+    for action in actions:
+        parts[not isinstance(action, Report)].append(action)
+    return parts

@@ -194,7 +194,8 @@ class Checks:
         if not all(0 <= row.num_sampled <= num_tokens for row in message.rows):
             raise UnfitMessage("a step that samples from more tokens than it has")
         ids = _ids(required_buffer(buffers, 0, "the step's token ids"))
-        if len(ids) != num_rows * num_tokens:
+        is_announced = message.route.is_shared and message.slot is not None and num_tokens == 1 and not len(ids)
+        if len(ids) != num_rows * num_tokens and not is_announced:
             raise UnfitMessage(f"{len(ids)} ids for {num_rows} rows of {num_tokens} tokens")
         self._known(ids)
 

@@ -50,7 +50,7 @@ from protocol.messages import (
 )
 from protocol.transport import DataLinks
 from protocol.values import TO_COORDINATOR, Buffer, LayerRange, Peer, unpack_ids, unpack_keys
-from workers.engine.actions import Action, AnswerHead, Forward, Launch, Passed, Report, Tell
+from workers.engine.actions import Action, AnswerHead, Forward, Launch, Passed, Report, Tell, split_reports
 from workers.engine.arrivals import Adrift, Arrivals
 from workers.engine.checks import Checks, Handler
 from workers.engine.failures import failure_of
@@ -69,6 +69,7 @@ log = logging.getLogger(__name__)
 # For what is kept of past sequences, when the process ends; what does not get to the disk is read again.
 _FLUSH_S = 0.5
 _Buffers = tuple[Buffer, ...]
+_Look = TypeVar("_Look", InspectModel, PrepareStage)
 _Result = TypeVar("_Result")
 
 
@@ -120,8 +121,8 @@ class Engine:
             HandOver: _passed_on,
             HandedOver: self._handed_over,
             ReadingFailed: lambda message, _: self._heads.handovers.failed(message),
-            CopyPrefix: self._adopt,
-            CopyArrived: self._copied,
+            CopyPrefix: self._runner.adopt,
+            CopyArrived: self._runner.copied,
             Step: lambda step, buffers: [self._runner.received(step, buffers)],
             Pooled: lambda message, buffers: self._heads.pooled(message, buffers[0]),
             Sampled: self._answered,
@@ -151,8 +152,7 @@ class Engine:
 
     def post_of_worker(self, envelope: Envelope) -> bool:
         """Hand in what another worker said; whether it is of the plan in force and from whom it says."""
-        is_of_the_plan = self._arrivals.is_of_the_plan(envelope)
-        if is_of_the_plan:
+        if is_of_the_plan := self._arrivals.is_of_the_plan(envelope):
             self.post(envelope)
         return is_of_the_plan
 
@@ -280,26 +280,35 @@ class Engine:
 
     def _launch(self, launch: Launch, in_flight: StepInFlight | None) -> StepInFlight | None:
         """Begin a step, then finish the one before: the host prepares one while the device computes the other."""
-        step = launch.step
+        step, behind = launch.step, list[Action]()
+        if failure := self._attempt(step, self._runner.announce, launch)[1]:
+            return self._perform(failure, in_flight)
         if in_flight is not None and self._runner.launch_waits(step.route):
-            self._finish(in_flight)
+            behind = self._finish(in_flight, is_announced=launch.tokens is None)
             in_flight = None
         launched, failure = self._attempt(step, self._runner.launch, launch, in_flight)
         if launched is None:
-            return self._perform(failure, in_flight)
+            return self._perform([*behind, *failure], in_flight)
         if in_flight is not None:
             self._finish(in_flight)
-        return launched
+        return self._perform(behind, launched)
 
-    def _finish(self, in_flight: StepInFlight) -> None:
-        """Wait for the step in flight, and tell its head what came of it where that is known here."""
+    def _finish(self, in_flight: StepInFlight, *, is_announced: bool = False) -> list[Action]:
+        """Wait for the step in flight, and tell its head what came of it where that is known here. is_announced: other ranks were told of the
+        step behind it; so what changes sequences is not done but returned, to be done behind that one.
+        """
         step = in_flight.step
         finished, failure = self._attempt(step, self._runner.finish, in_flight)
-        if finished is None:
-            self._perform(failure, None)
-            return
-        self._heads.ran(step, finished.seconds)
-        self._perform(finished.told, None)
+        if finished is not None:
+            self._heads.ran(step, finished.seconds)
+        told = failure if finished is None else finished.told
+        if not is_announced or not isinstance(answer := next(iter(told), None), AnswerHead):
+            self._perform(told, None)
+            return []
+        found, failure = self._attempt(answer.message, self._answered, answer.message, ())
+        reports, others = split_reports(failure if found is None else found)
+        self._perform(reports, None)
+        return others
 
     def _answer(self, message: Sampled | StepFailed, in_flight: StepInFlight | None) -> StepInFlight | None:
         """To the head of the step's route, directly when that is here."""
@@ -350,9 +359,7 @@ class Engine:
         self._vitals.measure(self._now(), stages)  # what says that this is loaded is not followed by older figures
         return (report,)
 
-    def _look_after(
-        self, look: Callable[[Any], Report], message: InspectModel | PrepareStage, _: _Buffers
-    ) -> tuple[Report]:
+    def _look_after(self, look: Callable[[_Look], Report], message: _Look, _: _Buffers) -> tuple[Report]:
         """Where no plan is in force, the coordinator that asks is answered, which may be another than before."""
         if self._arrivals.is_suspended:
             self._renew_links(message.reply_to)
@@ -380,14 +387,6 @@ class Engine:
         return ()
 
     # --- sequences
-
-    def _adopt(self, message: CopyPrefix, buffers: _Buffers) -> Sequence[Action]:
-        self._runner.adopt(message, buffers)
-        return ()
-
-    def _copied(self, message: CopyArrived, _: _Buffers) -> Sequence[Action]:
-        self._runner.copied(message)
-        return ()
 
     def _handed_over(self, message: HandedOver, buffers: _Buffers) -> list[Action]:
         return self._heads.handovers.handed_over(message, self._runner.handed_over(message, buffers))

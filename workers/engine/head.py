@@ -151,8 +151,7 @@ class Head:
             cached=request.cached,
             client=request.client,
             computed_tokens=opening.computed_tokens,
-            runs_ahead=not any(penalties)
-            and not self.route.is_shared,  # penalties look at the ids before, ranks are told them
+            runs_ahead=not any(penalties),  # which look at the ids before
             reads_only=generation.reads_only,
         )
         if generation.is_anew or request.scores_prompt:

@@ -3,6 +3,7 @@
 import contextlib
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 
 from protocol.messages import Step
@@ -23,3 +24,11 @@ class RankExecutor(StageExecutor):
         wants_logits = any(row.num_sampled for row in step.rows) or self._scores.concern(step)
         with contextlib.nullcontext() if wants_logits else self._exchange.without_logits():
             return super().launch(step, tokens, payload)
+
+    def _sampled_before(self, step: Step) -> mx.array:
+        """All ranks are told what one of them sampled, which has it on the host by then: nobody waits for the device for it."""
+        ids = np.zeros((len(step.rows), 1), np.int32)
+        if not self._stage.is_silent:
+            assert step.slot is not None
+            ids[:] = self._last_sampled[step.slot].ids()
+        return self._exchange.sum(mx.array(ids))

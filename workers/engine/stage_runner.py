@@ -196,7 +196,7 @@ class StageRunner:
         """Hand over what may go now of what is kept here; whether anything went. is_idle: nothing else is to do."""
         return self._copying.go_on(is_idle=is_idle)
 
-    def adopt(self, message: CopyPrefix, buffers: Sequence[Buffer]) -> None:
+    def adopt(self, message: CopyPrefix, buffers: Sequence[Buffer]) -> Sequence[Tell]:
         """Hold what the stage of another worker keeps. Raises WireError for a part that is none."""
         prefixes = self.stages.executors[message.route].prefixes
         self._move(sum(map(len, buffers)))
@@ -205,10 +205,12 @@ class StageRunner:
             prefixes.adopt(message.layers, key, message.part, buffers[1:], is_earlier=message.is_earlier)
         finally:
             self._links.send(message.worker, CopyArrived(route=message.route))
+        return ()
 
-    def copied(self, _: CopyArrived) -> None:
+    def copied(self, _: CopyArrived, __: Sequence[Buffer]) -> Sequence[Tell]:
         """Another worker is done with a part that it was handed."""
         self._copying.arrived()
+        return ()
 
     def flush(self, is_over: Callable[[], bool] = lambda: False) -> None:
         """Put on disk what past sequences left, until `is_over`."""
@@ -226,24 +228,32 @@ class StageRunner:
 
     @staticmethod
     def received(step: Step, buffers: Sequence[Buffer]) -> Launch:
-        """A step as another worker passed it on."""
-        tokens = np.frombuffer(buffers[0], dtype=np.int32).reshape(len(step.rows), step.num_tokens)
+        """A step as another worker passed it on, or announced it."""
+        ids = np.frombuffer(buffers[0], dtype=np.int32)
+        tokens = ids.reshape(len(step.rows), step.num_tokens) if ids.size else None
         return Launch(step, tokens, payload.decode(step.payload, buffers[1:]))
 
-    def launch_waits(self, route: Route) -> bool:
-        """Whether a launch would wait for the device: on a CPU it does until most of the step is computed.
+    def announce(self, launch: Launch) -> None:
+        """The other ranks of this stage hear of a step that the head is about to launch, whose ids may be sampled by then."""
+        step = launch.step
+        if step.route.head == self._name:
+            for worker in step.route.beside(self._name):
+                self._links.send(worker, step, [b"" if launch.tokens is None else launch.tokens.tobytes()])
 
-        So what another stage waits for goes out before.
+    def launch_waits(self, route: Route) -> bool:
+        """Whether a launch would wait: for the device, as on a CPU until most of the step is computed, or for ids of the step before.
+
+        So what somebody waits for goes out before.
         """
-        return not route.is_single and not self._launch_returns_at_once
+        return not route.is_single and (route.is_shared or not self._launch_returns_at_once)
 
     def is_awaited(self, in_flight: StepInFlight) -> bool:
         """Whether what a step gives is to be passed on before anything else is looked for: that may take a while, as its head guesses on, or
         where the next launch waits until most of another step is computed, for which nobody should wait with a first token.
         """
         step = in_flight.step
-        if not self.passes_on(step.route):
-            return in_flight.launched.is_first and not self._launch_returns_at_once
+        if self._next_worker(step.route) is None:
+            return in_flight.launched.is_first and (step.route.is_shared or not self._launch_returns_at_once)
         guesses = any(row.num_sampled > 1 for row in step.rows)
         return guesses or self.launch_waits(step.route)
 
@@ -251,9 +261,6 @@ class StageRunner:
         """Begin a step; `before` it another is in flight, for which the device may have to be waited for."""
         step = launch.step
         executor = self.stages.executors[step.route]
-        if step.route.head == self._name and launch.tokens is not None:
-            for worker in step.route.beside(self._name):
-                self._links.send(worker, step, [launch.tokens.tobytes()])
         limit_s = self._usual[step.route].limit_s(kind_of(step), step.size)
         started_at = self._now()
         self._vitals.begin(started_at, limit_s if before is None else limit_s + before.limit_s)
