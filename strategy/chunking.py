@@ -176,9 +176,8 @@ class ChunkSize:
         cost = self.cost_behind(computed_tokens)
         best = float(MAX_TOKENS)
         if self._num_stages > 1:
-            usual = self.cost_behind(
-                max(computed_tokens + left - prefill_tokens / 2, 0.0)
-            )  # in the middle of the prompt
+            middle = max(computed_tokens + left - prefill_tokens / 2, 0.0)  # of the prompt
+            usual = self.cost_behind(middle)
             tokens_s = math.sqrt(prefill_tokens * usual.token_s * usual.fixed_s / (self._num_stages - 1))
             best = max(tokens_s / cost.token_s, prefill_tokens / MAX_CHUNKS)
         affordable_s = max(LONGEST_S, 2 * cost.fixed_s)

@@ -37,6 +37,7 @@ Knows counts of tokens only: no token ids, no clock, no sockets.
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from strategy.client_turns import ClientTurns
 from strategy.drafting import may_guess
@@ -45,6 +46,8 @@ from strategy.step_plan import Chunks, Guesses, RowPlan, StepPlan
 # Of a slot's own tokens, how many its padding may be; so many are always allowed.
 PADDING_SHARE = 0.25
 PADDING_TOKENS = 1024
+# How many of the prompts whose turn is next are looked at for one that is read with the next.
+LOOK_AHEAD = 64
 
 
 @dataclass
@@ -313,10 +316,11 @@ class Schedule:
     def _read_with(self, sequence: int, num_decoding: int) -> list[int]:
         """A prompt of which one step reads all that is left, and others of which it does so too; these had their turn then."""
         together = [sequence]
-        for client, other in list(self._prefilling.in_turn()):
+        may_share = not self._sequences[sequence].reads_alone
+        for client, other in list(islice(self._prefilling.in_turn(), LOOK_AHEAD if may_share else 0)):
             state, counts = self._sequences[other], [self._sequences[each].num_left for each in together]
-            is_alone = state.reads_alone or self._sequences[sequence].reads_alone or not self._fit([*together, other])
-            if not is_alone and self._chunks.joins(counts, state.num_left, num_decoding=num_decoding):
+            fits = not state.reads_alone and self._fit([*together, other])
+            if fits and self._chunks.joins(counts, state.num_left, num_decoding=num_decoding):
                 together.append(other)
                 self._prefilling.take(client, other)
         return together

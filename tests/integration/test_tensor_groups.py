@@ -237,13 +237,21 @@ def test_rank_that_is_lost_in_a_step_costs_a_pause(request, grouping, num_tokens
     wait_until(cluster.ready_status, "it is whole again")
 
 
-def test_rank_that_is_lost_over_mlxs_ring_has_all_ranks_begin_anew(tiny_model, tmp_path):
+def test_ids_over_mlxs_ring_are_those_of_one_device_and_a_lost_rank_has_all_begin_anew(tiny_model, tmp_path):
     config = tmp_path / "tandem.toml"
     config.write_text('[[groups]]\nworkers = ["worker-0", "worker-1"]\ntransport = "ring"\n')
     with closing(RunningCluster()) as cluster:
         cluster.start(tiny_model, "--config", str(config))
         before = cluster.worker_pids()
         assert cluster.ready_status()["groups"][0]["sums"]["transport"] == "ring", cluster.logs()
+        prompts = [[50 + number, *PROMPT[: 20 + 30 * number]] for number in range(4)]
+        with ThreadPoolExecutor(len(prompts)) as pool:
+            by_strategy = [
+                pool.map(lambda prompt, by=by: ids(cluster, prompt, 20, by), prompts) for by in (SINGLE, TENSOR)
+            ]
+            assert list(by_strategy[1]) == list(by_strategy[0])
+        for fields in (SAMPLED, {"repetition_penalty": 1.3}):
+            assert ids(cluster, PROMPT, 20, TENSOR, **fields) == ids(cluster, PROMPT, 20, SINGLE, **fields)
         expected = ids(cluster, PROMPT[:30], 60, SINGLE)
         with cluster.stream(PROMPT[:30], 60, strategy=TENSOR, stream_options={"include_usage": True}) as events:
             next(events)

@@ -217,7 +217,7 @@ class StageExecutor:
             rows, sampled = self._sample(output, step, tokens, cache)
             logprobs = logprobs._replace(sampled=sampled)
         if self._stage.is_last:
-            output = None if rows is None else rows.tokens
+            output = rows.tokens if rows is not None else self._of_others(output) if sampling else None
         made = output if pool is None else pool.pooled
         self._model.begin_evaluation([made, *logprobs.arrays], cache)
         for row in step.rows:
@@ -225,6 +225,10 @@ class StageExecutor:
         awaited = made if made is not None or cache is None else cache.states()
         vector = pool.pooled if pool is not None and pool.is_whole else None
         return Launched(step, output, awaited, rows, logprobs, vector, is_first)
+
+    def _of_others(self, _: mx.array) -> mx.array | None:
+        """Of the logits that another rank samples from, what is evaluated here."""
+        return None
 
     def _note_first(self, step: Step) -> bool:
         """Note that the sequences of a step have a token now; whether it is the first of one."""

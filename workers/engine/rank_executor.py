@@ -26,9 +26,15 @@ class RankExecutor(StageExecutor):
             return super().launch(step, tokens, payload)
 
     def _sampled_before(self, step: Step) -> mx.array:
-        """All ranks are told what one of them sampled, which has it on the host by then: nobody waits for the device for it."""
+        """All ranks are told what one of them sampled, which has it on the host by then where sums are waited for."""
         ids = np.zeros((len(step.rows), 1), np.int32)
+        if self._exchange.group.in_graph and not self._stage.is_silent:
+            return self._exchange.sum(super()._sampled_before(step).astype(mx.int32))
         if not self._stage.is_silent:
             assert step.slot is not None
             ids[:] = self._last_sampled[step.slot].ids()
         return self._exchange.sum(mx.array(ids))
+
+    def _of_others(self, logits: mx.array) -> mx.array | None:
+        """All of them where the exchanges are in the graph, or some ranks would come to fewer."""
+        return logits if self._exchange.group.in_graph else None

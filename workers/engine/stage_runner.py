@@ -241,11 +241,14 @@ class StageRunner:
                 self._links.send(worker, step, [b"" if launch.tokens is None else launch.tokens.tobytes()])
 
     def launch_waits(self, route: Route) -> bool:
-        """Whether a launch would wait: for the device, as on a CPU until most of the step is computed, or for ids of the step before.
+        """Whether a launch would wait: for other ranks, or where another stage is waiting for the device, as on a CPU until most of the step
+        is computed.
 
         So what somebody waits for goes out before.
         """
-        return not route.is_single and (route.is_shared or not self._launch_returns_at_once)
+        if route.is_shared and not self.stages.groups[route].in_graph:
+            return True
+        return route.num_stages > 1 and not self._launch_returns_at_once
 
     def is_awaited(self, in_flight: StepInFlight) -> bool:
         """Whether what a step gives is to be passed on before anything else is looked for: that may take a while, as its head guesses on, or
@@ -253,7 +256,7 @@ class StageRunner:
         """
         step = in_flight.step
         if self._next_worker(step.route) is None:
-            return in_flight.launched.is_first and (step.route.is_shared or not self._launch_returns_at_once)
+            return in_flight.launched.is_first and (self.launch_waits(step.route) or not self._launch_returns_at_once)
         guesses = any(row.num_sampled > 1 for row in step.rows)
         return guesses or self.launch_waits(step.route)
 

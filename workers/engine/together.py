@@ -18,7 +18,10 @@ Groups = Mapping[Route, TensorGroup]
 def agree(groups: Groups, route: Route, *, is_so: bool) -> bool:
     """Whether it is so on all ranks of a route; on one that is computed by no group, here. Raises GroupBroken."""
     group = groups.get(route)
-    return is_so if group is None else group.sum(mx.array(is_so, mx.int32)).item() == group.size
+    if group is None:
+        return is_so
+    with or_nobody(groups, route):
+        return group.sum(mx.array(is_so, mx.int32)).item() == group.size
 
 
 @contextmanager
@@ -28,7 +31,7 @@ def or_nobody(groups: Groups, route: Route) -> Iterator[None]:
         yield
     except UnfitMessage:
         raise
-    except Exception:
+    except Exception as error:
         if route in groups:
-            groups[route].abort()
+            groups[route].failed(error)
         raise

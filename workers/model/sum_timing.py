@@ -20,6 +20,7 @@ class NotedGroup:
         self.rank = group.rank
         self.size = group.size
         self.carrier = group.carrier
+        self.in_graph = group.in_graph
         self._group = group
         self._added: Counter[tuple[int, mx.Dtype]] = Counter()
 
@@ -39,6 +40,10 @@ class NotedGroup:
     def abort(self) -> None:
         """See `TensorGroup`."""
         self._group.abort()
+
+    def failed(self, error: Exception) -> None:
+        """See `TensorGroup`."""
+        self._group.failed(error)
 
     def close(self) -> None:
         """See `TensorGroup`."""

@@ -38,12 +38,14 @@ class Carrier(NamedTuple):
 class TensorGroup(Protocol):
     """The ranks that compute one model together, as one of them sees it.
 
-    rank: 0 to size - 1, also the order of sums and gathers. Operations evaluate what they are given and raise GroupBroken.
+    rank: 0 to size - 1, also the order of sums and gathers. in_graph: operations are parts of the graph, that wait for nobody when they are
+    called; all ranks must evaluate the same ones. Others evaluate what they are given and raise GroupBroken.
     """
 
     rank: int
     size: int
     carrier: Carrier
+    in_graph: bool
 
     def sum(self, x: mx.array) -> mx.array:
         """The elementwise sum of every rank's array, all of one shape and type: added in rank order, the same bits everywhere."""
@@ -56,6 +58,9 @@ class TensorGroup(Protocol):
     def abort(self) -> None:
         """From any thread: this operation and every later one ends, and raises GroupBroken where not all ranks come to it."""
 
+    def failed(self, error: Exception) -> None:
+        """A pass raised this on this rank, an operation in its graph perhaps: as `abort`, or more. May raise GroupBroken."""
+
     def close(self) -> None:
         """Gives back what the group holds. Only between operations."""
 
@@ -64,6 +69,7 @@ class ThreadGroup:
     """A rank that is a thread. Arrays are handed over as they are: MLX lets any thread read what is evaluated."""
 
     carrier = Carrier("threads")
+    in_graph = False
 
     def __init__(self, rank: int, meeting: "_Meeting"):
         self.rank = rank
@@ -87,6 +93,9 @@ class ThreadGroup:
 
     def abort(self) -> None:
         self._meeting.barrier.abort()
+
+    def failed(self, _: Exception) -> None:
+        self.abort()
 
     def close(self) -> None:
         """Nothing is held."""

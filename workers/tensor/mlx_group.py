@@ -58,6 +58,8 @@ class Shared(msgspec.Struct, kw_only=True):
 class MlxGroup:
     """See the module. shared: of the process; control: to the same ranks, for this plan; end_process: called with why, does not return."""
 
+    in_graph = True
+
     def __init__(self, shared: Shared, control: TcpGroup, end_process: EndProcess, carrier: Carrier):
         self.rank = control.rank
         self.size = control.size
@@ -67,7 +69,6 @@ class MlxGroup:
         self._end_process = end_process
         self._is_met = False
         self._is_closed = threading.Event()
-        self._under_way: int | None = None  # the number of the operation
         threading.Thread(target=self._watch, name="group", daemon=True).start()
 
     def __repr__(self) -> str:
@@ -92,6 +93,13 @@ class MlxGroup:
         """What is under way may end by itself, as it does where all ranks come to it; where they do not the process ends."""
         self._control.abort()
 
+    def failed(self, error: Exception) -> None:
+        """See `TensorGroup`. What mx.distributed raises is a RuntimeError, and its group is of no use then."""
+        self.abort()
+        if isinstance(error, RuntimeError):
+            self._end_process(f"the group over {self._shared.about} is broken: {error}")
+            raise GroupBroken(f"the tensor group over {self._shared.about} is broken: {error}") from error
+
     def close(self) -> None:
         """See `TensorGroup`. What belongs to the process stays."""
         self._is_closed.set()
@@ -101,27 +109,16 @@ class MlxGroup:
         if not self._is_met:  # a rank may read its weights for long, until when nobody should be in an operation
             self._control.gather(mx.zeros(1))
             self._is_met = True
-        x = mx.contiguous(x)
-        mx.eval(x)
         self._shared.num_operations += 1
-        self._under_way = self._shared.num_operations
-        try:
-            found = operation(x, group=self._shared.group)
-            mx.eval(found)
-        except RuntimeError as error:
-            self._end_process(f"the group over {self._shared.about} is broken: {error}")
-            raise GroupBroken(f"the tensor group over {self._shared.about} is broken: {error}") from error
-        finally:
-            self._under_way = None
-        return found
+        return operation(mx.contiguous(x), group=self._shared.group)
 
     def _watch(self) -> None:
-        """Until it is closed: nobody waits for ever for ranks that gave up or are gone."""
+        """Until it is closed: nobody waits for ever for ranks that gave up or are gone. Which operations have ended is not known here."""
         seen, since = None, time.monotonic()
         while not self._is_closed.wait(_LOOK_S):
             now = time.monotonic()
-            if self._under_way is None or self._under_way != seen:
-                seen, since = self._under_way, now
+            if not self._is_met or self._shared.num_operations != seen:
+                seen, since = self._shared.num_operations, now
             elif now - since > _GRACE_S and self._control.has_ended:
                 self._end_process(f"the group over {self._shared.about} waits for a rank that does not come")
                 return

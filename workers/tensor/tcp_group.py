@@ -70,6 +70,8 @@ class TcpGroup:
     about every TICK_S while an operation waits, and sent: told what went to which of `names`, both on the thread of the operation.
     """
 
+    in_graph = False
+
     def __init__(
         self,
         rank: int,
@@ -128,6 +130,10 @@ class TcpGroup:
     def abort(self) -> None:
         """See `TensorGroup`."""
         self._end("it was given up")
+
+    def failed(self, _: Exception) -> None:
+        """See `TensorGroup`."""
+        self.abort()
 
     def close(self) -> None:
         """See `TensorGroup`; ends the connections, too."""

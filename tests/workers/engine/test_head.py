@@ -316,6 +316,20 @@ def test_prompt_whose_log_probabilities_are_told_is_read_alone():
     assert len(step.rows) == 1
 
 
+@pytest.mark.parametrize(
+    ("route", "is_ahead"), [(Route(("a", "b"), ranks=2), True), (Route(("a", "b", "c", "d"), ranks=2), False)]
+)
+def test_group_of_one_stage_runs_ahead_of_its_ids_and_stages_do_not(route, is_ahead):
+    played = Played(route=route)
+    played.begin(1, [5])
+    assert played.issue()[1].tolist() == [[5]]
+    if is_ahead:
+        step, ids = played.issue()
+        assert ids is None
+        assert [(row.sequence, row.position, row.num_sampled) for row in step.rows] == [(1, 1, 1)]
+    assert played.nothing_to_run()
+
+
 def test_progress_of_a_long_prompt_only_is_reported():
     for length, expected in [(PROGRESS_FROM_TOKENS, 0), (PROGRESS_FROM_TOKENS + 1, 2)]:
         played = Played(chunk_tokens=PROGRESS_FROM_TOKENS - 1)

@@ -1,17 +1,33 @@
 """Ranks begin and compute all or none, and whoever fails keeps nobody waiting."""
 
+from types import SimpleNamespace
+
 import mlx.core as mx
+import numpy as np
 import pytest
 
 from protocol.codec import Envelope
-from protocol.messages import Heartbeat, KeepPrefix, LinkLost, Shutdown, Step
+from protocol.messages import (
+    CloseSequence,
+    Heartbeat,
+    KeepPrefix,
+    LinkLost,
+    Sampled,
+    Shutdown,
+    Step,
+    Tokens,
+)
 from protocol.values import Peer, Route
 from tests.support.load_stages import load_stage
 from workers.engine import together
-from workers.engine.actions import AnswerHead, Report
+from workers.engine.actions import AnswerHead, Forward, Launch, Report
 from workers.engine.arrivals import Adrift, Arrivals
+from workers.engine.engine import Engine
 from workers.engine.failures import failure_of
 from workers.engine.fitness import UnfitMessage
+from workers.engine.launched import Launched
+from workers.engine.stage_runner import FinishedStep, StepInFlight
+from workers.model.shelf import ModelShelf
 from workers.tensor.company import Company
 from workers.tensor.group import GroupBroken
 
@@ -33,6 +49,9 @@ class Ranks:
 
     def abort(self):
         self.is_aborted = True
+
+    def failed(self, error):
+        self.abort()
 
     def close(self):
         self.is_closed = True
@@ -97,6 +116,72 @@ def test_whom_a_message_frees_from_is_never_who_is_met_for_its_sake():
     ranks.abort = lambda: waiting.append(arrivals.num_waiting)
     arrivals.post(Envelope(2, load_stage("d", Peer(endpoint="e", public_key="k"))))
     assert (waiting, arrivals.num_waiting) == ([0], 1)
+
+
+class NotedRunner:
+    """Of a stage runner what one launch takes, in order."""
+
+    def __init__(self, told=()):
+        self.noted = []
+        self._told = told
+
+    def sent_bytes(self):
+        return {}
+
+    def announce(self, launch):
+        self.noted.append("announce")
+
+    def launch_waits(self, route):
+        return True
+
+    def passes_on(self, route):
+        return False
+
+    def finish(self, in_flight):
+        self.noted.append("finish")
+        return FinishedStep(0.1, self._told)
+
+    def launch(self, launch, before):
+        assert before is None
+        self.noted.append("launch")
+        return StepInFlight(Launched(launch.step), launch.tokens, 0.0, 1.0, None)
+
+    def apply(self, message, keys, handed):
+        self.noted.append(type(message).__name__)
+        return ()
+
+    def send(self, worker, message, buffers=()):
+        self.noted.append(type(message).__name__)
+
+
+class NotedHeads:
+    def __init__(self, actions):
+        self._actions = actions
+
+    def ran(self, step, seconds):
+        pass
+
+    def answered(self, message, now):
+        return self._actions
+
+
+@pytest.mark.parametrize(
+    ("tokens", "order"),
+    [
+        (None, ["announce", "finish", "Tokens", "launch", "CloseSequence"]),
+        (np.array([[7]]), ["announce", "finish", "CloseSequence", "Tokens", "launch"]),
+    ],
+)
+def test_what_ends_a_sequence_is_done_behind_the_step_that_other_ranks_were_told_of_before(tokens, order, tmp_path):
+    answer = AnswerHead(Sampled(number=3, route=ROUTE, tokens=((7,),)))
+    runner = NotedRunner((answer,))
+    engine = Engine("a", runner, ModelShelf(SimpleNamespace(model_place=lambda _: None), tmp_path))
+    engine._runner = runner
+    engine._heads = NotedHeads([Forward(CloseSequence(sequence=1, route=ROUTE)), Report(Tokens(updates=()))])
+    in_flight = StepInFlight(Launched(STEP), None, 0.0, 1.0, None)
+    launched = engine._launch(Launch(STEP, tokens), in_flight)
+    assert launched.step is STEP
+    assert runner.noted == order
 
 
 def test_sum_of_a_vote_is_a_whole_number():

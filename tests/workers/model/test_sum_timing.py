@@ -12,7 +12,7 @@ from workers.tensor.group import Carrier
 class Alone:
     """The only rank of its group."""
 
-    rank, size, carrier = 0, 1, Carrier("tcp")
+    rank, size, carrier, in_graph = 0, 1, Carrier("tcp"), False
 
     def __init__(self):
         self.shapes = []

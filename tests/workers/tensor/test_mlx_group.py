@@ -13,8 +13,10 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
+from protocol.values import Route
 from tests.support.in_child import run_cases, run_in_child
 from tests.workers.tensor.test_tcp_group import connected, on_ranks
+from workers.engine import together
 from workers.tensor import mlx_canary, mlx_group
 from workers.tensor.group import Carrier, GroupBroken
 from workers.tensor.mlx_files import (
@@ -28,6 +30,7 @@ from workers.tensor.mlx_files import (
 from workers.tensor.mlx_group import Meeting, MlxGroup, MlxRanks, Shared, everyones
 from workers.tensor.tcp_group import TcpGroup
 
+ROUTE = Route(("a", "b"), ranks=2)
 HERE = {0: Ends("10.0.0.2", "10.0.0.1"), 2: Ends("10.1.0.2", "10.1.0.3")}
 
 
@@ -63,11 +66,12 @@ def group_of(control, ended):
 def an_operation_that_fails_ends_the_process():
     ended = Calls()
 
-    def fail(x, group):
-        raise RuntimeError("[ring] connection to a peer was lost")
-
     def run(control):
-        return group_of(control, ended)._run(fail, mx.zeros(2))
+        group = group_of(control, ended)
+        with pytest.raises(ValueError, match="its own"), together.or_nobody({ROUTE: group}, ROUTE):
+            raise ValueError("its own, and no operation's")
+        with together.or_nobody({ROUTE: group}, ROUTE):
+            raise RuntimeError("[ring] connection to a peer was lost")
 
     assert all(isinstance(each, GroupBroken) for each in on_ranks(connected(2), run))
     assert ended == ["the group over ring of a+b is broken: [ring] connection to a peer was lost"] * 2
@@ -204,8 +208,13 @@ def ranks_as_processes():
             os._exit(1)
     group, ended = exchange_until_killed(0, ours)
     os.waitpid(pid, 0)
+    total = group.sum(mx.ones(1))
+    mx.async_eval(total)
+    with pytest.raises(RuntimeError) as raised:
+        memoryview(total)
+    assert ended == []
     with pytest.raises(GroupBroken):
-        group.sum(mx.ones(1))
+        group.failed(raised.value)
     assert len(ended) == 1
 
 
