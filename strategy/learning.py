@@ -5,7 +5,8 @@ factors are of a strategy on a route, the overhead (HTTP, templates, the way to 
 each size, to a factor of two, and what moves one moves its neighbours half as much, those beyond a quarter, and so on: many short
 prompts that wait for others say little of how long a long one takes. An answer moves each by the share that it has in the prediction,
 by no more than a factor of two of which a fifth counts (more of the first ones), and none leaves its bounds: so one slow answer
-changes little and a worker that became slower is known after a few. Where next tokens are guessed, steps take longer and give several
+changes little and a worker that became slower is known after a few. Answers of a few tokens say less of steps: the first ones meet others'
+prompts and what is done once. Where next tokens are guessed, steps take longer and give several
 tokens, and whoever guesses reads the prompt first, behind the first token: all three are learned beside what plain steps take.
 """
 
@@ -33,6 +34,8 @@ _LARGEST_STEP = 16.0
 _USUAL_READING, _USUAL_WEIGHT, _MOST_READING = 0.1, 0.05, 2.0
 _GUESSES_MEMORY = 0.9
 _WEIGHT = 0.2
+# Behind the first: answers that have so many say all that one says of steps.
+ENOUGH_TOKENS = 32
 # Of how far predictions of others are off, in logarithms, how much is expected of one that was never seen.
 _SHARED = 0.5
 _REMEMBERED_LENGTHS = 16
@@ -73,7 +76,7 @@ class Seen(msgspec.Struct, frozen=True):
     ttft_s: float
     step_s: float | None = None
     tokens: float | None = None
-    num_further: int = 1
+    num_further: int = ENOUGH_TOKENS
 
 
 class _LearnedGuesses:
@@ -209,6 +212,7 @@ class Learning:
         elif seen.step_s is not None and times.step_s:
             of_measured = seen.step_s / times.step_s
             step_ratio = _bounded(of_measured / before.step, 1 / _LARGEST_RATIO, _LARGEST_RATIO)
+            step_ratio **= min(seen.num_further / ENOUGH_TOKENS, 1.0)
         learned = self._learned.setdefault(strategy, {}).setdefault(route, _Learned(before.step))
         learned.saw(_size(read_tokens), ratio**of_reading, step_ratio)
         self._steps[route] = learned.by_size[0].step

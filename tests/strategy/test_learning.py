@@ -1,11 +1,13 @@
 """What answers teach: factors near the truth, little from one answer, and how long answers become."""
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from strategy.cost import Times
-from strategy.learning import AS_MEASURED, AnswerLengths, Learning, Seen
+from strategy.learning import AS_MEASURED, ENOUGH_TOKENS, AnswerLengths, Learning, Seen
 from strategy.vocabulary import Route
 from tests.strategy.test_cost import route, stage
 
@@ -36,6 +38,17 @@ def test_one_answer_changes_little_and_many_no_more_than_the_bounds():
     assert 1.1 < learning.factors("any", ROUTE, 100).step < 1.2
     assert learned(500, 1000.0, 50.0).factors("any", ROUTE, 100).step == 4.0
     assert learned(500, 1e-9, 1e-9).factors("any", ROUTE, 100).step == 0.25
+
+
+def test_answer_of_a_few_tokens_says_less_of_steps():
+    moved = {}
+    for num_further in (ENOUGH_TOKENS // 4, ENOUGH_TOKENS, 1000):
+        learning = Learning()
+        learning.renew(COSTS)
+        learning.saw("any", ROUTE, 100, TIMES, Seen(1.1, 1.5 * TIMES.step_s, num_further=num_further))
+        moved[num_further] = math.log(learning.factors("any", ROUTE, 100).step)
+    assert moved[ENOUGH_TOKENS // 4] == pytest.approx(moved[ENOUGH_TOKENS] / 4)
+    assert moved[1000] == moved[ENOUGH_TOKENS] > 0
 
 
 def test_what_every_answer_needs_beside_computing_is_learned_from_short_ones():
