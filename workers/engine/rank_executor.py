@@ -28,10 +28,10 @@ class RankExecutor(StageExecutor):
     def _sampled_before(self, step: Step) -> mx.array:
         """All ranks are told what one of them sampled, which has it on the host by then where sums are waited for."""
         ids = np.zeros((len(step.rows), 1), np.int32)
-        if self._exchange.group.in_graph and not self._stage.is_silent:
-            return self._exchange.sum(super()._sampled_before(step).astype(mx.int32))
         if not self._stage.is_silent:
             assert step.slot is not None
+            if self._exchange.group.in_graph:
+                return self._exchange.sum(super()._sampled_before(step).astype(mx.int32))
             ids[:] = self._last_sampled[step.slot].ids()
         return self._exchange.sum(mx.array(ids))
 

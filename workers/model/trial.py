@@ -98,13 +98,11 @@ class Trial:
         """Whether sequences of different lengths give the same in a batch, cut in the middle where that is legal: some
         attention code takes no such mask.
         """
-        stages = _stages(cuts[len(cuts) // 2 :][:1], self.num_layers)
-        return self._can_batch and bool(_attempt(lambda: self._batch_equals_its_sequences(stages))[0])
+        return self._is_same_merged(cuts, self._batch_equals_its_sequences)
 
     def reads_together(self, cuts: Sequence[int]) -> bool:
         """As `batches`, where prompts of different lengths are read in one pass, filled up behind their ends."""
-        stages = _stages(cuts[len(cuts) // 2 :][:1], self.num_layers)
-        return self._can_batch and bool(_attempt(lambda: self._read_together_equals_alone(stages))[0])
+        return self._is_same_merged(cuts, self._read_together_equals_alone)
 
     def last_position_only(self) -> bool:
         """Whether the projection can be limited to the last position; not where passes cannot be redirected at all."""
@@ -200,6 +198,10 @@ class Trial:
                 self._split.evaluate(payload, cache)
         logits: mx.array = payload
         return logits
+
+    def _is_same_merged(self, cuts: Sequence[int], compare: Callable[[Sequence[LayerRange]], bool]) -> bool:
+        stages = _stages(cuts[len(cuts) // 2 :][:1], self.num_layers)
+        return self._can_batch and bool(_attempt(lambda: compare(stages))[0])
 
     def _batch_equals_its_sequences(self, stages: Sequence[LayerRange]) -> bool:
         """Of three sequences one comes later, then one leaves and goes on alone."""

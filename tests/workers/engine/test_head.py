@@ -62,57 +62,28 @@ class Played:
                 case _:
                     raise AssertionError(action)
 
+    def _request(self, sequence, **changes):
+        given = {"cached": True, "max_tokens": 1, "end_tokens": (END,), "sampling": Sampling(), "seed": 0}
+        return Generate(sequence=sequence, route=self.head.route, **given | changes)
+
     def begin(self, sequence, prompt, *, max_tokens=5, cached=True, end_tokens=(END,), **sampling):
-        request = Generate(
-            sequence=sequence,
-            route=self.head.route,
-            cached=cached,
-            max_tokens=max_tokens,
-            end_tokens=end_tokens,
-            sampling=Sampling(**sampling),
-            seed=7,
+        request = self._request(
+            sequence, cached=cached, max_tokens=max_tokens, end_tokens=end_tokens, sampling=Sampling(**sampling), seed=7
         )
         self.do(self.head.begin(request, list(prompt)))
 
     def score(self, sequence, prompt):
         """A prompt whose tokens' log probabilities are told."""
-        request = Generate(
-            sequence=sequence,
-            route=self.head.route,
-            cached=True,
-            max_tokens=1,
-            end_tokens=(END,),
-            sampling=Sampling(logprobs=1),
-            seed=0,
-            scores_prompt=True,
-        )
+        request = self._request(sequence, sampling=Sampling(logprobs=1), scores_prompt=True)
         self.do(self.head.begin(request, list(prompt)))
 
     def embed(self, sequence, prompt, *, cached=True):
         """A text that becomes a vector."""
-        request = Generate(
-            sequence=sequence,
-            route=self.head.route,
-            cached=cached,
-            max_tokens=1,
-            end_tokens=(END,),
-            sampling=Sampling(),
-            seed=0,
-            pooling="mean",
-        )
-        self.do(self.head.begin(request, list(prompt)))
+        self.do(self.head.begin(self._request(sequence, cached=cached, pooling="mean"), list(prompt)))
 
     def read(self, sequence, prompt, *, start=0, every=HAND_OVER_EVERY_TOKENS):
         """A prompt that is read for gamma, which has its first tokens."""
-        request = Generate(
-            sequence=sequence,
-            route=self.head.route,
-            cached=True,
-            max_tokens=1,
-            end_tokens=(),
-            sampling=Sampling(),
-            seed=0,
-        )
+        request = self._request(sequence, end_tokens=())
         self.do(self.head.read(request, list(prompt), Reading("gamma", start, every)))
 
     def spans(self):
