@@ -10,70 +10,25 @@ the heads schedule (`strategy.scheduling`, `strategy.chunking`):
 * Without a KV cache each token reads everything before it again, one step after the other.
 * Who reads a prompt while others decode lets each of their batches have a step for each chunk that is in flight, one a stage.
 * Routes that share a worker hold each other up (`strategy.sharing`).
-
-What a batch's rows and a token's context cost is measured at a few sizes and taken to be linear between them and beyond.
 """
 
 import math
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from strategy.chunking import ChunkCost, ChunkSize
 from strategy.scheduling import PADDING_SHARE, PADDING_TOKENS
 from strategy.sharing import NOWHERE_BUSY, Busy
+from strategy.stage_speed import Hop, StageArrays, StageSpeed
 from strategy.vocabulary import Route
-
-if TYPE_CHECKING:  # see StageArrays
-    from strategy.sharing import Floats
 
 # Of more workers that are busy elsewhere all are calculated with at once.
 _FEW = 6
-# Steps of fewer rows are looked up.
-_TABLE_ROWS = 64
 # A token's id on its way back to the head.
 _ID_BYTES = 200
-
-
-class StageSpeed(msgspec.Struct, frozen=True, kw_only=True, dict=True):
-    """One worker's part of a route. decode: (rows, seconds) of a step of so many sequences, by rising number; decode_context_s:
-    what each token in the cache adds to a row of it; chunk: of a prompt's chunk; chunk_context_s: what each token before it adds
-    to a token of it; payload_bytes: of one token, to the next stage.
-    """
-
-    decode: tuple[tuple[int, float], ...]
-    decode_context_s: float
-    chunk: ChunkCost
-    chunk_context_s: float
-    payload_bytes: int
-
-    def decode_s(self, rows: int, context: float) -> float:
-        """Seconds of a step of so many rows, each behind `context` tokens."""
-        by_rows = self._by_rows
-        own_s = by_rows[rows] if rows < _TABLE_ROWS else _between(self.decode, rows)
-        return own_s + rows * context * self.decode_context_s
-
-    @cached_property
-    def _by_rows(self) -> list[float]:
-        return [_between(self.decode, rows) for rows in range(_TABLE_ROWS)]
-
-    def chunk_s(self, tokens: float, start: float) -> float:
-        """Seconds of a chunk of `tokens` behind `start` others."""
-        context_s = tokens * (start + tokens / 2) * self.chunk_context_s
-        return self.chunk.fixed_s + tokens * self.chunk.token_s + context_s
-
-
-class Hop(msgspec.Struct, frozen=True):
-    """A link, one way: seconds for nothing, and bytes in a second."""
-
-    latency_s: float
-    bytes_per_s: float
-
-    def seconds(self, num_bytes: float) -> float:
-        return self.latency_s + num_bytes / self.bytes_per_s
 
 
 class RouteCosts(msgspec.Struct, frozen=True, kw_only=True, dict=True):
@@ -89,7 +44,7 @@ class RouteCosts(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         """All stages as if they were one: what takes time on each takes the sum of it."""
         sizes = sorted({rows for stage in self.stages for rows, _ in stage.decode})
         return StageSpeed(
-            decode=tuple((rows, sum(_between(stage.decode, rows) for stage in self.stages)) for rows in sizes),
+            decode=tuple((rows, sum(stage.decode_s(rows, 0) for stage in self.stages)) for rows in sizes),
             decode_context_s=sum(stage.decode_context_s for stage in self.stages),
             chunk=ChunkCost(
                 sum(stage.chunk.fixed_s for stage in self.stages), sum(stage.chunk.token_s for stage in self.stages)
@@ -103,12 +58,12 @@ class RouteCosts(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         """The stages among which the slowest one is, whatever is run: none that another one exceeds in everything."""
         found: list[StageSpeed] = []
         for stage in sorted(self.stages, key=lambda stage: stage.chunk.token_s, reverse=True):
-            if not any(_exceeds(other, stage) for other in found):
+            if not any(other.exceeds(stage) for other in found):
                 found.append(stage)
         return tuple(found)
 
     @cached_property
-    def every(self) -> "StageArrays":
+    def every(self) -> StageArrays:
         """All stages, to be calculated with at once."""
         return StageArrays(self.stages)
 
@@ -126,38 +81,18 @@ class RouteCosts(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     def slowest_link_s(self, tokens: float) -> float:
         """Of a payload of so many tokens."""
-        if len(self.stages) == 1:
-            return 0.0
-        forth = zip(self.stages[:-1], self.hops[:-1], strict=True)
-        return max(hop.seconds(tokens * stage.payload_bytes) for stage, hop in forth)
+        return max((latency_s + tokens * token_s for latency_s, token_s in self._slow_links), default=0.0)
 
-
-class StageArrays:
-    """The figures of some stages; its methods are those of StageSpeed, and give an array by place."""
-
-    def __init__(self, stages: Sequence[StageSpeed]):
-        import numpy as np  # takes longer than all else that a command imports, and most of them calculate nothing
-
-        self._by_rows = np.array([[stage.decode_s(rows, 0) for stage in stages] for rows in range(_TABLE_ROWS)])
-        self._decode_context_s = np.array([stage.decode_context_s for stage in stages])
-        self._fixed_s = np.array([stage.chunk.fixed_s for stage in stages])
-        self._token_s = np.array([stage.chunk.token_s for stage in stages])
-        self._chunk_context_s = np.array([stage.chunk_context_s for stage in stages])
-
-    def __repr__(self) -> str:
-        return f"StageArrays({len(self._fixed_s)} stages)"
-
-    def decode_s(self, rows: int, context: float) -> "Floats":
-        """More rows than are looked up take as much more as the last ones."""
-        last = _TABLE_ROWS - 1
-        own_s = self._by_rows[min(rows, last)]
-        if rows > last:
-            own_s = own_s + (rows - last) * (self._by_rows[last] - self._by_rows[last - 1])
-        return own_s + rows * context * self._decode_context_s
-
-    def chunk_s(self, tokens: float, start: float) -> "Floats":
-        context_s = tokens * (start + tokens / 2) * self._chunk_context_s
-        return self._fixed_s + tokens * self._token_s + context_s
+    @cached_property
+    def _slow_links(self) -> list[tuple[float, float]]:
+        """Seconds for nothing, and for each token, of those hops among which the slowest one is, whatever goes over them."""
+        forth = zip(self.stages[:-1], self.hops[:-1], strict=True) if len(self.stages) > 1 else ()
+        links = {(hop.latency_s, stage.payload_bytes / hop.bytes_per_s) for stage, hop in forth}
+        found: list[tuple[float, float]] = []
+        for link in sorted(links, reverse=True):
+            if all(token_s < link[1] for _, token_s in found):
+                found.append(link)
+        return found
 
 
 class RouteLoad(msgspec.Struct, frozen=True, kw_only=True):
@@ -227,20 +162,22 @@ class RequestWork(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Times(msgspec.Struct, frozen=True):
-    """Seconds: reading the prompt, the first token's step, and each further one's."""
+    """Seconds: reading the prompt, the first token's step, and each further one's. chunk_tokens: in which the prompt is read."""
 
     read_s: float
     first_s: float
     step_s: float
+    chunk_tokens: float = 0
 
 
 def cached_times(costs: RouteCosts, work: RequestWork, load: RouteLoad, busy: Busy = NOWHERE_BUSY) -> Times:
     """With a KV cache on every stage."""
-    read_s, num_chunks = _reading(costs, work, load, busy)
-    others = load.grown(num_chunks).when_read  # they have a step for each
+    read_s, size = _reading(costs, work, load, busy)
+    others = load.grown(work.read_tokens / size if size else 0.0).when_read  # they have a step for each
     step_s, rows, context = _period_s(costs, others, work, busy)
     shorter = context - max(work.prompt_tokens, others.padded if rows > 1 else 0.0)
-    return Times(read_s, max(step_s - rows * shorter * costs.total.decode_context_s, 0.0), step_s)
+    first_s = max(step_s - rows * shorter * costs.total.decode_context_s, 0.0)
+    return Times(read_s, first_s, step_s, size)
 
 
 def uncached_times(costs: RouteCosts, work: RequestWork, load: RouteLoad, busy: Busy = NOWHERE_BUSY) -> Times:
@@ -254,20 +191,17 @@ def uncached_times(costs: RouteCosts, work: RequestWork, load: RouteLoad, busy: 
     return Times(0.0, pass_s(work.prompt_tokens), pass_s(work.mean_context))
 
 
-def handed_over_times(
-    reading: tuple[RouteCosts, RouteLoad],
-    read: Times,
-    alone: Times,
-    work: RequestWork,
-    handed: Hop,
-) -> Times:
+def handed_over_times(read: Times, alone: Times, work: RequestWork, handed: Hop) -> Times:
     """Read by all stages, generated by one worker with the full model. read, alone: with a cache on the one and on the other; handed:
     the way of the KV to the holder, in tokens.
     """
-    num_tokens = work.read_tokens
-    last = min(chunk_tokens(reading[0], work, reading[1]), max(num_tokens, 1))
-    read_s = max(read.read_s, handed.seconds(num_tokens)) + handed.seconds(last)
-    return Times(read_s, alone.first_s, alone.step_s)
+    read_s = handed_over_s(read.read_s, work.read_tokens, read.chunk_tokens, handed)
+    return Times(read_s, alone.first_s, alone.step_s, read.chunk_tokens)
+
+
+def handed_over_s(read_s: float, num_tokens: int, chunk_tokens: float, handed: Hop) -> float:
+    """Seconds until what is read in `read_s` is at its holder: chunk by chunk, behind the reading."""
+    return max(read_s, handed.seconds(num_tokens)) + handed.seconds(max(chunk_tokens, 1))
 
 
 def batches(num_sequences: int, num_stages: int) -> tuple[int, int]:
@@ -288,14 +222,14 @@ def chunk_tokens(costs: RouteCosts, work: RequestWork, load: RouteLoad) -> int:
 
 
 def _reading(costs: RouteCosts, work: RequestWork, load: RouteLoad, busy: Busy) -> tuple[float, float]:
-    """Seconds until all chunks are through, and how many there are.
+    """Seconds until all chunks are through, and the tokens of one.
 
     While it is read there is a chunk on each stage, and a batch of others goes through behind them: so between two chunks there
     are as many steps as batches for each stage. Others' prompts take turns with this one: of each at most as much is read.
     """
     num_tokens = work.read_tokens
     if not num_tokens:
-        return 0.0, 0.0
+        return 0.0, 0
     size = min(chunk_tokens(costs, work, load), num_tokens)
     num_chunks = num_tokens / size
     start = work.cached_tokens + (num_tokens - size) / 2
@@ -306,7 +240,7 @@ def _reading(costs: RouteCosts, work: RequestWork, load: RouteLoad, busy: Busy) 
     slowest_s = max(slowest_s, costs.slowest_link_s(size))
     others_s = min(load.reading_tokens / num_tokens, max(load.reading, 1)) * num_chunks * slowest_s
     read_s = first_s + costs.links.seconds(size) + (num_chunks - 1) * slowest_s + others_s
-    return read_s, num_chunks
+    return read_s, size
 
 
 def _steps_between(costs: RouteCosts, load: RouteLoad) -> "_Step":
@@ -366,7 +300,8 @@ def _through_and_slowest(costs: RouteCosts, busy: Busy, steps: Sequence[_Step], 
 
     through_s, slowest_s = own_s(costs.total), max(map(own_s, costs.slow))
     if len(busy.elsewhere) > _FEW:
-        here = [(times, seconds(costs.every)[busy.stages]) for times, seconds in steps]
+        everywhere = len(busy.elsewhere) == len(costs.stages)
+        here = [(times, seconds(costs.every)[... if everywhere else busy.stages]) for times, seconds in steps]
         longer = [times * (alone + busy.between_s(alone)) for times, alone in here]
         slowest_s = max(slowest_s, float((longer[0] if len(longer) == 1 else sum(longer)).max()))
         return through_s + busy.wait_s, slowest_s
@@ -377,24 +312,3 @@ def _through_and_slowest(costs: RouteCosts, busy: Busy, steps: Sequence[_Step], 
         away_s = (usual_s - elsewhere.wait_s()) / number - own_s(costs.stages[place])
         wait_s += elsewhere.wait_s(away_s)
     return through_s + wait_s, slowest_s
-
-
-def _exceeds(one: StageSpeed, other: StageSpeed) -> bool:
-    """Whether one takes at least as long as the other, whatever both are to run."""
-    rows = [rows for rows, _ in (*one.decode, *other.decode)]
-    return (
-        one.decode_context_s >= other.decode_context_s
-        and one.chunk.fixed_s >= other.chunk.fixed_s
-        and one.chunk.token_s >= other.chunk.token_s
-        and one.chunk_context_s >= other.chunk_context_s
-        and all(_between(one.decode, size) >= _between(other.decode, size) for size in rows)
-    )
-
-
-def _between(points: Sequence[tuple[int, float]], size: int) -> float:
-    """Linear between measured points, and beyond the last two."""
-    if len(points) == 1:
-        return points[0][1]
-    index = min(max(bisect_left(points, (size, 0.0)), 1), len(points) - 1)
-    (left, low), (right, high) = points[index - 1], points[index]
-    return max(low + (high - low) * (size - left) / (right - left), 0.0)

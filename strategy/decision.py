@@ -227,13 +227,14 @@ def _prefill_way(pipeline: Route, asked: Asked, snapshot: Snapshot, likely: Sequ
         reading = _on(Strategy.DISTRIBUTED_PREFILL, pipeline, asked, snapshot, cached=True)
     if reading.why_not:
         return reading
-    from_the_last = msgspec.structs.replace(snapshot, holders=dict(reversed(list(snapshot.holders.items()))))
-    return _holders_way(asked, from_the_last, likely, lambda worker: _read_for(worker, reading, asked, snapshot))
+    return _holders_way(
+        asked, snapshot, likely, lambda worker: _read_for(worker, reading, asked, snapshot), last_first=True
+    )
 
 
 def _read_for(worker: str, reading: Way, asked: Asked, snapshot: Snapshot) -> Way:
     strategy, route = Strategy.DISTRIBUTED_PREFILL, Route((worker,))
-    alone = _on(strategy, route, asked, snapshot, cached=True)
+    alone = _cached_on(route, asked, snapshot)
     if alone.why_not is not None:
         return alone
     num_bytes = {**reading.bytes_by_worker}
@@ -246,8 +247,12 @@ def _read_for(worker: str, reading: Way, asked: Asked, snapshot: Snapshot) -> Wa
     return msgspec.structs.replace(alone, read_by=reading.route, bytes_by_worker=num_bytes, forecast=found)
 
 
-def _holders_way(asked: Asked, snapshot: Snapshot, likely: Sequence[str], way_on: Callable[[str], Way]) -> Way:
-    """On the best of the workers with room; where there is none, what is missing on the best of all. likely: whom to predict for."""
+def _holders_way(
+    asked: Asked, snapshot: Snapshot, likely: Sequence[str], way_on: Callable[[str], Way], *, last_first: bool = False
+) -> Way:
+    """On the best of the workers with room; where there is none, what is missing on the best of all. likely: whom to predict for;
+    last_first: of those that are equally busy without predictions.
+    """
     if not snapshot.holders:
         return Way(why_not=snapshot.shortage or "no worker holds the full model")
     predicted = [way for way in map(way_on, likely) if way.why_not is None and way.forecast is not None]
@@ -256,7 +261,8 @@ def _holders_way(asked: Asked, snapshot: Snapshot, likely: Sequence[str], way_on
         if objective is Objective.THROUGHPUT:  # which is shared between all of them
             objective = Objective.TOTAL
         return min(predicted, key=lambda way: way.forecast.of(objective) if way.forecast else 0.0)
-    in_order = sorted(snapshot.holders, key=lambda worker: snapshot.holders[worker])
+    holders = reversed(list(snapshot.holders)) if last_first else snapshot.holders
+    in_order = sorted(holders, key=lambda worker: snapshot.holders[worker])
     least = next((worker for worker in in_order if way_on(worker).why_not is None), None)
     if least is None:
         return way_on(in_order[0])
@@ -304,6 +310,12 @@ def _on(strategy: Strategy, route: Route, asked: Asked, snapshot: Snapshot, *, c
         return Way(why_not=why_not, lasting=True)
     if not cached:
         return Way(route=route, forecast=found)
+    way = _cached_on(route, asked, snapshot)
+    return msgspec.structs.replace(way, forecast=found) if way.why_not is None else way
+
+
+def _cached_on(route: Route, asked: Asked, snapshot: Snapshot) -> Way:
+    """Without a prediction."""
     needs, num_tokens = snapshot.needs[route], asked.prompt_tokens + asked.max_tokens
     num_bytes = {worker: sequence_bytes(need, num_tokens) for worker, need in needs.items()}
     for worker, wanted in num_bytes.items():
@@ -313,7 +325,6 @@ def _on(strategy: Strategy, route: Route, asked: Asked, snapshot: Snapshot, *, c
         route=route,
         cached=True,
         bytes_by_worker=num_bytes,
-        forecast=found,
     )
 
 

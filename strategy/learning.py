@@ -5,21 +5,24 @@ factors are of a strategy on a route, the overhead (HTTP, templates, the way to 
 each size, to a factor of two, and what moves one moves its neighbours half as much, those beyond a quarter, and so on: many short
 prompts that wait for others say little of how long a long one takes. An answer moves each by the share that it has in the prediction,
 by no more than a factor of two of which a fifth counts (more of the first ones), and none leaves its bounds: so one slow answer
-changes little and a worker that became slower is known after a few. Answers of a few tokens say less of steps: the first ones meet others'
-prompts and what is done once. Where next tokens are guessed, steps take longer and give several
+changes little and a worker that became slower is known after a few. Answers of a few tokens say less of steps: what they meet
+once, as others' prompts, is all the more of each step the fewer there are, so they count by the square of how many. Where next tokens are guessed, steps take longer and give several
 tokens, and whoever guesses reads the prompt first, behind the first token: all three are learned beside what plain steps take.
 """
 
 import math
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from strategy.cost import RouteCosts, Times
 from strategy.vocabulary import Route
+
+if TYPE_CHECKING:  # see `strategy.stage_speed.StageArrays`
+    from strategy.sharing import Floats
 
 _OVERHEAD_S = 0.005
 _OVERHEAD_BOUNDS = (0.0005, 0.5)
@@ -121,14 +124,15 @@ class _Learned:
     def __init__(self, step: float):
         self._step = step
         self._num_seen = 0
+        self._steps_seen = 0.0  # as many answers of enough tokens would have said as much
         self._readings: dict[int, tuple[float, int]] = {}  # by size, and from how many answers
         self.by_size = (Factors(step=step),) * _SIZES
 
     def __repr__(self) -> str:
         return f"_Learned(step {self._step:.2f}, reading {self._readings})"
 
-    def saw(self, size: int, reading_ratio: float, step_ratio: float) -> None:
-        """An answer took so many times as long as these factors let expect, by what is theirs of it."""
+    def saw(self, size: int, reading_ratio: float, step_ratio: float, of_steps: float) -> None:
+        """An answer took so many times as long as these factors let expect, by what is theirs of it. of_steps: how much it says of them."""
         factor, seen = self._readings.get(size, (self.by_size[size].reading, 0))
         moved = reading_ratio ** _weight(seen)
         readings = self._readings | {size: (factor, seen + 1)}
@@ -136,7 +140,8 @@ class _Learned:
             other: (_bounded(of * moved ** (_FOR_A_NEIGHBOUR ** abs(other - size)), *_FACTOR_BOUNDS), count)
             for other, (of, count) in readings.items()
         }
-        self._step = _bounded(self._step * step_ratio ** _weight(self._num_seen), *_FACTOR_BOUNDS)
+        self._step = _bounded(self._step * step_ratio ** (of_steps * _weight(self._steps_seen)), *_FACTOR_BOUNDS)
+        self._steps_seen += of_steps
         self._num_seen += 1
         self.by_size = tuple(Factors(self._nearest(at), self._step, self._num_seen) for at in range(_SIZES))
 
@@ -174,20 +179,28 @@ class Learning:
         """Of a strategy on a route, for a prompt of that size; of one that was never seen there, steps as others taught them there, and else
         half of what all others teach: what makes one slower than measured, as others' prompts in between, makes most so.
         """
-        return self.factors_at(strategy, read_tokens)(route)
+        learned, size = self._learned.get(strategy, _NOTHING).get(route), _size(read_tokens)
+        if learned is not None:
+            return learned.by_size[size]
+        elsewhere = self._shared_factors(size)
+        return Factors(elsewhere.reading, self._steps[route]) if route in self._steps else elsewhere
 
-    def factors_at(self, strategy: Hashable, read_tokens: int) -> Callable[[Route], Factors]:
-        """As `factors`, for many routes."""
+    def factors_of_all(
+        self, strategy: Hashable, places: Mapping[Route, int], read_tokens: int
+    ) -> tuple["Floats", "Floats"]:
+        """As `factors`, of many routes: of reading and of steps, by place."""
+        import numpy as np
+
         size = _size(read_tokens)
-        elsewhere, steps, learned_of = self._shared_factors(size), self._steps, self._learned.get(strategy, _NOTHING)
-
-        def of(route: Route) -> Factors:
-            learned = learned_of.get(route)
-            if learned is not None:
-                return learned.by_size[size]
-            return Factors(elsewhere.reading, steps[route]) if route in steps else elsewhere
-
-        return of
+        elsewhere = self._shared_factors(size)
+        reading, step = np.full(len(places), elsewhere.reading), np.full(len(places), elsewhere.step)
+        for route, factor in self._steps.items():
+            if (place := places.get(route)) is not None:
+                step[place] = factor
+        for route, learned in self._learned.get(strategy, _NOTHING).items():
+            if (place := places.get(route)) is not None:
+                reading[place], step[place] = learned.by_size[size].reading, learned.by_size[size].step
+        return reading, step
 
     def ttft_s(self, times: Times, factors: Factors) -> float:
         """Seconds to the first token."""
@@ -203,7 +216,7 @@ class Learning:
         before = self.factors(strategy, route, read_tokens)
         ratio, of_overhead, of_reading = self._missed(times, before, seen.ttft_s)
         self.overhead_s = _bounded(self.overhead_s * ratio ** (_WEIGHT * of_overhead), *_OVERHEAD_BOUNDS)
-        step_ratio = 1.0
+        step_ratio, of_steps = 1.0, 0.0
         if seen.step_s is not None and times.step_s and seen.tokens is not None:
             guesses = self._guessed.setdefault(
                 (strategy, route), _LearnedGuesses(seen.tokens, seen.step_s / times.step_s)
@@ -212,9 +225,9 @@ class Learning:
         elif seen.step_s is not None and times.step_s:
             of_measured = seen.step_s / times.step_s
             step_ratio = _bounded(of_measured / before.step, 1 / _LARGEST_RATIO, _LARGEST_RATIO)
-            step_ratio **= min(seen.num_further / ENOUGH_TOKENS, 1.0)
+            of_steps = min(seen.num_further / ENOUGH_TOKENS, 1.0) ** 2
         learned = self._learned.setdefault(strategy, {}).setdefault(route, _Learned(before.step))
-        learned.saw(_size(read_tokens), ratio**of_reading, step_ratio)
+        learned.saw(_size(read_tokens), ratio**of_reading, step_ratio, of_steps)
         self._steps[route] = learned.by_size[0].step
         self._elsewhere = {}
 
@@ -242,7 +255,7 @@ def _moved(value: float, seen: float) -> float:
     return value * _bounded(seen / value, 1 / _LARGEST_RATIO, _LARGEST_RATIO) ** _WEIGHT
 
 
-def _weight(num_seen: int) -> float:
+def _weight(num_seen: float) -> float:
     """What the next answer counts for."""
     return max(_WEIGHT, 1 / (num_seen + 2))
 

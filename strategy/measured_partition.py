@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from strategy.cost import Hop
 from strategy.layer_speeds import LayerSpeeds
 from strategy.optimal_split import optimal_split
 from strategy.partition import HEADROOM, ModelSizes, Node, Partition, Stage, fits
 from strategy.split_costs import HopCosts, NodeSpeeds, Workload, cost_of
+from strategy.stage_speed import Hop
 from strategy.vocabulary import LayerRange, Route
 
 # A prompt of some thousand tokens; and where every token goes through all stages, an answer to it.

@@ -6,6 +6,7 @@ requests.
 
 from collections.abc import Iterable, Mapping
 
+from strategy.alone import Alone
 from strategy.cost import RequestWork, RouteCosts, RouteLoad, batches, chunk_tokens
 from strategy.sharing import Busy, Elsewhere, Visits
 from strategy.vocabulary import Route
@@ -14,11 +15,11 @@ _IDLE = RouteLoad()
 
 
 class Occupation:
-    """On one plan's routes. costs: of each; a route without costs occupies nobody. alone: by worker, its own route and costs."""
+    """On one plan's routes. costs: of each; a route without costs occupies nobody. alone: workers on routes of their own."""
 
     def __init__(self, costs: Mapping[Route, RouteCosts]):
         self._costs = costs
-        self.alone = {route.head: (route, found) for route, found in costs.items() if route.is_single}
+        self.alone = Alone((route, found) for route, found in costs.items() if route.is_single)
         self._loads: dict[Route, RouteLoad] = {}
         self._of_worker: dict[str, dict[Route, Visits]] = {}
         self._held_up_s: dict[Route, float] = {}  # as asked for since the last change, like the next
@@ -60,6 +61,8 @@ class Occupation:
                 there[route] = visits[worker]
             if not there:
                 del self._of_worker[worker]
+        if route in self.alone.places:
+            self.alone.changed(route, load)
         self._loads[route] = load
         if load == _IDLE:
             del self._loads[route]

@@ -5,20 +5,31 @@ wished for. Pure; the snapshot of one decision.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
-from strategy.cost import Hop, RequestWork, RouteCosts, Times, cached_times, handed_over_times, uncached_times
+from strategy.cost import (
+    RequestWork,
+    RouteCosts,
+    RouteLoad,
+    Times,
+    cached_times,
+    chunk_tokens,
+    handed_over_s,
+    handed_over_times,
+    uncached_times,
+)
 from strategy.drafting import may_guess
 from strategy.layout import Replica, replicated_s, together_s
 from strategy.learning import Learning
 from strategy.occupation import Occupation
+from strategy.stage_speed import Hop
 from strategy.vocabulary import Route
 from strategy.wishes import Objective
 
 # Of routes alike, so many are looked at closely.
-_LOOKED_AT = 3
+_LOOKED_AT = 2
 
 
 class Conditions(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,10 +108,9 @@ def handover_forecast(
     if reading not in conditions.costs or holder not in conditions.costs or handed is None:
         return None
     read, alone = (_times(route, work, conditions, cached=True) for route in (reading, holder))
-    costs_and_load = conditions.costs[reading], conditions.occupation.load(reading)
-    times = handed_over_times(costs_and_load, read, alone, work, handed)
+    times = handed_over_times(read, alone, work, handed)
     may_be_guessed = may_guess(conditions.occupation.load(holder).decoding + 1, holder.num_stages)
-    whole_s = _whole_s(strategy, holder, work, conditions, reading=conditions.costs[reading])
+    whole_s = _whole_s(strategy, holder, work, conditions, reading=(conditions.costs[reading], handed))
     return _forecast(strategy, holder, work, times, conditions, may_be_guessed=may_be_guessed, whole_s=whole_s)
 
 
@@ -145,9 +155,11 @@ def _whole_s(
     conditions: Conditions,
     *,
     cached: bool = True,
-    reading: RouteCosts | None = None,
+    reading: tuple[RouteCosts, Hop] | None = None,
 ) -> float | None:
-    """Of all streams, as if each were like this one and all of them were answered like it; None where that is not wished for."""
+    """Of all streams, as if each were like this one and all of them were answered like it; None where that is not wished for. reading:
+    on a route whose KV is handed over.
+    """
     if conditions.objective is not Objective.THROUGHPUT:
         return None
     key = (strategy, work)
@@ -158,14 +170,16 @@ def _whole_s(
         else:
             read_s, answer_s = _together_s(strategy, route, work, conditions, cached=cached)
         if reading is not None:
-            read_s = together_s(reading, work, number)[0]
+            costs, handed = reading
+            read_s = together_s(costs, work, number)[0]
+            read_s = handed_over_s(read_s, number * work.read_tokens, chunk_tokens(costs, work, RouteLoad()), handed)
         conditions.wholes[key] = read_s + answer_s
     return conditions.wholes[key]
 
 
 def _replicas(strategy: str, work: RequestWork, conditions: Conditions) -> list[Replica]:
     found = []
-    for route, costs in conditions.occupation.alone.values():
+    for route, costs in conditions.occupation.alone.by_worker.values():
         factors = conditions.learning.factors(strategy, route, work.read_tokens)
         found.append(Replica(costs, factors.reading, factors.step))
     return found
@@ -180,25 +194,15 @@ def _together_s(
 
 
 def likeliest(
-    workers: Iterable[str], work: RequestWork, reusable: Mapping[Route, int], strategy: str, conditions: Conditions
-) -> list[str]:
+    workers: Collection[str], work: RequestWork, reusable: Mapping[Route, int], strategy: str, conditions: Conditions
+) -> Sequence[str]:
     """Of workers with the full model those that a rough figure favours, the best first; all of them where nothing is known.
 
     work: of the request, where nothing of it is known yet; reusable: tokens that routes have of its prompt.
     """
-    rough: list[tuple[float, str]] = []
-    occupation, is_ttft = conditions.occupation, conditions.objective is Objective.TTFT
-    read_tokens, context, generated_tokens = work.read_tokens, work.mean_context, work.generated_tokens
-    factors_of, load_of = conditions.learning.factors_at(strategy, read_tokens), occupation.load
-    for worker in workers:
-        if worker not in occupation.alone:
-            return list(workers)
-        route, costs = occupation.alone[worker]
-        stage, factors = costs.stages[0], factors_of(route)
-        tokens = read_tokens - reusable[route] if route in reusable else read_tokens
-        seconds = factors.reading * tokens * stage.chunk.token_s
-        if not is_ttft:
-            rows = load_of(route).decoding + 1
-            seconds += factors.step * generated_tokens * stage.decode_s(rows, context)
-        rough.append((seconds, worker))
-    return [worker for _, worker in sorted(rough)[:_LOOKED_AT]]
+    alone = conditions.occupation.alone
+    reading, step = conditions.learning.factors_of_all(strategy, alone.places, work.read_tokens)
+    seconds = reading * alone.read_s(work, reusable)
+    if conditions.objective is not Objective.TTFT:
+        seconds += work.generated_tokens * step * alone.step_s(work.mean_context)
+    return alone.least(seconds, workers, _LOOKED_AT)

@@ -93,8 +93,11 @@ class Busy(msgspec.Struct, frozen=True, dict=True):
     elsewhere: Mapping[int, Elsewhere] = {}
 
     @cached_property
-    def stages(self) -> list[int]:
-        return list(self.elsewhere)
+    def stages(self) -> "NDArray[np.intp]":
+        """Whose workers are busy elsewhere."""
+        import numpy as np
+
+        return np.array(list(self.elsewhere))
 
     @cached_property
     def wait_s(self) -> float:
@@ -105,20 +108,24 @@ class Busy(msgspec.Struct, frozen=True, dict=True):
         """As of Elsewhere, of all stages at once. own_s: by place in `stages`."""
         import numpy as np
 
-        step_s, number, away_s, most = self._arrays
-        found: Floats = step_s * np.minimum(number * own_s / (away_s + 0.5 * own_s), most)
-        return found[0] if len(found) == 1 else found.sum(axis=0)
+        number_s, away_s, most_s = self._arrays
+        found: Floats = np.minimum(number_s * own_s / (away_s + 0.5 * own_s), most_s)
+        return found if found.ndim == 1 else found.sum(axis=0)
 
     @cached_property
-    def _arrays(self) -> "tuple[Floats, Floats, Floats, Floats]":
-        """By visits and place in `stages`: their seconds, number, how long they are away, and how many come between at most."""
+    def _arrays(self) -> "tuple[Floats, Floats, Floats]":
+        """By visits, where there are several, and place in `stages`: seconds of all, how long they are away, and seconds of what comes
+        between at most.
+        """
         import numpy as np
 
         widest = max(len(there.visits) for there in self.elsewhere.values())
         none = (0.0, 0.0, 1.0, 0.0)
         table = np.array([there.rows + [none] * (widest - len(there.rows)) for there in self.elsewhere.values()])
-        step_s, number, away_s, most = np.ascontiguousarray(np.moveaxis(table, (2, 1), (0, 1)))
-        return step_s, number, away_s, most
+        step_s, number, away_s, most = (
+            table[:, 0].T if widest == 1 else np.ascontiguousarray(np.moveaxis(table, (2, 1), (0, 1)))
+        )
+        return number * step_s, away_s, most * step_s
 
 
 NOWHERE_BUSY = Busy()

@@ -16,8 +16,9 @@ from collections.abc import Sequence
 import msgspec
 
 from strategy.chunking import ChunkCost
-from strategy.cost import RequestWork, RouteCosts, RouteLoad, StageSpeed, Times, cached_times
+from strategy.cost import RequestWork, RouteCosts, RouteLoad, Times, cached_times
 from strategy.sharing import NOWHERE_BUSY, Busy
+from strategy.stage_speed import StageSpeed
 from strategy.vocabulary import Route
 
 

@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from strategy.chunking import ChunkCost
-from strategy.cost import Hop, RouteCosts, RouteLoad, StageSpeed
+from strategy.cost import RouteCosts, RouteLoad
 from strategy.learning import Learning
 from strategy.memory import KvGrowth, KvNeeds, WorkerBudget
 from strategy.occupation import Occupation
 from strategy.prediction import Conditions
 from strategy.situation import Snapshot, Thresholds
+from strategy.stage_speed import Hop, StageSpeed
 from strategy.vocabulary import Route
 from strategy.wishes import Mode, Objective
 

@@ -18,7 +18,8 @@ import msgspec
 
 from benchmarks.support.model_shapes import SHAPES, ModelShape
 from strategy.chunking import ChunkCost
-from strategy.cost import Hop, RequestWork, RouteCosts, RouteLoad, StageSpeed, Times, cached_times
+from strategy.cost import RequestWork, RouteCosts, RouteLoad, Times, cached_times
+from strategy.stage_speed import Hop, StageSpeed
 from strategy.tensor_cost import SumCost, TensorCosts, tensor_times
 from strategy.vocabulary import Route
 

@@ -15,8 +15,9 @@ from benchmarks.support.random_clusters import (
 )
 from benchmarks.support.simulated_workers import Placed, SimulatedWorkers
 from strategy.chunking import ChunkCost
-from strategy.cost import Hop, RequestWork, RouteCosts, RouteLoad, StageSpeed, cached_times
+from strategy.cost import RequestWork, RouteCosts, RouteLoad, cached_times
 from strategy.split_costs import NodeSpeeds
+from strategy.stage_speed import Hop, StageSpeed
 from strategy.vocabulary import LayerRange, Route
 
 NODES = (2, 4, 8, 16, 32, 64)

@@ -10,7 +10,8 @@ import msgspec
 from benchmarks.support.model_shapes import ModelShape
 from benchmarks.support.published import BANDWIDTH, STAGE_S, SUM_S, TABLE, Calibrated, calibrated, fit_machine, part_of
 from strategy.chunking import ChunkCost
-from strategy.cost import Hop, RequestWork, RouteCosts, RouteLoad, StageSpeed, Times, cached_times, handed_over_times
+from strategy.cost import RequestWork, RouteCosts, RouteLoad, Times, cached_times, handed_over_times
+from strategy.stage_speed import Hop, StageSpeed
 from strategy.tensor_cost import SumCost, TensorCosts, tensor_times
 from strategy.vocabulary import Route
 
@@ -130,7 +131,7 @@ def ways(mac: Mac, shape: ModelShape, cable: Cable, work: RequestWork, reached: 
         half_kv = shape.kv_token_bytes / 2  # the holder reads the other half of the layers itself
         handed = Hop(cable.step_s, cable.bytes_per_s / half_kv)
         read, alone = cached_times(both, work, _IDLE), found["single-device-cached"]
-        found["distributed-prefill"] = handed_over_times((both, _IDLE), read, alone, work, handed)
+        found["distributed-prefill"] = handed_over_times(read, alone, work, handed)
     if fits(mac, shape, 0.5):
         found["distributed-cached"] = cached_times(both, work, _IDLE)
         found["tensor-parallel"] = tensor_times(_group(of_one, shape, cable), work, _IDLE)

@@ -14,9 +14,10 @@ from benchmarks.support.many_nodes import snapshot
 from benchmarks.support.simulated_loads import running
 from benchmarks.support.simulated_workers import Placed, SimulatedWorkers
 from strategy.chunking import ChunkCost
-from strategy.cost import Hop, RouteCosts, RouteLoad, StageSpeed
+from strategy.cost import RouteCosts, RouteLoad
 from strategy.decision import decide
 from strategy.situation import Asked
+from strategy.stage_speed import Hop, StageSpeed
 from strategy.vocabulary import Route
 from strategy.wishes import Mode
 

@@ -15,8 +15,9 @@ from typing import Any
 import msgspec
 
 from strategy.chunking import ChunkSize
-from strategy.cost import Hop, RouteCosts, StageSpeed
+from strategy.cost import RouteCosts
 from strategy.scheduling import Schedule
+from strategy.stage_speed import Hop, StageSpeed
 from strategy.step_plan import StepPlan
 from strategy.vocabulary import Route
 

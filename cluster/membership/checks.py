@@ -40,9 +40,9 @@ from protocol.messages import (
 )
 from protocol.step_reports import decode_report
 from protocol.values import MAX_TOP_LOGPROBS, NAME_PATTERN, Buffer, LayerRange, Peer, TokenLogprobs
-from strategy.cost import StageSpeed
 from strategy.group_sums import GroupSums
 from strategy.layer_speeds import LayerSpeeds
+from strategy.stage_speed import StageSpeed
 
 OF_MEMBERS: tuple[type[Message], ...] = (
     Embedded,

@@ -12,9 +12,10 @@ import msgspec
 from cluster.membership.member import Member
 from cluster.planning.plan import Plan
 from protocol.messages import LinkFigures, Loaded
-from strategy.cost import Hop, RouteCosts, StageSpeed
+from strategy.cost import RouteCosts
 from strategy.group_sums import GroupSums
 from strategy.layer_speeds import LayerSpeeds
+from strategy.stage_speed import Hop, StageSpeed
 from strategy.vocabulary import Route
 
 # One way between workers of which nothing was measured: on one machine over loopback, and on two, as by Ethernet.

@@ -3,7 +3,7 @@
 import msgspec
 
 from strategy.chunking import MAX_TOKENS
-from strategy.cost import StageSpeed
+from strategy.stage_speed import StageSpeed
 
 
 class StageRates(msgspec.Struct, frozen=True, kw_only=True):

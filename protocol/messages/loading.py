@@ -4,10 +4,10 @@ import msgspec
 
 from protocol.messages.message import Message
 from protocol.values import KvSettings, LayerRange, Peer, RankTransport, Route
-from strategy.cost import StageSpeed
 from strategy.group_sums import GroupSums
 from strategy.layer_speeds import LayerSpeeds
 from strategy.memory import KvNeeds
+from strategy.stage_speed import StageSpeed
 
 
 class InspectModel(Message, frozen=True, kw_only=True):

@@ -16,7 +16,8 @@ from benchmarks.support.simulated_loads import compare, planned_route
 from benchmarks.support.simulated_macs import MACS, fits
 from benchmarks.support.simulated_workers import Placed, SimulatedWorkers
 from strategy.chunking import ChunkCost
-from strategy.cost import Hop, RouteCosts, StageSpeed
+from strategy.cost import RouteCosts
+from strategy.stage_speed import Hop, StageSpeed
 from strategy.vocabulary import Route
 
 CELLS = {(cell.model, cell.context, cell.way, cell.what): cell for cell in predictions()}

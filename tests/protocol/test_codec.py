@@ -10,10 +10,10 @@ from protocol import codec, messages
 from protocol.errors import WireError
 from protocol.values import KvSettings, LayerRange, Peer, Route, Sampling, TokenLogprobs
 from strategy.chunking import ChunkCost
-from strategy.cost import StageSpeed
 from strategy.group_sums import GroupSums
 from strategy.layer_speeds import LayerSpeeds, PartSpeed
 from strategy.memory import KvGrowth, KvNeeds
+from strategy.stage_speed import StageSpeed
 
 PEER = Peer(endpoint="tcp://127.0.0.1:5000", public_key="k" * 40)
 STAGE = messages.StagePlan(worker="w", peer=PEER, layers=LayerRange(0, 4), holds_full_model=True)

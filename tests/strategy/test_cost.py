@@ -8,17 +8,16 @@ from hypothesis import strategies as st
 
 from strategy.chunking import ChunkCost
 from strategy.cost import (
-    Hop,
     RequestWork,
     RouteCosts,
     RouteLoad,
-    StageSpeed,
     batches,
     cached_times,
     chunk_tokens,
     handed_over_times,
     uncached_times,
 )
+from strategy.stage_speed import Hop, StageSpeed
 from strategy.vocabulary import Route
 
 IDLE = RouteLoad()
@@ -161,10 +160,10 @@ def test_handed_over_it_is_read_by_all_and_generated_by_one():
     halves, whole = route(stage(0.5), stage(0.5)), route(stage())
     work = RequestWork(prompt_tokens=641, generated_tokens=50)
     alone = cached_times(whole, work, IDLE)
-    handed = handed_over_times((halves, IDLE), cached_times(halves, work, IDLE), alone, work, Hop(1e-4, 1e6))
+    handed = handed_over_times(cached_times(halves, work, IDLE), alone, work, Hop(1e-4, 1e6))
     assert handed.step_s == alone.step_s
     assert handed.read_s < 0.7 * alone.read_s
-    late = handed_over_times((halves, IDLE), cached_times(halves, work, IDLE), alone, work, Hop(1e-4, 100.0))
+    late = handed_over_times(cached_times(halves, work, IDLE), alone, work, Hop(1e-4, 100.0))
     assert late.read_s > 640 / 100.0
 
 

@@ -3,10 +3,11 @@
 import pytest
 
 from strategy.chunking import ChunkCost
-from strategy.cost import Hop, RequestWork, RouteCosts, RouteLoad, StageSpeed, cached_times
+from strategy.cost import RequestWork, RouteCosts, RouteLoad, cached_times
 from strategy.learning import Learning
 from strategy.occupation import Occupation
 from strategy.prediction import Conditions, forecast
+from strategy.stage_speed import Hop, StageSpeed
 from strategy.vocabulary import Route
 from strategy.wishes import Objective
 

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from strategy.chunking import ChunkCost
-from strategy.cost import Hop, RequestWork, RouteCosts, RouteLoad, StageSpeed
+from strategy.cost import RequestWork, RouteCosts, RouteLoad
 from strategy.decision import decide
 from strategy.grouping import Groups
 from strategy.layout import Replica, replicated_s, together_s
@@ -14,6 +14,7 @@ from strategy.learning import Learning, Seen
 from strategy.occupation import Occupation
 from strategy.prediction import Conditions
 from strategy.situation import Asked, Strategy
+from strategy.stage_speed import Hop, StageSpeed
 from strategy.tensor_cost import SumCost, TensorCosts, shared_speed
 from strategy.vocabulary import Route
 from strategy.wishes import Objective

@@ -47,7 +47,7 @@ def test_answer_of_a_few_tokens_says_less_of_steps():
         learning.renew(COSTS)
         learning.saw("any", ROUTE, 100, TIMES, Seen(1.1, 1.5 * TIMES.step_s, num_further=num_further))
         moved[num_further] = math.log(learning.factors("any", ROUTE, 100).step)
-    assert moved[ENOUGH_TOKENS // 4] == pytest.approx(moved[ENOUGH_TOKENS] / 4)
+    assert moved[ENOUGH_TOKENS // 4] == pytest.approx(moved[ENOUGH_TOKENS] / 16)
     assert moved[1000] == moved[ENOUGH_TOKENS] > 0
 
 

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from strategy.cost import Hop
 from strategy.layer_speeds import LayerSpeeds, PartSpeed
 from strategy.measured_partition import Pace, is_worth_it, measured_partition
 from strategy.partition import ModelSizes, Node, partition
+from strategy.stage_speed import Hop
 from strategy.vocabulary import LayerRange, Route
 
 LAYERS = 12

@@ -5,13 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from strategy.cost import Hop, RouteLoad
+from strategy.cost import RouteLoad
 from strategy.decision import decide
 from strategy.grouping import Groups
 from strategy.learning import Learning, Seen
 from strategy.occupation import Occupation
 from strategy.prediction import Conditions
 from strategy.situation import Asked, NoStrategy, Strategy
+from strategy.stage_speed import Hop
 from strategy.vocabulary import Route
 from strategy.wishes import Mode, Objective
 from tests.strategy.test_cost import QUICK, route, stage

@@ -4,8 +4,9 @@ import msgspec
 import pytest
 
 from strategy.chunking import ChunkCost
-from strategy.cost import RequestWork, RouteCosts, RouteLoad, StageSpeed, cached_times
+from strategy.cost import RequestWork, RouteCosts, RouteLoad, cached_times
 from strategy.sharing import Busy, Elsewhere, Visits
+from strategy.stage_speed import StageSpeed
 from strategy.tensor_cost import SumCost, TensorCosts, shared_speed, tensor_times
 from strategy.vocabulary import Route
 

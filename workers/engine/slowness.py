@@ -7,7 +7,7 @@ that was slow once would never get another part to show otherwise. `now` is told
 import math
 
 from protocol.messages import Step
-from strategy.cost import StageSpeed
+from strategy.stage_speed import StageSpeed
 from workers.engine.step_kind import StepKind, kind_of
 
 _WEIGHT = 0.02

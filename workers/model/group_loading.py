@@ -13,9 +13,9 @@ import msgspec
 
 from protocol.messages import GroupPlan, KeptPrefix
 from protocol.values import KvSettings, LayerRange, Route
-from strategy.cost import StageSpeed
 from strategy.group_sums import GroupSums
 from strategy.memory import KvNeeds
+from strategy.stage_speed import StageSpeed
 from workers.cache.disk_tier import DiskTiers
 from workers.cache.kv_memory import kv_needs
 from workers.cache.prefix_store import PrefixStore

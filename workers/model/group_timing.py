@@ -14,7 +14,7 @@ import numpy as np
 from protocol.messages import OpenSequence, Row, Step
 from protocol.values import Route, Sampling
 from strategy.chunking import ChunkCost
-from strategy.cost import StageSpeed
+from strategy.stage_speed import StageSpeed
 from workers.engine.executor import StageExecutor
 from workers.model.chunk_costs import within_s
 

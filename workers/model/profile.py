@@ -22,8 +22,8 @@ from protocol.transport.addressing import this_host
 from protocol.values import LayerRange
 from protocol.version import installed_version
 from strategy.chunking import ChunkCost
-from strategy.cost import StageSpeed
 from strategy.layer_speeds import LayerSpeeds, PartSpeed
+from strategy.stage_speed import StageSpeed
 from workers.engine.executor import StagePlace
 from workers.model.chunk_costs import chunk_cost, chunk_runs, fastest_runs, within_s
 from workers.model.layer_parts import LayerUnits

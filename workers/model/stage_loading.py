@@ -18,9 +18,9 @@ from protocol.model_digest import model_digest
 from protocol.values import LayerRange, Peer, Route
 from strategy.chunking import MLX_LM_CHUNK_TOKENS, ChunkCost
 from strategy.copies import share
-from strategy.cost import StageSpeed
 from strategy.layer_speeds import LayerSpeeds
 from strategy.memory import KvNeeds
+from strategy.stage_speed import StageSpeed
 from workers.cache.disk_tier import DiskTiers
 from workers.cache.kv_memory import kv_needs
 from workers.cache.prefix_store import PrefixStore

@@ -4,9 +4,9 @@ import msgspec
 
 from cluster.planning.candidate import Candidate
 from cluster.planning.deployment import BeginPlan, Deployment, EndPlan, SendPlan
-from strategy.cost import Hop
 from strategy.layer_speeds import LayerSpeeds, PartSpeed
 from strategy.measured_partition import Pace
+from strategy.stage_speed import Hop
 from tests.cluster.planning.test_deployment import FOUND, SIZES
 
 NUM_LAYERS = len(SIZES.layers)

@@ -16,10 +16,10 @@ from cluster.planning.route_costs import (
 from protocol.messages import KeptPrefix, LinkFigures, Loaded
 from protocol.values import Route
 from strategy.chunking import ChunkCost
-from strategy.cost import Hop, StageSpeed
 from strategy.group_sums import GroupSums
 from strategy.layer_speeds import LayerSpeeds, PartSpeed
 from strategy.memory import KvGrowth, KvNeeds
+from strategy.stage_speed import Hop, StageSpeed
 from tests.support.fake_cluster import BYTES_PER_TOKEN, plan_of
 
 NAMES = ("alpha", "beta", "gamma")

@@ -10,7 +10,8 @@ from cluster.serving.health import Health
 from protocol.messages import Heartbeat, PrefillProgress
 from protocol.values import Route
 from strategy.chunking import ChunkCost
-from strategy.cost import Hop, RouteCosts, StageSpeed
+from strategy.cost import RouteCosts
+from strategy.stage_speed import Hop, StageSpeed
 from tests.support.fake_cluster import Client, FakeCluster, plan_of, ready_member, service_of, settle, tokens_request
 from tests.support.virtual_time import run
 

@@ -5,7 +5,7 @@ import pytest
 from protocol.messages import Row, Step
 from protocol.values import Route
 from strategy.chunking import ChunkCost
-from strategy.cost import StageSpeed
+from strategy.stage_speed import StageSpeed
 from workers.engine.slowness import Slowness
 
 SPEED = StageSpeed(

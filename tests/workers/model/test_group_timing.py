@@ -4,7 +4,7 @@ import pytest
 
 from protocol.values import Route
 from strategy.chunking import ChunkCost
-from strategy.cost import StageSpeed
+from strategy.stage_speed import StageSpeed
 from workers.model.group_timing import GroupTimer
 
 ALONE = StageSpeed(
