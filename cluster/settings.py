@@ -120,6 +120,11 @@ class StrategySettings(msgspec.Struct, frozen=True, kw_only=True):
     prompt_threshold: Natural = 100
     generation_threshold: Natural = 50
 
+    @property
+    def streams_wait(self) -> bool:
+        """Whether running streams wait for others' prompts as long as it takes: when all have their answers is all that counts."""
+        return self.policy == "measured" and self.objective is Objective.THROUGHPUT
+
 
 class PlanSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What a plan must have memory for, beside the weights: so many requests at once, prompt and answer of so many tokens each, or of

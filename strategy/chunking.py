@@ -9,7 +9,8 @@ Attention makes chunks dearer the more tokens lie before them, both their tokens
 then the larger part where few tokens share it): by amounts that are learned from the chunks that ran. So sizes fall along a prompt.
 
 While others decode, a chunk may cost as much as a step of each of their batches and half a step more, so that their
-streams become slower but never stop. What is left of a prompt is read at once where the pause is too short to be seen.
+streams become slower but never stop. What is left of a prompt is read at once where the pause is too short to be seen; where all that
+counts is when all have their answers, streams wait for a chunk as long as whoever comes in between would.
 
 Short prompts are read together, in one pass, where filling the shorter ones up costs less than the fixed part of a pass for each.
 
@@ -119,12 +120,21 @@ class _ContextCost:
 
 class ChunkSize:
     """The chunk size of one head. cost: measured at load; fixed_tokens: the user's choice, which wins over all; together: whether
-    prompts can be read in one pass.
+    prompts can be read in one pass; streams_wait: others that decode meanwhile make no chunk shorter.
     """
 
-    def __init__(self, *, num_stages: int, cost: ChunkCost, fixed_tokens: int | None, together: bool = False):
+    def __init__(
+        self,
+        *,
+        num_stages: int,
+        cost: ChunkCost,
+        fixed_tokens: int | None,
+        together: bool = False,
+        streams_wait: bool = False,
+    ):
         self._num_stages = num_stages
         self._together = together
+        self._streams_wait = streams_wait
         self.cost = cost
         self._fixed_tokens = fixed_tokens
         self._decode_s: float | None = None
@@ -181,7 +191,7 @@ class ChunkSize:
             tokens_s = math.sqrt(prefill_tokens * usual.token_s * usual.fixed_s / (self._num_stages - 1))
             best = max(tokens_s / cost.token_s, prefill_tokens / MAX_CHUNKS)
         affordable_s = max(LONGEST_S, 2 * cost.fixed_s)
-        if num_decoding and self._decode_s is not None:
+        if num_decoding and self._decode_s is not None and not self._streams_wait:
             rest_s = cost.fixed_s + left * cost.token_s
             seen_s = (num_decoding + 0.5) * self._decode_s
             affordable_s = min(affordable_s, max(seen_s, rest_s) if rest_s <= UNSEEN_S else seen_s)

@@ -32,12 +32,15 @@ _ID_BYTES = 200
 
 
 class RouteCosts(msgspec.Struct, frozen=True, kw_only=True, dict=True):
-    """A route: its workers' stages, and the hop behind each; the last one leads back to the head."""
+    """A route: its workers' stages, and the hop behind each; the last one leads back to the head. fixed_chunk_tokens, streams_wait: as of
+    `ChunkSize`.
+    """
 
     route: Route
     stages: tuple[StageSpeed, ...]
     hops: tuple[Hop, ...]
     fixed_chunk_tokens: int | None = None
+    streams_wait: bool = False
 
     @cached_property
     def total(self) -> StageSpeed:
@@ -213,7 +216,12 @@ def batches(num_sequences: int, num_stages: int) -> tuple[int, int]:
 def chunk_tokens(costs: RouteCosts, work: RequestWork, load: RouteLoad) -> int:
     """The chunk that the head begins with, by the rules of `strategy.chunking`."""
     head = costs.stages[0]
-    size = ChunkSize(num_stages=len(costs.stages), cost=head.chunk, fixed_tokens=costs.fixed_chunk_tokens)
+    size = ChunkSize(
+        num_stages=len(costs.stages),
+        cost=head.chunk,
+        fixed_tokens=costs.fixed_chunk_tokens,
+        streams_wait=costs.streams_wait,
+    )
     num_decoding = 0
     if load.decoding:
         num_decoding, rows = batches(load.decoding, len(costs.stages))

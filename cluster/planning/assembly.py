@@ -93,6 +93,7 @@ class Assembly:
             uncached_in_caches=inspected.uncached_in_caches,
             whole_prompts=inspected.whole_prompts,
             reads_together=inspected.reads_together,
+            streams_wait=settings.strategy.streams_wait,
             kv_copies=settings.recovery.kv_copies,
             profile=settings.strategy.policy == "measured",
             sources=sources,
@@ -183,7 +184,9 @@ class Assembly:
             budgets=self.budgets,
             needs=self._of_the_plan(self._kept.needs_with_drafts),
             drafts=self._kept.drafts,
-            costs=self._of_the_plan(self._speeds.costs(self._fixed_chunk_tokens)),
+            costs=self._of_the_plan(
+                self._speeds.costs(self._fixed_chunk_tokens, streams_wait=self._settings.strategy.streams_wait)
+            ),
             layer_speeds=self._speeds.layers,
             sums=self._of_the_plan(self._speeds.sums),
         )

@@ -55,7 +55,7 @@ class MeasuredSpeeds:
             if found.keys() >= set(route.heads)
         }
 
-    def costs(self, fixed_chunk_tokens: int | None) -> dict[Route, RouteCosts]:
+    def costs(self, fixed_chunk_tokens: int | None, *, streams_wait: bool) -> dict[Route, RouteCosts]:
         """Of the routes of which every stage was measured, with links of which nothing is known yet."""
         return {
             route: RouteCosts(
@@ -63,6 +63,7 @@ class MeasuredSpeeds:
                 stages=tuple(stages[worker] for worker in route.heads),
                 hops=_hops(route, {}),
                 fixed_chunk_tokens=fixed_chunk_tokens,
+                streams_wait=streams_wait,
             )
             for route, stages in self._stages.items()
             if all(worker in stages for worker in route)

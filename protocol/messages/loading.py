@@ -97,7 +97,8 @@ class LoadStage(Message, frozen=True, kw_only=True):
     model: its digest; stages: every worker of the plan in order; pipeline: the route through all of them, None where the
     model cannot be cut; uncached_in_caches: passes without a KV cache run in caches that are thrown away, since the model
     computes something else without any; whole_prompts: a prompt runs in mlx-lm's own chunks, since others change what the
-    model computes (so nothing of it can be reused either); reads_together: prompts of different lengths can be read in one step; kv_copies: to how many neighbours finished KV blocks are copied;
+    model computes (so nothing of it can be reused either); reads_together: prompts of different lengths can be read in one step;
+    streams_wait: running streams make no chunk of a prompt shorter; kv_copies: to how many neighbours finished KV blocks are copied;
     profile: measure how fast the stages run, too; guessing: None where no next tokens are guessed; reply_to: where the coordinator hears its workers; sources: as in InspectModel;
     groups: no worker is in two.
     """
@@ -115,6 +116,7 @@ class LoadStage(Message, frozen=True, kw_only=True):
     uncached_in_caches: bool = False
     whole_prompts: bool = False
     reads_together: bool = False
+    streams_wait: bool = False
     kv_copies: int = 0
     profile: bool = False
     sources: tuple[Peer, ...] = ()

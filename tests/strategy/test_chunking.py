@@ -61,6 +61,14 @@ def test_what_is_left_is_read_at_once_where_the_pause_is_too_short_to_be_seen():
     assert sizes.tokens(rest + 1, 0, num_decoding=1) == 26
 
 
+def test_streams_wait_for_a_chunk_as_long_as_a_newcomer_where_only_the_end_of_all_counts():
+    sizes = ChunkSize(num_stages=1, cost=COST, fixed_tokens=None, together=True, streams_wait=True)
+    sizes.observe_decode(0.0205)
+    for num_decoding in (0, 1, 3):
+        assert sizes.tokens(3000, 0, num_decoding=num_decoding) == size(num_stages=1).tokens(3000, 0, num_decoding=0)
+        assert sizes.joins([32] * 15, 32, num_decoding=num_decoding)
+
+
 def test_prompts_are_read_together_where_filling_them_up_costs_less_than_another_pass():
     sizes = ChunkSize(num_stages=1, cost=COST, fixed_tokens=None, together=True)
     assert sizes.joins([30], 30, num_decoding=0)

@@ -2,6 +2,7 @@
 
 import math
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -146,6 +147,14 @@ def test_while_a_long_prompt_is_read_others_come_nearer_to_its_length():
         for cached in (0, 2099)
     )
     assert unread < read
+
+
+def test_prompt_for_which_streams_wait_is_read_sooner():
+    costs, load = route(stage(), chunk=None), RouteLoad(decoding=3, context=50)
+    work = RequestWork(prompt_tokens=2001, generated_tokens=8)
+    waiting = msgspec.structs.replace(costs, streams_wait=True)
+    assert chunk_tokens(waiting, work, load) == chunk_tokens(costs, work, IDLE) > chunk_tokens(costs, work, load)
+    assert cached_times(waiting, work, load).read_s < cached_times(costs, work, load).read_s
 
 
 def test_context_makes_chunks_and_steps_dearer():

@@ -86,6 +86,7 @@ class Heads:
                 cost=self._stages.chunk_costs[route],
                 fixed_tokens=self._stages.fixed_chunk_tokens,
                 together=self._stages.reads_together,
+                streams_wait=self._stages.streams_wait,
             ),
             max_rows=self._stages.max_rows,
             prefixes=self._directories.get(route),

@@ -53,7 +53,7 @@ class LoadedStages(msgspec.Struct, frozen=True, kw_only=True):
     """By route: how to run this worker's part of it, and what a prefill chunk costs where the route begins here.
 
     copied: the route of which another worker is given copies of what is kept here, None for none; guessers: who guess next tokens; max_rows: sequences in
-    one batch; reads_together: prompts can be read in one step; groups: to the other ranks of routes that are computed together; prefixes: what each route keeps of past sequences, in the order of loading, and how fast it runs; layers: what each
+    one batch; reads_together: prompts can be read in one step; streams_wait: see `ChunkSize`; groups: to the other ranks of routes that are computed together; prefixes: what each route keeps of past sequences, in the order of loading, and how fast it runs; layers: what each
     takes, None where nobody asked; pipeline_layers: of each worker in the pipeline; read_bytes: of weights read from disk for this
     plan; vocabulary_size: token ids lie below it.
     """
@@ -68,6 +68,7 @@ class LoadedStages(msgspec.Struct, frozen=True, kw_only=True):
     guessers: Guessers | None = None
     max_rows: int = 1
     reads_together: bool = False
+    streams_wait: bool = False
     fixed_chunk_tokens: int | None = None
     weights_bytes: int = 0
     read_bytes: int = 0
@@ -219,6 +220,7 @@ class StageLoader:
             copied=_copied(plan),
             max_rows=MAX_ROWS if batches else 1,
             reads_together=batches and plan.reads_together,
+            streams_wait=plan.streams_wait,
             fixed_chunk_tokens=MLX_LM_CHUNK_TOKENS if plan.whole_prompts else plan.prefill_chunk_tokens,
             weights_bytes=max(model.weights.num_bytes, mx.get_active_memory() - kept_bytes),
             read_bytes=read_bytes,

@@ -6,12 +6,13 @@ import pytest
 from cluster.planning.assembly import Assembly, Part
 from cluster.planning.plan import ModelFacts
 from cluster.planning.progress import StartProgress
-from cluster.settings import GroupSettings, ModelSettings, Settings, WorkerSettings
+from cluster.settings import GroupSettings, ModelSettings, Settings, StrategySettings, WorkerSettings
 from protocol.messages import KeptPrefix, Loaded, LoadProgress, RankCut
 from protocol.values import LayerRange, Peer, Route
 from strategy.memory import KvNeeds
 from strategy.partition import GroupSizes, ModelSizes, Node, Partition, Stage, partition
 from strategy.vocabulary import NO_LAYERS
+from strategy.wishes import Objective
 from tests.cluster.planning.test_known_model import FOUND
 
 LAYER = 200_000_000
@@ -21,12 +22,16 @@ ROUTE = Route(("a", "b"), ranks=2)
 PEER = Peer(endpoint="tcp://127.0.0.1:1", public_key="k")
 
 
-def assembly():
+def assembly(**strategy):
     names = ("a", "b")
     found = partition(SIZES, [Node(name=name, memory_limit_bytes=10**9) for name in names], (3,), why_not=None)
     facts = ModelFacts(id="m", digest="d", sizes=SIZES, inspected=FOUND)
     parts = {name: Part(10**9, PEER) for name in names}
-    settings = Settings(model=ModelSettings(path="/m"), workers=tuple(WorkerSettings(name=name) for name in names))
+    settings = Settings(
+        model=ModelSettings(path="/m"),
+        workers=tuple(WorkerSettings(name=name) for name in names),
+        strategy=StrategySettings(**strategy),
+    )
     return Assembly(1, facts, found, parts, settings)
 
 
@@ -39,6 +44,13 @@ def grouped(found):
     facts = msgspec.structs.replace(plan._model, inspected=msgspec.structs.replace(FOUND, rank_cuts=(cut,)))
     parts = {stage.worker: Part(10**9, PEER) for stage in found.stages}
     return Assembly(1, facts, msgspec.structs.replace(found, groups=(sizes,)), parts, settings)
+
+
+@pytest.mark.parametrize("policy", ["measured", "thresholds"])
+@pytest.mark.parametrize("objective", list(Objective))
+def test_streams_wait_for_chunks_where_the_end_of_all_is_what_is_made_least(policy, objective):
+    (told,) = {message.streams_wait for message in assembly(policy=policy, objective=objective).messages(PEER).values()}
+    assert told is (policy == "measured" and objective is Objective.THROUGHPUT)
 
 
 def test_ranks_that_hold_only_their_parts_are_told_of_their_transport_and_a_secret_of_their_own():

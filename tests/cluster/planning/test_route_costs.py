@@ -59,7 +59,7 @@ def costs():
         loaded("gamma", pipeline=speed(0.3)),
         loaded("beta", pipeline=speed(0.2)),
         loaded("alpha", pipeline=speed(0.1), alone=speed(0.6), layers=LAYERS),
-    ).costs(None)
+    ).costs(None, streams_wait=False)
 
 
 def link(to, round_trip_us=200, bytes_per_s=10**9, *, in_use=True):
@@ -90,13 +90,14 @@ def test_route_of_which_a_stage_was_not_measured_has_no_costs():
     found = measured(
         loaded("alpha", pipeline=speed(0.1)), loaded("beta", pipeline=None), loaded("gamma", pipeline=speed(0.1))
     )
-    assert found.costs(None) == {}
+    assert found.costs(None, streams_wait=False) == {}
     assert found.layers == {}
 
 
 def test_fixed_chunk_is_that_of_every_route(costs):
     found = measured(loaded("alpha", alone=speed(0.1)))
-    assert {each.fixed_chunk_tokens for each in found.costs(77).values()} == {77}
+    chosen = found.costs(77, streams_wait=True).values()
+    assert {(each.fixed_chunk_tokens, each.streams_wait) for each in chosen} == {(77, True)}
     assert {each.fixed_chunk_tokens for each in costs.values()} == {None}
 
 
@@ -144,7 +145,7 @@ def test_stages_of_several_ranks_cost_what_their_first_ranks_take_and_pass_on():
         *(Loaded(worker=name, weights_bytes=1, vocabulary_size=9, prefixes=(each,)) for name, each in told)
     )
     (costs,) = route_costs(
-        found.costs(None),
+        found.costs(None, streams_wait=False),
         {
             "alpha": member("alpha", link("beta", 20), link("x", 999), host="a"),
             "beta": member("beta", link("alpha", 40), link("y", 999), host="b"),
