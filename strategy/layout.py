@@ -12,12 +12,13 @@ Pure arithmetic over `strategy.cost`.
 """
 
 import heapq
+import math
 from collections.abc import Sequence
 from enum import Enum
 
 import msgspec
 
-from strategy.cost import RequestWork, RouteCosts, RouteLoad, cached_times, uncached_times
+from strategy.cost import RequestWork, RouteCosts, RouteLoad, Times, cached_times, uncached_times
 from strategy.vocabulary import Route
 
 
@@ -43,9 +44,8 @@ def together_s(costs: RouteCosts, work: RequestWork, number: int, *, cached: boo
     if not cached:
         others = RouteLoad(uncached=number - 1, context=work.mean_context)
         return 0.0, work.generated_tokens * uncached_times(costs, work, others).step_s
-    others = RouteLoad(decoding=number - 1, context=work.mean_context)
     read_s = cached_times(costs, work, RouteLoad()).read_s
-    return number * read_s, work.generated_tokens * _step_s(costs, work, others)
+    return number * read_s, work.generated_tokens * _step_s(costs, work, number)
 
 
 class Replica(msgspec.Struct, frozen=True):
@@ -75,7 +75,21 @@ def replicated_s(replicas: Sequence[Replica], work: RequestWork, number: int) ->
     return last
 
 
-def _step_s(costs: RouteCosts, work: RequestWork, others: RouteLoad) -> float:
+def beside(times: Times, costs: RouteCosts, work: RequestWork, number: int, mean: float) -> Times:
+    """With steps as they are where so many like it decode in the mean. times: where it is one of `number`."""
+    before_s = _step_s(costs, work, number)
+    if not before_s:
+        return times
+    fewer = math.floor(mean)
+    step_s = _step_s(costs, work, fewer)
+    if mean > fewer:
+        step_s += (mean - fewer) * (_step_s(costs, work, fewer + 1) - step_s)
+    return msgspec.structs.replace(times, step_s=times.step_s * step_s / before_s)
+
+
+def _step_s(costs: RouteCosts, work: RequestWork, number: int) -> float:
+    """Of so many like it that decode."""
+    others = RouteLoad(decoding=number - 1, context=work.mean_context)
     answered = RequestWork(
         prompt_tokens=work.prompt_tokens,
         cached_tokens=work.prompt_tokens - 1,

@@ -72,11 +72,11 @@ class Guessed(msgspec.Struct, frozen=True):
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """What an answer took: its first token came after `ttft_s`, the `num_further` others after `step_s` each, None where there was none.
-    tokens: that each step gave, None where nothing was guessed.
+    """What an answer took: its first token came after `ttft_s`, None where that says nothing, the `num_further` others after `step_s` each,
+    None where there was none. tokens: that each step gave, None where nothing was guessed.
     """
 
-    ttft_s: float
+    ttft_s: float | None
     step_s: float | None = None
     tokens: float | None = None
     num_further: int = ENOUGH_TOKENS
@@ -131,21 +131,29 @@ class _Learned:
     def __repr__(self) -> str:
         return f"_Learned(step {self._step:.2f}, reading {self._readings})"
 
-    def saw(self, size: int, reading_ratio: float, step_ratio: float, of_steps: float) -> None:
-        """An answer took so many times as long as these factors let expect, by what is theirs of it. of_steps: how much it says of them."""
-        factor, seen = self._readings.get(size, (self.by_size[size].reading, 0))
-        moved = reading_ratio ** _weight(seen)
-        readings = self._readings | {size: (factor, seen + 1)}
-        self._readings = {
-            other: (_bounded(of * moved ** (_FOR_A_NEIGHBOUR ** abs(other - size)), *_FACTOR_BOUNDS), count)
-            for other, (of, count) in readings.items()
-        }
+    def saw(self, size: int, reading_ratio: float | None, step_ratio: float, of_steps: float) -> None:
+        """An answer took so many times as long as these factors let expect, by what is theirs of it; None where it does not say. of_steps:
+        how much it says of them.
+        """
+        if reading_ratio is not None:
+            self._read(size, reading_ratio)
         self._step = _bounded(self._step * step_ratio ** (of_steps * _weight(self._steps_seen)), *_FACTOR_BOUNDS)
         self._steps_seen += of_steps
         self._num_seen += 1
         self.by_size = tuple(Factors(self._nearest(at), self._step, self._num_seen) for at in range(_SIZES))
 
+    def _read(self, size: int, ratio: float) -> None:
+        factor, seen = self._readings.get(size, (self.by_size[size].reading, 0))
+        moved = ratio ** _weight(seen)
+        readings = self._readings | {size: (factor, seen + 1)}
+        self._readings = {
+            other: (_bounded(of * moved ** (_FOR_A_NEIGHBOUR ** abs(other - size)), *_FACTOR_BOUNDS), count)
+            for other, (of, count) in readings.items()
+        }
+
     def _nearest(self, size: int) -> float:
+        if not self._readings:
+            return 1.0
         return self._readings[min(self._readings, key=lambda other: (abs(other - size), other))][0]
 
 
@@ -214,8 +222,7 @@ class Learning:
     def saw(self, strategy: Hashable, route: Route, read_tokens: int, times: Times, seen: Seen) -> None:
         """An answer came. times: what was predicted for it, before any factor."""
         before = self.factors(strategy, route, read_tokens)
-        ratio, of_overhead, of_reading = self._missed(times, before, seen.ttft_s)
-        self.overhead_s = _bounded(self.overhead_s * ratio ** (_WEIGHT * of_overhead), *_OVERHEAD_BOUNDS)
+        reading_ratio = None if seen.ttft_s is None else self._read(times, before, seen.ttft_s)
         step_ratio, of_steps = 1.0, 0.0
         if seen.step_s is not None and times.step_s and seen.tokens is not None:
             guesses = self._guessed.setdefault(
@@ -227,7 +234,7 @@ class Learning:
             step_ratio = _bounded(of_measured / before.step, 1 / _LARGEST_RATIO, _LARGEST_RATIO)
             of_steps = min(seen.num_further / ENOUGH_TOKENS, 1.0) ** 2
         learned = self._learned.setdefault(strategy, {}).setdefault(route, _Learned(before.step))
-        learned.saw(_size(read_tokens), ratio**of_reading, step_ratio, of_steps)
+        learned.saw(_size(read_tokens), reading_ratio, step_ratio, of_steps)
         self._steps[route] = learned.by_size[0].step
         self._elsewhere = {}
 
@@ -239,11 +246,13 @@ class Learning:
             self._elsewhere[size] = Factors(_shared(reading), _shared(step)) if known else AS_MEASURED
         return self._elsewhere[size]
 
-    def _missed(self, times: Times, factors: Factors, ttft_s: float) -> tuple[float, float, float]:
-        """How much longer it took than predicted, within bounds, and the shares of the overhead and of reading in that."""
+    def _read(self, times: Times, factors: Factors, ttft_s: float) -> float:
+        """A first token came: how much longer reading took than predicted, by its share in that; the overhead has its own."""
         predicted_s = self.ttft_s(times, factors)
         ratio = _bounded(ttft_s / predicted_s, 1 / _LARGEST_RATIO, _LARGEST_RATIO)
-        return ratio, self.overhead_s / predicted_s, factors.reading * times.read_s / predicted_s
+        overhead_s = self.overhead_s * ratio ** (_WEIGHT * self.overhead_s / predicted_s)
+        self.overhead_s = _bounded(overhead_s, *_OVERHEAD_BOUNDS)
+        return ratio ** (factors.reading * times.read_s / predicted_s)
 
 
 def _shared(factors: Iterable[float]) -> float:

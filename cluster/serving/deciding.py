@@ -15,6 +15,7 @@ from cluster.planning.interface import Cluster
 from cluster.planning.plan import Plan
 from cluster.planning.route_costs import PresentCosts
 from cluster.serving.admission import Admission, NotNow
+from cluster.serving.crowd import Crowd
 from cluster.serving.forecasting import Forecasting
 from cluster.serving.live_request import LiveRequest
 from cluster.serving.requests import Finished
@@ -199,14 +200,16 @@ class Decider:
         while len(self._visited) > _MAX_REMEMBERED:
             self._visited.popitem(last=False)
 
-    def answered(self, live: LiveRequest, decision: Decision, finished: Finished, waited_s: float, most: int) -> None:
-        """A request has its answer. waited_s: for its turn; most: how many ran at once on its route. A vector says nothing of how answers come."""
+    def answered(
+        self, live: LiveRequest, decision: Decision, finished: Finished, waited_s: float, crowd: Crowd
+    ) -> None:
+        """A request has its answer. waited_s: for its turn. A vector says nothing of how answers come."""
         if live.request.pooling is not None:
             return
         if finished.completion_tokens:
             self._forecasting.ended(live.names, finished)
         if live.is_first(decision):
-            self._forecasting.answered(decision.route, decision.forecast, finished, waited_s, most)
+            self._forecasting.answered(decision, finished, waited_s, crowd)
 
     def forget(self, conversation: str) -> None:
         """A conversation was deleted."""

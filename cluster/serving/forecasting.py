@@ -10,18 +10,21 @@ from collections.abc import Mapping, Sequence
 
 from cluster.planning.plan import Plan
 from cluster.planning.route_costs import LinkedCosts
+from cluster.serving.crowd import Crowd
 from cluster.serving.requests import Finished
 from strategy.cost import RouteLoad
+from strategy.decision import Decision
+from strategy.layout import beside
 from strategy.learning import AnswerLengths, Learning, Seen
 from strategy.occupation import Occupation
-from strategy.prediction import Conditions, Forecast
+from strategy.prediction import Conditions
 from strategy.prefix import BLOCK_TOKENS, Key
 from strategy.vocabulary import Route
 from strategy.wishes import Objective
 
 _MAX_BLOCKS = 4096
-# By how many more may come beside a request whose times still teach what to expect.
-_MORE_CAME = 1.5
+# By how many more may come beside a request whose times still teach what to expect, and of those whose prompt's reading does.
+_MORE_CAME, _MORE_READ = 1.5, 1.2
 # Of how many ran at once, what counts after one request more.
 _FADING = 0.95
 
@@ -93,25 +96,31 @@ class Forecasting:
         self._num_decided += 1
         self._most_at_once = max(self._most_at_once * _FADING, num_running)
 
-    def answered(self, route: Route, forecast: Forecast | None, finished: Finished, waited_s: float, most: int) -> None:
-        """A request that nothing befell has its answer. waited_s: for its turn, which no forecast knows of; most: how many ran at once on
-        its route. Where many more came than there were, its times say what is true of them all, not of a request like it.
+    def answered(self, decision: Decision, finished: Finished, waited_s: float, crowd: Crowd) -> None:
+        """A request that nothing befell has its answer. waited_s: for its turn, which no forecast knows of.
+
+        Where many more came than there were, its times say what is true of them all, not of a request like it; its steps are held
+        against those that are predicted beside as many as there were in the mean.
         """
+        route, forecast = decision.route, decision.forecast
         if forecast is None:
             return
         if forecast.work.cached_tokens > finished.cached_tokens:
             self._kept.pop(route, None)  # less is there than was thought
-        if most > _MORE_CAME * forecast.num_there:
+        if crowd.most > _MORE_CAME * forecast.num_there:
             return
         if forecast.work.cached_tokens == finished.cached_tokens // BLOCK_TOKENS * BLOCK_TOKENS:
             rate, num_tokens = finished.decode_tokens_per_s, finished.completion_tokens
             seen = Seen(
-                finished.ttft_s - waited_s,
+                finished.ttft_s - waited_s if crowd.most <= _MORE_READ * forecast.num_there else None,
                 None if rate is None else 1 / rate,
                 num_tokens / max(num_tokens - finished.accepted, 1) if finished.proposed else None,
                 max(num_tokens - 1, 1),
             )
-            self._learning.saw(forecast.strategy, route, forecast.work.read_tokens, forecast.times, seen)
+            times, costs = forecast.times, self._costs.routes.get(route)
+            if decision.cached and costs is not None and crowd.mean_decoding is not None:
+                times = beside(times, costs, forecast.work, forecast.num_there, crowd.mean_decoding)
+            self._learning.saw(forecast.strategy, route, forecast.work.read_tokens, times, seen)
 
     def ended(self, names: tuple[str, ...], finished: Finished) -> None:
         """An answer is complete."""

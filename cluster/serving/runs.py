@@ -6,13 +6,14 @@ inbox ends with `RouteLost`, behind everything that was reported before.
 
 import asyncio
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from cluster.planning.interface import Cluster
 from cluster.planning.plan import Loss
 from cluster.serving.answer import Report
+from cluster.serving.crowd import Crowd
 from cluster.serving.requests import Vector
 from protocol.errors import ApiError, Unavailable
 from protocol.messages import (
@@ -123,7 +124,7 @@ class Runs:
     def __init__(self, cluster: Cluster):
         self._cluster = cluster
         self._runs: dict[int, Run] = {}
-        self._most: dict[Run, int] = {}
+        self._crowds: dict[Run, Crowd] = {}
         self._num_begun = 0
 
     def __repr__(self) -> str:
@@ -137,18 +138,19 @@ class Runs:
         """Send a sequence to the head of its route. Raises WireError for what is too large to send."""
         self._cluster.send(message.route.head, message, (pack_ids(tokens),))
         run = self._runs[message.sequence] = Run(message, len(tokens), now, owner)
+        self._crowds[run] = Crowd()
         there = [each for each in self._runs.values() if each.route == run.route and not each.is_done]
         for each in there:
-            self._most[each] = max(self._most.get(each, 0), len(there))
+            self._crowds[each].most = max(self._crowds[each].most, len(there))
         return run
 
-    def most_at_once(self, run: Run) -> int:
-        """How many ran on its route while it did, at most."""
-        return self._most.get(run, 1)
+    def crowd(self, run: Run) -> Crowd:
+        """Until it ends; of one that did nothing is known."""
+        return self._crowds.get(run) or Crowd()
 
     def end(self, run: Run) -> None:
         """Nobody waits for this sequence any more."""
-        self._most.pop(run, None)
+        self._crowds.pop(run, None)
         if self._runs.pop(run.number, None) is not None:
             self._cluster.send(run.route.head, Cancel(sequence=run.number))
 
@@ -194,8 +196,11 @@ class Runs:
     # --- what arrives
 
     def tokens(self, message: Tokens) -> None:
+        decoding = Counter(each.route for each in self._runs.values() if each.num_given and not each.is_done)
         for update in message.updates:
             if run := self._runs.get(update.sequence):
+                if run.num_given:
+                    self._crowds[run].given(decoding[run.route])
                 run.is_done = update.finish_reason is not None
                 run.num_given += len(update.tokens)
                 run.num_behind += len(update.tokens)
@@ -228,6 +233,7 @@ class Runs:
         for run in self._runs.values():
             run.put(RouteLost(loss))
         self._runs.clear()
+        self._crowds.clear()
 
     def fail(self, message: str) -> None:
         """End every sequence: nobody will wait for it."""

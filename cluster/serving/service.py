@@ -257,8 +257,8 @@ class GenerationService:
             measured.answered(finished.ttft_s, finished.total_s, live.predicted_s)
             measured.sized(finished.prompt_tokens, finished.completion_tokens)
             if place.decision is not None:
-                waited_s, most = run.began_at - place.entered_at, self._runs.most_at_once(run)
-                self._decider.answered(live, place.decision, finished, waited_s, most)
+                waited_s, crowd = run.began_at - place.entered_at, self._runs.crowd(run)
+                self._decider.answered(live, place.decision, finished, waited_s, crowd)
         return events
 
     def _expiry(self, live: LiveRequest, run: Run) -> asyncio.TimerHandle | None:

@@ -6,10 +6,10 @@ import msgspec
 import pytest
 
 from strategy.chunking import ChunkCost
-from strategy.cost import RequestWork, RouteCosts, RouteLoad
+from strategy.cost import RequestWork, RouteCosts, RouteLoad, Times
 from strategy.decision import decide
 from strategy.grouping import Groups
-from strategy.layout import Replica, replicated_s, together_s
+from strategy.layout import Replica, beside, replicated_s, together_s
 from strategy.learning import Learning, Seen
 from strategy.occupation import Occupation
 from strategy.prediction import Conditions
@@ -150,3 +150,11 @@ def test_where_next_tokens_are_guessed_they_count_as_far_as_they_come_true():
     busy = dict.fromkeys((ALPHA, BETA), RouteLoad(decoding=1, context=20))
     beside = decided("4bit", 3, busy, Objective.TOTAL, learning)
     assert all("guesses" not in (verdict.reason or "") for verdict in beside.candidates)
+
+
+def test_steps_beside_others_are_those_of_as_many_rows():
+    costs, times = costs_of("bfloat16")[ALPHA], Times(1.0, 0.1, 2.0)
+    found = [beside(times, costs, WORK, 2, mean).step_s for mean in (2, 4, 3)]
+    assert found[:2] == [2.0, pytest.approx(2.0 * (20 + 4 * 9.9) / (20 + 2 * 9.9))]
+    assert found[2] == pytest.approx(sum(found[:2]) / 2)
+    assert beside(times, costs, WORK, 2, 4) == msgspec.structs.replace(times, step_s=found[1])

@@ -51,6 +51,15 @@ def test_answer_of_a_few_tokens_says_less_of_steps():
     assert moved[1000] == moved[ENOUGH_TOKENS] > 0
 
 
+def test_answer_whose_first_token_says_nothing_teaches_of_steps_only():
+    learning = Learning()
+    learning.renew(COSTS)
+    learning.saw("any", ROUTE, 100, TIMES, Seen(None, 1.5 * TIMES.step_s))
+    factors = learning.factors("any", ROUTE, 100)
+    assert (factors.reading, learning.overhead_s) == (1.0, Learning().overhead_s)
+    assert factors.step > 1.1
+
+
 def test_what_every_answer_needs_beside_computing_is_learned_from_short_ones():
     learning = learned(60, 0.051, None, Times(0.0, 0.001, 0.001))
     assert learning.overhead_s == pytest.approx(0.05, rel=0.05)

@@ -440,3 +440,31 @@ def test_answer_beside_which_many_more_came_teaches_nothing_of_one_like_it(promp
         assert after_s == before_s
 
     run(scenario())
+
+
+def test_steps_are_held_against_those_that_are_predicted_beside_as_many_as_there_were(prompts):
+    num_tokens = ENOUGH_TOKENS + 1
+    asked = tokens_request(20, max_tokens=num_tokens)
+
+    async def step_s(service):
+        first = (await service.explain(asked)).candidates[0]
+        return (first.predicted_total_s - first.predicted_ttft_s) / (num_tokens - 1)
+
+    async def scenario():
+        cluster = cluster_of(measured_plan(workers=("alpha",)))
+        service = measuring(prompts, cluster)
+        before_s = await step_s(service)
+        clients = [Client(service, asked) for _ in range(4)]
+        sequences = [int((await client.routed()).request_id) for client in clients]
+        for number in range(num_tokens):
+            for sequence in sequences:
+                cluster.report(sequence, [20], "length" if number == num_tokens - 1 else None)
+            await settle()
+            await asyncio.sleep(stage().decode_s(4, 20 + number))
+        for client in clients:
+            await client.task
+        assert await step_s(service) == pytest.approx(before_s, rel=0.02), (
+            "three were there when the third came, four when it ran"
+        )
+
+    run(scenario())
