@@ -13,9 +13,10 @@ from tests.support.in_child import run_cases
 from workers import zoo
 from workers.cache.stage_cache import StageCache
 from workers.model import loading
+from workers.model.needed_exchanges import exchanges_for_caches
 from workers.model.split_model import SplitModel
 from workers.tensor.cuts import apply, layer_bytes
-from workers.tensor.exchange import silent
+from workers.tensor.exchange import exchange_of, silent
 from workers.tensor.group import ThreadGroup, on_threads
 from workers.tensor.trying import derive_here
 
@@ -49,9 +50,9 @@ class Ranked:
         return on_threads(SIZE, lambda group: action(self.part(group), group))
 
 
-def logits(split, kv=None, passes=PASSES):
+def logits(split, kv=None, passes=PASSES, cache=None):
     layers = LayerRange(0, split.num_layers)
-    cache = split.make_cache(layers, kv)
+    cache = cache or split.make_cache(layers, kv)
     found = []
     for ids in passes:
         output = split.forward(mx.array([ids], mx.int32), layers=layers, cache=cache)
@@ -212,6 +213,27 @@ def embeddings_need_no_logits():
         assert_near([found], [hidden(ranked.whole())])
 
 
+def chunks_exchange_only_what_their_caches_need():
+    """Behind the last layer's keys and values, or its states, nothing; and the next passes do not notice."""
+    for architecture, num_left_out in (("qwen3", 2), ("cohere", 2), ("mamba2", 1), ("qwen3_next", 2), ("gemma3n", 15)):
+        ranked = Ranked(architecture)
+        expected = logits(ranked.whole())[1:]
+
+        def on_rank(split, _):
+            layers, exchange = LayerRange(0, split.num_layers), exchange_of(split.model)
+            needed = exchanges_for_caches(split, exchange, layers, None)
+            cache = split.make_cache(layers)
+            before = exchange.num_exchanges
+            with exchange.first(needed):
+                split.forward(mx.array([PASSES[0]], mx.int32), layers=layers, cache=cache)
+                split.evaluate(None, cache)
+            return exchange.num_exchanges - before - needed, logits(split, passes=PASSES[1:], cache=cache)
+
+        for left_out, found in ranked.on_ranks(on_rank):
+            assert left_out == num_left_out, (architecture, left_out)
+            assert_near(found, expected)
+
+
 def a_silent_pass_has_the_shapes_of_a_real_one():
     ranked = Ranked("gpt2")
     model = loading.load(ranked.path)
@@ -226,7 +248,7 @@ CASES = {
         two_stages_of_two_ranks, every_kind_of_cache, kinds_that_need_all_keys_are_refused, caches_are_of_local_heads,
         batches, looking_waits_for_nobody, where_one_layer_cannot_be_cut_by_heads_none_is,
         a_rank_never_holds_more_than_its_part_and_one_layer, embeddings_need_no_logits,
-        a_silent_pass_has_the_shapes_of_a_real_one,
+        a_silent_pass_has_the_shapes_of_a_real_one, chunks_exchange_only_what_their_caches_need,
     )
 }  # fmt: skip
 

@@ -22,6 +22,7 @@ from workers.cache.prefix_store import PrefixStore
 from workers.engine.rank_executor import RankExecutor
 from workers.model import loading
 from workers.model.group_timing import GroupTimer
+from workers.model.needed_exchanges import exchanges_for_caches
 from workers.model.open_model import OpenModel
 from workers.model.shelf import LoadProgressed
 from workers.model.split_model import SplitModel
@@ -178,6 +179,7 @@ class GroupLoader:
             uncached=place.uncached,
             grammars=opened.grammars,
             exchange=exchange,
+            num_for_caches=exchanges_for_caches(model, exchange, place.layers, place.kv),
         )
         return GroupPart(key.route, key.rank, place.kv, model, executor, needs)
 

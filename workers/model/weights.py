@@ -75,7 +75,7 @@ class Weights:
 
     @staticmethod
     def made_from(tensors: Mapping[str, mx.array], weights: Sequence[mx.array]) -> frozenset[str]:
-        """Which of these tensors some weights that were not read yet are made from."""
+        """Which of these tensors some weights that were not read yet are made from, or anything else that was not computed yet."""
         found = {id(array) for array in weights} | _marked(_USED, list(tensors.values()), weights)
         return frozenset(name for name, array in tensors.items() if id(array) in found)
 

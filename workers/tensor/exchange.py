@@ -4,6 +4,7 @@ Owns the swapped calls: a module becomes an instance of a subclass of its own cl
 as they are. Knows the group, not why a module was cut. Belongs to one rank of one model.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -27,6 +28,9 @@ class Exchange:
         self.plan = plan
         self.is_silent = False
         self.num_exchanges = 0
+        self._num_in_pass = 0
+        self._num_wanted = math.inf
+        self._stand_ins: list[mx.array] | None = None
         self._projects = True
         self._embeds = True
         self._wants_logits = True
@@ -44,21 +48,35 @@ class Exchange:
         """
         self._projects = projects
         self._embeds = embeds
+        self._num_in_pass = 0
 
     def sum(self, x: mx.array) -> mx.array:
-        self.num_exchanges += 1
-        return x if self.is_silent else self.group.sum(x)
+        return self._next(self.group.sum(x) if self._is_wanted else x)
 
     def embedded(self, x: mx.array) -> mx.array:
-        return self.sum(x) if self._embeds else x
+        return self.sum(x) if self._embeds else self._next(x)
 
     def gather(self, x: mx.array, spans: list[Span]) -> mx.array:
         """The whole of an array of which each rank has its span of the last axis."""
-        self.num_exchanges += 1
-        return self._widened(x, spans) if self.is_silent else self.group.gather(x, -1, _widths(spans))
+        return self._next(self.group.gather(x, -1, _widths(spans)) if self._is_wanted else self._widened(x, spans))
 
     def logits(self, x: mx.array, spans: list[Span]) -> mx.array:
         return self.gather(x, spans) if self._projects and self._wants_logits else self._widened(x, spans)
+
+    @property
+    def _is_wanted(self) -> bool:
+        """Whether the next exchange takes place."""
+        self.num_exchanges += 1
+        return not self.is_silent and self._num_in_pass < self._num_wanted
+
+    def _next(self, found: mx.array) -> mx.array:
+        """What became of one exchange of a pass."""
+        self._num_in_pass += 1
+        if self._stand_ins is None:
+            return found
+        self._stand_ins.append(mx.zeros(found.shape, found.dtype))
+        mx.eval(self._stand_ins[-1])
+        return self._stand_ins[-1]
 
     def _widened(self, x: mx.array, spans: list[Span]) -> mx.array:
         start, stop = spans[self.rank]
@@ -73,6 +91,25 @@ class Exchange:
             yield
         finally:
             self._wants_logits = True
+
+    @contextmanager
+    def first(self, number: float) -> Iterator[None]:
+        """Of each pass in the block only so many exchanges take place: nobody asks for what the others make."""
+        self._num_wanted = number
+        try:
+            with self.without_logits():
+                yield
+        finally:
+            self._num_wanted = math.inf
+
+    @contextmanager
+    def standing_in(self) -> Iterator[list[mx.array]]:
+        """In silent passes of the block arrays stand in for what becomes of each exchange, in order: to see what is made from them."""
+        self._stand_ins = []
+        try:
+            yield self._stand_ins
+        finally:
+            self._stand_ins = None
 
 
 def _widths(spans: list[Span]) -> list[int]:
