@@ -28,8 +28,7 @@ class Exchange:
         self.plan = plan
         self.is_silent = False
         self.num_exchanges = 0
-        self._num_in_pass = 0
-        self._num_wanted = math.inf
+        self._num_wanted = self._last_wanted = math.inf
         self._stand_ins: list[mx.array] | None = None
         self._projects = True
         self._embeds = True
@@ -48,33 +47,35 @@ class Exchange:
         """
         self._projects = projects
         self._embeds = embeds
-        self._num_in_pass = 0
+        self._last_wanted = self.num_exchanges + self._num_wanted
 
     def sum(self, x: mx.array) -> mx.array:
-        return self._next(self.group.sum(x) if self._is_wanted else x)
+        self.num_exchanges += 1
+        if self.is_silent or self.num_exchanges > self._last_wanted:
+            return self._left_out(x)
+        return self.group.sum(x)
 
     def embedded(self, x: mx.array) -> mx.array:
-        return self.sum(x) if self._embeds else self._next(x)
+        if self._embeds:
+            return self.sum(x)
+        self.num_exchanges += 1
+        return self._left_out(x)
 
     def gather(self, x: mx.array, spans: list[Span]) -> mx.array:
         """The whole of an array of which each rank has its span of the last axis."""
-        return self._next(self.group.gather(x, -1, _widths(spans)) if self._is_wanted else self._widened(x, spans))
+        self.num_exchanges += 1
+        if self.is_silent or self.num_exchanges > self._last_wanted:
+            return self._left_out(self._widened(x, spans))
+        return self.group.gather(x, -1, _widths(spans))
 
     def logits(self, x: mx.array, spans: list[Span]) -> mx.array:
         return self.gather(x, spans) if self._projects and self._wants_logits else self._widened(x, spans)
 
-    @property
-    def _is_wanted(self) -> bool:
-        """Whether the next exchange takes place."""
-        self.num_exchanges += 1
-        return not self.is_silent and self._num_in_pass < self._num_wanted
-
-    def _next(self, found: mx.array) -> mx.array:
-        """What became of one exchange of a pass."""
-        self._num_in_pass += 1
+    def _left_out(self, x: mx.array) -> mx.array:
+        """What is gone on with where an exchange does not take place."""
         if self._stand_ins is None:
-            return found
-        self._stand_ins.append(mx.zeros(found.shape, found.dtype))
+            return x
+        self._stand_ins.append(mx.zeros(x.shape, x.dtype))
         mx.eval(self._stand_ins[-1])
         return self._stand_ins[-1]
 
@@ -100,7 +101,7 @@ class Exchange:
             with self.without_logits():
                 yield
         finally:
-            self._num_wanted = math.inf
+            self._num_wanted = self._last_wanted = math.inf
 
     @contextmanager
     def standing_in(self) -> Iterator[list[mx.array]]:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import reduce
 from operator import add
-from typing import NamedTuple, NoReturn, cast
+from typing import NoReturn, cast
 
 import mlx.core as mx
 
@@ -40,6 +40,7 @@ _DROP_AFTER_S = 0x80  # of macOS: TCP_RXT_CONNDROPTIME
 _SENT_AGAIN, _MOST_SENT_AGAIN = slice(2, 4), 4
 
 _HEADER = struct.Struct("<IHHQ")  # number, kind, type, bytes behind it
+_OF_OPERATION = slice(8)  # of a header: all but the bytes behind it
 _SUM, _GATHER = 1, 2
 _CLOSED = "the connection was closed"
 _DTYPES = (
@@ -57,12 +58,8 @@ def _uncounted(_worker: str, _num_bytes: int) -> None:
     """Nobody counts."""
 
 
-class _Frame(NamedTuple):
-    """What a rank adds to an operation. num_bytes: of every rank's, None where they differ."""
-
-    header: bytes
-    data: memoryview
-    num_bytes: int | None
+class _AtAnother(Exception):
+    """A rank is at another operation, or at the same one with another number of bytes."""
 
 
 class TcpGroup:
@@ -86,7 +83,7 @@ class TcpGroup:
         self._sent_to = sent
         self.carrier = Carrier("tcp")
         self._names = names
-        self._peers = {other: _Peer(connection) for other, connection in sorted(others.items())}
+        self._peers = [_Peer(names[other], connection) for other, connection in sorted(others.items())]
         self._senders = ThreadPoolExecutor(len(others), "rank") if others else None
         self._number = 0
         self._why_broken: str | None = None
@@ -96,24 +93,20 @@ class TcpGroup:
 
     def sum(self, x: mx.array) -> mx.array:
         """See `TensorGroup`."""
-        x = _evaluated(x)
-        found = self._exchange(_SUM, x, x.nbytes)
-        return reduce(add, (self._part(rank, x, found, x.shape) for rank in range(self.size)))
+        x, data = _evaluated(x)
+        shape, dtype = x.shape, x.dtype
+        found = self._exchange(_SUM, dtype, data, len(data))
+        return reduce(add, [x if part is None else from_bytes(part, dtype, shape) for part in found])
 
     def gather(self, x: mx.array, axis: int = -1, _: Sequence[int] | None = None) -> mx.array:
         """See `TensorGroup`."""
-        x = _evaluated(x)
-        found = self._exchange(_GATHER, x, None)
-        parts = [self._part(rank, x, found, self._shape(x, axis, found.get(rank))) for rank in range(self.size)]
+        x, data = _evaluated(x)
+        found = self._exchange(_GATHER, x.dtype, data, None)
+        parts = [x if part is None else from_bytes(part, x.dtype, self._shape(x, axis, part)) for part in found]
         return mx.concatenate(parts, axis=axis)
 
-    def _part(self, rank: int, x: mx.array, found: Mapping[int, memoryview], shape: tuple[int, ...]) -> mx.array:
-        return x if rank == self.rank else from_bytes(found[rank], x.dtype, shape)
-
-    def _shape(self, x: mx.array, axis: int, data: memoryview | None) -> tuple[int, ...]:
+    def _shape(self, x: mx.array, axis: int, data: memoryview) -> tuple[int, ...]:
         """Of what a rank gave: as wide along the axis as its bytes say."""
-        if data is None:
-            return x.shape
         shape = list(x.shape)
         shape[axis] = 1
         wide = x.dtype.size * max(math.prod(shape), 1)
@@ -125,7 +118,7 @@ class TcpGroup:
     @property
     def has_ended(self) -> bool:
         """Whether it was given up here, or a rank is gone. On any thread."""
-        return self._why_broken is not None or any(peer.has_ended for peer in self._peers.values())
+        return self._why_broken is not None or any(peer.has_ended for peer in self._peers)
 
     def abort(self) -> None:
         """See `TensorGroup`."""
@@ -140,12 +133,12 @@ class TcpGroup:
         self._end("it was closed")
         if self._senders is not None:
             self._senders.shutdown()
-        for peer in self._peers.values():
+        for peer in self._peers:
             peer.connection.close()
 
     def _end(self, why: str) -> None:
         self._why_broken = self._why_broken or why
-        for peer in self._peers.values():
+        for peer in self._peers:
             with contextlib.suppress(OSError):
                 peer.connection.shutdown(socket.SHUT_RDWR)
 
@@ -153,64 +146,64 @@ class TcpGroup:
         self._end(why)
         raise GroupBroken(f"the tensor group {'+'.join(self._names)} is broken: {self._why_broken}")
 
-    # --- one operation
+    # --- one operation; in as few calls as can be, since the weights of a layer leave nothing of them in the processor's caches
 
-    def _exchange(self, kind: int, x: mx.array, num_bytes: int | None) -> dict[int, memoryview]:
-        """What every other rank gave, valid until the next operation. num_bytes: as of `_Frame`."""
-        self._number = (self._number + 1) & 0xFFFFFFFF
-        data = memoryview(cast("bytes", x)).cast("B") if x.size else memoryview(b"")
-        frame = _Frame(_HEADER.pack(self._number, kind, _TYPE_OF[x.dtype], x.nbytes), data, num_bytes)
+    def _exchange(self, kind: int, dtype: mx.Dtype, data: memoryview, num_bytes: int | None) -> list[memoryview | None]:
+        """What every rank gave, valid until the next operation; None for the own. num_bytes: of each, None where they differ.
+
+        Raises GroupBroken.
+        """
         if self._why_broken is not None:
             self._break(self._why_broken)
-        sent = [self._sent(rank, frame) for rank in self._peers]
-        found = {rank: self._received(rank, frame) for rank in self._peers}
-        for future in sent:
-            if future is not None:
-                future.result()
-        for rank in self._peers:
-            self._sent_to(self._names[rank], _HEADER.size + x.nbytes)
+        self._number = (self._number + 1) & 0xFFFFFFFF
+        header = _HEADER.pack(self._number, kind, _TYPE_OF[dtype], len(data))
+        found: list[memoryview | None] = []
+        sending = self._begun(header, data)
+        for peer in self._peers:
+            try:
+                found.append(peer.taken(header, num_bytes, self._waited))
+            except _AtAnother:
+                self._break(f"{peer.name} is at another operation")
+            except OSError as error:
+                self._gone(peer, error)
+            self._sent_to(peer.name, len(header) + len(data))
+        for future in sending:
+            future.result()
+        found.insert(self.rank, None)
         return found
 
-    def _sent(self, rank: int, frame: _Frame) -> "Future[None] | None":
-        if len(frame.data) <= AT_ONCE_BYTES or self._senders is None:
-            self._send(rank, frame)
-            return None
-        return self._senders.submit(self._send, rank, frame)
+    def _begun(self, header: bytes, data: memoryview) -> "list[Future[None]]":
+        """Send to all; what is still to go out goes meanwhile."""
+        if len(data) > AT_ONCE_BYTES and self._senders is not None:
+            return [self._senders.submit(self._send, peer, header, data) for peer in self._peers]
+        for peer in self._peers:
+            self._send(peer, header, data)
+        return []
 
-    def _send(self, rank: int, frame: _Frame) -> None:
-        """Raises GroupBroken."""
+    def _send(self, peer: "_Peer", header: bytes, data: memoryview) -> None:
         try:
-            self._peers[rank].send(frame)
+            peer.send(header, data)
         except OSError as error:
-            self._break(f"{self._names[rank]} is gone ({error.strerror or error})")
+            self._gone(peer, error)
 
-    def _received(self, rank: int, frame: _Frame) -> memoryview:
-        """What a rank gave. Raises GroupBroken."""
-        peer = self._peers[rank]
-        try:
-            peer.fill(_HEADER.size, _HEADER.size + (frame.num_bytes or 0), self._waited)
-            number, kind, dtype, num_bytes = _HEADER.unpack_from(peer.buffer)
-            own = _HEADER.unpack(frame.header)
-            if own[:3] != (number, kind, dtype) or frame.num_bytes not in (None, num_bytes):
-                self._break(f"{self._names[rank]} is at another operation")
-            return peer.take(_HEADER.size, num_bytes, self._waited)
-        except OSError as error:
-            self._break(f"{self._names[rank]} is gone ({error.strerror or error})")
+    def _gone(self, peer: "_Peer", error: OSError) -> NoReturn:
+        self._break(f"{peer.name} is gone ({error.strerror or error})")
 
     def _waited(self) -> None:
         """Another rank may be lost than the one that is waited for, which may not be at this operation yet."""
-        for rank, peer in self._peers.items():
+        for peer in self._peers:
             if peer.has_ended:
-                self._break(f"{self._names[rank]} is gone ({_CLOSED})")
+                self._break(f"{peer.name} is gone ({_CLOSED})")
         self.waiting()
 
 
 class _Peer:
-    """A connection to another rank, and what came over it. `fill` and `take` raise OSError where it ends."""
+    """A connection to another rank, and what came over it. `send` and `taken` raise OSError where it ends."""
 
-    def __init__(self, connection: socket.socket):
+    def __init__(self, name: str, connection: socket.socket):
+        self.name = name
         self.connection = connection
-        self.buffer = bytearray(_HEADER.size + AT_ONCE_BYTES)
+        self._buffer = memoryview(bytearray(_HEADER.size + AT_ONCE_BYTES))
         self._num_there = 0
         connection.settimeout(None)  # one that Python keeps would cost a call before each
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -221,7 +214,7 @@ class _Peer:
             connection.setsockopt(socket.SOL_SOCKET, option, _BUFFER_BYTES)
 
     def __repr__(self) -> str:
-        return f"_Peer({self.connection})"
+        return f"_Peer({self.name}, {self.connection})"
 
     @property
     def has_ended(self) -> bool:
@@ -235,28 +228,52 @@ class _Peer:
         except OSError:
             return True
 
-    def send(self, frame: _Frame) -> None:
+    def send(self, header: bytes, data: memoryview) -> None:
         """All of it."""
-        left = [memoryview(frame.header), frame.data]
+        left: Sequence[bytes | memoryview] = (header, data)
         while left:
-            with contextlib.suppress(BlockingIOError):  # nobody reads for a while
-                num_sent = self.connection.sendmsg(left)
-                left = _behind(left, num_sent)
+            try:
+                left = _behind(left, self.connection.sendmsg(left))
+            except BlockingIOError:  # nobody reads for a while
+                continue
 
-    def fill(self, least: int, most: int, waited: Callable[[], object]) -> None:
+    def taken(self, header: bytes, num_bytes: int | None, waited: Callable[[], object]) -> memoryview:
+        """What the rank gave to the operation that this is the own header of; what comes next begins a new frame. num_bytes: None where
+        it says itself how many they are. Raises _AtAnother.
+        """
+        size = len(header)
+        self._fill(size, size + (num_bytes or 0), waited)
+        there = self._buffer[:size]
+        if num_bytes is None:
+            is_same, num_bytes = there[_OF_OPERATION] == header[_OF_OPERATION], _HEADER.unpack(there)[-1]
+        else:
+            is_same = there == header
+        if not is_same:
+            raise _AtAnother
+        end = size + num_bytes
+        self._fill(end, end, waited)
+        self._num_there = 0
+        return self._buffer[size:end]
+
+    def _fill(self, least: int, most: int, waited: Callable[[], object]) -> None:
         """Have so many bytes in the buffer, from its beginning on."""
-        if most > len(self.buffer):
-            self.buffer += bytes(most - len(self.buffer))
-        view = memoryview(self.buffer)
+        if most > len(self._buffer):
+            self._buffer = self._grown(most)
         while self._num_there < least:
             try:
-                num_bytes = self._read(view[self._num_there : most])
+                num_bytes = self._read(self._buffer[self._num_there : most])
             except BlockingIOError:
                 waited()
                 continue
             if not num_bytes:
                 raise ConnectionResetError(_CLOSED)
             self._num_there += num_bytes
+
+    def _grown(self, num_bytes: int) -> memoryview:
+        """A longer buffer with what is there."""
+        buffer = memoryview(bytearray(num_bytes))
+        buffer[: self._num_there] = self._buffer[: self._num_there]
+        return buffer
 
     def _read(self, into: memoryview) -> int:
         """How many bytes came. Raises BlockingIOError where nothing did for TICK_S."""
@@ -267,13 +284,6 @@ class _Peer:
             except BlockingIOError:  # contextlib.suppress takes longer than the wait
                 continue
         return self.connection.recv_into(into)
-
-    def take(self, start: int, num_bytes: int, waited: Callable[[], object]) -> memoryview:
-        """So many bytes from there on, once they are there; what comes next begins a new frame."""
-        end = start + num_bytes
-        self.fill(end, end, waited)
-        self._num_there = 0
-        return memoryview(self.buffer)[start:end]
 
 
 def _notice_silence(connection: socket.socket) -> None:
@@ -298,16 +308,19 @@ def _times_sent_again(connection: socket.socket) -> int:
         return 0
 
 
-def _evaluated(x: mx.array) -> mx.array:
-    view = memoryview(cast("bytes", x)) if x.size else None  # waits for it, and costs nothing where that is not needed
-    return x if view is None or view.c_contiguous else _evaluated(mx.contiguous(x))
+def _evaluated(x: mx.array) -> tuple[mx.array, memoryview]:
+    """With its bytes."""
+    if not x.size:
+        return x, memoryview(b"")
+    view = memoryview(cast("bytes", x))  # waits for it, and costs nothing where that is not needed
+    return (x, view.cast("B")) if view.c_contiguous else _evaluated(mx.contiguous(x))
 
 
-def _behind(views: Sequence[memoryview], num_bytes: int) -> list[memoryview]:
+def _behind(views: Sequence[bytes | memoryview], num_bytes: int) -> list[bytes | memoryview]:
     """What is left of them behind so many bytes."""
     left = []
     for view in views:
         if num_bytes < len(view):
-            left.append(view[num_bytes:])
+            left.append(view[num_bytes:] if num_bytes else view)
         num_bytes = max(num_bytes - len(view), 0)
     return left

@@ -15,7 +15,7 @@ import pytest
 from tests.support.in_child import run_cases, run_in_child
 from workers.tensor import tcp_group
 from workers.tensor.group import GroupBroken
-from workers.tensor.tcp_group import _HEADER, AT_ONCE_BYTES, TcpGroup, _Frame
+from workers.tensor.tcp_group import _HEADER, AT_ONCE_BYTES, TcpGroup
 
 NAMES = ("a", "b", "c", "d")
 
@@ -140,7 +140,7 @@ def an_abort_from_another_thread_ends_a_wait_on_all_ranks():
 def a_rank_that_is_lost_behind_its_part_is_missed_while_others_are_waited_for():
     groups = connected(3)
     part = mx.zeros(4)
-    groups[0]._sent(1, _Frame(_HEADER.pack(1, 1, 11, part.nbytes), memoryview(part).cast("B"), part.nbytes))
+    groups[0]._peers[0].send(_HEADER.pack(1, 1, 11, part.nbytes), memoryview(part).cast("B"))
     groups[0].close()
     (found,) = on_ranks(groups[1:2], lambda group: group.sum(part))
     assert "a is gone" in str(found)
@@ -148,12 +148,12 @@ def a_rank_that_is_lost_behind_its_part_is_missed_while_others_are_waited_for():
 
 def a_connection_on_which_the_other_host_answers_nothing_ends():
     (rank, other), again = connected(2), {}
-    connection = rank._peers[1].connection
+    connection = rank._peers[0].connection
     option = partial(connection.getsockopt, socket.IPPROTO_TCP)
     assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
     idle = socket.TCP_KEEPALIVE if sys.platform == "darwin" else socket.TCP_KEEPIDLE
     assert option(idle) + option(socket.TCP_KEEPINTVL) * option(socket.TCP_KEEPCNT) == 3
-    assert not rank._peers[1].has_ended
+    assert not rank._peers[0].has_ended
     tcp_group._times_sent_again = lambda asked: again.get(asked, 0)
     again[connection] = 4
     (found,) = on_ranks([rank], lambda group: group.sum(mx.zeros(4)))
