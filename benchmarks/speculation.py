@@ -2,7 +2,8 @@
 
 The bundled model on clusters that take turns with the same questions, one of which guesses nothing: with the bundled draft, with a
 draft that is always wrong, and with lookup, on answers that quote their prompt and on others. Times are from the request to the end of
-its answer, as its HTTP client sees them. Then answers of random samplings, of which every id is compared.
+its answer, as its HTTP client sees them. Two clusters alike differ by some percent for as long as they run, so that each pair is started
+several times. Then answers of random samplings, of which every id is compared.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import random
 import shutil
 import tempfile
 import tomllib
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ STORIES = [
     f"Tell me a long story about a {animal}." for animal in ("fox", "dog", "cat", "bear", "owl", "horse", "rabbit")
 ]
 PLAIN = "off"
+# By task, and by side.
+Seconds = dict[str, dict[str, list[float]]]
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,23 +97,29 @@ async def messages_of(target: Target, task: Task, question: str) -> list[dict[st
     return [*asked, {"role": "assistant", "content": said}, *asked]
 
 
-async def compare(report: Report, side: str, sides: dict[str, Target], rounds: int) -> None:
-    """One way to guess beside none, on each of its tasks."""
+async def compare(found: Seconds, side: str, sides: dict[str, Target], rounds: int, first: int) -> None:
+    """One way to guess beside none, on each of its tasks; the first round does not count. first: number of the first question."""
     for task in TASKS[side]:
-        seconds: dict[str, list[float]] = {name: [] for name in sides}
+        seconds = found.setdefault(task.name, {name: [] for name in (PLAIN, side)})
         for number, order in enumerate(turns(list(sides), rounds + 1)):
-            messages = await messages_of(sides[PLAIN], task, STORIES[number % len(STORIES)])
+            messages = await messages_of(sides[PLAIN], task, STORIES[(first + number) % len(STORIES)])
             ids = []
             for name in order:
-                took_s, found = await answer_s(sides[name], task, messages)
-                ids.append(found)
+                took_s, said = await answer_s(sides[name], task, messages)
+                ids.append(said)
                 if number:
                     seconds[name].append(took_s)
             if ids[0] != ids[1]:
                 raise RuntimeError(f"{side}, {task.name}: the answers differ")
+
+
+def add_ratios(report: Report, found: Seconds, side: str) -> None:
+    """Of each task."""
+    for task in TASKS[side]:
+        seconds = found[task.name]
         ratio = paired_ratios(seconds[PLAIN], seconds[side])
         rows = [[name, *of_name] for name, of_name in seconds.items()]
-        report.table(f"{side}, {task.name}: s", ["", *(f"round {n}" for n in range(1, rounds + 1))], rows)
+        report.table(f"{side}, {task.name}: s", ["", *(f"round {n}" for n in range(1, len(seconds[side]) + 1))], rows)
         what = f"{side}, {task.name}: times the speed without guesses"
         report.check(what, None if ratio is None else ratio.median, at_least=task.at_least)
         report.data[f"{side}, {task.name}"] = seconds
@@ -161,6 +170,22 @@ def _said(answer: dict[str, Any]) -> list[Any]:
     return [choice["message"]["content"], choice["finish_reason"], answer["tandem"]["token_ids"], usage, rounded]
 
 
+@contextlib.asynccontextmanager
+async def _beside_none(side: str, draft: str, report: Report, *, is_first: bool) -> AsyncIterator[dict[str, Target]]:
+    """A cluster that guesses, and one that does not."""
+    workers = [WorkerLimits(is_rank=True)] * 2
+    async with (
+        tandem(PLAIN, MODEL, workers, prefix=False, further={"speculation": {"draft": PLAIN}}) as plain,
+        tandem(side, MODEL, workers, prefix=False, further={"speculation": {"draft": draft}}) as guessing,
+    ):
+        if is_first:
+            report.fact(side, f"BLAS: {guessing.blas}; cores: {guessing.pinned}")
+        yield {
+            name: msgspec.structs.replace(running.target, chat=True)
+            for name, running in ((PLAIN, plain), (side, guessing))
+        }
+
+
 async def run(arguments: argparse.Namespace) -> Report:
     """Each way to guess beside none. Raises RuntimeError when an answer fails, or is another one."""
     report = Report("speculation")
@@ -170,29 +195,24 @@ async def run(arguments: argparse.Namespace) -> Report:
     )
     with tempfile.TemporaryDirectory(prefix="tandem-bench-") as folder:
         drafts = {"draft": str(DRAFT), "wrong draft": str(wrong_draft(Path(folder) / "wrong")), "lookup": "lookup"}
-        workers = [WorkerLimits(is_rank=True)] * 2
         for side, draft in drafts.items():
-            async with (
-                tandem(PLAIN, MODEL, workers, prefix=False, further={"speculation": {"draft": PLAIN}}) as plain,
-                tandem(side, MODEL, workers, prefix=False, further={"speculation": {"draft": draft}}) as guessing,
-            ):
-                report.fact(side, f"BLAS: {guessing.blas}; cores: {guessing.pinned}")
-                sides = {
-                    name: msgspec.structs.replace(found.target, chat=True)
-                    for name, found in ((PLAIN, plain), (side, guessing))
-                }
-                await compare(report, side, sides, arguments.rounds)
-                if side == "draft" and arguments.answers:
-                    found = await differing(sides, arguments.answers)
-                    report.check(f"of {arguments.answers} answers, those that differ", found, at_most=0)
+            found: Seconds = {}
+            for start in range(arguments.starts):
+                async with _beside_none(side, draft, report, is_first=not start) as sides:
+                    await compare(found, side, sides, arguments.rounds, start * arguments.rounds)
+                    if side == "draft" and arguments.answers and not start:
+                        num_differing = await differing(sides, arguments.answers)
+                        report.check(f"of {arguments.answers} answers, those that differ", num_differing, at_most=0)
+            add_ratios(report, found, side)
     return report
 
 
 def options(parser: argparse.ArgumentParser) -> None:
     """What this benchmark takes."""
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--starts", type=int, default=3, help="of each pair of clusters")
+    parser.add_argument("--rounds", type=int, default=5, help="after each start")
     parser.add_argument("--answers", type=int, default=1000)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main("speculation", __doc__, options, run, quick={"rounds": 1, "answers": 10}))
+    raise SystemExit(main("speculation", __doc__, options, run, quick={"starts": 1, "rounds": 1, "answers": 10}))

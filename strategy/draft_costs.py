@@ -21,13 +21,16 @@ _REMEMBERED = 5
 
 
 class StepCosts:
-    """What steps of each length took, in seconds for a unit of work that the caller counts in."""
+    """What steps of each length took, in seconds for a unit of work that the caller counts in. num_changes: how often what is thought of
+    them became another.
+    """
 
     def __init__(self) -> None:
         self._seen: dict[int, deque[float]] = {}
         self._num_plain = 0
         self._in_a_row: list[float] = []
         self._found: dict[int, float] = {}  # since what was seen last
+        self.num_changes = 0
 
     def __repr__(self) -> str:
         return f"StepCosts({ {length: median_low(seen) for length, seen in self._known.items()} })"
@@ -71,6 +74,7 @@ class StepCosts:
         if seconds > 0:
             self._seen.setdefault(length, deque(maxlen=_REMEMBERED)).append(seconds)
             self._found.clear()
+            self.num_changes += 1
 
     def of(self, length: int) -> float:
         """For a unit of work: as seen, or as others let hope. Beside each other alone these mean something."""
@@ -108,6 +112,11 @@ class ChainCosts:
 
     def __repr__(self) -> str:
         return f"ChainCosts(behind {self.behind}, anew {self.anew})"
+
+    @property
+    def num_changes(self) -> int:
+        """As of StepCosts."""
+        return self._alone.num_changes + self.behind.num_changes + self.anew.num_changes
 
     def of(self, length: int, rate: float) -> float:
         """On average, with such a share of guesses that come true: only behind a step all of which did another one counts."""

@@ -5,16 +5,17 @@ factors are of a strategy on a route, the overhead (HTTP, templates, the way to 
 each size, to a factor of two, and what moves one moves its neighbours half as much, those beyond a quarter, and so on: many short
 prompts that wait for others say little of how long a long one takes. An answer moves each by the share that it has in the prediction,
 by no more than a factor of two of which a fifth counts (more of the first ones), and none leaves its bounds: so one slow answer
-changes little and a worker that became slower is known after a few. Answers of a few tokens say less of steps: what they meet
-once, as others' prompts, is all the more of each step the fewer there are, so they count by the square of how many. Where next tokens are guessed, steps take longer and give several
-tokens, and whoever guesses reads the prompt first, behind the first token: all three are learned beside what plain steps take.
+changes little and a worker that became slower is known after a few. Answers of a few tokens say less of steps: the first ones
+meet others' prompts and what is done once. Where next tokens are guessed, steps take longer and give several
+tokens, and whoever guesses reads the prompt first, behind the first token: all three are learned beside what plain steps take. Of
+short answers few tokens are guessed, and long ones repeat themselves: so that takes a factor for each size of answer, too.
 """
 
 import math
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Iterable, Mapping
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -54,32 +55,65 @@ class Factors(msgspec.Struct, frozen=True):
 
 
 AS_MEASURED = Factors()
+_T = TypeVar("_T")
 _NOTHING: Mapping[Route, Any] = {}
 
 
 class Guessed(msgspec.Struct, frozen=True):
     """Steps with guesses: how many tokens one gives, and what a token takes of a plain step as measured. reading: what comes before them, of
-    the time to the first token as measured.
+    the time to the first token as measured; longer: by how much answers of a size take; usual: at which sizes most had guesses.
     """
 
     tokens: float
     token: float
     reading: float
+    longer: tuple[float, ...] = (1.0,) * _SIZES
+    usual: tuple[bool, ...] = (True,) * _SIZES
 
     def seconds(self, times: Times, num_tokens: int) -> float:
         """Of so many tokens behind the first one."""
-        return self.reading * (times.read_s + times.first_s) + num_tokens * self.token * times.step_s
+        alike_s = self.reading * (times.read_s + times.first_s) + num_tokens * self.token * times.step_s
+        return self.longer[_size(num_tokens)] * alike_s
+
+    def are_usual(self, num_tokens: int) -> bool:
+        """Whether something is guessed for most answers of about so many tokens."""
+        return self.usual[_size(num_tokens)]
 
 
 class Seen(msgspec.Struct, frozen=True):
     """What an answer took: its first token came after `ttft_s`, None where that says nothing, the `num_further` others after `step_s` each,
-    None where there was none. tokens: that each step gave, None where nothing was guessed.
+    None where there was none. tokens: that each step gave, None where nothing was guessed; may_guess: there were few enough streams for it.
     """
 
     ttft_s: float | None
     step_s: float | None = None
     tokens: float | None = None
     num_further: int = ENOUGH_TOKENS
+    may_guess: bool = True
+
+
+class _BySize:
+    """Factors for sizes, to a factor of two: what moves one moves its neighbours half as much, and so on; one that was never seen has the
+    nearest one's.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[float, int]] = {}  # by size, and from how many answers
+        self.factors = (1.0,) * _SIZES
+
+    def __repr__(self) -> str:
+        return f"_BySize({self._known})"
+
+    def saw(self, size: int, ratio: float) -> None:
+        """An answer took so many times as long as its factor let expect."""
+        factor, seen = self._known.get(size, (self.factors[size], 0))
+        moved = ratio ** _weight(seen)
+        known = self._known | {size: (factor, seen + 1)}
+        self._known = {
+            other: (_bounded(of * moved ** (_FOR_A_NEIGHBOUR ** abs(other - size)), *_FACTOR_BOUNDS), count)
+            for other, (of, count) in known.items()
+        }
+        self.factors = tuple(_nearest(self._known, at)[0] for at in range(_SIZES))
 
 
 class _LearnedGuesses:
@@ -89,6 +123,8 @@ class _LearnedGuesses:
 
     def __init__(self, tokens: float, token: float):
         self.found = Guessed(tokens, token, _USUAL_READING)
+        self._longer = _BySize()
+        self._shares: dict[int, float] = {}  # of answers with guesses, by size
         self._read_read = self._read_token = self._token_token = self._read_all = self._token_all = 0.0
 
     def __repr__(self) -> str:
@@ -104,7 +140,19 @@ class _LearnedGuesses:
         self._token_token = _GUESSES_MEMORY * self._token_token + token * token
         self._read_all = _GUESSES_MEMORY * self._read_all + read
         self._token_all = _GUESSES_MEMORY * self._token_all + token
-        self.found = Guessed(_bounded(_moved(self.found.tokens, tokens), 1.0, _MOST_TOKENS), *self._solved())
+        tokens = _bounded(_moved(self.found.tokens, tokens), 1.0, _MOST_TOKENS)
+        found = Guessed(tokens, *self._solved(), self._longer.factors)
+        self._longer.saw(_size(num_further), seconds / found.seconds(times, num_further))
+        self.found = msgspec.structs.replace(found, longer=self._longer.factors)
+        self.were(num_further, share=1.0)
+
+    def were(self, num_further: int, *, share: float) -> None:
+        """For one more answer of so many tokens something was guessed, or nothing: 1 or 0."""
+        size = _size(num_further)
+        before = self._shares.get(size, share)
+        self._shares[size] = before + _WEIGHT * (share - before)
+        usual = tuple(_nearest(self._shares, at) > 0.5 for at in range(_SIZES))
+        self.found = msgspec.structs.replace(self.found, usual=usual)
 
     def _solved(self) -> tuple[float, float]:
         usual = _USUAL_WEIGHT * self._read_read
@@ -119,13 +167,13 @@ class _LearnedGuesses:
 
 
 class _Learned:
-    """Of one strategy on one route. by_size: its factors for prompts of so many bits; of a size that was never seen, those of the nearest."""
+    """Of one strategy on one route. by_size: its factors for prompts of so many bits."""
 
     def __init__(self, step: float):
         self._step = step
         self._num_seen = 0
         self._steps_seen = 0.0  # as many answers of enough tokens would have said as much
-        self._readings: dict[int, tuple[float, int]] = {}  # by size, and from how many answers
+        self._readings = _BySize()
         self.by_size = (Factors(step=step),) * _SIZES
 
     def __repr__(self) -> str:
@@ -136,25 +184,11 @@ class _Learned:
         how much it says of them.
         """
         if reading_ratio is not None:
-            self._read(size, reading_ratio)
+            self._readings.saw(size, reading_ratio)
         self._step = _bounded(self._step * step_ratio ** (of_steps * _weight(self._steps_seen)), *_FACTOR_BOUNDS)
         self._steps_seen += of_steps
         self._num_seen += 1
-        self.by_size = tuple(Factors(self._nearest(at), self._step, self._num_seen) for at in range(_SIZES))
-
-    def _read(self, size: int, ratio: float) -> None:
-        factor, seen = self._readings.get(size, (self.by_size[size].reading, 0))
-        moved = ratio ** _weight(seen)
-        readings = self._readings | {size: (factor, seen + 1)}
-        self._readings = {
-            other: (_bounded(of * moved ** (_FOR_A_NEIGHBOUR ** abs(other - size)), *_FACTOR_BOUNDS), count)
-            for other, (of, count) in readings.items()
-        }
-
-    def _nearest(self, size: int) -> float:
-        if not self._readings:
-            return 1.0
-        return self._readings[min(self._readings, key=lambda other: (abs(other - size), other))][0]
+        self.by_size = tuple(Factors(reading, self._step, self._num_seen) for reading in self._readings.factors)
 
 
 class Learning:
@@ -224,15 +258,18 @@ class Learning:
         before = self.factors(strategy, route, read_tokens)
         reading_ratio = None if seen.ttft_s is None else self._read(times, before, seen.ttft_s)
         step_ratio, of_steps = 1.0, 0.0
-        if seen.step_s is not None and times.step_s and seen.tokens is not None:
-            guesses = self._guessed.setdefault(
-                (strategy, route), _LearnedGuesses(seen.tokens, seen.step_s / times.step_s)
-            )
-            guesses.saw(times, seen.tokens, seen.step_s * seen.num_further, seen.num_further)
-        elif seen.step_s is not None and times.step_s:
-            of_measured = seen.step_s / times.step_s
-            step_ratio = _bounded(of_measured / before.step, 1 / _LARGEST_RATIO, _LARGEST_RATIO)
-            of_steps = min(seen.num_further / ENOUGH_TOKENS, 1.0) ** 2
+        if seen.step_s is not None and times.step_s:
+            guesses = self._guessed.get((strategy, route))
+            if seen.tokens is not None:
+                if guesses is None:
+                    guesses = self._guessed[strategy, route] = _LearnedGuesses(seen.tokens, seen.step_s / times.step_s)
+                guesses.saw(times, seen.tokens, seen.step_s * seen.num_further, seen.num_further)
+            else:
+                if guesses is not None and seen.may_guess:
+                    guesses.were(seen.num_further, share=0.0)
+                ratio = seen.step_s / times.step_s / before.step
+                step_ratio = _bounded(ratio, 1 / _LARGEST_RATIO, _LARGEST_RATIO)
+                of_steps = min(seen.num_further / ENOUGH_TOKENS, 1.0)
         learned = self._learned.setdefault(strategy, {}).setdefault(route, _Learned(before.step))
         learned.saw(_size(read_tokens), reading_ratio, step_ratio, of_steps)
         self._steps[route] = learned.by_size[0].step
@@ -253,6 +290,11 @@ class Learning:
         overhead_s = self.overhead_s * ratio ** (_WEIGHT * self.overhead_s / predicted_s)
         self.overhead_s = _bounded(overhead_s, *_OVERHEAD_BOUNDS)
         return ratio ** (factors.reading * times.read_s / predicted_s)
+
+
+def _nearest(known: Mapping[int, _T], size: int) -> _T:
+    """What is known of the size that is nearest to this one."""
+    return known[min(known, key=lambda other: (abs(other - size), other))]
 
 
 def _shared(factors: Iterable[float]) -> float:

@@ -4,7 +4,6 @@ The bridge between one decision and `strategy.cost`: knows what runs where, what
 wished for. Pure; the snapshot of one decision.
 """
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
@@ -129,9 +128,8 @@ def _forecast(
     ttft_s = conditions.learning.ttft_s(times, factors)
     num_further = max(work.generated_tokens - 1, 0)
     answer_s = num_further * factors.step * times.step_s
-    guessed_s = math.inf if guessed is None else guessed.seconds(times, num_further)
-    if guessed_s < answer_s:
-        answer_s = guessed_s
+    if guessed is not None and guessed.are_usual(num_further):
+        answer_s = guessed.seconds(times, num_further)
     else:  # nobody guesses
         guessed = None
     return Forecast(

@@ -12,6 +12,7 @@ from cluster.serving.requests import Delta, Event, Finished, Progress, Scored, V
 from cluster.serving.scores import Scores
 from protocol.messages import PrefillProgress, PromptLogprobs, Reused, Update
 from protocol.values import TokenLogprobs
+from strategy.learning import ENOUGH_TOKENS
 
 if TYPE_CHECKING:  # the tokenizer's library takes a second to import, and the coordinator loads it beside other things
     from cluster.serving.text_stream import TextStream
@@ -27,6 +28,12 @@ class _Course:
     resumed: int = 0
     proposed: int = 0
     accepted: int = 0
+    first_gaps_s: tuple[float, ...] = ()
+
+    def came(self, num_tokens: int, seconds: float) -> None:
+        """So many tokens, so long after those before."""
+        if len(self.first_gaps_s) < ENOUGH_TOKENS:
+            self.first_gaps_s += (seconds / num_tokens,)
 
     def cut(self, num_tokens: int) -> None:
         """The last tokens are not in the answer; as far as they were guessed, that was in vain."""
@@ -151,7 +158,10 @@ class Answer:
     def _grow(self, tokens: list[int], logprobs: list[TokenLogprobs], reason: str | None, now: float) -> list[Event]:
         if self._scores is not None and self._scores.is_all:  # the token that ends the last step is nobody's
             tokens, reason = [], "length"
-        self._first_at = now if self._first_at is None else self._first_at
+        if self._first_at is None:
+            self._first_at = now
+        elif tokens:
+            self._course.came(len(tokens), now - self._last_at)
         self._last_at = now
         self.num_generated += len(tokens)
         scored = tokens

@@ -7,6 +7,7 @@ and everything goes as without it.
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from statistics import median
 
 from cluster.planning.plan import Plan
 from cluster.planning.route_costs import LinkedCosts
@@ -14,8 +15,9 @@ from cluster.serving.crowd import Crowd
 from cluster.serving.requests import Finished
 from strategy.cost import RouteLoad
 from strategy.decision import Decision
+from strategy.drafting import may_guess
 from strategy.layout import beside
-from strategy.learning import AnswerLengths, Learning, Seen
+from strategy.learning import ENOUGH_TOKENS, AnswerLengths, Learning, Seen
 from strategy.occupation import Occupation
 from strategy.prediction import Conditions
 from strategy.prefix import BLOCK_TOKENS, Key
@@ -113,9 +115,10 @@ class Forecasting:
             rate, num_tokens = finished.decode_tokens_per_s, finished.completion_tokens
             seen = Seen(
                 finished.ttft_s - waited_s if crowd.most <= _MORE_READ * forecast.num_there else None,
-                None if rate is None else 1 / rate,
+                None if rate is None else _step_s(finished, 1 / rate),
                 num_tokens / max(num_tokens - finished.accepted, 1) if finished.proposed else None,
                 max(num_tokens - 1, 1),
+                not decision.cached or may_guess(crowd.most, route.num_stages),
             )
             times, costs = forecast.times, self._costs.routes.get(route)
             if decision.cached and costs is not None and crowd.mean_decoding is not None:
@@ -136,3 +139,11 @@ class Forecasting:
             kept.move_to_end(key)
         while len(kept) > _MAX_BLOCKS:
             kept.popitem(last=False)
+
+
+def _step_s(finished: Finished, mean_s: float) -> float:
+    """Of a short answer the middle step: what they met once, as others' prompts, is much of each in the mean. Those with guesses are of
+    all kinds.
+    """
+    is_short = finished.completion_tokens <= ENOUGH_TOKENS and finished.first_gaps_s
+    return median(finished.first_gaps_s) if is_short and not finished.proposed else mean_s

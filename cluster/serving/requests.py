@@ -230,7 +230,7 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
     token included as mlx-lm counts it; `token_ids` are the generated ids without the end token. ttft_s: seconds from
     arrival to the first token; total_s: to the last; decode_tokens_per_s: rate after the first token, None where all came at once.
     cached_tokens: prompt tokens whose KV was already there. proposed: tokens that were guessed before the model said them; accepted:
-    of these, how many are in the answer. resumed: how many times it went on after a loss. notes: what
+    of these, how many are in the answer. first_gaps_s: of the first tokens but the very first, seconds since the one before. resumed: how many times it went on after a loss. notes: what
     else the client should know, as clauses.
     """
 
@@ -242,6 +242,7 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
     cached_tokens: int = 0
     proposed: int = 0
     accepted: int = 0
+    first_gaps_s: tuple[float, ...] = ()
     resumed: int = 0
     notes: tuple[str, ...] = ()
     ttft_s: float

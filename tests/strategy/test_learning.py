@@ -47,7 +47,7 @@ def test_answer_of_a_few_tokens_says_less_of_steps():
         learning.renew(COSTS)
         learning.saw("any", ROUTE, 100, TIMES, Seen(1.1, 1.5 * TIMES.step_s, num_further=num_further))
         moved[num_further] = math.log(learning.factors("any", ROUTE, 100).step)
-    assert moved[ENOUGH_TOKENS // 4] == pytest.approx(moved[ENOUGH_TOKENS] / 16)
+    assert moved[ENOUGH_TOKENS // 4] == pytest.approx(moved[ENOUGH_TOKENS] / 4)
     assert moved[1000] == moved[ENOUGH_TOKENS] > 0
 
 
@@ -127,6 +127,30 @@ def test_what_is_read_before_the_first_guess_is_learned_from_answers_of_all_leng
     found = learning.guessed("any", ROUTE)
     for times, count in cases:
         assert found.seconds(times, count) == pytest.approx(seconds(times, count), rel=0.1)
+
+
+def test_answers_of_each_length_take_what_such_ones_took_with_guesses():
+    """Short ones are read for in vain, long ones repeat themselves."""
+    learning = Learning()
+    learning.renew(COSTS)
+    steps = {7: 1.4, 63: 0.9, 255: 0.4}
+    for _ in range(15):
+        for count, share in steps.items():
+            learning.saw("any", ROUTE, 100, TIMES, Seen(1.1, share * TIMES.step_s, 2.0, count))
+    found = learning.guessed("any", ROUTE)
+    for count, share in steps.items():
+        assert found.seconds(TIMES, count) == pytest.approx(share * count * TIMES.step_s, rel=0.1)
+
+
+def test_guesses_are_expected_for_answers_as_long_as_those_that_had_some():
+    learning = Learning()
+    learning.renew(COSTS)
+    for _ in range(6):
+        learning.saw("any", ROUTE, 100, TIMES, Seen(1.1, 0.02, 4.0, 200))
+        learning.saw("any", ROUTE, 100, TIMES, Seen(1.1, 0.05, None, 7))
+        learning.saw("any", ROUTE, 100, TIMES, Seen(1.1, 0.05, None, 200, may_guess=False))
+    found = learning.guessed("any", ROUTE)
+    assert [found.are_usual(count) for count in (1, 7, 200, 3000)] == [False, False, True, True]
 
 
 def test_strategy_that_was_never_seen_on_a_route_has_the_steps_of_those_that_were():

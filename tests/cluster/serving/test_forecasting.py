@@ -468,3 +468,25 @@ def test_steps_are_held_against_those_that_are_predicted_beside_as_many_as_there
         )
 
     run(scenario())
+
+
+def test_what_a_short_answer_met_once_says_nothing_of_its_steps(prompts):
+    num_tokens = 9
+    asked = tokens_request(20, max_tokens=num_tokens)
+
+    async def scenario():
+        cluster = cluster_of(measured_plan(workers=("alpha",)))
+        service = measuring(prompts, cluster)
+        before = (await service.explain(asked)).candidates[0]
+        client = Client(service, asked)
+        sequence = int((await client.routed()).request_id)
+        await asyncio.sleep(before.predicted_ttft_s)
+        for number in range(num_tokens):
+            cluster.report(sequence, [20], "length" if number == num_tokens - 1 else None)
+            await settle()
+            await asyncio.sleep(stage().decode_s(1, 20 + number) + (0.1 if number == 3 else 0.0))
+        await client.task
+        after = (await service.explain(asked)).candidates[0]
+        assert after.predicted_total_s == pytest.approx(before.predicted_total_s, rel=0.01)
+
+    run(scenario())
