@@ -195,7 +195,7 @@ class Engine:
             self._vitals.wait()
         while self._is_running and (envelope := self._arrivals.next(wait_s=wait_s)):
             in_flight = self._handle(envelope, in_flight)
-            wait_s, taken = None, True
+            wait_s, taken = self._heads.gathering_s(envelope.message), True
         return in_flight, taken
 
     def _step(self, in_flight: StepInFlight | None) -> tuple[StepInFlight | None, bool]:

@@ -12,6 +12,7 @@ from protocol.messages import (
     ForgetConversation,
     Generate,
     KnownPrefix,
+    Message,
     Pooled,
     ReadPrompt,
     Sampled,
@@ -29,6 +30,9 @@ from workers.engine.handovers import Handovers
 from workers.engine.head import Head
 from workers.engine.speculation import Speculation
 from workers.model.stage_loading import LoadedStages
+
+# Where prompts that come at once are read in one pass, how long another may take to come behind one, and how many are waited for.
+_GATHERING_S, _MOST_GATHERED = 0.004, 32
 
 
 class Heads:
@@ -72,6 +76,12 @@ class Heads:
         if message.read_by is None:
             return head.begin(message, prompt)
         return self.handovers.begin(head, message, prompt)
+
+    def gathering_s(self, message: Message) -> float | None:
+        """How long to wait behind a message for what may come with it, where nothing runs and the end of all is all that counts."""
+        is_first = isinstance(message, Generate) and not any(head.num_in_flight for head in self)
+        is_wanted = is_first and self._stages.streams_wait and sum(map(len, self)) < _MOST_GATHERED
+        return _GATHERING_S if is_wanted else None
 
     def _head_of(self, route: Route) -> Head:
         if route not in self._heads:
