@@ -51,6 +51,11 @@ MEASUREMENTS = {
         ("--model", "160m-4bit", "--rounds", "3", "--prompt-tokens", "512"),
     ),
     "prefill-handover": Measurement("A prompt that two stages read for one, 25M, float32", "prefill_handover"),
+    "prefill-handover-160m": Measurement(
+        "A prompt that two stages read for one, 160M, float32",
+        "prefill_handover",
+        ("--model", "160m-float32", "--rounds", "3", "--prompts", "2"),
+    ),
     "tensor": Measurement("Two workers as one tensor group, 25M, float32", "tensor", ("--rival",)),
     "tensor-bfloat16": Measurement(
         "Two workers as one tensor group, 25M, bfloat16", "tensor", ("--model", "25m-bfloat16", "--rival")
