@@ -105,6 +105,12 @@ MEASUREMENTS = {
         ("--load-only", "--prompts", "16", "512", "2048"),
         page=ROUTING,
     ),
+    "routing-load-25m": Measurement(
+        "Policy measured beside four streams, 25M",
+        "routing",
+        ("--load-only", "--models", "25m-float32", "--prompts", "16", "512", "2048"),
+        page=ROUTING,
+    ),
     "simulate": Measurement("The cost model, the planner and the schedule, simulated", "simulate"),
     "macs": Measurement("What to expect of common Macs", "simulate", ("--page",), page=PLANNING),
     "kills": Measurement("Workers lost at random moments", "kills", page=LOSSES),
