@@ -233,15 +233,12 @@ class Learning:
         """As `factors`, of many routes: of reading and of steps, by place."""
         import numpy as np
 
-        size = _size(read_tokens)
-        elsewhere = self._shared_factors(size)
+        elsewhere = self._shared_factors(_size(read_tokens))
         reading, step = np.full(len(places), elsewhere.reading), np.full(len(places), elsewhere.step)
-        for route, factor in self._steps.items():
+        for route in self._steps:  # as of every route that anything was learned of
             if (place := places.get(route)) is not None:
-                step[place] = factor
-        for route, learned in self._learned.get(strategy, _NOTHING).items():
-            if (place := places.get(route)) is not None:
-                reading[place], step[place] = learned.by_size[size].reading, learned.by_size[size].step
+                known = self.factors(strategy, route, read_tokens)
+                reading[place], step[place] = known.reading, known.step
         return reading, step
 
     def ttft_s(self, times: Times, factors: Factors) -> float:

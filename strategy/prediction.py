@@ -14,7 +14,6 @@ from strategy.cost import (
     RouteLoad,
     Times,
     cached_times,
-    chunk_tokens,
     handed_over_s,
     handed_over_times,
     uncached_times,
@@ -169,8 +168,8 @@ def _whole_s(
             read_s, answer_s = _together_s(strategy, route, work, conditions, cached=cached)
         if reading is not None:
             costs, handed = reading
-            read_s = together_s(costs, work, number)[0]
-            read_s = handed_over_s(read_s, number * work.read_tokens, chunk_tokens(costs, work, RouteLoad()), handed)
+            read = cached_times(costs, work, RouteLoad())
+            read_s = handed_over_s(number * read.read_s, number * work.read_tokens, read.chunk_tokens, handed)
         conditions.wholes[key] = read_s + answer_s
     return conditions.wholes[key]
 

@@ -125,6 +125,9 @@ class Runs:
         self._cluster = cluster
         self._runs: dict[int, Run] = {}
         self._crowds: dict[Run, Crowd] = {}
+        self._decoding: Counter[Route] | None = (
+            None  # runs that were given tokens and get more, since that last changed
+        )
         self._num_begun = 0
 
     def __repr__(self) -> str:
@@ -151,6 +154,7 @@ class Runs:
     def end(self, run: Run) -> None:
         """Nobody waits for this sequence any more."""
         self._crowds.pop(run, None)
+        self._decoding = None
         if self._runs.pop(run.number, None) is not None:
             self._cluster.send(run.route.head, Cancel(sequence=run.number))
 
@@ -196,12 +200,14 @@ class Runs:
     # --- what arrives
 
     def tokens(self, message: Tokens) -> None:
-        decoding = Counter(each.route for each in self._runs.values() if each.num_given and not each.is_done)
+        decoding = self._num_decoding()
         for update in message.updates:
             if run := self._runs.get(update.sequence):
                 if run.num_given:
                     self._crowds[run].given(decoding[run.route])
                 run.is_done = update.finish_reason is not None
+                if run.is_done or not run.num_given:
+                    self._decoding = None
                 run.num_given += len(update.tokens)
                 run.num_behind += len(update.tokens)
                 run.put(update)
@@ -209,6 +215,11 @@ class Runs:
                     run.foreseen = run.owner.grown(run)
                 if run.num_behind > MAX_BEHIND_TOKENS and not run.is_done and run.number in self._runs:
                     self._pause(run)
+
+    def _num_decoding(self) -> Counter[Route]:
+        if self._decoding is None:
+            self._decoding = Counter(run.route for run in self._runs.values() if run.num_given and not run.is_done)
+        return self._decoding
 
     def embedded(self, message: Embedded, vector: Buffer) -> None:
         if run := self._runs.get(message.sequence):
@@ -226,6 +237,7 @@ class Runs:
     def failed(self, message: SequenceFailed) -> None:
         if run := self._runs.get(message.sequence):
             run.is_done = True
+            self._decoding = None
             run.put(ApiError(message.message))
 
     def lose(self, loss: Loss) -> None:
@@ -234,12 +246,14 @@ class Runs:
             run.put(RouteLost(loss))
         self._runs.clear()
         self._crowds.clear()
+        self._decoding = None
 
     def fail(self, message: str) -> None:
         """End every sequence: nobody will wait for it."""
         for run in self._runs.values():
             run.is_done = True
             run.put(Unavailable(message))
+        self._decoding = None
 
 
 def _load(route: Route, runs: Sequence[Run]) -> RouteLoad:

@@ -5,6 +5,7 @@ which somebody is missing; with each plan the ranks meet anew (`workers.tensor.c
 On the MLX thread.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -169,6 +170,7 @@ class GroupLoader:
     def _made(self, key: _Key, opened: OpenModel, needs: KvNeeds) -> GroupPart:
         assert self._model is not None
         (model, exchange), place = self._model, key.place
+        is_last = place.stage.is_last  # other stages pass on what their last layer makes
         store = PrefixStore(model, place.layers, memory_bytes=0, kv=place.kv)
         executor = RankExecutor(
             model,
@@ -179,7 +181,7 @@ class GroupLoader:
             uncached=place.uncached,
             grammars=opened.grammars,
             exchange=exchange,
-            num_for_caches=exchanges_for_caches(model, exchange, place.layers, place.kv),
+            num_for_caches=exchanges_for_caches(model, exchange, place.layers, place.kv) if is_last else math.inf,
         )
         return GroupPart(key.route, key.rank, place.kv, model, executor, needs)
 

@@ -7,10 +7,9 @@ Found by looking at passes that are never run.
 import math
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 
 from protocol.values import KvSettings, LayerRange
-from workers.model.payload import noise_like
+from workers.model.payload import arrays, noise_like
 from workers.model.split_model import SplitModel
 from workers.tensor.exchange import Exchange, silent
 
@@ -33,6 +32,6 @@ def _of_a_pass(
     payload = noise_like(model.structure_before(layers.start, tokens))
     with silent(model.model), exchange.standing_in() as found:
         model.forward(tokens, layers=layers, cache=cache, payload=payload)
-    states = [value for _, value in tree_flatten(cache.states()) if isinstance(value, mx.array)]
-    needed = model.weights.made_from({str(number): array for number, array in enumerate(found, 1)}, states)
+    numbered = {str(number): array for number, array in enumerate(found, 1)}
+    needed = model.weights.made_from(numbered, list(arrays(cache.states())))
     return len(found), max(map(int, needed), default=0)

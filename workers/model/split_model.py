@@ -13,7 +13,6 @@ from typing import Any, Self
 
 import mlx.core as mx
 from mlx import nn
-from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 
 from protocol.errors import ModelError
@@ -201,8 +200,7 @@ class SplitModel:
             cache = self.make_cache(layers)
             with silent(self.model):
                 output = self._one_token(layers, cache)
-            states = [value for _, value in tree_flatten(cache.states()) if isinstance(value, mx.array)]
-            self._outside[layers] = self.weights.used_by([*arrays(output), *states])
+            self._outside[layers] = self.weights.used_by([*arrays(output), *arrays(cache.states())])
         return self._outside[layers]
 
     @property
