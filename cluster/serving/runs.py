@@ -125,9 +125,7 @@ class Runs:
         self._cluster = cluster
         self._runs: dict[int, Run] = {}
         self._crowds: dict[Run, Crowd] = {}
-        self._decoding: Counter[Route] | None = (
-            None  # runs that were given tokens and get more, since that last changed
-        )
+        self._decoding: Counter[Route] | None = None  # that have tokens and get more, since that last changed
         self._num_begun = 0
 
     def __repr__(self) -> str:
